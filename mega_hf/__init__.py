@@ -1,0 +1,69 @@
+"""Merge independently trained models of one architecture into a single better one, by evolution.
+
+    from mega_hf import Recipe, merge
+
+    result = merge(Recipe.from_yaml("recipes/quickstart.yaml"))
+    print(result.report)
+
+Names are loaded when they are first used, so that `import mega_hf` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mega_hf.comparison import Comparison, compare
+    from mega_hf.errors import DataError, LaunchError, MegaError, ParentError, RecipeError, RunError
+    from mega_hf.measurement import Measurement, evaluate
+    from mega_hf.pipeline import merge
+    from mega_hf.recipe import Recipe
+    from mega_hf.result import MergeResult, Report
+
+__version__ = version("mega_hf")
+
+_HOME = {
+    "Recipe": "recipe",
+    "merge": "pipeline",
+    "MergeResult": "result",
+    "Report": "result",
+    "evaluate": "measurement",
+    "Measurement": "measurement",
+    "compare": "comparison",
+    "Comparison": "comparison",
+    "MegaError": "errors",
+    "RecipeError": "errors",
+    "ParentError": "errors",
+    "DataError": "errors",
+    "RunError": "errors",
+    "LaunchError": "errors",
+}
+
+__all__ = [
+    "Comparison",
+    "DataError",
+    "LaunchError",
+    "Measurement",
+    "MegaError",
+    "MergeResult",
+    "ParentError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "RunError",
+    "compare",
+    "evaluate",
+    "merge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

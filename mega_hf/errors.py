@@ -1,0 +1,54 @@
+"""What a user did or met that stops a command: said as expected, got, remedy; never a traceback."""
+
+from __future__ import annotations
+
+
+class MegaError(Exception):
+    """An error that the user can do something about.
+
+    Args:
+        what: one line that says what is wrong.
+        expected: what would have been right.
+        got: what was found instead.
+        remedy: what to do now.
+        where: the place, as `file:line` or an option's name, where there is one.
+    """
+
+    def __init__(
+        self, what: str, *, expected: object = None, got: object = None, remedy: str | None = None, where: str = ""
+    ) -> None:
+        self.what, self.expected, self.got, self.remedy, self.where = what, expected, got, remedy, where
+        lines = [f"{where}: {what}" if where else what]
+        lines += [f"  expected: {expected}"] if expected is not None else []
+        lines += [f"  got:      {got}"] if got is not None else []
+        lines += [f"  remedy:   {remedy}"] if remedy else []
+        super().__init__("\n".join(lines))
+
+
+class RecipeError(MegaError):
+    """The recipe, an override or an argument is not usable. Several findings are shown in one message."""
+
+    @classmethod
+    def join(cls, findings: list[RecipeError]) -> RecipeError:
+        """Make one error of several, each on lines of its own."""
+        if len(findings) == 1:
+            return findings[0]
+        joined = cls(f"{len(findings)} problems in the recipe")
+        joined.args = ("\n".join([joined.what + ":", *map(str, findings)]),)
+        return joined
+
+
+class ParentError(MegaError):
+    """A parent can't be found, read or merged with the others."""
+
+
+class DataError(MegaError):
+    """The data set can't be found, read or used as the recipe asks."""
+
+
+class RunError(MegaError):
+    """The run folder can't be used, or the run can't go on."""
+
+
+class LaunchError(MegaError):
+    """The processes did not start as asked."""

@@ -1,0 +1,108 @@
+"""A hermetic environment: nothing is read from or written to the user's caches, and nothing leaves the machine."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+
+# All of this must stand before the first import of a Hugging Face library: they read it when they are imported.
+_HOME = tempfile.mkdtemp(prefix="mega-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+_FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "OMP_", "MEGA_HF_", "TORCHELASTIC")
+_LAUNCHED = (
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+)
+for _name in list(os.environ):
+    if _name.startswith(_FOREIGN) or _name.upper() in _LAUNCHED:
+        del os.environ[_name]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A suite that a script started in the background inherits this, and hands it on to commands that are interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+CLOSED = "http://127.0.0.1:9"  # nobody listens there: what wants the Hub by mistake fails at once
+os.environ |= {
+    "HF_HOME": _HOME,
+    "HF_ENDPOINT": CLOSED,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "MPLCONFIGDIR": f"{_HOME}/matplotlib",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "GLOO_SOCKET_IFNAME": "lo",
+    # Two threads gain nothing on models this small, and wait for each other on a machine that is busy.
+    "OMP_NUM_THREADS": "1",
+}
+
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+import pytest  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+
+class Answer(NamedTuple):
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Forget Accelerate's process-wide state: each test is a process of its own to it."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+@pytest.fixture
+def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run a command line in this process: mega("merge", "recipe.yaml") gives (code, out, err)."""
+    from mega_hf.cli import main
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err, err
+        return Answer(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
+    """Two timm parents with BatchNorm on each side of a trained model, and their data set."""
+    return tiny.make_pair(tmp_path_factory.mktemp("pair"), tiny.timm_model())
+
+
+@pytest.fixture(scope="session")
+def finished(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished merge of that pair: tests read it and copy it, but never change it."""
+    from mega_hf import Recipe, merge
+
+    return merge(Recipe.from_dict(pair.recipe()), tmp_path_factory.mktemp("run") / "pair")
+
+
+@pytest.fixture
+def copied(finished: Any, tmp_path: Path) -> Path:
+    """A copy of the finished run folder, to change."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "copied"))
