@@ -1,0 +1,174 @@
+"""What is checked of a recipe beyond its types: paths, references, files; and how findings are worded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mega_hf.errors import RecipeError
+from mega_hf.strict_yaml import Document, Location
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+_DATA_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_TIMM = re.compile(r"^timm:[\w.]+$")
+_PICKLES = (".bin", ".pth", ".pt", ".pkl", ".ckpt", ".tar", ".h5")
+_DATA = "ORG/NAME or ./FOLDER"
+_FORMS = "ORG/NAME[@REVISION], ./FOLDER, timm:ARCH.TAG, {arch, weights, num_classes}, {train: {seed}}"
+
+
+def is_local(reference: str) -> bool:
+    """Say whether a reference is a folder: it starts with `.`, `/` or `~`."""
+    return reference.startswith((".", "/", "~"))
+
+
+def resolve_paths(document: Document) -> None:
+    """Make every local path of the tree absolute, relative to the file or folder that it was written in."""
+
+    def absolute(at: Location, text: Any, always: bool = False) -> Any:
+        if not isinstance(text, str) or not (always or is_local(text)):
+            return text
+        path = Path(text).expanduser()
+        return str((document.origin(at).base / path).resolve())
+
+    data, parents = document.tree.get("data"), document.tree.get("parents")
+    if isinstance(data, dict) and "path" in data:
+        data["path"] = absolute(("data", "path"), data["path"])
+    if not isinstance(parents, dict):
+        return
+    for name, parent in parents.items():
+        if isinstance(parent, dict) and "weights" in parent:
+            parent["weights"] = absolute(("parents", name, "weights"), parent["weights"], always=True)
+        else:
+            parents[name] = absolute(("parents", name), parent)
+
+
+def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> None:
+    """Raise `error` where two names stand for one and the same parent."""
+    seen: dict[str, str] = {}
+    for name, parent in parents.items():
+        key = json.dumps(parent, sort_keys=True)
+        if key in seen:
+            raise error(f"parents.{name}", f"another model than {seen[key]}", "the same twice", "list each model once")
+        seen[key] = name
+
+
+def check_files(recipe: dict[str, Any], document: Document) -> None:
+    """Refuse references that can't be right and local files that aren't there, before anything is loaded."""
+    findings = []
+    path = recipe["data"]["path"]
+    if is_local(path) and not Path(path).is_dir():
+        findings.append(
+            _finding(document, ("data", "path"), "no such data folder", "a folder", path, "check the path")
+        )
+    elif not is_local(path) and not _DATA_ID.match(path):
+        findings.append(
+            _finding(document, ("data", "path"), "not a data set", _DATA, path, "a folder's path starts with ./")
+        )
+    for name, parent in recipe["parents"].items():
+        problem = check_parent(parent)
+        if problem:
+            findings.append(_finding(document, ("parents", name), *problem))
+    if findings:
+        raise RecipeError.join(findings)
+
+
+def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
+    """Return (what, expected, got, remedy) if a parent's reference can't be right, else None."""
+    if isinstance(parent, dict):
+        weights = parent.get("weights")
+        if weights and not weights.endswith(".safetensors"):
+            return "not safetensors", "a .safetensors file", weights, _convert(Path(weights))
+        if weights and not Path(weights).is_file():
+            return "no such file", "a .safetensors file", weights, "check the path"
+        return None
+    if not is_local(parent):
+        known = _HUB_ID.match(parent) or _TIMM.match(parent)
+        return None if known else ("not a parent", _FORMS, repr(parent), "a folder's path starts with ./ or /")
+    folder = Path(parent)
+    if not folder.is_dir():
+        return "no such parent folder", "a folder with config.json and *.safetensors", parent, "check the path"
+    if not (folder / "config.json").is_file():
+        return (
+            "the parent has no config.json",
+            "timm's or transformers' layout",
+            parent,
+            "save it with its own library",
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = [f for f in sorted(folder.iterdir()) if f.suffix in _PICKLES]
+        got = f"only {pickles[0].name}, a pickle that could run code" if pickles else "none"
+        return "the parent has no safetensors file", "*.safetensors", got, _convert(folder)
+    return None
+
+
+def _convert(path: Path) -> str:
+    return (
+        "convert it where you trust it: load it with its own library, then "
+        "timm.models.save_for_hf(model, DIR, safe_serialization=True) or model.save_pretrained(DIR)"
+    )
+
+
+def _finding(
+    document: Document, at: Location, what: str, expected: object, got: object, remedy: str | None = None
+) -> RecipeError:
+    dotted = ".".join(map(str, at))
+    return RecipeError(f"{dotted}: {what}", where=document.origin(at).label, expected=expected, got=got, remedy=remedy)
+
+
+def findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
+    """Word one finding of pydantic's as expected, got, remedy at a line."""
+    at = _without_tags(error["loc"], document.tree)
+    context = error.get("ctx", {})
+    if error["type"] == "unknown":
+        return [_unknown(document, (*at, key), key, context["known"]) for key in context["keys"]]
+    if error["type"] == "impossible":
+        at = (*at, *context["key"].split("."))
+        return [_finding(document, at, "impossible", context["expected"], context["got"], context["remedy"] or None)]
+    if error["type"] == "missing":
+        message = _finding(document, at, "missing", f"the key {at[-1]}", "nothing", f"add {at[-1]}: ...")
+        return [message]
+    if error["loc"] == ("parents",) and error["type"] == "too_short":
+        return [_finding(document, at, "too few", "two parents or more", context.get("actual_length", 0), "add one")]
+    expected = error["msg"].removeprefix("Input should be ")
+    expected = "a mapping" if expected.startswith("a valid dictionary") else expected
+    expected = "a name of letters, digits and . _ + -" if error["type"] == "string_pattern_mismatch" else expected
+    remedy = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
+    return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), remedy)]
+
+
+def _unknown(document: Document, at: Location, key: str, known: list[str]) -> RecipeError:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else "leave it out"
+    return _finding(document, at, "unknown key", "one of " + ", ".join(known), key, remedy)
+
+
+def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
+    """Drop what pydantic adds to a location for unions and dict keys, by walking the tree beside it."""
+    at: list[str | int] = []
+    for i, part in enumerate(location):
+        is_last = i == len(location) - 1
+        if isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        elif not (
+            isinstance(tree, dict)
+            and is_last
+            and part not in ("[key]", "slice", "sample", "reference", "file", "trained")
+        ):
+            continue
+        at.append(part)
+    return tuple(at)
+
+
+def _at(tree: Any, location: Location) -> Any:
+    for part in location:
+        tree = tree[part] if isinstance(tree, dict) and part in tree else None
+    return tree
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return text if len(text) < 200 else text[:200] + " ..."

@@ -1,0 +1,169 @@
+"""YAML as a tree that remembers where each value stands, so that an error can name file and line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mega_hf.errors import RecipeError
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written, and which folder its relative paths are relative to."""
+
+    label: str
+    base: Path
+
+
+@dataclass
+class Document:
+    """A plain tree of dicts, lists and scalars, with the origin of each of its entries."""
+
+    tree: dict[str, Any]
+    origins: dict[Location, Origin] = field(default_factory=dict)
+
+    def origin(self, location: Location) -> Origin:
+        """Return the origin of the entry at `location`, or of the nearest entry around it."""
+        for length in range(len(location), -1, -1):
+            if location[:length] in self.origins:
+                return self.origins[location[:length]]
+        return Origin("", Path.cwd())
+
+    def override(self, assignment: str) -> None:
+        """Apply one `a.b=c` of the command line; its value is YAML, its paths are relative to the working folder.
+
+        Raises:
+            RecipeError: there is no `=`, the value is not YAML, or a scalar stands where a mapping is needed.
+        """
+        key, equals, text = assignment.partition("=")
+        label, path = f"--set {key}", tuple(key.split("."))
+        if not equals or not all(path):
+            raise RecipeError(
+                "not an assignment",
+                expected="--set KEY.KEY=VALUE",
+                got=f"--set {assignment}",
+                remedy="write the key, =, and the value: merge.seed=7",
+            )
+        inner = self.tree
+        for part in path[:-1]:
+            if inner.get(part) is None:
+                inner[part] = {}
+            if not isinstance(inner[part], dict):
+                inner[part] = {}  # a whole other form, as validation: {split: ...} over validation: train[45000:]
+            inner = inner[part]
+        inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
+        self.origins = {at: origin for at, origin in self.origins.items() if at[: len(path)] != path}
+        self.origins[path] = Origin(label, Path.cwd())
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader, but 1e-3 is a number, as in YAML 1.2 and everywhere else."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper, which quotes a text that our loader would take for a number."""
+
+
+_EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """Return a tree as YAML that `parse` reads back to the same values."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119)
+
+
+def read(path: Path) -> Document:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        RecipeError: the file is missing, unreadable, not YAML, or holds a duplicate key or an alias.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            "no such recipe", got=path, remedy="check the path; recipes/ holds examples", expected="a YAML file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"the recipe can't be read: {error}",
+            got=path,
+            expected="a YAML file in UTF-8",
+            remedy="check the path and the file",
+        ) from None
+    document = parse(text, str(path), path.resolve().parent, top="")
+    if not isinstance(document.tree, dict):
+        raise RecipeError(
+            "not a recipe",
+            where=str(path),
+            expected="a YAML mapping",
+            got=type(document.tree).__name__,
+            remedy="recipes/ holds examples",
+        )
+    return document
+
+
+def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
+    """Parse YAML text; with `top`, the parsed value is put under that one key."""
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise RecipeError(
+                    "YAML aliases are not used in recipes",
+                    where=f"{label}:{line}",
+                    got=f"*{event.anchor}",
+                    expected="plain values",
+                    remedy="write the value out",
+                )
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        document = Document({}, {(): Origin(label if top else f"{label}:1", base)})
+        value = _value(loader, node, (), document, label, base) if node is not None else {}
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{label}:{mark.line + 1}" if mark else label
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(
+            "not YAML",
+            where=where,
+            expected="YAML",
+            got=problem,
+            remedy="mend this line: often it is indentation, a colon or a quote",
+        ) from None
+    document.tree = {top: value} if top else value
+    return document
+
+
+def _value(loader: _Loader, node: yaml.Node, at: Location, document: Document, label: str, base: Path) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            document.origins[(*at, i)] = Origin(f"{label}:{item.start_mark.line + 1}", base)
+        return [_value(loader, item, (*at, i), document, label, base) for i, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)
+    tree: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else str(key_node.value)
+        origin = Origin(f"{label}:{key_node.start_mark.line + 1}", base)
+        if key in tree:
+            first = document.origins[(*at, key)].label
+            raise RecipeError(
+                f"the key {key} stands twice",
+                where=origin.label,
+                got=f"first at {first}",
+                expected="each key once",
+                remedy="keep one of them",
+            )
+        document.origins[(*at, key)] = origin
+        tree[key] = _value(loader, value_node, (*at, key), document, label, base)
+    return tree
