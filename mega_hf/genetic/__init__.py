@@ -1,0 +1,1 @@
+"""Pure search: tensors, floats and seeds in, tensors and floats out."""

@@ -1,0 +1,110 @@
+"""The one generation loop: draw the tournaments, evaluate, select, cross, mutate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from mega_hf.genetic.crossover import blend, mix, spacings
+from mega_hf.genetic.mutation import Gaussian, mutate
+from mega_hf.genetic.population import Fitness, Generation, Genes, Individual, Population
+from mega_hf.genetic.seeds import Streams
+from mega_hf.genetic.selection import Plan, Planner, plan, winner
+
+# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all of these
+Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int]]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search's settings, in the paper's letters: N, G, K, t, and how children change."""
+
+    population_size: int
+    generations: int
+    num_mates: int
+    tournament_size: int
+    mutation: Gaussian
+    include_parents: bool = True
+    plan: Planner = plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best individual ever seen, and every generation's record."""
+
+    best: Individual
+    history: tuple[Generation, ...]
+
+
+def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Search the weights between and around the parents (MeGA, Algorithm 1).
+
+    Args:
+        parents: [parents, size] float32 on the CPU, never written to.
+        genes: the layout of a genome.
+        search: the settings.
+        streams: the random streams of this merge.
+        evaluate: gives each individual its fitness; called once a generation.
+
+    Returns:
+        the best individual over all generations; `generations` populations are evaluated, the elite only once.
+    """
+    population = Population(_founders(parents, search, streams), 1, None)
+    history = []
+    while True:
+        drawn = search.plan(
+            streams, population.generation, search.population_size, search.num_mates, search.tournament_size
+        )
+        elite = population.elite.fitness if population.elite else None
+        fitness = [Fitness(*counted) for counted in evaluate(population, drawn.tournaments, elite)]
+        history.append(_record(population.generation, fitness))
+        if population.generation == search.generations:
+            return Outcome(_best(population, fitness), tuple(history))
+        population = _breed(population, fitness, drawn, genes, search, streams)
+
+
+def _founders(parents: torch.Tensor, search: Search, streams: Streams) -> torch.Tensor:
+    """The first population: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if included."""
+    genomes = torch.empty(search.population_size, parents.shape[1])
+    included = len(parents) if search.include_parents else 0
+    genomes[:included] = parents[:included]
+    for i in range(included, search.population_size):
+        mix(list(parents), spacings(streams(1, i, "founder"), len(parents)), out=genomes[i])
+    return genomes
+
+
+def _best(population: Population, fitness: list[Fitness]) -> Individual:
+    # The elite sits at index 0 and ties go to the lower index: only a strictly better child replaces it.
+    index = winner(list(range(len(fitness))), fitness)
+    if population.elite is not None and index == 0:
+        return population.elite
+    return Individual(population.genomes[index].clone(), fitness[index], population.generation, index)
+
+
+def _breed(
+    population: Population,
+    fitness: list[Fitness],
+    drawn: Plan,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+) -> Population:
+    """Overwrite the genomes with the elite and its N - 1 children; only the mates are copied."""
+    chosen = [winner(tournament, fitness) for tournament in drawn.tournaments]
+    mates = {index: population.genomes[index].clone() for index in set(chosen)}
+    generation, genomes = population.generation + 1, population.genomes
+    best = _best(population, fitness)
+    genomes[0] = best.genome
+    best = replace(best, genome=genomes[0])  # a view: no second copy while the children are made
+    for child, (first, second) in enumerate(drawn.pairs, start=1):
+        beta = float(streams(generation, child, "crossover").random())
+        blend(mates[chosen[first]], mates[chosen[second]], beta, out=genomes[child])
+        mutate(genomes[child], genes, search.mutation, streams(generation, child, "mutation"))
+    return Population(genomes, generation, best)
+
+
+def _record(generation: int, fitness: list[Fitness]) -> Generation:
+    known = [f.correct for f in fitness if f.correct is not None]
+    return Generation(generation, max(known, default=0), sum(known) / max(1, len(known)), len(fitness) - len(known))

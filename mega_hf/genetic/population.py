@@ -1,0 +1,58 @@
+"""What a search holds: individuals, and a population of their genomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Fitness(NamedTuple):
+    """Right answers on the validation split; `correct` is None where a logit was not finite: the worst of all."""
+
+    correct: int | None
+    seen: int
+
+    @property
+    def rank(self) -> int:
+        """A number to compare by: higher is better."""
+        return -1 if self.correct is None else self.correct
+
+
+@dataclass(frozen=True)
+class Individual:
+    """One genome with its known fitness, and where it was first seen."""
+
+    genome: torch.Tensor  # [size] float32
+    fitness: Fitness
+    generation: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Population:
+    """A generation's genomes; the elite, once there is one, sits at index 0."""
+
+    genomes: torch.Tensor  # [population_size, size] float32, overwritten in place by the next generation
+    generation: int  # 1 for the founders
+    elite: Individual | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation's record, for the history and the plot."""
+
+    generation: int
+    best: int  # right answers of the best individual
+    mean: float  # of the individuals with a fitness, NaN-free: 0.0 if there are none
+    failed: int  # individuals with a logit that was not finite
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What the search must know of a genome's layout."""
+
+    bounds: tuple[tuple[int, int], ...]  # [start, stop) of each tensor, in order
+    learned: int  # how many of these tensors, from the first, are learned; the rest are BatchNorm statistics
+    scales: tuple[float, ...]  # per tensor: its spread over the parents, by which relative noise is scaled

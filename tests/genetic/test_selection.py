@@ -1,0 +1,80 @@
+"""Tournaments, their winners, and which winners are paired."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mega_hf.genetic.population import Fitness
+from mega_hf.genetic.seeds import named_stream, streams
+from mega_hf.genetic.selection import draw_tournament, plan, plan_reference, winner
+
+STREAMS = streams(46, "a+b")
+SIZES = st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, 6), st.integers(1, n)))
+
+
+@given(SIZES, st.integers(1, 20), st.sampled_from([plan, plan_reference]))
+@settings(max_examples=60, deadline=None)
+def test_a_tournament_holds_distinct_individuals(sizes, generation, planner):
+    n, k, t = sizes
+    for tournament in planner(STREAMS, generation, n, k, t).tournaments:
+        assert len(set(tournament)) == len(tournament) == t
+        assert all(0 <= i < n for i in tournament)
+
+
+@given(SIZES)
+@settings(max_examples=40, deadline=None)
+def test_pairs_are_those_of_the_mates_in_turn(sizes):
+    n, k, t = sizes
+    drawn = plan(STREAMS, 1, n, k, t)
+    every = list(combinations(range(k), 2))
+    assert len(drawn.tournaments) == k
+    assert drawn.pairs == [every[i % len(every)] for i in range(n - 1)]
+
+
+def test_pairs_of_the_papers_sizes():
+    pairs = plan(STREAMS, 1, 20, 4, 3).pairs
+    assert pairs[:7] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (0, 1)]
+    assert len(pairs) == 19
+
+
+@given(SIZES)
+@settings(max_examples=40, deadline=None)
+def test_the_reference_draws_two_tournaments_for_each_child(sizes):
+    n, k, t = sizes
+    drawn = plan_reference(STREAMS, 3, n, k, t)
+    assert drawn.pairs == [(2 * i, 2 * i + 1) for i in range(n - 1)]
+    for child in range(1, n):
+        stream = STREAMS(3, child, "tournaments")
+        expected = [draw_tournament(stream, n, t) for _ in range(2)]
+        assert drawn.tournaments[2 * child - 2 : 2 * child] == expected
+
+
+def test_generations_draw_other_tournaments():
+    assert plan(STREAMS, 1, 20, 4, 3).tournaments != plan(STREAMS, 2, 20, 4, 3).tournaments
+
+
+def test_everybody_is_drawn_about_as_often():
+    draws = Counter(
+        i for seed in range(1000) for i in draw_tournament(named_stream(seed, "x", 1, 0, "tournaments"), 10, 3)
+    )
+    assert all(draws[i] == pytest.approx(300, abs=75) for i in range(10))
+
+
+FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10))
+
+
+@given(st.lists(FITNESS, min_size=1, max_size=8), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_the_winner_is_the_fittest_and_of_equals_the_first(fitness, random):
+    tournament = random.sample(range(len(fitness)), random.randint(1, len(fitness)))
+    value = [-1 if f.correct is None else f.correct for f in fitness]
+    best = max(value[i] for i in tournament)
+    assert winner(tournament, fitness) == min(i for i in tournament if value[i] == best)
+
+
+def test_no_fitness_is_worse_than_no_right_answer():
+    assert winner([0, 1], [Fitness(None, 10), Fitness(0, 10)]) == 1
+    assert Fitness(None, 10).rank < Fitness(0, 10).rank < Fitness(1, 10).rank
