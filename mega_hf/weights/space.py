@@ -1,0 +1,148 @@
+"""A state dict as one flat float32 vector: which entries are searched, which are copied; and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mega_hf.errors import ParentError
+
+StateDict = dict[str, torch.Tensor]
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where one tensor stands in the flat vector."""
+
+    name: str
+    start: int
+    stop: int
+    shape: torch.Size
+    dtype: torch.dtype  # the parents' own; weights are rounded to it before they are measured or saved
+    learned: bool
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    """The layout shared by all parents: learned weights first, then BatchNorm's running statistics.
+
+    Integer buffers are copied from the first parent, never averaged; other floating buffers are equal in all.
+    """
+
+    segments: tuple[Segment, ...]
+    copied: StateDict  # what is not searched
+    tied: dict[str, str]  # a second name of a tensor -> the name that is searched
+
+    @property
+    def size(self) -> int:
+        """How many numbers a vector has."""
+        return self.segments[-1].stop if self.segments else 0
+
+    @property
+    def learned_size(self) -> int:
+        """How many of them are learned weights."""
+        return max((s.stop for s in self.segments if s.learned), default=0)
+
+    def pack(self, state: StateDict) -> torch.Tensor:
+        """Return a state dict as a vector: [size] float32 on the CPU."""
+        vector = torch.empty(self.size)
+        for s in self.segments:
+            vector[s.start : s.stop] = state[s.name].detach().reshape(-1)
+        return vector
+
+    def unpack(self, vector: torch.Tensor) -> StateDict:
+        """Return a vector as a complete state dict in the parents' dtypes."""
+        state = {s.name: vector[s.start : s.stop].reshape(s.shape).to(s.dtype) for s in self.segments}
+        state |= self.copied
+        return state | {name: state[source] for name, source in self.tied.items()}
+
+    def learned_digest(self, vector: torch.Tensor) -> str:
+        """Return the SHA-256 of the learned weights: what recipe, parents and journal decide alone."""
+        state = self.unpack(vector)
+        return digest({s.name: state[s.name] for s in self.segments if s.learned})
+
+    def statistics_digest(self, vector: torch.Tensor) -> str | None:
+        """Return the SHA-256 of BatchNorm's running statistics, or None if there are none."""
+        state = self.unpack(vector)
+        statistics = {s.name: state[s.name] for s in self.segments if not s.learned}
+        return digest(statistics) if statistics else None
+
+
+def build_space(states: Mapping[str, StateDict], learned: Iterable[str], tied: dict[str, str]) -> WeightSpace:
+    """Lay out the weight space of some parents.
+
+    Args:
+        states: parent's name -> its state dict, in its own dtypes.
+        learned: the entries that are learned.
+        tied: second names of tensors, which are left out.
+
+    Raises:
+        ParentError: the parents differ in names, shapes or dtypes, hold NaN or infinity, or differ in a floating
+            buffer that can't be mixed; the difference is shown.
+    """
+    check_identical(states)
+    first, learned = next(iter(states.values())), set(learned)
+    segments: list[Segment] = []
+    searched = [k for k in first if k in learned and k not in tied and first[k].is_floating_point()]
+    statistics = [k for k in first if k not in learned and k.rsplit(".", 1)[-1] in _STATISTICS]
+    for name in [*searched, *statistics]:
+        start, tensor = segments[-1].stop if segments else 0, first[name]
+        segments.append(Segment(name, start, start + tensor.numel(), tensor.shape, tensor.dtype, name in learned))
+    placed = {s.name for s in segments} | set(tied)
+    copied = {k: v for k, v in first.items() if k not in placed}
+    for name, tensor in copied.items():
+        for parent, state in states.items():
+            if tensor.is_floating_point() and not torch.equal(state[name], tensor):
+                what = f"the buffer {name} differs between parents and can't be mixed"
+                raise ParentError(
+                    what,
+                    expected="equal in all parents",
+                    got=f"another value in {parent}",
+                    remedy="this model cannot be merged with the others; mega-hf compare tells them apart",
+                )
+    return WeightSpace(tuple(segments), copied, tied)
+
+
+def check_identical(states: Mapping[str, StateDict]) -> None:
+    """Raise ParentError unless all parents have the same entries, shapes and dtypes, and finite numbers."""
+    (first_name, first), *others = states.items()
+    for name, state in others:
+        differences = list(difference(first, state))
+        if differences:
+            shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
+            raise ParentError(
+                f"{first_name} and {name} differ",
+                expected="identical architectures",
+                got=shown,
+                remedy="merge only models of one architecture; mega-hf compare shows what differs",
+            )
+    for name, state in states.items():
+        for key, tensor in state.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                remedy = "this model is broken: leave it out, or take an earlier checkpoint"
+                raise ParentError(f"{name} holds NaN or infinity", expected="finite weights", got=key, remedy=remedy)
+
+
+def difference(a: StateDict, b: StateDict) -> Iterable[str]:
+    """Yield in words what distinguishes the layouts of two state dicts."""
+    for key in [*a, *(k for k in b if k not in a)]:
+        if key not in a or key not in b:
+            yield f"{key} is only in the {'second' if key not in a else 'first'}"
+        elif a[key].shape != b[key].shape:
+            yield f"{key} is {list(a[key].shape)} and {list(b[key].shape)}"
+        elif a[key].dtype != b[key].dtype:
+            yield f"{key} is {a[key].dtype} and {b[key].dtype}"
+
+
+def digest(state: StateDict) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return sha.hexdigest()
