@@ -1,0 +1,187 @@
+"""The forward pass: every row counts once, padding never, and every batch has one shape."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mega_hf.evaluation.forward import PADDING, Forward, even_batches, place_pictures
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 4)
+
+
+def _model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+
+
+def _pictures(rows, batch_size, seed=0):
+    pictures = place_pictures(rows, SHAPE, batch_size, CPU, 0.5)
+    generator = torch.Generator().manual_seed(seed)
+    pictures.images[:rows] = torch.randn(rows, *SHAPE, generator=generator)
+    pictures.labels[:rows] = torch.randint(0, 5, (rows,), generator=generator)
+    return pictures
+
+
+def _naive(model, pictures):
+    model = model.eval()
+    right = 0
+    with torch.no_grad():
+        for i in range(pictures.count):
+            right += int(model(pictures.images[i : i + 1]).argmax()) == int(pictures.labels[i])
+    return right
+
+
+# --- Batches
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+@settings(max_examples=100, deadline=None)
+def test_even_batches_need_no_more_batches_and_leave_little_padding(rows, limit):
+    size = even_batches(rows, limit)
+    batches = -(-rows // size)
+    assert 1 <= size <= limit
+    assert batches == -(-rows // limit)
+    assert batches * size - rows < batches
+
+
+def test_even_batches_of_known_sizes():
+    assert [even_batches(5000, 128), even_batches(10, 128), even_batches(10, 4)] == [125, 10, 4]
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+@settings(max_examples=30, deadline=None)
+def test_room_is_made_for_whole_batches(rows, batch_size):
+    pictures = place_pictures(rows, SHAPE, batch_size, CPU, 0.5)
+    assert len(pictures.images) == len(pictures.labels) == -(-rows // batch_size) * batch_size
+    assert (pictures.count, pictures.batch_size) == (rows, batch_size)
+    assert (pictures.labels[rows:] == PADDING).all()
+
+
+def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
+    model = Forward(_model(), CPU)
+    resident, mapped = _pictures(10, 4), place_pictures(10, SHAPE, 4, CPU, 1e-12)
+    mapped.images.copy_(resident.images)
+    mapped.labels.copy_(resident.labels)
+    assert (resident.place, mapped.place) == ("device", "disk")
+    assert model.count(mapped) == model.count(resident)
+
+
+# --- Counting
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_count_equals_a_naive_loop(rows, batch_size, seed):
+    pictures = _pictures(rows, batch_size, seed)
+    assert Forward(_model(seed), CPU).count(pictures) == _naive(_model(seed), pictures)
+
+
+def test_answers_are_those_of_each_row():
+    pictures, model = _pictures(10, 4), _model().eval()
+    right, finite = Forward(_model(), CPU).answers(pictures)
+    expected = model(pictures.images[:10]).argmax(dim=1) == pictures.labels[:10]
+    assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
+    assert torch.equal(right, expected)
+    assert 0 < right.sum() < 10  # else a constant would pass
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e3, float("nan"), float("inf")])
+def test_padding_never_counts_whatever_it_holds(filling):
+    pictures = _pictures(10, 4)
+    expected = Forward(_model(), CPU).count(pictures)
+    pictures.images[10:] = filling
+    right, finite = Forward(_model(), CPU).answers(pictures)
+    assert (int(right.sum()), finite, len(right)) == (expected, True, 10)
+
+
+def test_every_batch_has_one_shape():
+    shapes, model = [], _model()
+    model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    Forward(model, CPU).count(_pictures(10, 4))
+    assert shapes == [(4, *SHAPE)] * 3
+
+
+@pytest.mark.parametrize("row", [0, 5, 9])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_logit_that_is_not_finite_gives_none(row, bad):
+    pictures = _pictures(10, 4)
+    pictures.images[row, 0, 0, 0] = bad
+    assert Forward(_model(), CPU).count(pictures) is None
+
+
+def test_one_bad_logit_that_is_not_the_largest_is_enough():
+    class Broken(nn.Module):
+        def forward(self, images):
+            return torch.tensor([1.0, -float("inf")]).expand(len(images), 2)
+
+    assert Forward(Broken(), CPU).count(_pictures(10, 4)) is None
+
+
+def test_a_record_with_logits_is_understood():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = _model()
+
+        def forward(self, images):
+            return SimpleNamespace(logits=self.inner(images))
+
+    pictures = _pictures(10, 4)
+    assert Forward(Wrapped(), CPU).count(pictures) == Forward(_model(), CPU).count(pictures)
+
+
+# --- The resident model
+
+
+def test_written_weights_are_those_that_count():
+    forward, pictures = Forward(_model(0), CPU), _pictures(40, 10)
+    counts = []
+    for seed in (1, 2, 0, 1):
+        forward.write(_model(seed).state_dict())
+        counts.append(forward.count(pictures))
+        assert counts[-1] == _naive(_model(seed), pictures)
+    assert counts[0] == counts[3]
+    assert len(set(counts)) > 1
+
+
+def test_buffers_are_written_too():
+    forward, state = Forward(_model(), CPU), _model().state_dict()
+    state["1.running_mean"] = torch.full((4,), 7.0)
+    forward.write(state)
+    assert torch.equal(forward.model[1].running_mean, torch.full((4,), 7.0))
+
+
+def test_writing_copies_and_rounds_to_nothing_new():
+    forward, state = Forward(_model(), CPU), {k: v.clone() for k, v in _model(1).state_dict().items()}
+    state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
+    forward.write(state)
+    written = {k: v.clone() for k, v in forward.model.state_dict().items()}
+    state["0.weight"].zero_()
+    assert torch.equal(forward.model[0].weight, written["0.weight"])
+    assert torch.equal(written["4.weight"], state["4.weight"].float())
+
+
+def test_an_incomplete_state_is_not_written_in_silence():
+    state = {k: v for k, v in _model().state_dict().items() if k != "4.bias"}
+    with pytest.raises(KeyError, match=r"4\.bias"):
+        Forward(_model(), CPU).write(state)
+
+
+def test_measuring_changes_nothing_and_twice_gives_the_same():
+    forward, pictures = Forward(_model().train(), CPU), _pictures(10, 4)
+    before = {k: v.clone() for k, v in forward.model.state_dict().items()}
+    assert forward.count(pictures) == forward.count(pictures)
+    assert all(torch.equal(v, before[k]) for k, v in forward.model.state_dict().items())
+
+
+def test_the_path_names_the_memory_format():
+    fast, plain = Forward(_model(), CPU), Forward(_model(), CPU, plain=True)
+    assert fast.path != plain.path
+    assert fast.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert plain.model[0].weight.is_contiguous()
+    assert plain.count(_pictures(30, 8)) == _naive(_model(), _pictures(30, 8))
