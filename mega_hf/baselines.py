@@ -1,0 +1,17 @@
+"""What a merge is shown against. A baseline is one function from the parents to weights, and a line in BASELINES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mega_hf.genetic.crossover import mix
+
+
+def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
+    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32."""
+    return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
+
+
+BASELINES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"uniform_soup": uniform_soup}

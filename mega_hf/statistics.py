@@ -1,0 +1,37 @@
+"""Intervals and paired tests on right and wrong answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of an accuracy (Wilson, 1927), as two shares in [0, 1]."""
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """McNemar's exact test of two models on the same rows (1947): only rows that one alone gets right count."""
+
+    against: str
+    only_merged_right: int
+    only_other_right: int
+    p: float  # two-sided; 1.0 where the models never differ
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values."""
+        return asdict(self)
+
+
+def mcnemar(against: str, merged: np.ndarray, other: np.ndarray) -> Paired:
+    """Compare right ([n] bool) of the merged model with right of the model called `against`."""
+    only_merged, only_other = int((merged & ~other).sum()), int((~merged & other).sum())
+    differing = only_merged + only_other
+    p = float(binomtest(min(only_merged, only_other), differing).pvalue) if differing else 1.0
+    return Paired(against, only_merged, only_other, p)
