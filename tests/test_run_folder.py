@@ -1,0 +1,264 @@
+"""The run folder: whose it is, and files that are there whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mega_hf.errors import RunError
+from mega_hf.recipe import Recipe
+from mega_hf.run_folder import RunFolder, merged_digest, remove, write_folder, write_whole
+
+
+def _recipe(seed=46, revision=None, **merge):
+    data = {"path": "org/set", "revision": revision}
+    merge = {"seed": seed, **merge}
+    return Recipe.from_dict({"name": "x", "data": data, "parents": {"a": "org/a", "b": "org/b"}, "merge": merge})
+
+
+def _names(folder):
+    return sorted(p.name for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "runs" / "x"
+
+
+def _made(out, asked=None, pinned=None):
+    folder = RunFolder(out)
+    folder.create(asked or _recipe(), pinned or asked or _recipe(), overwrite=False)
+    return folder
+
+
+# --- Whose folder it is
+
+
+def test_a_new_or_empty_folder_is_taken_and_checking_makes_nothing(out, tmp_path):
+    assert RunFolder(out).check(_recipe(), overwrite=False) == _recipe()
+    assert not out.parent.exists()
+    assert RunFolder(tmp_path).check(_recipe(), overwrite=False) == _recipe()
+    assert _names(tmp_path) == []
+
+
+def test_the_same_recipe_goes_on(out):
+    assert _made(out).check(_recipe(), overwrite=False) == _recipe()
+
+
+def test_the_recipe_asked_for_goes_on_with_the_pinned_one(out):
+    pinned = _recipe(revision="abc")
+    folder = _made(out, _recipe(), pinned)
+    assert folder.check(_recipe(), overwrite=False) == pinned
+    assert folder.check(pinned, overwrite=False) == pinned
+
+
+def test_another_recipe_is_refused_with_the_difference(out):
+    folder = _made(out)
+    before = (out / "recipe.yaml").read_bytes()
+    with pytest.raises(RunError) as caught:
+        folder.check(_recipe(seed=47, generations=5), overwrite=False)
+    message = str(caught.value)
+    for line in ("-  seed: 46", "+  seed: 47", "-  generations: 20", "+  generations: 5", "--overwrite", str(out)):
+        assert line in message, message
+    assert "population_size" not in message
+    assert (out / "recipe.yaml").read_bytes() == before
+
+
+def test_another_recipe_may_overwrite(out):
+    folder, other = _made(out), _recipe(seed=47)
+    (out / "journal.jsonl").write_text("old\n")
+    (out / "merged").mkdir()
+    assert folder.check(other, overwrite=True) == other
+    folder.create(other, other, overwrite=True)
+    assert _names(out) == ["recipe.yaml"]
+    assert folder.check(other, overwrite=False) == other
+
+
+def test_creating_twice_keeps_what_is_there(out):
+    folder = _made(out)
+    (out / "journal.jsonl").write_text("mine\n")
+    folder.create(_recipe(), _recipe(revision="later"), overwrite=False)
+    assert (out / "journal.jsonl").read_text() == "mine\n"
+    assert folder.check(_recipe(), overwrite=False).data.revision is None
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, overwrite):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match=r"not a run folder[\s\S]*thesis\.txt"):
+        RunFolder(tmp_path).check(_recipe(), overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwriting_leaves_what_is_not_ours(out):
+    folder = _made(out)
+    (out / "notes.txt").write_text("mine")
+    folder.create(_recipe(), _recipe(), overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_way_is_refused(tmp_path, overwrite):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "deeper" / "run"):
+        with pytest.raises(RunError, match=r"can't be written[\s\S]*a file"):
+            RunFolder(path).check(_recipe(), overwrite)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_parent_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    """Asked of the system by os.access; a superuser may write everywhere, so the answer is given here."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(RunError, match="no right to write"):
+        RunFolder(tmp_path / "new" / "run").check(_recipe(), False)
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+# --- Stopped at any moment
+
+
+def test_a_run_killed_while_its_recipe_was_written_goes_on(out):
+    out.mkdir(parents=True)
+    (out / ".mega-recipe.yaml").write_text("# Every def")
+    folder = RunFolder(out)
+    assert folder.check(_recipe(), overwrite=False) == _recipe()
+    folder.create(_recipe(), _recipe(), overwrite=False)
+    assert _names(out) == ["recipe.yaml"]
+
+
+def test_a_run_killed_while_it_removed_the_old_one_can_start_afresh(out):
+    """Whatever is removed first, the folder is still known as ours, or as new."""
+    _made(out)
+    for name in ("journal.jsonl", "result.json"):
+        (out / name).write_text("old")
+    removed = []
+
+    def stop(path, missing_ok=False):
+        if missing_ok and not path.exists():
+            return
+        removed.append(path)
+        os.unlink(path)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", stop)
+        RunFolder(out).create(_recipe(), _recipe(), overwrite=True)
+    assert len(removed) == 1
+    assert RunFolder(out).check(_recipe(), overwrite=True) == _recipe()
+
+
+def test_leftovers_of_a_killed_run_are_cleaned(out):
+    _made(out)
+    (out / ".mega-merged").mkdir()
+    (out / ".mega-merged" / "half.safetensors").write_bytes(b"x")
+    (out / ".mega-result.json").write_bytes(b"{")
+    RunFolder(out).create(_recipe(), _recipe(), overwrite=False)
+    assert _names(out) == ["recipe.yaml"]
+
+
+# --- Finished or not
+
+
+def test_a_run_without_a_result_is_not_finished(out):
+    assert _made(out).finished() is None
+    assert RunFolder(out / "none").finished() is None
+
+
+def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
+    folder = _made(out)
+    (out / "merged").mkdir()
+    (out / "merged" / "model.safetensors").write_bytes(b"weights")
+    digest = merged_digest(out / "merged")
+    (out / "result.json").write_text(json.dumps({"version": 1, "digests": {"file": digest}}))
+    assert folder.finished().record["digests"]["file"] == digest
+    (out / "merged" / "model.safetensors").write_bytes(b"weightz")
+    assert folder.finished() is None
+    remove(out / "merged")
+    assert folder.finished() is None
+
+
+def test_the_digest_of_a_file_is_its_sha256(tmp_path):
+    (tmp_path / "b.safetensors").write_bytes(b"c")
+    (tmp_path / "a.safetensors").write_bytes(b"ab")
+    (tmp_path / "config.json").write_bytes(b"not weights")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of b"abc", FIPS 180-2
+    assert merged_digest(tmp_path) == known
+
+
+# --- Whole or not at all
+
+
+def test_write_whole_writes_replaces_and_leaves_nothing_else(tmp_path):
+    for content in (b"first", b"second"):
+        write_whole(tmp_path / "f", content)
+        assert (tmp_path / "f").read_bytes() == content
+        assert _names(tmp_path) == ["f"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    write_whole(tmp_path / "f", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "fsync", full)
+        write_whole(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    write_whole(tmp_path / "f", b"new")
+    assert _names(tmp_path) == ["f"]
+
+
+def _fill(text):
+    def fill(path):
+        assert not path.exists()
+        path.mkdir()
+        (path / "w").write_text(text)
+
+    return fill
+
+
+def test_write_folder_makes_its_parents_and_replaces(tmp_path):
+    for text in ("first", "second"):
+        write_folder(tmp_path / "deep" / "merged", _fill(text))
+        assert (tmp_path / "deep" / "merged" / "w").read_text() == text
+    assert _names(tmp_path) == ["deep", "merged", "w"]
+
+
+def test_a_failed_filling_keeps_the_old_folder(tmp_path):
+    write_folder(tmp_path / "merged", _fill("old"))
+
+    def fail(path):
+        _fill("half")(path)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "merged", fail)
+    assert (tmp_path / "merged" / "w").read_text() == "old"
+    write_folder(tmp_path / "merged", _fill("new"))
+    assert (tmp_path / "merged" / "w").read_text() == "new"
+    assert _names(tmp_path) == ["merged", "w"]
+
+
+def test_a_folder_is_not_there_before_it_is_whole(tmp_path):
+    def look(path):
+        assert path.parent == tmp_path
+        assert not (tmp_path / "merged").exists()
+        _fill("x")(path)
+        assert not (tmp_path / "merged").exists()
+
+    write_folder(tmp_path / "merged", look)
+    assert (tmp_path / "merged").is_dir()
+
+
+def test_remove_takes_files_folders_links_and_nothing(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "f").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("link", "none"):
+        remove(tmp_path / name)
+    assert _names(tmp_path) == ["f", "kept"]
+    remove(tmp_path / "kept")
+    assert _names(tmp_path) == []
