@@ -1,0 +1,75 @@
+"""A result becomes a model card: from result.json alone, by the template beside this file."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from mega_hf import strict_yaml
+from mega_hf.result import MergeResult
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+
+
+def render_card(result: MergeResult) -> str:
+    """Return the card, front matter included."""
+    record = result.record
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        _metadata(record, result.report.merged),
+        template_str=text,
+        title=escape(record["name"]),
+        r=record,
+        rows=[[escape(cell) for cell in row] for row in result.report.rows()],
+        verdict=escape(result.report.verdict),
+        own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
+        recipe=strict_yaml.dump(record["recipe"]),
+        source=_source,
+        escape=escape,
+    )
+    return str(card).rstrip() + "\n"
+
+
+def escape(text: object) -> str:
+    """Make text of others harmless in Markdown and HTML, and in a table's cell."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(flat, quote=False))
+
+
+def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
+    hub = [p["hub"] for p in record["parents"] if "hub" in p]
+    data = record["data"]["source"]
+    data_name = data.get("hub", data.get("local"))
+    results = [
+        EvalResult(
+            task_type="image-classification", dataset_type=data_name, dataset_name=data_name,
+            dataset_split=split, dataset_revision=data.get("revision"),
+            metric_type="accuracy", metric_name=f"Accuracy ({split})", verified=False,
+            metric_value=round(float(merged[split]["correct"] / merged[split]["n"]), 6),
+        )
+        for split in ("validation", "test")
+    ]  # fmt: skip
+    return ModelCardData(
+        base_model=list(dict.fromkeys(hub)) or None,
+        base_model_relation="merge" if hub else None,
+        library_name=record["library"],
+        pipeline_tag="image-classification",
+        tags=["merge", "mega", "mega-hf"],
+        datasets=[data["hub"]] if "hub" in data else None,
+        metrics=["accuracy"],
+        model_name=record["name"],
+        eval_results=results,
+    )
+
+
+def _source(parent: dict[str, Any]) -> str:
+    """Say where a parent came from, never by a path."""
+    if "hub" in parent:
+        return f"[{escape(parent['hub'])}](https://huggingface.co/{parent['hub']}) at `{parent['revision'][:12]}`"
+    if "train" in parent:
+        return f"trained here from seed {parent['train']['seed']}"
+    return f"local: {escape(parent.get('local') or parent.get('weights'))}"

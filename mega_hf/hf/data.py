@@ -1,0 +1,256 @@
+"""A data set's splits: which rows, which columns, which classes; and pictures as tensors. Test is kept apart."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from huggingface_hub.errors import GatedRepoError
+
+from mega_hf.errors import DataError
+from mega_hf.hf.rows import Split, check_labels, hash_rows, select_rows
+from mega_hf.recipe import Data, Sample
+from mega_hf.recipe_checks import is_local
+
+DEFAULT_SAMPLE = 5000
+_SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a merge needs of a data set."""
+
+    train: Split | None  # what neither validation nor test holds, of the training split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...] | None
+    classes: int
+    data: Data  # with every default filled in: columns, splits, revision
+    source: dict[str, Any]  # {hub, revision} or {local}: never a path of this machine
+    digests: dict[str, str]  # validation, test: SHA-256 over rows
+    shared_pictures: int  # pictures that stand in validation and in test
+    notices: tuple[str, ...]
+
+
+def load_splits(data: Data) -> Splits:
+    """Read a data set and divide it as a recipe says.
+
+    Raises:
+        DataError: it can't be found or read, a column or split is missing, a split is empty, labels are out of
+            range, a picture is broken, or validation and test overlap.
+    """
+    whole, data, source = open_dataset(data)
+    data, notices = _default_splits(data, whole)
+    image, label, names = _columns(data, whole)
+    data = data.model_copy(update={"image": image, "label": label})
+    assert data.validation is not None and data.test is not None, "the defaults filled them in"
+    validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
+    _refuse_overlap(validation, test)
+    if validation.origin == data.train:
+        notices = (*notices, *_trained_on(data, notices))
+    hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
+    shared = _shared_pictures(hashes["validation"], hashes["test"])
+    classes = len(names) if names else int(max(validation.labels().max(), test.labels().max())) + 1
+    for split in (validation, test):
+        check_labels(split, classes)
+    if shared:
+        notices = (*notices, f"{shared} validation pictures stand in the test split too")
+    digests = {name: hashlib.sha256(b"".join(rows)).hexdigest() for name, rows in hashes.items()}
+    train = _remaining(data, whole, image, label, [validation, test])
+    return Splits(train, validation, test, names, classes, data, source, digests, shared, notices)
+
+
+def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, int]:
+    """Read one split, for `evaluate`: the split, the class names if the data set has them, and how many classes."""
+    whole, data, _ = open_dataset(data)
+    image, label, names = _columns(data, whole)
+    split = select_rows(spec, whole, image, label)
+    classes = len(names) if names else int(split.labels().max()) + 1
+    check_labels(split, classes)
+    return split, names, classes
+
+
+def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]]:
+    """Load all splits, undecoded; the returned Data has the commit pinned where the data set is on the Hub."""
+    where = data.path
+    # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on the network.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        revision = data.revision
+        if not is_local(data.path):
+            from huggingface_hub import resolve_revision
+
+            revision = resolve_revision(data.path, revision=data.revision, repo_type="dataset").resolved
+        whole = datasets.load_dataset(data.path, data.name, revision=revision)
+    except Exception as error:  # datasets raises whatever its readers met
+        remedy = "check the name and the network; a folder works too: data.path: ./FOLDER"
+        if isinstance(error, GatedRepoError) or "gated dataset" in str(error):
+            remedy = "ask for access on its page, then: hf auth login"
+        if is_local(data.path):
+            remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(
+            "the data set can't be read", where=where, expected="a data set", got=got, remedy=remedy
+        ) from None
+    source: dict[str, Any] = {"local": Path(data.path).name}
+    if not is_local(data.path):
+        _refuse_other_revision(whole, str(revision), where)
+        source, data = {"hub": data.path, "revision": revision}, data.model_copy(update={"revision": revision})
+    return whole, data, source
+
+
+def _refuse_other_revision(whole: datasets.DatasetDict, revision: str, where: str) -> None:
+    """Without a network, `datasets` takes the newest cached copy, whatever revision was asked for."""
+    for rows in whole.values():
+        if any(revision not in file["filename"] for file in rows.cache_files):
+            remedy = "connect once, so that this revision is cached"
+            raise DataError("another revision is cached", where=where, expected=revision, got="another", remedy=remedy)
+
+
+def match_classes(
+    labels: tuple[str, ...] | None, num_classes: int, names: tuple[str, ...] | None, classes: int
+) -> tuple[list[int], str]:
+    """Map each class of the data set to an output of the model.
+
+    Args:
+        labels: the model's class names, if it has any.
+        num_classes: how many outputs it has.
+        names: the data set's class names, if it has any.
+        classes: how many classes the data set has.
+
+    Returns:
+        for each class of the data set the model's output, and how they were matched, in words.
+
+    Raises:
+        DataError: the model lacks a class.
+    """
+    if labels and names:
+        missing = [name for name in names if name not in labels]
+        if missing:
+            raise DataError(
+                "the model lacks a class of the data set", expected=", ".join(names), got=f"no {missing[0]} among "
+                + ", ".join(labels), remedy="another data set, or rename the classes in the model's config.json",
+            )  # fmt: skip
+        return [labels.index(name) for name in names], "by name"
+    if classes > num_classes:
+        got = f"{num_classes} outputs"
+        raise DataError(
+            "the model lacks a class of the data set",
+            expected=f"{classes} classes",
+            got=got,
+            remedy="a model or a data set with the same classes",
+        )
+    who = "the model" if not labels else "the data set"
+    return list(range(classes)), f"by position, since {who} has no class names"
+
+
+def _default_splits(data: Data, whole: datasets.DatasetDict) -> tuple[Data, tuple[str, ...]]:
+    """Take the data set's own validation and test splits; else draw the validation rows from the training split."""
+    notices: tuple[str, ...] = ()
+    if data.test is None:
+        if "test" not in whole:
+            got = ", ".join(whole)
+            raise DataError(
+                "no test split", expected="data.test, or a split named test", got=got, remedy="--test SPLIT"
+            )
+        data = data.model_copy(update={"test": "test"})
+    if data.validation is None and "validation" in whole:
+        data = data.model_copy(update={"validation": "validation"})
+    if data.validation is None:
+        if data.train not in whole:
+            got = ", ".join(whole)
+            raise DataError(
+                "no validation split", expected="data.validation, or a training split", got=got, remedy="--validation"
+            )
+        size = min(DEFAULT_SAMPLE, len(whole[data.train]) // 10)
+        sample = Sample(split=data.train, size=max(1, size))
+        data = data.model_copy(update={"validation": sample})
+        notices = (
+            f"no validation split: {sample.size} stratified rows of {data.train} by seed {sample.seed}; "
+            "the parents may have trained on them, then their validation accuracy is too high",
+        )
+    return data, notices
+
+
+def _trained_on(data: Data, notices: tuple[str, ...]) -> tuple[str, ...]:
+    return () if notices else (f"validation rows come from {data.train}: right only if no parent was trained on them",)
+
+
+def _columns(data: Data, whole: datasets.DatasetDict) -> tuple[str, str, tuple[str, ...] | None]:
+    features = next(iter(whole.values())).features
+    image = data.image or _only(features, datasets.Image, "image")
+    label = data.label or _only(features, datasets.ClassLabel, "label")
+    for column in (image, label):
+        if column not in features:
+            raise DataError(
+                "no such column",
+                expected="one of " + ", ".join(features),
+                got=column,
+                remedy="data.image and data.label name the columns",
+            )
+    if not isinstance(features[image], datasets.Image):
+        raise DataError(
+            f"{image} holds no pictures",
+            expected="an Image column",
+            got=features[image],
+            remedy="data.image: the name of the Image column",
+        )
+    feature = features[label]
+    if isinstance(feature, datasets.ClassLabel):
+        return image, label, tuple(feature.names)
+    if "int" not in str(getattr(feature, "dtype", "")):
+        raise DataError(
+            f"{label} holds no classes",
+            expected="a ClassLabel or integer column",
+            got=feature,
+            remedy="data.label: the name of the label column",
+        )
+    return image, label, None
+
+
+def _only(features: datasets.Features, kind: type, key: str) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        got = ", ".join(found) or "none among " + ", ".join(features)
+        raise DataError(
+            f"which column is the {key}?", expected=f"one {kind.__name__} column", got=got, remedy=f"data.{key}: NAME"
+        )
+    return found[0]
+
+
+def _refuse_overlap(validation: Split, test: Split) -> None:
+    if validation.origin == test.origin:
+        both = np.intersect1d(validation.indices, test.indices)
+        if len(both):
+            raise DataError(
+                "validation and test overlap", expected="no common rows",
+                got=f"{len(both)} rows of {validation.origin} in both {validation.spec} and {test.spec}",
+                remedy="a fitness that has seen test rows makes the test worthless: choose other slices",
+            )  # fmt: skip
+
+
+def _shared_pictures(validation: list[bytes], test: list[bytes]) -> int:
+    shared = len(set(validation) & set(test))
+    if shared > _SHARED_LIMIT * len(validation):
+        raise DataError(
+            "validation and test hold the same pictures",
+            expected=f"at most {_SHARED_LIMIT:.0%} of the validation rows",
+            got=f"{shared} of {len(validation)}",
+            remedy="choose splits that are different rows",
+        )
+    return shared
+
+
+def _remaining(data: Data, whole: datasets.DatasetDict, image: str, label: str, held_out: list[Split]) -> Split | None:
+    if data.train.split("[")[0] not in whole:
+        return None
+    train = select_rows(data.train, whole, image, label)
+    for split in held_out:
+        if split.origin == train.origin:
+            kept = np.setdiff1d(train.indices, split.indices)
+            train = replace(train, indices=kept)
+    return replace(train, rows=select_rows(train.origin, whole, image, label).rows.select(train.indices))

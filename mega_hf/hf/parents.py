@@ -1,0 +1,224 @@
+"""Parents: a reference in a recipe becomes a folder, a folder becomes a model; and what parents must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mega_hf.errors import ParentError
+from mega_hf.hf.models import OpenModel, build_timm, describe_timm, open_model, open_weights, unweighted_model
+from mega_hf.recipe import ParentRef, TrainedParent, WeightsParent
+from mega_hf.recipe_checks import check_parent, is_local
+from mega_hf.weights.space import difference, digest
+
+_FILES = ["*.json", "*.safetensors"]
+_OFFLINE = "check the network, or download the repository elsewhere and give its folder: ./FOLDER"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A parent that has been identified; its weights are not held."""
+
+    name: str
+    folder: Path | None  # None if it is bare weights
+    sha256: str  # of its state dict: names, dtypes, shapes, bytes
+    source: dict[str, Any]  # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
+
+
+def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
+    """Find the folder behind a reference, downloading it if it is on the Hub.
+
+    Args:
+        reference: ORG/NAME@REVISION, timm:ARCH.TAG, or a folder's absolute path.
+        name: what errors call it.
+        only_configuration: leave the weights on the Hub.
+
+    Returns:
+        the folder, and the reference with its revision pinned to a commit.
+
+    Raises:
+        ParentError: it doesn't exist, is not ours to read, holds no safetensors, or there is no network.
+    """
+    problem = check_parent(reference)
+    if problem:
+        what, expected, got, remedy = problem
+        raise ParentError(f"{name or reference}: {what}", expected=expected, got=got, remedy=remedy)
+    if is_local(reference):
+        return Path(reference), reference
+    repository, _, revision = _hub_repository(reference).partition("@")
+    wanted = _FILES[:1] if only_configuration else _FILES
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:
+        raise _explain(error, repository, revision, name or reference) from None
+    problem = check_parent(str(folder))
+    if problem and not only_configuration:
+        raise ParentError(f"{name or reference}: {problem[0]}", expected=problem[1], got=problem[2], remedy=problem[3])
+    return folder, f"{repository}@{folder.name}"  # a snapshot's folder bears its commit's name
+
+
+@dataclass(frozen=True)
+class OpenParent:
+    """A parent with its model, until its weights are packed."""
+
+    parent: Parent
+    model: OpenModel
+    reference: ParentRef  # as in the recipe, with the revision pinned
+
+
+def open_parent(name: str, reference: ParentRef, trained: Path | None = None) -> OpenParent:
+    """Load one parent of a recipe.
+
+    Args:
+        name: its name in the recipe.
+        reference: what the recipe says of it.
+        trained: where its weights lie, if it was trained here.
+
+    Raises:
+        ParentError: as `resolve` and `open_model`.
+    """
+    pinned: ParentRef = reference
+    source: dict[str, Any]
+    if isinstance(reference, WeightsParent):
+        file = Path(reference.weights)
+        model = open_weights(reference.arch, file, reference.num_classes, reference.arch_args, name)
+        source = {"weights": file.name, "arch": reference.arch}
+    elif isinstance(reference, TrainedParent):
+        assert trained is not None, "trained parents are made before they are opened"
+        model, source = open_model(trained, name), {"train": {"seed": reference.train.seed}}
+    else:
+        folder, pinned = resolve(reference, name)
+        model = open_model(folder, name)
+        repository, _, commit = pinned.partition("@")
+        source = {"local": folder.name} if is_local(reference) else {"hub": repository, "revision": commit}
+    return OpenParent(Parent(name, model.folder, digest(model.state()), source), model, pinned)
+
+
+def refuse_disagreement(parents: Iterable[OpenParent]) -> None:
+    """Raise ParentError, showing the difference, unless all parents are one architecture for one task."""
+    opened = list(parents)
+    refuse_layout({one.parent.name: one.model for one in opened})
+    seen: dict[str, Parent] = {}
+    for parent in (one.parent for one in opened):
+        twin = seen.setdefault(parent.sha256, parent)
+        if twin is not parent:
+            raise ParentError(
+                f"{twin.name} and {parent.name} hold the same weights",
+                expected="independently trained models", got=f"digest {twin.sha256[:12]} twice", remedy="list it once",
+            )  # fmt: skip
+
+
+def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
+    """Build a parent from its configuration alone, with random weights: nothing large is read or downloaded.
+
+    Raises:
+        ParentError: as `open_parent`.
+    """
+    if isinstance(reference, WeightsParent):
+        model = build_timm(reference.arch, reference.num_classes, reference.arch_args)
+        return describe_timm(model, {"architecture": reference.arch, **reference.arch_args}, {}, None, None)
+    assert isinstance(reference, str), "parents that are trained here are built by train.py"
+    folder, _ = resolve(reference, name, only_configuration=True)
+    return unweighted_model(folder, name)
+
+
+def refuse_layout(models: dict[str, OpenModel]) -> None:
+    """Raise ParentError unless all models, by name, are one architecture for one task."""
+    first = next(iter(models), "")
+    for name in list(models)[1:]:
+        problems = disagreements(models[first], models[name])
+        if problems:
+            what, expected, got = problems[0]
+            raise ParentError(
+                f"{first} and {name} can't be merged: other {what}",
+                expected=f"{expected} ({first})",
+                got=f"{got} ({name})",
+                remedy=f"mega-hf compare shows all differences ({len(problems)} found)",
+            )
+
+
+def disagreements(a: OpenModel, b: OpenModel) -> list[tuple[str, str, str]]:
+    """Return (what, in a, in b) for all that keeps two models from being merged."""
+    found = []
+    pairs: list[tuple[str, Any, Any]] = [
+        ("library", a.library, b.library),
+        ("architecture", a.structure, b.structure),
+        ("number of classes", a.num_classes, b.num_classes),
+        ("classes or label order", a.labels, b.labels),
+        ("preprocessing", a.preprocessing, b.preprocessing),
+    ]
+    for what, left, right in pairs:
+        if left != right and not (what.startswith("classes") and (left is None or right is None)):
+            found.append((what, *_show_difference(left, right)))
+    layout = list(difference(a.state(), b.state()))
+    if layout:
+        found.append(("shapes or dtypes", "identical entries", "; ".join(layout[:3])))
+    return found
+
+
+def _show_difference(a: Any, b: Any) -> tuple[str, str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)]
+        return str({k: a.get(k) for k in keys}), str({k: b.get(k) for k in keys})
+    return str(a), str(b)
+
+
+def _hub_repository(reference: str) -> str:
+    """Turn timm:ARCH.TAG into its repository on the Hub; leave others alone."""
+    if not reference.startswith("timm:"):
+        return reference
+    name = reference.removeprefix("timm:")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    except RuntimeError:  # the architecture has no such tag
+        config = None
+    if config is None or not config.hf_hub_id:
+        near = ", ".join(timm.list_models(f"{name.split('.')[0]}*", pretrained=True)[:5])
+        raise ParentError(
+            f"{reference}: timm has no such weights",
+            expected=f"e.g. {near or 'resnet18.a1_in1k'}",
+            got=name,
+            remedy="timm.list_pretrained() lists all of them",
+        )
+    return config.hf_hub_id
+
+
+def _explain(error: Exception, repository: str, revision: str, name: str) -> ParentError:
+    """Say what the Hub's client met, and what to do about it."""
+    at = f"{name}: " if name != repository else ""
+    if Path(repository).is_dir():
+        what, remedy = (
+            "taken for a repository on the Hub, which did not answer",
+            f"to mean the folder, write ./{repository}",
+        )
+    elif isinstance(error, GatedRepoError):
+        what, remedy = "the repository is gated", f"ask for access on its page, then: hf auth login ({repository})"
+    elif isinstance(error, RepositoryNotFoundError):
+        what, remedy = "no such repository, or it is private", "check the name; for a private one: hf auth login"
+    elif isinstance(error, RevisionNotFoundError):
+        what, remedy = f"the repository has no revision {revision}", "a branch, a tag or a commit of it"
+    elif isinstance(error, HFValidationError):
+        what, remedy = "not a repository's name", "ORG/NAME, or ./FOLDER"
+    elif isinstance(error, HfHubHTTPError):
+        what, remedy = f"the Hub answered with an error: {_first_line(error)}", "try again later"
+    else:
+        what, remedy = f"the Hub can't be reached ({type(error).__name__})", _OFFLINE
+    return ParentError(
+        f"{at}{what}", expected="a model on the Hub", got=f"{repository}@{revision or 'main'}", remedy=remedy
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,171 @@
+"""Rows of one split: chosen, still encoded, hashed, decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from mega_hf.errors import DataError
+from mega_hf.recipe import Sample
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a data set, still encoded."""
+
+    spec: str
+    origin: str  # the split of the data set that the rows come from
+    indices: np.ndarray  # [rows] int64, positions in that split
+    rows: datasets.Dataset  # image (undecoded) and label columns alone
+    image: str
+    label: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def picture(self, i: int) -> Image.Image:
+        """Decode one picture.
+
+        Raises:
+            DataError: it is broken; the row is named.
+        """
+        try:
+            picture = Image.open(io.BytesIO(_encoded(self.rows[i][self.image])))
+            picture.load()
+            return picture
+        except (OSError, ValueError, SyntaxError, TypeError) as error:
+            got = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"a broken picture in row {self.indices[i]} of {self.origin}", expected="a picture", got=got,
+                remedy="mend or drop this row",
+            ) from None  # fmt: skip
+
+    def labels(self) -> np.ndarray:
+        """Return the rows' labels: [rows] int64."""
+        return np.array([-1 if label is None else label for label in self.rows[self.label][:]], dtype=np.int64)
+
+
+def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, label: str) -> Split:
+    """Choose the rows of a `datasets` slice or of a sample.
+
+    Raises:
+        DataError: there is no such split, or it is empty.
+    """
+    if isinstance(spec, Sample):
+        origin, indices, text = (
+            spec.split,
+            _draw(spec, whole, label),
+            f"{spec.size} rows of {spec.split} (seed {spec.seed})",
+        )
+    else:
+        origin, indices, text = *_slice(spec, whole), spec
+    if not len(indices):
+        raise DataError("an empty split", expected="at least one row", got=text, remedy="a slice that holds rows")
+    rows = whole[origin].select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
+    return Split(text, origin, indices, rows.select(indices), image, label)
+
+
+def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
+    try:
+        absolute = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in whole.items()})
+    except (ValueError, AssertionError, KeyError) as error:
+        got = f"{spec}: {' '.join(str(error).split())[:200]}"
+        raise DataError(
+            "no such split",
+            expected="a slice of " + ", ".join(whole),
+            got=got,
+            remedy="data.validation and data.test name the splits",
+        ) from None
+    origins = {part.splitname for part in absolute}
+    if len(origins) > 1:
+        raise DataError(
+            "rows of several splits", expected="a slice of one split", got=spec, remedy="take all rows from one split"
+        )
+    indices = np.concatenate([np.arange(part.from_, part.to, dtype=np.int64) for part in absolute])
+    return origins.pop(), indices
+
+
+def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray:
+    if sample.split not in whole:
+        raise DataError(
+            "no such split",
+            expected=", ".join(whole),
+            got=sample.split,
+            remedy="data.validation and data.test name the splits",
+        )
+    rows = whole[sample.split]
+    if sample.size >= len(rows):
+        raise DataError(
+            "a sample as large as its split",
+            expected=f"fewer than {len(rows)} rows",
+            got=sample.size,
+            remedy="a smaller size",
+        )
+    numbered = rows.select_columns([label]).add_column("row", range(len(rows)))
+    generator = np.random.Generator(np.random.Philox(key=sample.seed))
+    stratify = label if sample.stratify else None
+    try:
+        drawn = numbered.train_test_split(test_size=sample.size, stratify_by_column=stratify, generator=generator)[
+            "test"
+        ]
+    except ValueError as error:
+        raise DataError(
+            "the sample can't be drawn", expected="rows of every class", got=error, remedy="stratify: false"
+        ) from None
+    return np.sort(np.array(drawn["row"][:], dtype=np.int64))
+
+
+def fill_pictures(
+    split: Split,
+    mapping: list[int],
+    transform: Callable[[Image.Image], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Decode and transform a split once, into the tensors given ([rows or more, ...] float32 and int64)."""
+    for i in range(len(split)):
+        images[i] = transform(split.picture(i))
+    labels[: len(split)] = torch.tensor([mapping[label] for label in split.labels()])
+
+
+def hash_rows(split: Split) -> list[bytes]:
+    """Return each row's SHA-256 over the encoded picture and the label, having seen that the picture decodes.
+
+    The test split's pictures are looked at here too: no model sees them, but a picture that can't be read must not
+    end a run after its search.
+    """
+    hashes = []
+    for i, label in enumerate(split.labels()):
+        split.picture(i)
+        hashes.append(
+            hashlib.sha256(_encoded(split.rows[i][split.image])).digest()
+            + int(label).to_bytes(8, "little", signed=True)
+        )
+    return hashes
+
+
+def check_labels(split: Split, classes: int) -> None:
+    """Raise DataError if a label is not in [0, classes); -1 is what the Hub's unlabelled test splits have."""
+    labels = split.labels()
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        row, got = split.indices[wrong[0]], labels[wrong[0]]
+        raise DataError(
+            f"labels out of range in {split.spec}",
+            expected=f"0 to {classes - 1}",
+            got=f"{got} in row {row}, {len(wrong)} in all",
+            remedy="a split with labels",
+        )
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
