@@ -1,0 +1,95 @@
+"""Can these models be merged? Structure alone: no data is needed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mega_hf.hf.models import OpenModel, open_model
+from mega_hf.hf.parents import disagreements, resolve
+from mega_hf.recipe_checks import is_local
+from mega_hf.weights.space import build_space, digest
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models: what keeps them from being merged, else how far apart they are."""
+
+    first: str
+    second: str
+    problems: list[str]
+    distance: float | None  # |a - b| / mean of |a| and |b|, over the learned weights
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What models are, and what stands between each two of them; `str` is a table and an answer."""
+
+    models: list[dict[str, Any]]
+    pairs: list[Pair]
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether all of them can be merged with each other."""
+        return not any(pair.problems for pair in self.pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values."""
+        return {"models": self.models, "pairs": [asdict(pair) for pair in self.pairs], "mergeable": self.mergeable}
+
+    def __str__(self) -> str:
+        lines = []
+        for model in self.models:
+            lines.append(model["model"])
+            lines += [f"  {key:<14}{value}" for key, value in model.items() if key != "model"]
+        for pair in self.pairs:
+            lines.append(f"{pair.first} and {pair.second}")
+            lines += [f"  differ in {problem}" for problem in pair.problems]
+            if pair.distance is not None:
+                lines.append(f"  relative distance {pair.distance:.4f}, cosine {pair.cosine:.4f}")
+        answer = "These models can be merged." if self.mergeable else "These models can't be merged."
+        return "\n".join([*lines, answer])
+
+
+def compare(models: list[str]) -> Comparison:
+    """Compare two or more models pair by pair.
+
+    Args:
+        models: parents' references.
+
+    Raises:
+        ParentError: one of them can't be read.
+    """
+    opened = {}
+    for reference in models:
+        absolute = str(Path(reference).expanduser().resolve()) if is_local(reference) else reference
+        opened[reference] = open_model(resolve(absolute, reference)[0], reference)
+    pairs = [_pair(a, b, opened[a], opened[b]) for a, b in combinations(opened, 2)]
+    return Comparison([_describe(name, model) for name, model in opened.items()], pairs)
+
+
+def _describe(name: str, model: OpenModel) -> dict[str, Any]:
+    weights = sum(p.numel() for p in model.model.parameters())
+    shown = ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "") if model.labels else "no names"
+    kinds = sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})
+    return {
+        "model": name, "library": model.library, "architecture": model.structure.get("architecture"),
+        "weights": f"{weights:,}", "dtype": ", ".join(kinds), "classes": f"{model.num_classes}: {shown}",
+        "preprocessing": model.preprocessing, "sha256": digest(model.state()),
+    }  # fmt: skip
+
+
+def _pair(first: str, second: str, a: OpenModel, b: OpenModel) -> Pair:
+    problems = [f"{what}: {left} / {right}" for what, left, right in disagreements(a, b)]
+    if problems:
+        return Pair(first, second, problems, None, None)
+    space = build_space({first: a.state(), second: b.state()}, a.learned(), a.tied())
+    left, right = (space.pack(m.state())[: space.learned_size].double() for m in (a, b))
+    scale = (left.norm() + right.norm()) / 2
+    cosine = torch.nn.functional.cosine_similarity(left, right, dim=0)
+    return Pair(first, second, [], float((left - right).norm() / scale), float(cosine))

@@ -1,0 +1,72 @@
+"""One model on one split."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mega_hf.evaluation.forward import Forward, even_batches, place_pictures
+from mega_hf.evaluation.processes import Processes
+from mega_hf.hf.data import load_split, match_classes
+from mega_hf.hf.models import open_model
+from mega_hf.hf.parents import resolve
+from mega_hf.hf.rows import fill_pictures
+from mega_hf.recipe import Data
+from mega_hf.recipe_checks import is_local
+from mega_hf.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Right answers of a model on a split; `str` is a sentence."""
+
+    model: str
+    split: str
+    correct: int
+    n: int
+    seconds: float
+    matched: str  # how classes were matched: by name or by position
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson_interval(self.correct, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values, accuracy and interval included."""
+        return asdict(self) | {"accuracy": self.correct / self.n, "interval": list(self.interval)}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.model} on {self.split}: {100 * self.correct / self.n:.2f} % ({self.correct} of {self.n} right; "
+            f"95 % interval {100 * low:.2f} to {100 * high:.2f}), classes matched {self.matched}, {self.seconds:.1f} s"
+        )
+
+
+def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
+    """Measure a model as its user would run it: loaded by its own library, float32, plain eager mode.
+
+    Args:
+        model: a parent's reference, or a run folder (its merged model is meant).
+        data: the data set and its columns.
+        split: a `datasets` slice.
+        batch_size: pictures in a forward pass.
+
+    Raises:
+        MegaError: model, data or split can't be read, or the model lacks a class.
+    """
+    reference = str(Path(model).expanduser().resolve()) if is_local(model) else model
+    if is_local(model) and not (Path(reference) / "config.json").exists() and (Path(reference) / "merged").is_dir():
+        reference = str(Path(reference) / "merged")
+    opened = open_model(resolve(reference, model)[0], model)
+    rows, names, classes = load_split(data, split)
+    mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
+    device = Processes().device
+    pictures = place_pictures(len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5)
+    fill_pictures(rows, mapping, opened.transform, pictures.images, pictures.labels)
+    began = time.perf_counter()
+    right, _ = Forward(opened.model, device, plain=True).answers(pictures)
+    return Measurement(model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched)

@@ -1,0 +1,27 @@
+"""Progress bars on standard error, on the main process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bars, if they are wanted."""
+
+    shown: bool = False
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        """Give a function that advances the bar by a number and sets the text behind it."""
+        with tqdm(total=total, desc=title, unit=f" {unit}s", disable=not self.shown, dynamic_ncols=True) as bar:
+
+            def advance(count: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(count)
+
+            yield advance

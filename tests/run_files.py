@@ -1,0 +1,22 @@
+"""What a run folder of the tiny recipe holds, read for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FILES = {"README.md", "fitness.png", "journal.jsonl", "merged", "recipe.yaml", "result.json"}
+EVALUATIONS = 6 + 4 * 5  # N + (G - 1)(N - 1)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "merged" / "model.safetensors").read_bytes()

@@ -1,0 +1,63 @@
+"""Parents that can't be read or merged: exit code 2, what was expected, what stood there, what to do; nothing made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import broken, tiny
+from tests.broken import refused
+
+BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
+    "does not exist": (lambda pair, folder: str(folder / "nowhere"), ["no such parent folder", "nowhere"]),
+    "truncated": (broken.truncated, ["unreadable weights", "model.safetensors", "truncated"]),
+    "empty file": (broken.empty_file, ["unreadable weights", "model.safetensors"]),
+    "a pickle": (broken.pickled, ["pytorch_model.bin", "pickle", "safe_serialization=True"]),
+    "a pickle by another name": (broken.disguised, ["unreadable weights"]),
+    "NaN": (broken.not_finite, ["NaN or infinity", "fc.weight"]),
+    "infinite statistics": (broken.infinite_statistics, ["NaN or infinity", "bn1.running_var"]),
+    "another architecture": (
+        broken.other_architecture,
+        ["a and b can't be merged", "cifar_resnet20", "cifar_resnet32"],
+    ),
+    "another library": (broken.other_library, ["a and b can't be merged", "timm", "transformers"]),
+    "other shapes": (broken.other_shapes, ["layer2.0.conv1.weight", "[32, 17, 3, 3]"]),
+    "a missing entry": (broken.missing_entry, ["fc.bias"]),
+    "another dtype": (broken.other_dtype, ["a and b can't be merged", "float32", "float16"]),
+    "other classes": (broken.other_classes, ["a and b can't be merged", "classes", "3 (a)", "4 (b)"]),
+    "other label order": (broken.other_order, ["label order", "('bar', 'dash', 'slash')", "('slash', 'dash', 'bar')"]),
+    "other preprocessing": (broken.other_preprocessing, ["preprocessing", "[0.5, 0.5, 0.5]", "[0.4, 0.5, 0.6]"]),
+    "no model": (broken.not_a_model, ["config.json", "architecture", "model_type"]),
+    "no JSON": (broken.not_json, ["config.json", "JSON"]),
+    "the same path": (lambda pair, folder: str(pair.a), ["the same twice"]),
+    "the same content": (
+        lambda pair, folder: broken.copy_model(pair.a, folder / "twin"),
+        ["the same weights", "list it once"],
+    ),
+    "neither folder nor id": (lambda pair, folder: "just-a-name", ["not a parent", "./FOLDER", "just-a-name"]),
+    "no network": (lambda pair, folder: "org/model", ["can't be reached", "org/model", "./FOLDER"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARENTS)
+def test_bad_parent(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    make, words = BAD_PARENTS[case]
+    recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": make(pair, tmp_path)})
+    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    assert not (tmp_path / "exploded").exists(), "a pickle was executed"
+
+
+@pytest.mark.parametrize("weights", ["other shapes", "a pickle", "truncated"])
+def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    files = {
+        "other shapes": (pair.b / "model.safetensors", ["don't fit cifar_resnet32"]),
+        "a pickle": (Path(broken.pickled(pair, tmp_path)) / "pytorch_model.bin", [".safetensors", "save_pretrained"]),
+        "truncated": (Path(broken.truncated(pair, tmp_path)) / "model.safetensors", ["unreadable weights"]),
+    }
+    file, words = files[weights]
+    arch = "cifar_resnet32" if weights == "other shapes" else "cifar_resnet20"
+    bare = {"arch": arch, "weights": str(file), "num_classes": 3}
+    recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare})
+    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)

@@ -1,0 +1,102 @@
+"""The same recipe in the same folder goes on, answers at once, or starts afresh; another one is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mega_hf import MergeResult, Recipe, RunError, merge
+from mega_hf.evaluation.forward import Forward
+from tests import tiny
+from tests.run_files import FILES, lines, names, weights_of
+
+
+def test_a_run_resumes_from_its_journal(finished: MergeResult, pair: tiny.Pair, copied: Path) -> None:
+    """As after a crash: a journal that ends in the middle of a line, and nothing behind it."""
+    whole = (copied / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for name in FILES - {"journal.jsonl", "recipe.yaml"}:
+        path = copied / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kept = b"".join(whole[:12])
+    (copied / "journal.jsonl").write_bytes(kept + whole[12][:20])
+    (copied / ".mega-merged").mkdir()
+    merge(Recipe.from_dict(pair.recipe()), copied)
+    assert (copied / "journal.jsonl").read_bytes().startswith(kept), "what was known was measured again"
+    assert [strip(line) for line in lines(copied)] == [strip(line) for line in lines(finished.folder)]
+    assert weights_of(copied) == weights_of(finished.folder)
+    assert names(copied) == FILES
+
+
+def strip(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "seconds"}
+
+
+def test_a_whole_journal_is_replayed_without_measuring(
+    finished: MergeResult, pair: tiny.Pair, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "merged")
+    monkeypatch.setattr(Forward, "write", lambda *_: pytest.fail("an individual was measured again"))
+    merge(Recipe.from_dict(pair.recipe()), copied)
+    assert weights_of(copied) == weights_of(finished.folder)
+
+
+def test_changed_merged_weights_are_noticed(finished: MergeResult, pair: tiny.Pair, copied: Path) -> None:
+    file = copied / "merged" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    merge(Recipe.from_dict(pair.recipe()), copied)
+    assert weights_of(copied) == weights_of(finished.folder)
+
+
+@pytest.mark.parametrize("what", ["parents", "data"])
+def test_a_journal_of_other_inputs_is_refused(what: str, pair: tiny.Pair, tmp_path: Path) -> None:
+    """The recipe names the same folders, but something else lies in them now."""
+    moved = tiny.Pair(tmp_path / "a", tmp_path / "b", tmp_path / "data")
+    for name in ("a", "b", "data"):
+        shutil.copytree(getattr(pair, name), getattr(moved, name))
+    result = merge(Recipe.from_dict(moved.recipe()), tmp_path / "out")
+    (result.folder / "result.json").unlink()
+    if what == "parents":
+        tiny.save_timm(tmp_path / "new", tiny.timm_model(seed=9))
+        shutil.copyfile(tmp_path / "new" / "model.safetensors", moved.b / "model.safetensors")
+    else:
+        shutil.rmtree(moved.data)
+        tiny.write_data(moved.data, tiny.ROWS | {"validation": 59})
+    before = (result.folder / "journal.jsonl").read_bytes()
+    with pytest.raises(RunError, match=f"other {what}"):
+        merge(Recipe.from_dict(moved.recipe()), tmp_path / "out")
+    assert (result.folder / "journal.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_answers_at_once(copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forward, "answers", lambda *_: pytest.fail("a finished run was measured again"))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in copied.rglob("*") if path.is_file()}
+    result = merge(Recipe.from_dict(pair.recipe()), copied)
+    assert result.record == json.loads((copied / "result.json").read_text())
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in copied.rglob("*") if path.is_file()}
+    assert after == before
+    # The folder's own recipe, with every default in it, is the same recipe.
+    assert merge(Recipe.from_yaml(copied / "recipe.yaml"), copied).record == result.record
+
+
+def test_another_recipe_is_refused_and_the_difference_shown(copied: Path, pair: tiny.Pair) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="another recipe") as refusal:
+        merge(Recipe.from_dict(pair.recipe(merge=tiny.MERGE | {"seed": 7})), copied)
+    assert "seed: 46" in str(refusal.value)
+    assert "seed: 7" in str(refusal.value)
+    assert "generations" not in str(refusal.value), "what is the same is no difference"
+    assert "--overwrite" in str(refusal.value)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_starts_afresh(copied: Path, pair: tiny.Pair) -> None:
+    tree = pair.recipe(merge=tiny.MERGE | {"seed": 7, "generations": 2})
+    result = merge(Recipe.from_dict(tree), copied, overwrite=True)
+    assert len(lines(copied)) == 1 + 6 + 5
+    assert result.record["recipe"]["merge"]["seed"] == 7
+    assert Recipe.from_yaml(copied / "recipe.yaml").merge.seed == 7
+    assert names(copied) == FILES
