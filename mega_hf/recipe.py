@@ -81,11 +81,16 @@ class TrainedParent(_Strict):
 
 
 class WeightsParent(_Strict):
-    """A parent given as a timm architecture and a safetensors file of its weights."""
+    """A parent given as a timm architecture and a safetensors file of its weights.
+
+    `data_config` is its preprocessing (timm's input_size, mean, std, interpolation, crop_pct); the architecture's own
+    where it says nothing.
+    """
 
     arch: str
     weights: str
     arch_args: dict[str, Any] = {}
+    data_config: dict[str, Any] = {}
     num_classes: Count
 
 

@@ -145,9 +145,8 @@ def _opener(folder: Path) -> Callable[[], OpenModel]:
 
 
 def _opener_of_weights(reference: WeightsParent, name: str) -> Callable[[], OpenModel]:
-    return lambda: open_weights(
-        reference.arch, Path(reference.weights), reference.num_classes, reference.arch_args, name
-    )
+    file, known = Path(reference.weights), reference
+    return lambda: open_weights(known.arch, file, known.num_classes, known.arch_args, name, known.data_config)
 
 
 def _measure(candidates: list[_Candidate], validation: Pictures, test: Pictures, processes: Processes) -> np.ndarray:

@@ -137,13 +137,20 @@ def build_timm(
         ) from None
 
 
-def open_weights(arch: str, weights: Path, num_classes: int, arch_args: dict[str, Any], name: str) -> OpenModel:
-    """Load a bare safetensors file into an architecture of timm's.
+def open_weights(
+    arch: str,
+    weights: Path,
+    num_classes: int,
+    arch_args: dict[str, Any],
+    name: str,
+    data_config: dict[str, Any] | None = None,
+) -> OpenModel:
+    """Load a bare safetensors file into an architecture of timm's; `data_config` is its preprocessing.
 
     Raises:
         ParentError: the file is damaged, or holds other entries than the architecture.
     """
-    model = build_timm(arch, num_classes, arch_args)
+    model = build_timm(arch, num_classes, arch_args, data_config)
     dtypes = read_dtypes(weights, name)
     try:
         model.load_state_dict(load_file(weights))
@@ -156,8 +163,7 @@ def open_weights(arch: str, weights: Path, num_classes: int, arch_args: dict[str
             got=message,
             remedy="check arch, arch_args and num_classes",
         ) from None
-    structure = {"architecture": arch, **arch_args}
-    return describe_timm(model, structure, dtypes, labels=None, folder=None)
+    return describe_timm(model, timm_structure(arch, arch_args), dtypes, labels=None, folder=None)
 
 
 def describe_timm(
@@ -169,6 +175,8 @@ def describe_timm(
 ) -> OpenModel:
     """Return the record of a timm model."""
     config = resolve_model_data_config(model)
+    pool = getattr(model, "global_pool", None)
+    structure = structure | {"global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)}
     inner = create_transform(**config, is_training=False)
     mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
     if mode is None:
@@ -205,8 +213,13 @@ def _timm_labels(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _timm_structure(config: dict[str, Any]) -> dict[str, Any]:
-    arguments = {k: v for k, v in config.get("model_args", {}).items() if k not in _IRRELEVANT}
-    return {"architecture": config["architecture"], **arguments}
+    return timm_structure(config["architecture"], config.get("model_args", {}))
+
+
+def timm_structure(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides a timm model's function, less what `describe_timm` reads off the model itself."""
+    read_off = _IRRELEVANT | {"in_chans", "global_pool"}  # their defaults may be written out or not
+    return {"architecture": arch, **{k: v for k, v in arguments.items() if k not in read_off}}
 
 
 def _open_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:

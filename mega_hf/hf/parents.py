@@ -18,7 +18,15 @@ from huggingface_hub.errors import (
 )
 
 from mega_hf.errors import ParentError
-from mega_hf.hf.models import OpenModel, build_timm, describe_timm, open_model, open_weights, unweighted_model
+from mega_hf.hf.models import (
+    OpenModel,
+    build_timm,
+    describe_timm,
+    open_model,
+    open_weights,
+    timm_structure,
+    unweighted_model,
+)
 from mega_hf.recipe import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe_checks import check_parent, is_local
 from mega_hf.weights.space import difference, digest
@@ -93,7 +101,9 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
     source: dict[str, Any]
     if isinstance(reference, WeightsParent):
         file = Path(reference.weights)
-        model = open_weights(reference.arch, file, reference.num_classes, reference.arch_args, name)
+        model = open_weights(
+            reference.arch, file, reference.num_classes, reference.arch_args, name, reference.data_config
+        )
         source = {"weights": file.name, "arch": reference.arch}
     elif isinstance(reference, TrainedParent):
         assert trained is not None, "trained parents are made before they are opened"
@@ -127,8 +137,8 @@ def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
         ParentError: as `open_parent`.
     """
     if isinstance(reference, WeightsParent):
-        model = build_timm(reference.arch, reference.num_classes, reference.arch_args)
-        return describe_timm(model, {"architecture": reference.arch, **reference.arch_args}, {}, None, None)
+        model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config)
+        return describe_timm(model, timm_structure(reference.arch, reference.arch_args), {}, None, None)
     assert isinstance(reference, str), "parents that are trained here are built by train.py"
     folder, _ = resolve(reference, name, only_configuration=True)
     return unweighted_model(folder, name)

@@ -16,7 +16,7 @@ from torch import nn
 from mega_hf.errors import DataError
 from mega_hf.genetic.seeds import named_stream
 from mega_hf.hf.data import Splits
-from mega_hf.hf.models import OpenModel, build_timm, describe_timm
+from mega_hf.hf.models import OpenModel, build_timm, describe_timm, timm_structure
 from mega_hf.hf.rows import Split, fill_pictures, hash_rows
 from mega_hf.hf.save import save_timm
 from mega_hf.recipe import Train
@@ -79,7 +79,7 @@ def initial_model(train: Train, seed: int, classes: int) -> nn.Module:
 
 def unweighted(train: Train, splits: Splits) -> OpenModel:
     """Return what a trained parent will be, with the weights of seed 0."""
-    structure = {"architecture": train.arch, **train.arch_args}
+    structure = timm_structure(train.arch, train.arch_args)
     return describe_timm(initial_model(train, 0, splits.classes), structure, {}, splits.class_names, None)
 
 

@@ -67,7 +67,9 @@ def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> No
     for model in models:
         model["test"] = {"correct": 50, "n": 90}
     paired = {"against": "a", "only_merged_right": 4, "only_other_right": 4, "p": 1.0}
-    assert "not better than its best parent" in render_card(changed(finished, models=models, paired=paired))
+    assert "not better than the parent that is best on validation" in render_card(
+        changed(finished, models=models, paired=paired)
+    )
 
 
 def test_how_to_load_a_transformers_model(finished: MergeResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,21 @@ def test_a_folder_that_was_meant_but_not_said(pair: tiny.Pair, monkeypatch: pyte
     reference = f"{pair.a.parent.name}/a"
     with pytest.raises(ParentError, match=f"write ./{reference}"):
         resolve(reference)
+
+
+def test_defaults_written_out_are_no_difference(pair: tiny.Pair, tmp_path: Path) -> None:
+    """timm writes in_chans and global_pool where they were given; other writers leave them out."""
+    written = broken.copy_model(pair.b, tmp_path / "written")
+    config = json.loads((Path(written) / "config.json").read_text())
+    config["model_args"] = {"in_chans": 3, "global_pool": "avg"}
+    (Path(written) / "config.json").write_text(json.dumps(config))
+    assert disagreements(open_model(pair.a), open_model(Path(written))) == []
+
+
+def test_bare_weights_have_the_preprocessing_that_the_recipe_says(pair: tiny.Pair) -> None:
+    file = str(pair.a / "model.safetensors")
+    said = {"input_size": [3, 8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    bare = WeightsParent(arch="cifar_resnet20", weights=file, num_classes=3, data_config=said)
+    model = open_parent("z", bare).model
+    assert {key: model.preprocessing[key] for key in said} == said
+    assert model.picture_shape == (3, 8, 8)
