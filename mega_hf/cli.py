@@ -168,17 +168,20 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     data = {"path": args.data, "validation": args.validation, "test": args.test}
     parents = _names(args.sources)
     name = args.out.name if args.out else "+".join(parents)
-    tree = {"name": re.sub(r"[^\w.+-]", "-", name)[:100], "data": data, "parents": parents}
+    tree = {"name": _plain(name) or "merge", "data": data, "parents": parents}
     return Recipe.from_document(Document(tree, {(): Origin("command line", Path.cwd())}), args.overrides)
+
+
+def _plain(text: str) -> str:
+    """Make a name of letters, digits and . _ + - out of anything, perhaps an empty one."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("._+-")[:100]
 
 
 def _names(references: list[str]) -> dict[str, str]:
     """Name parents given on the command line after their folders or repositories."""
     names: dict[str, str] = {}
     for reference in references:
-        stem = (
-            re.sub(r"[^\w.-]", "-", reference.partition("@")[0].rstrip("/").rpartition("/")[2]).strip(".-") or "parent"
-        )
+        stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2]) or "parent"
         name, copy = stem, 2
         while name in names:
             name, copy = f"{stem}-{copy}", copy + 1

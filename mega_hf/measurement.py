@@ -15,6 +15,7 @@ from mega_hf.hf.parents import resolve
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.recipe import Data
 from mega_hf.recipe_checks import is_local
+from mega_hf.result import MergeResult
 from mega_hf.statistics import wilson_interval
 
 
@@ -59,8 +60,8 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
         MegaError: model, data or split can't be read, or the model lacks a class.
     """
     reference = str(Path(model).expanduser().resolve()) if is_local(model) else model
-    if is_local(model) and not (Path(reference) / "config.json").exists() and (Path(reference) / "merged").is_dir():
-        reference = str(Path(reference) / "merged")
+    if is_local(model) and (Path(reference) / "recipe.yaml").exists():
+        reference = str(MergeResult.load(reference).merged)
     opened = open_model(resolve(reference, model)[0], model)
     rows, names, classes = load_split(data, split)
     mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ class Progress:
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
         """Give a function that advances the bar by a number and sets the text behind it."""
-        with tqdm(total=total, desc=title, unit=f" {unit}s", disable=not self.shown, dynamic_ncols=True) as bar:
+        pause = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants a line now and then
+        with tqdm(
+            total=total, desc=title, unit=f" {unit}s", disable=not self.shown, dynamic_ncols=True, mininterval=pause
+        ) as bar:
 
             def advance(count: int, text: str) -> None:
                 bar.set_postfix_str(text, refresh=False)

@@ -33,19 +33,20 @@ class Report:
     def verdict(self) -> str:
         """Say in one sentence whether the merged model is better than its best parent, and how sure that is."""
         other = next(model for model in self.models if model["name"] == self.paired["against"])
+        best = f"the parent that is best on validation, {other['name']}"
         gain = 100 * (_accuracy(self.merged["test"]) - _accuracy(other["test"]))
         if gain == 0:
-            return f"The merged model is not better than its best parent, {other['name']}: equal on test."
+            return f"The merged model is not better than {best}: equal on test."
         test = f"McNemar's exact test, p {_p(self.paired['p'])}"
         if self.paired["p"] >= 0.05:
             side = "above" if gain > 0 else "below"
             return (
-                f"The merged model is not shown to be better than its best parent, {other['name']}: "
+                f"The merged model is not shown to be better than {best}: "
                 f"{abs(gain):.2f} points {side} it on test, which may be chance ({test})."
             )
         word = "better" if gain > 0 else "worse"
         difference = f"{abs(gain):.2f} points on test ({test})"
-        return f"The merged model is {word} than its best parent, {other['name']}: {difference}."
+        return f"The merged model is {word} than {best}: {difference}."
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table as text cells, the head first."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mega_hf.errors import RunError
-from mega_hf.recipe import Recipe
+from mega_hf.recipe import Data, Recipe
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
 
@@ -54,6 +54,11 @@ class RunFolder:
         known = Recipe.from_yaml(stored)
         if recipe.sha256 in (known.sha256, text.partition("\n")[0].removeprefix(_HEAD)):
             return known
+        filled = {
+            key: was if recipe.to_dict()["data"][key] is None else recipe.to_dict()["data"][key]
+            for key, was in known.to_dict()["data"].items()
+        }
+        recipe = recipe.model_copy(update={"data": Data.model_validate(filled)})  # what was left open is no difference
         changes = difflib.unified_diff(
             known.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "there", "asked for", n=0, lineterm=""
         )

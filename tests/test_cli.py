@@ -78,6 +78,20 @@ def test_names_of_models_that_share_a_folder_name(pair: tiny.Pair, tmp_path: Pat
     assert "a-2: " in answer.out
 
 
+def test_odd_folder_names_become_plain_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    odd = shutil.copytree(pair.a, tmp_path / "sé 4;'x|")
+    words = ["merge", str(odd), str(pair.b), "--data", str(pair.data), "--out", str(tmp_path / "ö u|t"), "--dry-run"]
+    assert mega(*words).code == 0
+
+
+def test_an_unfinished_run_is_not_evaluated(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: x")
+    answer = mega("evaluate", str(tmp_path / "run"), "--data", str(pair.data), "--split", "test")
+    assert answer.code == 2
+    assert "no finished run" in answer.err
+
+
 def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out")
     assert answer.code == 0

@@ -43,14 +43,14 @@ def _finished(folder, report=None):
 
 def test_a_gain_beyond_chance_is_better():
     verdict = _report(725, p=0.0123).verdict
-    assert verdict.startswith("The merged model is better than its best parent, a")
+    assert verdict.startswith("The merged model is better than the parent that is best on validation, a")
     assert "2.50 points on test" in verdict
     assert "0.0123" in verdict
 
 
 def test_a_loss_beyond_chance_is_worse():
     verdict = _report(680, p=1e-9).verdict
-    assert verdict.startswith("The merged model is worse than its best parent, a")
+    assert verdict.startswith("The merged model is worse than the parent that is best on validation, a")
     assert "2.00 points" in verdict
     assert "< 0.0001" in verdict
 
