@@ -192,10 +192,9 @@ def _names(references: list[str]) -> dict[str, str]:
 def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.measurement import evaluate
     from mega_hf.recipe import Data
-    from mega_hf.recipe_checks import is_local
+    from mega_hf.recipe_checks import absolute
 
-    path = str(Path(args.data).expanduser().resolve()) if is_local(args.data) else args.data
-    data = Data(path=path, name=args.name, revision=args.revision, image=args.image, label=args.label)
+    data = Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
     measured = evaluate(args.model, data, args.split, args.batch_size)
     print(json.dumps(measured.to_dict()) if args.json else measured)
     return 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import disagreements, resolve
-from mega_hf.recipe_checks import is_local
+from mega_hf.recipe_checks import absolute
 from mega_hf.weights.space import build_space, digest
 
 
@@ -67,8 +66,7 @@ def compare(models: list[str]) -> Comparison:
     """
     opened = {}
     for reference in models:
-        absolute = str(Path(reference).expanduser().resolve()) if is_local(reference) else reference
-        opened[reference] = open_model(resolve(absolute, reference)[0], reference)
+        opened[reference] = open_model(resolve(absolute(reference), reference)[0], reference)
     pairs = [_pair(a, b, opened[a], opened[b]) for a, b in combinations(opened, 2)]
     return Comparison([_describe(name, model) for name, model in opened.items()], pairs)
 

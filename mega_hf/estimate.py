@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mega_hf.evaluation.forward import Forward, even_batches
+from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.hf.data import Splits, load_splits, match_classes
 from mega_hf.hf.models import OpenModel
@@ -85,7 +85,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
     model = next(iter(models.values()))
     matched = match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[1]
     device = Processes().device
-    rows = even_batches(len(splits.validation), recipe.evaluation.batch_size or (512 if is_gpu(device) else 128))
+    rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)
     numbers = sum(t.numel() for t in model.state().values() if t.is_floating_point())
     return Estimate(
         recipe, splits, matched, str(model.structure.get("architecture", "")), numbers,

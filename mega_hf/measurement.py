@@ -14,7 +14,7 @@ from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import resolve
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.recipe import Data
-from mega_hf.recipe_checks import is_local
+from mega_hf.recipe_checks import absolute, is_local
 from mega_hf.result import MergeResult
 from mega_hf.statistics import wilson_interval
 
@@ -59,7 +59,7 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     Raises:
         MegaError: model, data or split can't be read, or the model lacks a class.
     """
-    reference = str(Path(model).expanduser().resolve()) if is_local(model) else model
+    reference = absolute(model)
     if is_local(model) and (Path(reference) / "recipe.yaml").exists():
         reference = str(MergeResult.load(reference).merged)
     opened = open_model(resolve(reference, model)[0], model)

@@ -13,8 +13,8 @@ import torch
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.fitness import FullEvaluation
-from mega_hf.evaluation.forward import Forward, Pictures, even_batches, place_pictures
-from mega_hf.evaluation.processes import Processes, is_gpu
+from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
+from mega_hf.evaluation.processes import Processes
 from mega_hf.genetic.evolve import Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Genes
@@ -25,7 +25,7 @@ from mega_hf.hf.models import OpenModel
 from mega_hf.hf.parents import OpenParent, open_parent, refuse_disagreement
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.save import save_model
-from mega_hf.hf.train import initial_model, train_key
+from mega_hf.hf.train import initial_model, train_keys
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.journal import Journal
 from mega_hf.progress import Progress
@@ -95,7 +95,7 @@ def _run(
     for notice in notices if processes.is_main else ():
         logger.warning(notice)
     with stages.time("pictures"):
-        batch_size = _batch_size(recipe, len(splits.validation), processes)
+        batch_size = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), processes.device)
         load = _picture_loader(first, mapping, batch_size, processes, recipe)
         pictures = load(splits.validation)
     forward = Forward(first.model, processes.device)
@@ -186,7 +186,7 @@ def _parents(
     keys = {}
     if recipe.train and to_train:
         initial_model(recipe.train, 0, splits.classes)  # an unknown architecture ends here
-        keys = {name: train_key(recipe.train, seed, recipe.threads, splits) for name, seed in to_train.items()}
+        keys = train_keys(recipe.train, to_train, recipe.threads, splits)
     pins = {name: opened[name].reference if name in opened else ref for name, ref in references.items()}
     recipe = recipe.model_copy(update={"parents": pins, "data": splits.data})
     if processes.is_main:
@@ -198,13 +198,9 @@ def _parents(
     for name in to_train:
         opened[name] = open_parent(name, references[name], folder.path / "parents" / name)
     parents = [opened[name] for name in references]
-    refuse_disagreement(parents)
+    if to_train:
+        refuse_disagreement(parents)
     return parents, recipe
-
-
-def _batch_size(recipe: Recipe, rows: int, processes: Processes) -> int:
-    asked = recipe.evaluation.batch_size or (512 if is_gpu(processes.device) else 128)
-    return even_batches(rows, asked)
 
 
 def _picture_loader(

@@ -25,10 +25,15 @@ def is_local(reference: str) -> bool:
     return reference.startswith((".", "/", "~"))
 
 
+def absolute(reference: str) -> str:
+    """Make a folder's path absolute, relative to the working folder; leave any other reference alone."""
+    return str(Path(reference).expanduser().resolve()) if is_local(reference) else reference
+
+
 def resolve_paths(document: Document) -> None:
     """Make every local path of the tree absolute, relative to the file or folder that it was written in."""
 
-    def absolute(at: Location, text: Any, always: bool = False) -> Any:
+    def placed(at: Location, text: Any, always: bool = False) -> Any:
         if not isinstance(text, str) or not (always or is_local(text)):
             return text
         path = Path(text).expanduser()
@@ -36,14 +41,14 @@ def resolve_paths(document: Document) -> None:
 
     data, parents = document.tree.get("data"), document.tree.get("parents")
     if isinstance(data, dict) and "path" in data:
-        data["path"] = absolute(("data", "path"), data["path"])
+        data["path"] = placed(("data", "path"), data["path"])
     if not isinstance(parents, dict):
         return
     for name, parent in parents.items():
         if isinstance(parent, dict) and "weights" in parent:
-            parent["weights"] = absolute(("parents", name, "weights"), parent["weights"], always=True)
+            parent["weights"] = placed(("parents", name, "weights"), parent["weights"], always=True)
         else:
-            parents[name] = absolute(("parents", name), parent)
+            parents[name] = placed(("parents", name), parent)
 
 
 def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> None:

@@ -39,7 +39,8 @@ class RunFolder:
         stored, present = self.path / "recipe.yaml", {name for name in present if not name.startswith(".mega-")}
         if not present:
             return recipe
-        if not stored.is_file() or not stored.read_text(encoding="utf-8").startswith(_HEAD):
+        head = stored.read_text(encoding="utf-8").partition("\n")[0] if stored.is_file() else ""
+        if not head.startswith(_HEAD):
             foreign = ", ".join(sorted(present)[:5])
             raise RunError(
                 "not a run folder",
@@ -50,15 +51,12 @@ class RunFolder:
             )
         if overwrite:
             return recipe
-        text = stored.read_text(encoding="utf-8")
         known = Recipe.from_yaml(stored)
-        if recipe.sha256 in (known.sha256, text.partition("\n")[0].removeprefix(_HEAD)):
+        if recipe.sha256 in (known.sha256, head.removeprefix(_HEAD)):
             return known
-        filled = {
-            key: was if recipe.to_dict()["data"][key] is None else recipe.to_dict()["data"][key]
-            for key, was in known.to_dict()["data"].items()
-        }
-        recipe = recipe.model_copy(update={"data": Data.model_validate(filled)})  # what was left open is no difference
+        said = recipe.data.model_dump(exclude_none=True)  # what was left open is no difference
+        filled = Data.model_validate(known.data.model_dump() | said)
+        recipe = recipe.model_copy(update={"data": filled})
         changes = difflib.unified_diff(
             known.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "there", "asked for", n=0, lineterm=""
         )

@@ -32,7 +32,7 @@ def train_missing(
         recipe: names, seeds and the number of threads.
         train: how.
         folder: where each parent gets a folder of its name, whole or not at all.
-        keys: parent's name -> digest of everything that decides its weights (`train_key`).
+        keys: parent's name -> digest of everything that decides its weights (`train_keys`).
         splits: the rows.
         processes: parent i is trained by process i modulo their number.
         progress: a bar for each parent.

@@ -35,7 +35,7 @@ class Processes:
     def __init__(self) -> None:
         check_launch(os.environ)
         # Without a GPU, Accelerator(cpu=False) under a launcher gives N processes that all think they are main.
-        cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        cpu = not torch.cuda.is_available() or _wants_cpu()
         timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # training and reports keep others waiting
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -129,10 +129,13 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ or "MASTER_ADDR" in os.environ
 
 
+def _wants_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
 def default_processes() -> int:
     """Return every GPU there is, else one."""
-    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return 1 if wants_cpu else max(1, torch.cuda.device_count())
+    return 1 if _wants_cpu() else max(1, torch.cuda.device_count())
 
 
 def launch(count: int, arguments: list[str]) -> int:

@@ -22,8 +22,8 @@ from mega_hf.hf.save import save_timm
 from mega_hf.recipe import Train
 
 
-def train_key(train: Train, seed: int, threads: int, splits: Splits) -> str:
-    """Return the digest of everything that decides a trained parent: settings, seed, rows, threads."""
+def train_keys(train: Train, seeds: dict[str, int], threads: int, splits: Splits) -> dict[str, str]:
+    """Return for each name the digest of everything that decides the parent: settings, seed, rows, threads."""
     if splits.train is None or not len(splits.train):
         raise DataError(
             "no rows to train on",
@@ -32,7 +32,11 @@ def train_key(train: Train, seed: int, threads: int, splits: Splits) -> str:
             remedy="a smaller validation split, or data.train: another split",
         )
     rows = hashlib.sha256(b"".join(hash_rows(splits.train))).hexdigest()
-    return hashlib.sha256(json.dumps([train.model_dump(mode="json"), seed, threads, rows]).encode()).hexdigest()
+    settings = train.model_dump(mode="json")
+    return {
+        name: hashlib.sha256(json.dumps([settings, seed, threads, rows]).encode()).hexdigest()
+        for name, seed in seeds.items()
+    }
 
 
 def train_parent(
@@ -55,7 +59,7 @@ def train_parent(
         device: where to train.
         progress: called after each epoch with (epoch, mean loss).
     """
-    assert splits.train is not None, "train_key has refused this"
+    assert splits.train is not None, "train_keys has refused this"
     model = initial_model(train, seed, splits.classes)
     opened = describe_timm(model, {}, {}, splits.class_names, None)
     images, labels = _tensors(splits.train, opened, splits.classes)

@@ -137,12 +137,12 @@ def test_trained_again_only_when_something_changes(data: Path, tmp_path: Path, m
 
 def test_the_key_is_of_everything_that_decides(data: Path) -> None:
     from mega_hf.hf.data import load_splits
-    from mega_hf.hf.train import train_key
+    from mega_hf.hf.train import train_keys
 
     def key(seed: int = 1, threads: int = 1, validation: str = "validation", **changes: Any) -> str:
         made = Recipe.from_dict(recipe(data, **changes) | {"data": {"path": str(data), "validation": validation}})
         assert made.train is not None
-        return train_key(made.train, seed, threads, load_splits(made.data))
+        return train_keys(made.train, {"a": seed}, threads, load_splits(made.data))["a"]
 
     keys = [
         key(), key(seed=2), key(threads=2), key(validation="train[100:]"), key(epochs=3), key(batch_size=31),
