@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mega_hf.comparison import Comparison, compare
     from mega_hf.errors import DataError, LaunchError, MegaError, ParentError, RecipeError, RunError
     from mega_hf.measurement import Measurement, evaluate
-    from mega_hf.pipeline import merge
+    from mega_hf.pipeline import merge, merge_only, train
     from mega_hf.recipe import Recipe
     from mega_hf.result import MergeResult, Report
 
@@ -27,6 +27,8 @@ __version__ = version("mega_hf")
 _HOME = {
     "Recipe": "recipe",
     "merge": "pipeline",
+    "merge_only": "pipeline",
+    "train": "pipeline",
     "MergeResult": "result",
     "Report": "result",
     "evaluate": "measurement",
@@ -56,6 +58,8 @@ __all__ = [
     "compare",
     "evaluate",
     "merge",
+    "merge_only",
+    "train",
 ]
 
 

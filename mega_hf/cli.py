@@ -12,19 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mega_hf.arguments import build_parser
 from mega_hf.errors import MegaError, RecipeError
 
 if TYPE_CHECKING:
+    from mega_hf.nodes import Merged
     from mega_hf.recipe import Recipe
-
-EXAMPLES = """examples:
-  mega-hf merge recipes/quickstart.yaml
-  mega-hf merge RECIPE.yaml --set merge.generations=40 --out runs/longer
-  mega-hf merge ORG/A ORG/B --data ORG/NAME --out runs/x
-  mega-hf compare ./a ./b
-  mega-hf evaluate ./runs/x/merged --data ORG/NAME --split test
-"""
-
 
 WORKING = "readable inputs, and a disk with room that can be written"
 AGAIN = "mend it; the same command goes on where it stopped"
@@ -36,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
     _quieten()
     try:
-        return args.run(args, words)
+        return COMMANDS[args.command](args, words)
     except MegaError as error:
         _say_error(f"error: {error}")
         return 2
@@ -50,97 +43,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="mega-hf", description="Merge models of one architecture into a single better one, by evolution.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"mega-hf {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_merge(commands.add_parser("merge", help="merge the parents of a recipe, or models given by name"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure one model on one split"))
-    _add_compare(commands.add_parser("compare", help="say whether models can be merged; exit code 1 if not"))
-    _add_card(commands.add_parser("card", help="write a run's card again, from the run folder alone"))
-    return parser
-
-
-def _add_merge(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "sources",
-        nargs="+",
-        metavar="RECIPE.yaml | MODEL",
-        help="one recipe, or two or more models (ORG/NAME, ./FOLDER)",
-    )
-    add(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key: merge.seed=7",
-    )
-    add("--out", type=Path, help="the run folder (default: runs/NAME)")
-    add("--data", help="data set of models given by name: ORG/NAME or ./FOLDER")
-    add("--validation", help="validation split (default: the data set's own, else rows of train)")
-    add("--test", help="test split (default: test)")
-    add("--dry-run", action="store_true", help="check everything and say what it would cost; make nothing")
-    add("--overwrite", action="store_true", help="start afresh where an earlier run is")
-    add("--num-processes", type=_positive, metavar="N", help="processes (default: every GPU, else one)")
-    add("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=_merge)
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="ORG/NAME[@REVISION], timm:ARCH.TAG, ./FOLDER or a run folder")
-    add("--data", required=True, help="ORG/NAME or ./FOLDER")
-    add("--split", required=True, help="a split or a slice of one: test, train[45000:]")
-    add("--name", help="the data set's configuration")
-    add("--revision", help="the data set's revision")
-    add("--image", help="the picture column (default: the one Image column)")
-    add("--label", help="the label column (default: the one ClassLabel column)")
-    add("--batch-size", type=_positive, default=128)
-    add("--json", action="store_true", help="print a record instead of a sentence")
-    parser.set_defaults(run=_evaluate)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="two or more: ORG/NAME[@REVISION], ./FOLDER")
-    parser.add_argument("--json", action="store_true", help="print a record instead of a table")
-    parser.set_defaults(run=_compare)
-
-
-def _add_card(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
-    parser.set_defaults(run=_card)
-
-
 def _merge(args: argparse.Namespace, words: list[str]) -> int:
     recipe = _recipe(args)
     if args.dry_run:
         from mega_hf.estimate import estimate
 
-        print(estimate(recipe, args.num_processes or 1))
+        print(estimate(recipe, args.num_processes or 1, args.only))
         return 0
     from mega_hf.run_folder import RunFolder
 
     out = args.out or Path("runs") / recipe.name
     folder = RunFolder(out)
-    folder.check(recipe, args.overwrite)
-    result = None if args.overwrite else folder.finished()
+    known = folder.check(recipe, args.overwrite, args.update)
+    result = None if args.overwrite or args.update or args.only else folder.finished(known)
     if result is None:
-        from mega_hf.evaluation.processes import default_processes, is_launched, launch
+        code = _launched(args, words)
+        if code is not None:
+            return code
+        options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
+        if args.only:
+            from mega_hf.pipeline import merge_only
 
-        count = args.num_processes or default_processes()
-        if count > 1 and not is_launched():
-            return launch(count, _without_count(words))
+            return _say_node(merge_only(recipe, args.only, out, progress=not args.quiet, **options))
         from mega_hf.pipeline import merge
 
-        result = merge(recipe, out, overwrite=args.overwrite, progress=not args.quiet)
+        result = merge(recipe, out, keep=args.keep, progress=not args.quiet, **options)
+    elif args.keep == "final":
+        folder.drop_intermediates()
     if _is_main():
         print(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}")
+    return 0
+
+
+def _say_node(merged: Merged) -> int:
+    if _is_main():
+        correct, rows = merged.record["correct"], merged.record["n"]
+        print(
+            f"{merged.name}: {100 * correct / rows:.2f} % on validation ({correct} of {rows} right, selected on)\n"
+            f"{merged.folder}\nThe report follows when the whole tree is run: the same command without --only."
+        )
+    return 0
+
+
+def _launched(args: argparse.Namespace, words: list[str]) -> int | None:
+    """Run the same command in several processes, where it should be and isn't yet, and return its exit code."""
+    from mega_hf.evaluation.processes import default_processes, is_launched, launch
+
+    count = args.num_processes or default_processes()
+    return launch(count, _without_count(words)) if count > 1 and not is_launched() else None
+
+
+def _train(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.recipe import Recipe
+
+    recipe = Recipe.from_yaml(args.recipe, args.overrides)
+    code = _launched(args, words)
+    if code is not None:
+        return code
+    from mega_hf.pipeline import train
+
+    options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
+    trained = train(recipe, args.out, parent=args.parent, progress=not args.quiet, **options)
+    if _is_main():
+        print("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
     return 0
 
 
@@ -181,7 +146,7 @@ def _names(references: list[str]) -> dict[str, str]:
     """Name parents given on the command line after their folders or repositories."""
     names: dict[str, str] = {}
     for reference in references:
-        stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2]) or "parent"
+        stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2].replace("+", "-")) or "parent"
         name, copy = stem, 2
         while name in names:
             name, copy = f"{stem}-{copy}", copy + 1
@@ -191,8 +156,8 @@ def _names(references: list[str]) -> dict[str, str]:
 
 def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.measurement import evaluate
-    from mega_hf.recipe import Data
     from mega_hf.recipe_checks import absolute
+    from mega_hf.settings import Data
 
     data = Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
     measured = evaluate(args.model, data, args.split, args.batch_size)
@@ -216,23 +181,15 @@ def _compare(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _card(args: argparse.Namespace, words: list[str]) -> int:
-    from mega_hf.hf.card import render_card
-    from mega_hf.plots import plot_fitness
+    from mega_hf.report import write_card
     from mega_hf.result import MergeResult
-    from mega_hf.run_folder import write_whole
 
-    result = MergeResult.load(args.folder)
-    write_whole(args.folder / "fitness.png", plot_fitness(result.record))
-    write_whole(args.folder / "README.md", render_card(result).encode())
+    write_card(MergeResult.load(args.folder))
     print(args.folder / "README.md")
     return 0
 
 
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return number
+COMMANDS = {"merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card}
 
 
 def _without_count(words: list[str]) -> list[str]:
@@ -259,9 +216,3 @@ def _is_main() -> bool:
 def _say_error(text: str) -> None:
     rank = os.environ.get("RANK", "0")
     print(f"mega-hf: {text}" if rank == "0" else f"mega-hf: process {rank}: {text.splitlines()[0]}", file=sys.stderr)
-
-
-def _version() -> str:
-    from mega_hf import __version__
-
-    return __version__

@@ -1,97 +1,197 @@
-"""What a merge would cost, before anything is made: parents, splits, evaluations, memory, minutes."""
+"""What a run would cost, before anything is made: parents, splits, the tree of merges, memory, minutes."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass
 
 import torch
 
+from mega_hf import tree
+from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.hf.data import Splits, load_splits, match_classes
 from mega_hf.hf.models import OpenModel
 from mega_hf.hf.parents import open_unweighted, refuse_layout
-from mega_hf.hf.train import unweighted
-from mega_hf.recipe import Recipe, TrainedParent
+from mega_hf.hf.train import check_training, time_training, unweighted
+from mega_hf.recipe import Recipe
+from mega_hf.settings import Node
+from mega_hf.sources import base, trained_for
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A merge's cost; `str` is what --dry-run prints."""
+    """A run's cost; `str` is what --dry-run prints."""
 
     recipe: Recipe
+    nodes: dict[str, Node]  # those that would be run, each after those that it needs
     splits: Splits
     matched: str
     architecture: str
     weights: int  # numbers in one individual
     picture_bytes: int
     seconds_a_picture: float
+    training: dict[str, float]  # minutes for each parent that would be trained
     device: str
     processes: int
 
     @property
+    def leaves(self) -> list[str]:
+        """The parents that are merged."""
+        return tree.leaves_of(self._inputs, next(reversed(self.nodes)))
+
+    @property
     def memory_bytes(self) -> int:
-        """Beside model and activations: parents, population, mates, two more individuals, validation pictures."""
-        merge = self.recipe.merge
-        mates = merge.num_mates if merge.variant == "default" else merge.population_size
-        individuals = len(self.recipe.parents) + merge.population_size + mates + 2
-        return 4 * self.weights * individuals + self.picture_bytes
+        """Beside model and activations: inputs, population, mates, two more individuals, validation pictures."""
+        individuals = [len(self.leaves)]  # for their average
+        for node in self.nodes.values():
+            mates = node.num_mates if node.variant == "default" else node.population_size
+            individuals.append(len(node.parents) + node.population_size + mates + 2)
+        return 4 * self.weights * max(individuals) + self.picture_bytes
+
+    def node_minutes(self, node: Node) -> float:
+        """One merge's search, all processes at work."""
+        shares = math.ceil(node.population_size / self.processes) / node.population_size
+        return node.evaluations * len(self.splits.validation) * shares * self.seconds_a_picture / 60
+
+    @property
+    def training_minutes(self) -> float:
+        """Training, each parent by one process, several side by side."""
+        if not self.training:
+            return 0.0
+        return max(max(self.training.values()), sum(self.training.values()) / self.processes)
 
     @property
     def minutes(self) -> float:
-        """Search and report, without training, loading and downloads."""
-        shares = math.ceil(self.recipe.merge.population_size / self.processes) / self.recipe.merge.population_size
-        search = self.recipe.merge.evaluations * len(self.splits.validation) * shares
-        measured = len(self.recipe.parents) + 2
-        report = math.ceil(measured / self.processes) * (len(self.splits.validation) + len(self.splits.test))
-        return (search + report) * self.seconds_a_picture / 60
+        """Training, search and report, without loading and downloads."""
+        measured = len(self.leaves) + len(self.nodes) + 1
+        rows = len(self.splits.validation) + len(self.splits.test)
+        report = math.ceil(measured / self.processes) * rows * self.seconds_a_picture / 60
+        return self.training_minutes + sum(map(self.node_minutes, self.nodes.values())) + report
+
+    @property
+    def _inputs(self) -> dict[str, list[str]]:
+        return {name: node.parents for name, node in self.nodes.items()}
+
+    def _tree(self) -> list[str]:
+        notes = {
+            name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}" for name, n in self.nodes.items()
+        }
+        for leaf in self.leaves:
+            if base(leaf) in self.training:
+                notes[leaf] = (
+                    f"trained here, {_about(self.training[base(leaf)])}" if leaf == base(leaf) else "snapshot"
+                )
+            else:
+                notes[leaf] = str(self.recipe.to_dict()["parents"][leaf])
+        drawn = tree.draw(self._inputs, next(reversed(self.nodes)), notes)
+        return [f"tree         {drawn[0]}", *(f"             {line}" for line in drawn[1:])]
 
     def __str__(self) -> str:
-        splits, merge = self.splits, self.recipe.merge
-        trained = [name for name, p in self.recipe.parents.items() if isinstance(p, TrainedParent)]
+        splits, nodes = self.splits, self.nodes.values()
         lines = [
             f"recipe       {self.recipe.name}",
-            *(f"parent       {name}: {parent}" for name, parent in self.recipe.to_dict()["parents"].items()),
+            *self._tree(),
             f"architecture {self.architecture}, {self.weights:,} numbers an individual",
             f"validation   {splits.validation.spec}: {len(splits.validation):,} rows",
             f"test         {splits.test.spec}: {len(splits.test):,} rows, read once after the search",
             f"classes      {splits.classes}, matched {self.matched}",
-            f"evaluations  {merge.evaluations:,} ({merge.population_size} individuals, {merge.generations} times)",
+            f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
             f"memory       {self.memory_bytes / 2**20:,.0f} MiB for parents, population and pictures",
-            f"time         about {self.minutes:.1f} minutes on {self.processes} x {self.device} "
+        ]
+        if self.training:
+            rows = len(splits.train) if splits.train else 0
+            lines += [
+                f"training     {_count(len(self.training), 'parent')} on {rows:,} rows: "
+                f"{_about(self.training_minutes)} of the time below"
+            ]
+        lines += [
+            f"time         {_about(self.minutes)} on {self.processes} x {self.device} "
             f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights)",
         ]
-        lines += [f"training     {', '.join(trained)}: not counted above"] if trained else []
+        if self.recipe.order == "accuracy":
+            lines += ["order        by validation accuracy: who is paired with whom is known once they are measured"]
         return "\n".join([*lines, *(f"note         {notice}" for notice in splits.notices), "Nothing was made."])
 
 
-def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
+def _about(minutes: float) -> str:
+    return f"about {minutes:.1f} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Estimate:
     """Check parents, splits and classes, and time one batch; nothing is made, no weights are read.
+
+    Args:
+        recipe: what to do.
+        processes: how many would share the work.
+        only: the one node that would be run, with what it needs.
 
     Raises:
         MegaError: what would have ended the merge before its search.
     """
     splits = load_splits(recipe.data)
-    models = {}
-    for name, reference in recipe.parents.items():
-        if isinstance(reference, TrainedParent):
-            assert recipe.train is not None
-            models[name] = unweighted(recipe.train, splits)
-        else:
-            models[name] = open_unweighted(name, reference)
+    nodes = recipe.nodes()
+    if only is not None and only not in nodes:
+        raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
+    inputs = {name: node.parents for name, node in nodes.items()}
+    nodes = {name: nodes[name] for name in tree.needed_for(inputs, only or next(reversed(nodes)))}
+    leaves = tree.leaves_of(inputs, next(reversed(nodes)))
+    to_train = trained_for(recipe, leaves)
+    if to_train:
+        check_training(recipe, to_train, splits)
+    models = _models(recipe, [*to_train, *(leaf for leaf in leaves if base(leaf) not in to_train)], splits)
     refuse_layout(models)
     model = next(iter(models.values()))
     matched = match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[1]
     device = Processes().device
+    training = _train(recipe, to_train, model, splits, device)
     rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)
     numbers = sum(t.numel() for t in model.state().values() if t.is_floating_point())
     return Estimate(
-        recipe, splits, matched, str(model.structure.get("architecture", "")), numbers,
+        recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
         picture_bytes=4 * len(splits.validation) * math.prod(model.picture_shape),
-        seconds_a_picture=_time_batch(model, device, rows), device=device.type, processes=processes,
+        seconds_a_picture=_time_batch(model, device, rows), training=training,
+        device=device.type, processes=processes,
     )  # fmt: skip
+
+
+def _models(recipe: Recipe, names: list[str], splits: Splits) -> dict[str, OpenModel]:
+    """Build the parents with random weights; those that are trained alike are built once."""
+    models: dict[str, OpenModel] = {}
+    alike: dict[str, OpenModel] = {}
+    for name in names:
+        if name in recipe.trained:
+            settings = recipe.trained[name].train
+            key = json.dumps([settings.arch, settings.arch_args, settings.data_config, settings.source])
+            if key not in alike:
+                alike[key] = unweighted(recipe, name, splits)
+            models[name] = alike[key]
+        else:
+            models[name] = open_unweighted(name, recipe.parents[name])
+    return models
+
+
+def _train(
+    recipe: Recipe, names: list[str], model: OpenModel, splits: Splits, device: torch.device
+) -> dict[str, float]:
+    """Return the minutes that each parent's training would take, one step of each kind timed."""
+    timed: dict[str, float] = {}
+    minutes = {}
+    for name in names:
+        settings = recipe.trained[name].train
+        kind = json.dumps([settings.optimizer, settings.batch_size])
+        if kind not in timed:
+            timed[kind] = time_training(model, settings, device)
+        rows = len(splits.train) if splits.train else 0
+        minutes[name] = settings.epochs * rows * timed[kind] / 60
+    return minutes
 
 
 @torch.inference_mode()

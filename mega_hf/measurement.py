@@ -13,9 +13,9 @@ from mega_hf.hf.data import load_split, match_classes
 from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import resolve
 from mega_hf.hf.rows import fill_pictures
-from mega_hf.recipe import Data
 from mega_hf.recipe_checks import absolute, is_local
 from mega_hf.result import MergeResult
+from mega_hf.settings import Data
 from mega_hf.statistics import wilson_interval
 
 

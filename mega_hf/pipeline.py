@@ -1,49 +1,49 @@
-"""THE PIPELINE: recipe -> parents -> weight space -> generations <-> fitness -> report -> run folder."""
+"""THE PIPELINE: recipe -> parents -> tree of merges, each weight space -> generations <-> fitness -> report."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-
-from mega_hf.errors import RunError
-from mega_hf.evaluation.fitness import FullEvaluation
+from mega_hf import tree
+from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
 from mega_hf.evaluation.processes import Processes
-from mega_hf.genetic.evolve import Outcome, Search, evolve
-from mega_hf.genetic.mutation import Gaussian, spread
-from mega_hf.genetic.population import Genes
-from mega_hf.genetic.seeds import streams
-from mega_hf.genetic.selection import plan, plan_reference
-from mega_hf.hf.data import Splits, load_splits, match_classes
-from mega_hf.hf.models import OpenModel
-from mega_hf.hf.parents import OpenParent, open_parent, refuse_disagreement
+from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.models import open_model
 from mega_hf.hf.rows import Split, fill_pictures
-from mega_hf.hf.save import save_model
-from mega_hf.hf.train import initial_model, train_keys
-from mega_hf.journal import NAME as JOURNAL
+from mega_hf.hf.train import check_training
 from mega_hf.journal import Journal
+from mega_hf.nodes import Merged, Source, Workshop, merge_node
 from mega_hf.progress import Progress
-from mega_hf.recipe import Recipe, TrainedParent
+from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
-from mega_hf.run_folder import RunFolder, write_folder
+from mega_hf.run_folder import RunFolder
+from mega_hf.settings import Node
+from mega_hf.sources import Parents, base, pin, rank, trained_for
 from mega_hf.training import train_missing
-from mega_hf.weights.space import WeightSpace, build_space
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Stages:
-    """Seconds by stage."""
+class _Run:
+    """One run at work: where, with whom, and what it was asked for."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    folder: RunFolder
+    processes: Processes
+    progress: Progress
+    parents: Path  # where trained parents are kept
+    overwrite: bool = False
+    update: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -54,7 +54,14 @@ class Stages:
 
 
 def merge(
-    recipe: Recipe, out: str | Path | None = None, *, overwrite: bool = False, progress: bool = False
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    update: bool = False,
+    keep: Literal["all", "final"] = "all",
+    parents: str | Path | None = None,
+    progress: bool = False,
 ) -> MergeResult:
     """Merge the parents of a recipe and leave a run folder behind.
 
@@ -64,154 +71,216 @@ def merge(
         recipe: what to do.
         out: the run folder; `runs/NAME` in the working folder by default.
         overwrite: start afresh where an earlier run is.
+        update: run what another recipe, or other parents or data, change of an earlier run, and keep the rest.
+        keep: `final` drops the intermediate models of a tree once the report is made.
+        parents: the folder in which trained parents are looked for and left; the run folder's own by default.
         progress: show bars on standard error.
 
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
+    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+        result = None if overwrite or update else run.folder.finished(known)
+        if result is None:
+            result = _merge_all(recipe, known, run)
+        if keep == "final" and run.processes.is_main:
+            run.folder.drop_intermediates()
+        return result
+
+
+def merge_only(
+    recipe: Recipe,
+    node: str,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    update: bool = False,
+    parents: str | Path | None = None,
+    progress: bool = False,
+) -> Merged:
+    """Make one merge of a tree and those that it needs; the test split is not looked at, no report is made.
+
+    Args: as `merge`; `node` is the merge's name.
+
+    Raises:
+        MegaError: as `merge`; RecipeError if there is no such node.
+    """
+    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+        return _merge_tree(recipe, known, run, node)[0][-1]
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    parent: str | None = None,
+    overwrite: bool = False,
+    update: bool = False,
+    parents: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, Path]:
+    """Train the parents of a recipe that are given by seeds, or one of them, and merge nothing.
+
+    Args: as `merge`; `parent` is the name of one.
+
+    Returns:
+        name -> the folder of its model, snapshots included.
+
+    Raises:
+        MegaError: as `merge`; RecipeError if there is nothing to train.
+    """
+    if not recipe.trained or (parent is not None and parent not in recipe.trained):
+        known_names = ", ".join(recipe.trained) or "parents with train: {seed: ...}"
+        remedy = (
+            "name one that is trained, or leave --parent out" if recipe.trained else "mega-hf merge needs no training"
+        )
+        raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
+    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+        names = trained_for(known, [parent] if parent else list(known.trained))
+        splits = load_splits(known.data)
+        check_training(known, names, splits)
+        pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
+        if run.processes.is_main:
+            run.folder.create(recipe, pinned, overwrite, update)
+        run.processes.wait()
+        train_missing(pinned, run.parents, names, splits, run.processes, run.progress)
+        wanted = [name for name in pinned.usable if base(name) in names]
+        return {name: run.parents / name for name in wanted}
+
+
+@contextmanager
+def _start(
+    recipe: Recipe, out: str | Path | None, overwrite: bool, update: bool, parents: str | Path | None, progress: bool
+) -> Iterator[tuple[_Run, Recipe]]:
+    """Check the run folder, and gather the processes; gives the run and the recipe with what the folder knows."""
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    asked, recipe = recipe, folder.check(recipe, overwrite)
+    known = folder.check(recipe, overwrite, update)
     processes = Processes()
     try:
-        finished = None if overwrite else folder.finished()
-        return finished or _run(asked, recipe, folder, overwrite, processes, Progress(progress and processes.is_main))
+        kept = Path(parents) if parents is not None else folder.path / "parents"
+        yield _Run(folder, processes, Progress(progress and processes.is_main), kept, overwrite, update), known
     finally:
         processes.close()
 
 
-def _run(
-    asked: Recipe, recipe: Recipe, folder: RunFolder, overwrite: bool, processes: Processes, progress: Progress
-) -> MergeResult:
-    stages = Stages()
-    with stages.time("data"):
+def _merge_all(asked: Recipe, recipe: Recipe, run: _Run) -> MergeResult:
+    merged, finding = _merge_tree(asked, recipe, run)
+    return write_report(finding, merged, run.folder, run.processes, run.seconds)
+
+
+def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = None) -> tuple[list[Merged], Finding]:
+    """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
+    with run.time("data"):
         splits = load_splits(recipe.data)
-    with stages.time("parents"):
-        opened, recipe = _parents(asked, recipe, folder, overwrite, splits, processes, progress)
-        space, vectors = _pack(opened)
-    parents, first = [one.parent for one in opened], opened[0].model
-    del opened  # the models but the first, which stays to be measured with
-    mapping, matched = match_classes(first.labels, first.num_classes, splits.class_names, splits.classes)
-    notices = [*splits.notices, *([] if matched == "by name" else [f"classes are matched {matched}"])]
-    for notice in notices if processes.is_main else ():
+    leaves = _leaves(recipe, only)
+    with run.time("parents"):
+        parents, recipe = _gather(asked, recipe, leaves, splits, run)
+    notices = [*splits.notices]
+    notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
+    for notice in notices if run.processes.is_main else ():
         logger.warning(notice)
-    with stages.time("pictures"):
-        batch_size = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), processes.device)
-        load = _picture_loader(first, mapping, batch_size, processes, recipe)
+    rows = len(splits.validation)
+    batch_size = choose_batch_size(recipe.evaluation.batch_size, rows, run.processes.device)
+    load = _Loader(parents, batch_size, run.processes, recipe.evaluation.memory_share)
+    with run.time("pictures"):
         pictures = load(splits.validation)
-    forward = Forward(first.model, processes.device)
-    journal = Journal(folder.path / JOURNAL, "+".join(p.name for p in parents))
-    processes.wait()  # nobody reads the journal after the main process has begun to write
-    if processes.is_main:
-        journal.begin(header(recipe, parents, splits, processes.device_kind, forward.path, batch_size))
-    with stages.time("search"):
-        outcome = _search(recipe, journal, space, vectors, forward, pictures, processes, progress)
-    if outcome.best.fitness.correct is None:
-        raise RunError(
-            "no individual gave finite logits",
-            expected="a measurable model",
-            got="none",
-            remedy="a smaller mutation.std",
-        )
-    if processes.is_main:
-        state = space.unpack(outcome.best.genome)
-        write_folder(folder.path / "merged", lambda path: save_model(path, first, state))
-    finding = Finding(
-        recipe, parents, first, splits, space, vectors, outcome, journal, load, pictures, matched, notices
-    )
-    return write_report(finding, folder, processes, stages.seconds, forward.path)
+    forward = Forward(parents.model.model, run.processes.device)
+    journal = Journal(run.folder.journal)
+    run.processes.wait()  # nobody reads the journal after the main process has begun to write
+    head = header(recipe, parents.identities.values(), splits, run.processes.device_kind, forward.path, batch_size)
+    if run.processes.is_main:
+        journal.begin(head, run.update)
+    context = _context(splits, parents, head)
+    ranking = rank(parents, journal, forward, pictures, run.processes) if recipe.order == "accuracy" else None
+    workshop = Workshop(forward, pictures, journal, run.processes, run.progress, ranking, context)
+    with run.time("search"):
+        merged = _merge_nodes(_chosen(recipe.nodes(ranking), only), parents, run, workshop, recipe)
+    return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
 
 
-def _pack(opened: list[OpenParent]) -> tuple[WeightSpace, torch.Tensor]:
-    """Return the weight space of the parents, and the parents in it: [parents, size] float32."""
-    first = opened[0].model
-    states = {one.parent.name: one.model.state() for one in opened}
-    space = build_space(states, first.learned(), first.tied())
-    vectors = torch.empty(len(states), space.size)
-    for row, state in zip(vectors, states.values(), strict=True):
-        row.copy_(space.pack(state))
-    return space, vectors
+def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any]:
+    """Return what decides every fitness beside weights and settings."""
+    model = parents.model
+    run = [head[key] for key in ("device_kind", "forward_path", "batch_size")]
+    return [splits.digests["validation"], parents.mapping, model.library, model.structure, model.preprocessing, *run]
 
 
-def _search(
-    recipe: Recipe,
-    journal: Journal,
-    space: WeightSpace,
-    vectors: torch.Tensor,
-    forward: Forward,
-    pictures: Pictures,
-    processes: Processes,
-    progress: Progress,
-) -> Outcome:
-    merge, mutation = recipe.merge, recipe.merge.mutation
-    reference = merge.variant == "reference"
-    gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
-    search = Search(
-        merge.population_size, merge.generations, merge.num_mates, merge.tournament_size, gaussian,
-        merge.founders.include_parents, plan_reference if reference else plan,
-    )  # fmt: skip
-    with progress.bar("search", merge.evaluations, "evaluation") as advance:
-        report = _accuracy_of(pictures, advance)
-        evaluation = FullEvaluation(forward, pictures, space, processes, journal, report)
-        return evolve(vectors, _genes(space, vectors), search, streams(merge.seed, journal.node), evaluation)
+def _leaves(recipe: Recipe, only: str | None) -> list[str]:
+    """Return the parents to open; which of them `only` needs is not known before they are measured."""
+    if recipe.order == "accuracy":
+        return list(recipe.parents)
+    nodes = _chosen(recipe.nodes(), only)
+    return tree.leaves_of(_inputs(nodes), next(reversed(nodes)))
 
 
-def _accuracy_of(pictures: Pictures, advance: Callable[[int, str], None]) -> Callable[[int, int], None]:
-    return lambda measured, best: advance(measured, f"best {100 * best / pictures.count:.2f} %")
+def _inputs(nodes: dict[str, Node]) -> dict[str, list[str]]:
+    return {name: node.parents for name, node in nodes.items()}
 
 
-def _genes(space: WeightSpace, vectors: torch.Tensor) -> Genes:
-    bounds = tuple((s.start, s.stop) for s in space.segments)
-    scales = tuple(spread([v[start:stop].numpy() for v in vectors]) for start, stop in bounds)
-    return Genes(bounds, sum(s.learned for s in space.segments), scales)
+def _chosen(nodes: dict[str, Node], only: str | None) -> dict[str, Node]:
+    """Return the nodes to run: all, or what one needs and it."""
+    if only is None:
+        return nodes
+    if only not in nodes:
+        raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
+    return {name: nodes[name] for name in tree.needed_for(_inputs(nodes), only)}
 
 
-def _parents(
-    asked: Recipe,
-    recipe: Recipe,
-    folder: RunFolder,
-    overwrite: bool,
-    splits: Splits,
-    processes: Processes,
-    progress: Progress,
-) -> tuple[list[OpenParent], Recipe]:
+def _merge_nodes(
+    nodes: dict[str, Node], parents: Parents, run: _Run, workshop: Workshop, recipe: Recipe
+) -> list[Merged]:
+    """Make the merges one after the other, each after those that it needs."""
+    sources, merged, level = dict(parents.sources), [], tree.levels(_inputs(nodes))
+    root = next(reversed(recipe.nodes(workshop.ranking)))
+    for number, (name, node) in enumerate(nodes.items(), start=1):
+        target = run.folder.path / "merged" if name == root else run.folder.path / "nodes" / name
+        inputs = {parent: sources[parent] for parent in node.parents}
+        done = merge_node(name, node, level[name], inputs, target, workshop)
+        sources[name] = Source(done.record["state"], partial(open_model, target, name))
+        merged.append(done)
+        if run.processes.is_main and len(nodes) > 1:
+            accuracy = 100 * done.record["correct"] / done.record["n"]
+            how = "taken from the run folder" if done.reused else f"{done.evaluations} evaluations"
+            logger.info("node %d of %d, %s: %.2f %% on validation, %s", number, len(nodes), name, accuracy, how)
+    return merged
+
+
+def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: _Run) -> tuple[Parents, Recipe]:
     """Open the parents, and train those that are trained here; make the run folder once every check has passed."""
-    references = recipe.parents
-    to_train = {name: ref.train.seed for name, ref in references.items() if isinstance(ref, TrainedParent)}
-    opened = {name: open_parent(name, ref) for name, ref in references.items() if name not in to_train}
-    refuse_disagreement(opened.values())
-    if opened:  # what would end the merge later ends it here, while there is no folder yet
-        first = next(iter(opened.values())).model
-        _pack(list(opened.values()))
-        match_classes(first.labels, first.num_classes, splits.class_names, splits.classes)
-    keys = {}
-    if recipe.train and to_train:
-        initial_model(recipe.train, 0, splits.classes)  # an unknown architecture ends here
-        keys = train_keys(recipe.train, to_train, recipe.threads, splits)
-    pins = {name: opened[name].reference if name in opened else ref for name, ref in references.items()}
-    recipe = recipe.model_copy(update={"parents": pins, "data": splits.data})
-    if processes.is_main:
-        folder.create(asked, recipe, overwrite)
-        logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", folder.path)
-    processes.wait()
-    if recipe.train:
-        train_missing(recipe, recipe.train, folder.path / "parents", keys, splits, processes, progress)
-    for name in to_train:
-        opened[name] = open_parent(name, references[name], folder.path / "parents" / name)
-    parents = [opened[name] for name in references]
+    to_train = trained_for(recipe, leaves)
+    given = Parents(splits)
+    for name in (leaf for leaf in leaves if base(leaf) not in recipe.trained):
+        given.admit(name, recipe.parents[name])  # what would end the merge ends it while there is no folder yet
     if to_train:
-        refuse_disagreement(parents)
+        check_training(recipe, to_train, splits)
+    recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
+    if run.processes.is_main:
+        run.folder.create(asked, recipe, run.overwrite, run.update)
+        logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
+    run.processes.wait()
+    if not to_train:
+        return given, recipe
+    with run.time("training"):
+        train_missing(recipe, run.parents, to_train, splits, run.processes, run.progress)
+    parents = Parents(splits)
+    for name in leaves:
+        parents.admit(name, recipe.parents[base(name)], run.parents / name)
     return parents, recipe
 
 
-def _picture_loader(
-    model: OpenModel, mapping: list[int], batch_size: int, processes: Processes, recipe: Recipe
-) -> Callable[[Split], Pictures]:
-    """Return a function that decodes and transforms a split once, in the run's one batch shape."""
+@dataclass(frozen=True)
+class _Loader:
+    """Decodes and transforms a split once, in the run's one batch shape."""
 
-    def load(split: Split) -> Pictures:
-        share = recipe.evaluation.memory_share
-        pictures = place_pictures(len(split), model.picture_shape, batch_size, processes.device, share)
-        fill_pictures(split, mapping, model.transform, pictures.images, pictures.labels)
+    parents: Parents
+    batch_size: int
+    processes: Processes
+    memory_share: float
+
+    def __call__(self, split: Split) -> Pictures:
+        model = self.parents.model
+        pictures = place_pictures(
+            len(split), model.picture_shape, self.batch_size, self.processes.device, self.memory_share
+        )
+        fill_pictures(split, self.parents.mapping, model.transform, pictures.images, pictures.labels)
         return pictures
-
-    return load

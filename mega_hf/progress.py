@@ -18,10 +18,15 @@ class Progress:
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """Give a function that advances the bar by a number and sets the text behind it."""
+        """Give a function that advances the bar by a number and sets the text behind it; `unit` is a plural."""
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants a line now and then
         with tqdm(
-            total=total, desc=title, unit=f" {unit}s", disable=not self.shown, dynamic_ncols=True, mininterval=pause
+            total=total,
+            desc=_short(title),
+            unit=f" {unit}",
+            disable=not self.shown,
+            dynamic_ncols=True,
+            mininterval=pause,
         ) as bar:
 
             def advance(count: int, text: str) -> None:
@@ -29,3 +34,8 @@ class Progress:
                 bar.update(count)
 
             yield advance
+
+
+def _short(title: str) -> str:
+    """Leave the bar some room beside the name of a merge of many parents."""
+    return title if len(title) <= 40 else f"{title[:19]}...{title[-18:]}"

@@ -4,215 +4,113 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from mega_hf import recipe_checks, strict_yaml
+from mega_hf import recipe_checks, strict_yaml, tree
 from mega_hf.errors import RecipeError
+from mega_hf.settings import Data, Evaluation, Merge, Name, Node, ParentRef, Strict, Train, TrainedParent, impossible
 
-# Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
-REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-
-
-class _Strict(BaseModel):
-    """A frozen record that refuses what it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_keys(cls, tree: Any) -> Any:
-        unknown = [key for key in tree if key not in cls.model_fields] if isinstance(tree, dict) else []
-        if unknown:
-            raise PydanticCustomError("unknown", "unknown key", {"keys": unknown, "known": list(cls.model_fields)})
-        return tree
-
-
-def _impossible(key: str, expected: str, got: object, remedy: str = "") -> PydanticCustomError:
-    context = {"key": key, "expected": expected, "got": str(got), "remedy": remedy}
-    return PydanticCustomError("impossible", "impossible", context)
-
-
-class Sample(_Strict):
-    """`size` rows of a split, drawn by `seed`; with `stratify` each class has its share."""
-
-    split: str = "train"
-    size: Count
-    seed: Seed = 46
-    stratify: bool = True
-
-
-class Data(_Strict):
-    """A data set with a picture column and a label column; splits are `datasets` slices or samples."""
-
-    path: Annotated[str, Field(min_length=1)]
-    name: str | None = None
-    revision: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str = "train"
-    validation: (
-        Annotated[
-            Annotated[str, Tag("slice")] | Annotated[Sample, Tag("sample")],
-            Discriminator(lambda v: "sample" if isinstance(v, dict | Sample) else "slice"),
-        ]
-        | None
-    ) = None
-    test: str | None = None
-
-
-class TrainSeed(_Strict):
-    """The seed of one parent: it decides the initial weights and the order of the rows."""
-
-    seed: Seed
-
-
-class TrainedParent(_Strict):
-    """A parent that is trained here, by the recipe's `train` block."""
-
-    train: TrainSeed
-
-
-class WeightsParent(_Strict):
-    """A parent given as a timm architecture and a safetensors file of its weights.
-
-    `data_config` is its preprocessing (timm's input_size, mean, std, interpolation, crop_pct); the architecture's own
-    where it says nothing.
-    """
-
-    arch: str
-    weights: str
-    arch_args: dict[str, Any] = {}
-    data_config: dict[str, Any] = {}
-    num_classes: Count
-
-
-def _parent_form(value: Any) -> str:
-    if isinstance(value, dict | BaseModel):
-        return (
-            "trained" if isinstance(value, TrainedParent) or (isinstance(value, dict) and "train" in value) else "file"
-        )
-    return "reference"
-
-
-ParentRef = Annotated[
-    Annotated[str, Tag("reference")]
-    | Annotated[TrainedParent, Tag("trained")]
-    | Annotated[WeightsParent, Tag("file")],
-    Discriminator(_parent_form),
+Merges = Annotated[
+    Annotated[Literal["joint", "pairwise"], Tag("shape")]
+    | Annotated[dict[Name, Node], Field(min_length=1, max_length=500), Tag("nodes")],
+    Discriminator(lambda value: "nodes" if isinstance(value, dict) else "shape"),
 ]
 
 
-class Train(_Strict):
-    """How parents are trained from their seeds: on the training rows alone, by one process."""
-
-    arch: str
-    arch_args: dict[str, Any] = {}
-    data_config: dict[str, Any] = {}  # timm's input_size, mean, std, interpolation, crop_pct
-    epochs: Count = 50
-    batch_size: Count = 256
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.01
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class Mutation(_Strict):
-    """Each weight gets N(0, std²) with probability `rate`; `scope: tensor` draws once per tensor."""
-
-    rate: Annotated[float, Field(ge=0, le=1)] = 0.02
-    std: Annotated[float, Field(ge=0, le=1e6)] = 0.05
-    scope: Literal["element", "tensor"] = "element"
-    relative: bool = True
-
-
-class Founders(_Strict):
-    """The first population: mixtures of the parents and, with `include_parents`, the parents themselves."""
-
-    include_parents: bool = True
-
-
-class Merge(_Strict):
-    """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
-
-    method: Literal["mega"] = "mega"
-    variant: Literal["default", "reference"] = "default"
-    population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
-    generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    num_mates: Annotated[int, Field(ge=2, le=1000)] = 4
-    tournament_size: Annotated[int, Field(ge=1, le=100_000)] = 3
-    mutation: Mutation = Mutation()
-    founders: Founders = Founders()
-    seed: Seed = 46
-
-    @model_validator(mode="after")
-    def _possible(self) -> Merge:
-        if self.tournament_size > self.population_size:
-            limit = f"at most population_size, {self.population_size}"
-            raise _impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _published_code(cls, tree: Any) -> Any:
-        """Let `variant: reference` fix what the published code fixes."""
-        if (
-            isinstance(tree, dict)
-            and tree.get("variant") == "reference"
-            and isinstance(tree.get("mutation", {}), dict)
-        ):
-            mutation = {**(tree.get("mutation") or {}), **REFERENCE}
-            founders = tree.get("founders") or {}
-            founders = {**founders, "include_parents": False} if isinstance(founders, dict) else founders
-            return {**tree, "mutation": mutation, "founders": founders}
-        return tree
-
-    @property
-    def evaluations(self) -> int:
-        """How many individuals are measured: N + (G − 1)(N − 1), since the elite keeps its fitness."""
-        return self.population_size + (self.generations - 1) * (self.population_size - 1)
-
-
-class Evaluation(_Strict):
-    """How individuals are measured. `batch_size: null` takes 128 on a CPU and 512 on a GPU.
-
-    Pictures that need more than `memory_share` of the device's memory are streamed to it.
-    """
-
-    batch_size: Count | None = None
-    memory_share: Annotated[float, Field(gt=0, le=0.9)] = 0.5
-
-
-class Recipe(_Strict):
-    """Everything that decides a merge. Paths are absolute, every default is filled in."""
+class Recipe(Strict):
+    """Everything that decides a merge, or a tree of merges. Paths are absolute, every default is filled in."""
 
     name: Name
     data: Data
-    parents: Annotated[dict[Name, ParentRef], Field(min_length=2)]
-    train: Train | None = None
-    merge: Merge = Merge()
+    parents: Annotated[dict[Name, ParentRef], Field(min_length=1)]
+    train: Train | None = None  # shared by the parents that are trained
+    merge: Merge = Merge()  # shared by all nodes
+    merges: Merges = "joint"
+    order: Literal["listed", "accuracy"] = "listed"  # who is paired with whom
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Give each node what it does not say from `merge`, and each trained parent from `train`."""
+        return _filled(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.merge.founders.include_parents and self.merge.population_size < len(self.parents):
-            expected = f"at least {len(self.parents)}, one for each parent"
-            raise _impossible(
-                "merge.population_size", expected, self.merge.population_size, "or include_parents: false"
-            )
-        if self.train is None and any(isinstance(p, TrainedParent) for p in self.parents.values()):
-            raise _impossible(
-                "train", "a train block, since parents are trained from seeds", "none", "add train: {arch: ...}"
-            )
-        recipe_checks.refuse_twins({name: _plain(parent) for name, parent in self.parents.items()}, _impossible)
+        for name, parent in self.trained.items():
+            if parent.train.arch is None and parent.train.source is None:
+                where, remedy = "parents.{name}" if self.train else "train", "add train: {arch: ...}"
+                raise impossible(where.format(name=name), "a train block with arch, or from", "none", remedy)
+        references = {n: p if isinstance(p, str) else p.model_dump(mode="json") for n, p in self.parents.items()}
+        recipe_checks.refuse_twins(references, impossible)
+        recipe_checks.refuse_sources({n: p.train.source for n, p in self.trained.items()}, self.usable, impossible)
+        if isinstance(self.merges, str) and len(self.parents) < 2:
+            raise impossible("parents", "two parents or more", len(self.parents), "add one")
+        if isinstance(self.merges, dict):
+            inputs = {node: one.parents for node, one in self.merges.items()}
+            tree.refuse_broken(inputs, self._needed_parents(inputs), self.usable, impossible)
+            self._refuse_ends(inputs)
+        for name in self.parents if self.merges == "pairwise" else ():
+            if "+" in name:
+                remedy = "rename this parent"
+                raise impossible(["parents", name], "names without +, which joins them in merges' names", name, remedy)
+        if self.order == "accuracy" and self.merges != "pairwise":
+            raise impossible("order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired")
+        self._refuse_small_populations()
         return self
+
+    def _needed_parents(self, inputs: tree.Nodes) -> list[str]:
+        """Return the parents that nodes must use: all but those that others are only trained from."""
+        started = {p.train.source.partition("@")[0] for p in self.trained.values() if p.train.source}
+        return [name for name in self.parents if name not in started]
+
+    def _refuse_ends(self, inputs: tree.Nodes) -> None:
+        """Refuse a parent beside the snapshot after its last epoch, which is the same model."""
+        used = {one: node for node, parents in inputs.items() for one in parents}
+        for name, parent in self.trained.items():
+            end = f"{name}@{parent.train.epochs}"
+            if name in used and end in used:
+                where, expected = ["merges", used[end], "parents"], "models that differ"
+                raise impossible(where, expected, f"{name} and {end}, its last epoch", "take one of them")
+
+    def _refuse_small_populations(self) -> None:
+        explicit = isinstance(self.merges, dict)
+        for name, node in self.nodes().items():
+            count = len(node.parents)
+            if node.founders.include_parents and node.population_size < count:
+                at = ["merges", name, "population_size"] if explicit else ["merge", "population_size"]
+                expected = f"at least {count}, one for each parent"
+                raise impossible(at, expected, node.population_size, "or include_parents: false")
+
+    @property
+    def trained(self) -> dict[str, TrainedParent]:
+        """The parents that are trained here."""
+        return {name: parent for name, parent in self.parents.items() if isinstance(parent, TrainedParent)}
+
+    @property
+    def usable(self) -> list[str]:
+        """What a node may name beside other nodes: parents, and their snapshots as `NAME@EPOCH`."""
+        snapshots = [f"{name}@{epoch}" for name, p in self.trained.items() for epoch in p.train.snapshots]
+        return [*self.parents, *snapshots]
+
+    def nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
+        """Return the merges by name, each after those that it needs, the root last.
+
+        Args:
+            ranking: the parents from best to worst, which `order: accuracy` pairs in that order.
+        """
+        if isinstance(self.merges, dict):
+            arranged = tree.arrange({name: node.parents for name, node in self.merges.items()})
+            return {name: self.merges[name] for name in arranged}
+        names = list(ranking or self.parents)
+        inputs = tree.pair_up(names) if self.merges == "pairwise" else {tree.join(names): names}
+        settings = self.merge.model_dump()
+        return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -230,7 +128,9 @@ class Recipe(_Strict):
         return cls.from_document(strict_yaml.Document(json.loads(json.dumps(tree)), {(): origin}))
 
     @classmethod
-    def from_document(cls, document: strict_yaml.Document, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    def from_document(
+        cls, document: strict_yaml.Document, overrides: tuple[str, ...] | list[str] = (), check_files: bool = True
+    ) -> Recipe:
         """Apply overrides, make paths absolute, check everything that needs no download."""
         for assignment in overrides:
             document.override(assignment)
@@ -238,14 +138,14 @@ class Recipe(_Strict):
         try:
             recipe = cls.model_validate(document.tree)
         except ValidationError as error:
-            findings = [f for e in error.errors() for f in recipe_checks.findings(dict(e), document)]
-            raise RecipeError.join(findings) from None
-        recipe_checks.check_files(recipe.to_dict(), document)
+            raise RecipeError.join(recipe_checks.all_findings(error.errors(), document)) from None
+        if check_files:
+            recipe_checks.check_files(recipe.to_dict(), document)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default included."""
-        return self.model_dump(mode="json")
+        """Return the recipe as plain values, every default included; what is inherited stands once."""
+        return _without_inherited(self.model_dump(mode="json", by_alias=True))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""
@@ -254,8 +154,43 @@ class Recipe(_Strict):
     @property
     def sha256(self) -> str:
         """The digest of all settings, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        settings = [self.to_dict(), list(self.parents)]  # the parents' order decides who is paired with whom
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _plain(parent: Any) -> Any:
-    return parent.model_dump(mode="json") if isinstance(parent, BaseModel) else parent
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
+    filled = dict(values)
+    merges, merge, parents, train = (values.get(key) for key in ("merges", "merge", "parents", "train"))
+    if isinstance(merges, dict):
+        filled["merges"] = {name: _over(merge, node) for name, node in merges.items()}
+    if isinstance(parents, dict):
+        filled["parents"] = {
+            name: {**parent, "train": _over(train, parent["train"], nested=())}
+            if isinstance(parent, dict) and "train" in parent
+            else parent
+            for name, parent in parents.items()
+        }
+    return filled
+
+
+def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
+    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the checks."""
+    if not isinstance(own, dict) or not isinstance(shared, dict):
+        return own
+    inner = {key: _over(shared[key], own[key]) for key in nested if key in own and key in shared}
+    return {**shared, **own, **inner}
+
+
+def _without_inherited(tree: dict[str, Any]) -> dict[str, Any]:
+    shared_merge, shared_train = tree["merge"], tree["train"] or {}
+    for parent in tree["parents"].values():
+        if isinstance(parent, dict) and "train" in parent:
+            parent["train"] = _differing(parent["train"], shared_train)
+    if isinstance(tree["merges"], dict):
+        tree["merges"] = {name: _differing(node, shared_merge) for name, node in tree["merges"].items()}
+    return tree
+
+
+def _differing(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in own.items() if key not in shared or shared[key] != value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,19 @@ def resolve_paths(document: Document) -> None:
         path = Path(text).expanduser()
         return str((document.origin(at).base / path).resolve())
 
-    data, parents = document.tree.get("data"), document.tree.get("parents")
+    data, parents, train = (document.tree.get(key) for key in ("data", "parents", "train"))
     if isinstance(data, dict) and "path" in data:
         data["path"] = placed(("data", "path"), data["path"])
+    if isinstance(train, dict) and "from" in train:
+        train["from"] = placed(("train", "from"), train["from"])
     if not isinstance(parents, dict):
         return
     for name, parent in parents.items():
         if isinstance(parent, dict) and "weights" in parent:
             parent["weights"] = placed(("parents", name, "weights"), parent["weights"], always=True)
+        elif isinstance(parent, dict) and isinstance(parent.get("train"), dict):
+            if "from" in parent["train"]:
+                parent["train"]["from"] = placed(("parents", name, "train", "from"), parent["train"]["from"])
         else:
             parents[name] = placed(("parents", name), parent)
 
@@ -57,8 +62,26 @@ def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> No
     for name, parent in parents.items():
         key = json.dumps(parent, sort_keys=True)
         if key in seen:
-            raise error(f"parents.{name}", f"another model than {seen[key]}", "the same twice", "list each model once")
+            where, remedy = ["parents", name], "list each model once"
+            raise error(where, f"another model than {seen[key]}", "the same twice", remedy)
         seen[key] = name
+
+
+def refuse_sources(sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]) -> None:
+    """Raise `error` where training starts `from` a name that is no parent, or in the end from itself."""
+    for name, source in sources.items():
+        where = ["parents", name, "train", "from"]
+        if source is not None and source not in usable and not is_local(source) and not re.search("[/:]", source):
+            raise error(where, f"one of {', '.join(usable)}, or {_FORMS}", source, "name a parent or a model")
+        path, step = [name], source
+        while step is not None and (above := step.partition("@")[0]) in sources:
+            path.append(above)
+            if path.count(above) > 1 and above != name:
+                break  # the cycle is another's: it is said there
+            if above == name:
+                remedy = "from: null for the one that is trained from scratch"
+                raise error(where, "parents that are not trained from themselves", " from ".join(path), remedy)
+            step = sources[above]
 
 
 def check_files(recipe: dict[str, Any], document: Document) -> None:
@@ -74,11 +97,20 @@ def check_files(recipe: dict[str, Any], document: Document) -> None:
             _finding(document, ("data", "path"), "not a data set", _DATA, path, "a folder's path starts with ./")
         )
     for name, parent in recipe["parents"].items():
-        problem = check_parent(parent)
-        if problem:
-            findings.append(_finding(document, ("parents", name), *problem))
+        if not (isinstance(parent, dict) and "train" in parent):
+            problem = check_parent(parent)
+            findings += [_finding(document, ("parents", name), *problem)] if problem else []
+        elif "from" in parent["train"]:
+            findings += _check_source(parent["train"]["from"], ("parents", name, "train", "from"), document)
+    findings += _check_source((recipe["train"] or {}).get("from"), ("train", "from"), document)
     if findings:
         raise RecipeError.join(findings)
+
+
+def _check_source(source: str | None, at: Location, document: Document) -> list[RecipeError]:
+    """Return what is wrong with a model that training starts from; names of parents have been checked."""
+    problem = check_parent(source) if source is not None and re.search("^[.~]|[/:]", source) else None
+    return [_finding(document, at, *problem)] if problem else []
 
 
 def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
@@ -124,21 +156,47 @@ def _finding(
     return RecipeError(f"{dotted}: {what}", where=document.origin(at).label, expected=expected, got=got, remedy=remedy)
 
 
-def findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
+def all_findings(errors: Sequence[Any], document: Document) -> list[RecipeError]:
+    """Word all findings of pydantic's; what is wrong in a shared block is not said again of those that inherit it."""
+    wrong_blocks = {error["loc"][0] for error in errors if error["loc"]}
+    heirs = {block for shared, block in (("merge", "merges"), ("train", "parents")) if shared in wrong_blocks}
+    return [
+        finding
+        for error in errors
+        if not (error["loc"] and error["loc"][0] in heirs and _is_inherited(error, document))
+        for finding in _findings(error, document)
+    ]
+
+
+def _is_inherited(error: Any, document: Document) -> bool:
+    """Say whether the value that an error is about is not written at its own place."""
+    at, context = _without_tags(error["loc"], document.tree), error.get("ctx", {})
+    keys = context.get("keys") or context.get("key")
+    if error["type"] == "missing":
+        return False
+    written = _at(document.tree, at)
+    return not any(key in written for key in keys) if keys and isinstance(written, dict) else written is None
+
+
+def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
     """Word one finding of pydantic's as expected, got, remedy at a line."""
     at = _without_tags(error["loc"], document.tree)
     context = error.get("ctx", {})
     if error["type"] == "unknown":
-        return [_unknown(document, (*at, key), key, context["known"]) for key in context["keys"]]
+        written = _at(document.tree, at) or {}  # what is inherited is said of the shared block
+        return [_unknown(document, (*at, k), k, context["known"]) for k in context["keys"] if k in written]
     if error["type"] == "impossible":
-        at = (*at, *context["key"].split("."))
+        at = (*at, *context["key"])
+        if at[0] == "parents" and at[2:] == ("train", "from") and _at(document.tree, at) is None:
+            at = at[2:]  # it stands in the shared block
         return [_finding(document, at, "impossible", context["expected"], context["got"], context["remedy"] or None)]
     if error["type"] == "missing":
         message = _finding(document, at, "missing", f"the key {at[-1]}", "nothing", f"add {at[-1]}: ...")
         return [message]
-    if error["loc"] == ("parents",) and error["type"] == "too_short":
+    if at[-1:] == ("parents",) and error["type"] == "too_short":
         return [_finding(document, at, "too few", "two parents or more", context.get("actual_length", 0), "add one")]
     expected = error["msg"].removeprefix("Input should be ")
+    expected = "a mapping of one entry or more" if error["type"] == "too_short" else expected
     expected = "a mapping" if expected.startswith("a valid dictionary") else expected
     expected = "a name of letters, digits and . _ + -" if error["type"] == "string_pattern_mismatch" else expected
     remedy = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
@@ -161,7 +219,7 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
         elif not (
             isinstance(tree, dict)
             and is_last
-            and part not in ("[key]", "slice", "sample", "reference", "file", "trained")
+            and part not in ("[key]", "slice", "sample", "reference", "file", "trained", "shape", "nodes")
         ):
             continue
         at.append(part)

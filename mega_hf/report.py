@@ -6,8 +6,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,21 @@ from mega_hf.baselines import BASELINES
 from mega_hf.errors import RunError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
-from mega_hf.genetic.evolve import Outcome
 from mega_hf.hf.card import render_card
 from mega_hf.hf.data import Splits
-from mega_hf.hf.models import OpenModel, open_model, open_weights
+from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import Parent
 from mega_hf.hf.rows import Split
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal
-from mega_hf.plots import plot_fitness
-from mega_hf.recipe import Recipe, WeightsParent
+from mega_hf.nodes import Merged, pack
+from mega_hf.plots import plot_fitness, plot_tree
+from mega_hf.recipe import Recipe
+from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult
-from mega_hf.run_folder import RunFolder, merged_digest, remove, write_folder, write_whole
+from mega_hf.run_folder import RunFolder, remove, write_folder, write_whole
+from mega_hf.sources import Parents
 from mega_hf.statistics import mcnemar
-from mega_hf.weights.space import WeightSpace
 
 _TOLERANCE = 1 / 1000  # of the rows: how far plain eager mode may count from the search's own forward path
 _LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy")
@@ -40,19 +42,15 @@ _LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerat
 
 @dataclass(frozen=True)
 class Finding:
-    """What the search leaves to the report."""
+    """What a run leaves to the report beside its merges."""
 
     recipe: Recipe
-    parents: list[Parent]
-    model: OpenModel  # the first parent's, whose layout the merged model has
+    parents: Parents
     splits: Splits
-    space: WeightSpace
-    vectors: torch.Tensor  # [parents, size]
-    outcome: Outcome
     journal: Journal
     load: Callable[[Split], Pictures]
     validation: Pictures
-    matched: str
+    forward_path: str
     notices: list[str]
 
 
@@ -61,10 +59,11 @@ class _Candidate:
     name: str
     role: str
     open: Callable[[], OpenModel]
+    level: int | None = None  # in the tree: 0 for parents
 
 
 def header(
-    recipe: Recipe, parents: list[Parent], splits: Splits, device_kind: str, forward_path: str, batch_size: int
+    recipe: Recipe, parents: Iterable[Parent], splits: Splits, device_kind: str, forward_path: str, batch_size: int
 ) -> dict[str, Any]:
     """Return the journal's header: all that decides the numbers below it."""
     return {
@@ -84,69 +83,73 @@ def versions() -> dict[str, str]:
 
 
 def write_report(
-    finding: Finding, folder: RunFolder, processes: Processes, seconds: dict[str, float], forward_path: str
+    finding: Finding, merged: list[Merged], folder: RunFolder, processes: Processes, seconds: dict[str, float]
 ) -> MergeResult:
-    """Measure parents, baselines and the merged model from their folders, and write result, card and plot.
+    """Measure parents, baselines and merged models from their folders, and write result, card and plots.
+
+    Args:
+        finding: what the run found.
+        merged: the merges, the root last.
+        folder: where the report goes.
+        processes: who takes part in measuring.
+        seconds: by stage, so far.
 
     Raises:
-        RunError: the saved model counts otherwise than the search did.
+        RunError: a saved model counts otherwise than the search did.
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
     if processes.is_main:
-        _save_baselines(finding, scratch)
+        _save_baselines(finding.parents, scratch)
     processes.wait()
-    candidates = _candidates(finding, folder, scratch)
+    candidates = _candidates(finding.parents, merged, scratch)
     test = finding.load(finding.splits.test)
     right = _measure(candidates, finding.validation, test, processes)
     processes.wait()
     if processes.is_main:
         remove(scratch)
     models, paired = _compare(candidates, right, len(finding.splits.validation))
-    _refuse_drift(finding, models)
+    _refuse_drift(merged, models)
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
-        record = _record(finding, folder, models, paired, processes, seconds, forward_path)
+        record = make_record(finding, merged, models, paired, processes, seconds)
         write_run_files(folder.path, record)
     processes.wait()
     return MergeResult.load(folder.path)
 
 
 def write_run_files(folder: Path, record: dict[str, Any]) -> None:
-    """Write plot and card, and last result.json: where it is, the run is finished."""
-    write_whole(folder / "fitness.png", plot_fitness(record))
-    write_whole(folder / "README.md", render_card(MergeResult(record, folder)).encode())
+    """Write plots and card, and last result.json: where it is, the run is finished."""
+    write_card(MergeResult(record, folder))
     write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _save_baselines(finding: Finding, scratch: Path) -> None:
+def write_card(result: MergeResult) -> None:
+    """Write the card and its plots into the run folder."""
+    write_whole(result.folder / "fitness.png", plot_fitness(result.record))
+    if result.has_tree:
+        write_whole(result.folder / "tree.png", plot_tree(result.record))
+    write_whole(result.folder / "README.md", render_card(result).encode())
+
+
+def _save_baselines(parents: Parents, scratch: Path) -> None:
     remove(scratch)
+    first, space, vectors = pack(parents.sources)
     for name, baseline in BASELINES.items():
-        state = finding.space.unpack(baseline(finding.vectors))
-        write_folder(scratch / name, lambda path, state=state: save_model(path, finding.model, state))  # type: ignore[misc]
+        state = space.unpack(baseline(vectors))
+        write_folder(scratch / name, lambda path, state=state: save_model(path, first, state))  # type: ignore[misc]
 
 
-def _candidates(finding: Finding, folder: RunFolder, scratch: Path) -> list[_Candidate]:
-    candidates = []
-    for parent in finding.parents:
-        source = parent.folder
-        if source is None:  # bare weights: their user's way is to load them into the architecture
-            reference = finding.recipe.parents[parent.name]
-            assert isinstance(reference, WeightsParent)
-            candidates.append(_Candidate(parent.name, "parent", _opener_of_weights(reference, parent.name)))
-        else:
-            candidates.append(_Candidate(parent.name, "parent", _opener(source)))
-    candidates += [_Candidate(name, "baseline", _opener(scratch / name)) for name in BASELINES]
-    return [*candidates, _Candidate("merged", "merged", _opener(folder.path / "merged"))]
-
-
-def _opener(folder: Path) -> Callable[[], OpenModel]:
-    return lambda: open_model(folder)
-
-
-def _opener_of_weights(reference: WeightsParent, name: str) -> Callable[[], OpenModel]:
-    file, known = Path(reference.weights), reference
-    return lambda: open_weights(known.arch, file, known.num_classes, known.arch_args, name, known.data_config)
+def _candidates(parents: Parents, merged: list[Merged], scratch: Path) -> list[_Candidate]:
+    """Return the models level by level: parents, baselines, intermediates, the final model."""
+    candidates = [_Candidate(name, "parent", source.open, 0) for name, source in parents.sources.items()]
+    candidates += [_Candidate(name, "baseline", partial(open_model, scratch / name)) for name in BASELINES]
+    *intermediates, root = merged
+    candidates += [
+        _Candidate(one.name, "intermediate", partial(open_model, one.folder), one.level)
+        for one in sorted(intermediates, key=lambda one: one.level)
+    ]
+    return [*candidates, _Candidate("merged", "merged", partial(open_model, root.folder), root.level)]
 
 
 def _measure(candidates: list[_Candidate], validation: Pictures, test: Pictures, processes: Processes) -> np.ndarray:
@@ -165,9 +168,10 @@ def _compare(
     """Count, and test the merged model against the parent that is best on validation (ties: first listed)."""
     models = []
     for candidate, bits in zip(candidates, right, strict=True):
-        counted = {"name": candidate.name, "role": candidate.role}
+        counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
+        counted |= {} if candidate.level is None else {"level": candidate.level}
         for split, part in (("validation", bits[:rows]), ("test", bits[rows:])):
-            counted[split] = {"correct": int(part.sum()), "n": len(part)}  # type: ignore[assignment]
+            counted[split] = {"correct": int(part.sum()), "n": len(part)}
         models.append(counted)
     parents = [i for i, c in enumerate(candidates) if c.role == "parent"]
     best = max(parents, key=lambda i: int(right[i, :rows].sum()))
@@ -175,65 +179,62 @@ def _compare(
     return models, mcnemar(candidates[best].name, test[-1], test[best]).to_dict()
 
 
-def _refuse_drift(finding: Finding, models: list[dict[str, Any]]) -> None:
-    searched, saved = finding.outcome.best.fitness.correct, models[-1]["validation"]
-    # One row may always differ: rounding can turn a near-tie between two classes.
-    if searched is None or abs(saved["correct"] - searched) > max(1, _TOLERANCE * saved["n"]):
-        raise RunError(
-            "the saved model answers otherwise than the one that was searched",
-            expected=f"{searched} right of {saved['n']} validation rows", got=saved["correct"],
-            remedy="this is a fault of mega_hf or of the model's own save and load: please report it",
-        )  # fmt: skip
+def _refuse_drift(merged: list[Merged], models: list[dict[str, Any]]) -> None:
+    measured = {model["name"]: model["validation"]["correct"] for model in models if model["role"] == "intermediate"}
+    measured[merged[-1].name] = models[-1]["validation"]["correct"]
+    for one in merged:
+        searched, saved, rows = one.record["correct"], measured[one.name], one.record["n"]
+        # One row may always differ: rounding can turn a near-tie between two classes.
+        if abs(saved - searched) > max(1, _TOLERANCE * rows):
+            raise RunError(
+                f"the saved model {one.name} answers otherwise than the one that was searched",
+                expected=f"{searched} right of {rows} validation rows", got=saved,
+                remedy="this is a fault of mega_hf or of the model's own save and load: please report it",
+            )  # fmt: skip
 
 
-def _record(
+def make_record(
     finding: Finding,
-    folder: RunFolder,
+    merged: list[Merged],
     models: list[dict[str, Any]],
     paired: dict[str, Any],
     processes: Processes,
     seconds: dict[str, float],
-    forward_path: str,
 ) -> dict[str, Any]:
-    """Everything that card and plot are made from; no path of this machine among it."""
-    best, splits, recipe = finding.outcome.best, finding.splits, finding.recipe
+    """Return everything that card and plots are made from; no path of this machine among it."""
+    splits, recipe, parents, root = finding.splits, finding.recipe, finding.parents, merged[-1]
     rows = {
         "validation": (splits.validation.spec, len(splits.validation)),
         "test": (splits.test.spec, len(splits.test)),
     }
+    nodes = [one.describe() for one in merged]
     return {
         "version": VERSION,
         "name": recipe.name,
-        "library": finding.model.library,
-        "architecture": finding.model.structure.get("architecture", ""),
-        "parameters": finding.space.learned_size,
+        "library": parents.model.library,
+        "architecture": parents.model.structure.get("architecture", ""),
+        "parameters": root.record["parameters"],
         "recipe": portable(finding),
         "models": models,
         "paired": paired,
-        "search": {
-            "correct": best.fitness.correct, "n": best.fitness.seen, "generation": best.generation,
-            "index": best.index, "evaluations": len(finding.journal), "node": finding.journal.node,
-        },
-        "history": [asdict(generation) for generation in finding.outcome.history],
-        "parents": [{"name": p.name, **p.source, "sha256": p.sha256} for p in finding.parents],
+        "search": nodes[-1]["search"],
+        "history": nodes[-1]["history"],
+        "nodes": nodes,
+        "parents": [{"name": p.name, **p.source, "sha256": p.sha256} for p in parents.identities.values()],
         "data": {
-            "source": splits.source, "classes": splits.classes, "matched": finding.matched,
+            "source": splits.source, "classes": splits.classes, "matched": parents.matched,
             "shared_pictures": splits.shared_pictures,
             **{name: {"rows": n, "spec": spec, "sha256": splits.digests[name]} for name, (spec, n) in rows.items()},
         },
         "digests": {
-            "weights": finding.space.learned_digest(best.genome),
-            "statistics": finding.space.statistics_digest(best.genome),
-            "file": merged_digest(folder.path / "merged"),
-            "recipe": recipe.sha256,
-            "journal": _file_digest(finding.journal.path),
+            **nodes[-1]["digests"], "recipe": recipe.sha256, "journal": _file_digest(finding.journal.path),
         },
         "environment": {
             "versions": versions(), "machine": platform.machine(), "system": platform.system(),
-            "device_kind": processes.device_kind, "forward_path": forward_path,
+            "device_kind": processes.device_kind, "forward_path": finding.forward_path,
             "processes": processes.count, "threads": torch.get_num_threads(),
         },
-        "seconds": {"evaluating": round(finding.journal.seconds, 1), **seconds},
+        "seconds": {"evaluating": round(sum(one.seconds for one in merged), 1), **seconds},
         "notices": finding.notices,
     }  # fmt: skip
 
@@ -243,12 +244,25 @@ def portable(finding: Finding) -> dict[str, Any]:
     tree = finding.recipe.to_dict()
     if "local" in finding.splits.source:
         tree["data"]["path"] = {**finding.splits.source, "sha256": finding.splits.digests}
-    for parent in finding.parents:
-        if "local" in parent.source:
-            tree["parents"][parent.name] = {"local": parent.source["local"], "sha256": parent.sha256}
-        elif "weights" in parent.source:
-            tree["parents"][parent.name]["weights"] = {"local": parent.source["weights"], "sha256": parent.sha256}
+    identities = finding.parents.identities
+    for name, written in tree["parents"].items():
+        source, sha256 = (identities[name].source, identities[name].sha256) if name in identities else ({}, "")
+        if "local" in source:
+            tree["parents"][name] = {"local": source["local"], "sha256": sha256}
+        elif "weights" in source:
+            written["weights"] = {"local": source["weights"], "sha256": sha256}
+        elif isinstance(written, dict):
+            _hide_folder(written.get("train", written), "from", "weights")
+        else:
+            _hide_folder(tree["parents"], name)
+    _hide_folder(tree["train"] or {}, "from")
     return tree
+
+
+def _hide_folder(block: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        if isinstance(block.get(key), str) and is_local(block[key]):
+            block[key] = {"local": Path(block[key]).name}
 
 
 def _file_digest(path: Path) -> str:

@@ -48,15 +48,22 @@ class Report:
         difference = f"{abs(gain):.2f} points on test ({test})"
         return f"The merged model is {word} than {best}: {difference}."
 
+    @property
+    def has_tree(self) -> bool:
+        """Whether there are merges below the final one."""
+        return any(model["role"] == "intermediate" for model in self.models)
+
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table as text cells, the head first."""
+        """Return the table as text cells, the head first; of a tree each model's level stands beside its role."""
         rows: list[tuple[str, ...]] = [_COLUMNS]
         for model in self.models:
             low, high = wilson_interval(model["test"]["correct"], model["test"]["n"])
             searched = " (selected on)" if model["role"] in ("merged", "intermediate") else ""
             validation = f"{100 * _accuracy(model['validation']):.2f} %{searched}"
             test = f"{100 * _accuracy(model['test']):.2f} %"
-            rows.append((model["name"], model["role"], validation, test, f"{100 * low:.2f} to {100 * high:.2f}"))
+            level = f", level {model['level']}" if self.has_tree and model.get("level") else ""
+            interval = f"{100 * low:.2f} to {100 * high:.2f}"
+            rows.append((model["name"], model["role"] + level, validation, test, interval))
         return rows
 
     def __str__(self) -> str:
@@ -89,6 +96,11 @@ class MergeResult:
     def history(self) -> list[dict[str, Any]]:
         """One record a generation: {generation, best, mean, failed}, in right answers."""
         return self.record["history"]
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether there are merges below the final one."""
+        return self.report.has_tree
 
     @property
     def merged(self) -> Path:

@@ -9,12 +9,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mega_hf import strict_yaml
+from mega_hf.changes import changed_nodes, fill_open
 from mega_hf.errors import RunError
-from mega_hf.recipe import Data, Recipe
+from mega_hf.journal import NAME as JOURNAL
+from mega_hf.journal import Journal
+from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
 
-_OURS = ("recipe.yaml", "journal.jsonl", "result.json", "README.md", "fitness.png", "merged", "parents")
+_REPORT = ("result.json", "README.md", "fitness.png", "tree.png")
+_OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
 
 
@@ -28,8 +33,18 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, recipe: Recipe, overwrite: bool) -> Recipe:
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.path / JOURNAL
+
+    def check(self, recipe: Recipe, overwrite: bool, update: bool = False) -> Recipe:
         """Return the recipe to run: the one given, or the folder's own (with pinned revisions) if it is the same.
+
+        Args:
+            recipe: what is asked for.
+            overwrite: another recipe may start afresh.
+            update: another recipe may run what it changes.
 
         Raises:
             RunError: the folder belongs to another recipe or to something else, or can't be written.
@@ -51,38 +66,64 @@ class RunFolder:
             )
         if overwrite:
             return recipe
-        known = Recipe.from_yaml(stored)
+        known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
         if recipe.sha256 in (known.sha256, head.removeprefix(_HEAD)):
             return known
-        said = recipe.data.model_dump(exclude_none=True)  # what was left open is no difference
-        filled = Data.model_validate(known.data.model_dump() | said)
-        recipe = recipe.model_copy(update={"data": filled})
+        filled = fill_open(recipe, known)
+        if filled.sha256 == known.sha256:
+            return known
+        if not update:
+            self._refuse_other(known, filled)
+        return filled
+
+    def _refuse_other(self, known: Recipe, asked: Recipe) -> None:
         changes = difflib.unified_diff(
-            known.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "there", "asked for", n=0, lineterm=""
+            known.to_yaml().splitlines(), asked.to_yaml().splitlines(), "there", "asked for", n=0, lineterm=""
         )
         shown = "\n            ".join(line for line in changes if not line.startswith("@@"))
+        order = Journal(self.journal).order
+        again = changed_nodes(known, asked, order["ranking"] if order else None)
+        work = f"runs these nodes again: {', '.join(again)}" if again else "makes the report again, and runs no node"
         raise RunError(
             "another recipe was run in this folder", where=str(self.path), expected="the same recipe", got=shown,
-            remedy="another --out, or --overwrite to start afresh",
+            remedy=f"--update {work}; or another --out, or --overwrite to start afresh",
         )  # fmt: skip
 
-    def create(self, asked: Recipe, pinned: Recipe, overwrite: bool) -> None:
-        """Make the folder and write its recipe; with `overwrite` what an earlier run left is removed first."""
-        if overwrite and (self.path / "recipe.yaml").is_file():
+    def create(self, asked: Recipe, pinned: Recipe, overwrite: bool, update: bool = False) -> None:
+        """Make the folder and write its recipe.
+
+        With `overwrite` what an earlier run left is removed first; with `update` its report, whose recipe is replaced.
+        """
+        stored = self.path / "recipe.yaml"
+        head = f"{_HEAD}{asked.sha256}"
+        if overwrite and stored.is_file():
             for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
                 remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.path.glob(".mega-*"), *self.path.glob("parents/.mega-*")]:  # of a run that was killed
+        inside = (self.path, self.path / "parents", self.path / "nodes")
+        for leftover in [file for folder in inside for file in folder.glob(".mega-*")]:  # of a run that was killed
             remove(leftover)
-        if not (self.path / "recipe.yaml").exists():
-            write_whole(self.path / "recipe.yaml", f"{_HEAD}{asked.sha256}\n{pinned.to_yaml()}".encode())
+        if stored.exists():
+            said, body = stored.read_text(encoding="utf-8").split("\n", 1)
+            for name in _REPORT if update else ():
+                remove(self.path / name)
+            if body == pinned.to_yaml():
+                return
+            head = head if update else said  # the same recipe, with revisions that an earlier part did not need
+        write_whole(stored, f"{head}\n{pinned.to_yaml()}".encode())
 
-    def finished(self) -> MergeResult | None:
-        """Return the result if there is one and the merged weights are still those that it describes."""
+    def drop_intermediates(self) -> None:
+        """Remove the intermediate models; the journal can make each again without an evaluation."""
+        remove(self.path / "nodes")
+
+    def finished(self, recipe: Recipe) -> MergeResult | None:
+        """Return the result of this recipe if there is one and the merged weights are still those it describes."""
         if not (self.path / RESULT).is_file():
             return None
         result = MergeResult.load(self.path)
-        return result if merged_digest(result.merged) == result.record["digests"]["file"] else None
+        digests = result.record["digests"]
+        is_same = digests["recipe"] == recipe.sha256 and digests["file"] == merged_digest(result.merged)
+        return result if is_same else None
 
     def _refuse_unwritable(self) -> None:
         there = self.path

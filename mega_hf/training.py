@@ -1,75 +1,178 @@
-"""Parents that are not there yet: each trained by one process, several side by side."""
+"""Parents that are not there yet: each trained by one process, several side by side, going on after any epoch."""
 
 from __future__ import annotations
 
-from functools import partial
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Collection
 from pathlib import Path
-
-import torch
+from pickle import UnpicklingError
 
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits
-from mega_hf.hf.train import train_parent
+from mega_hf.hf.fit import Fit, TrainingRows, affordable_bytes, reproducible
+from mega_hf.hf.train import Start, open_start, save_trained, train_keys, trained_source
 from mega_hf.progress import Progress
-from mega_hf.recipe import Recipe, Train, TrainedParent
-from mega_hf.run_folder import write_folder
+from mega_hf.recipe import Recipe
+from mega_hf.run_folder import remove, write_folder, write_whole
 
 _KEY = "train.sha256"
+_SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")  # before a state: the parent's key, the state's SHA-256
+
+logger = logging.getLogger(__name__)
 
 
 def train_missing(
-    recipe: Recipe,
-    train: Train,
-    folder: Path,
-    keys: dict[str, str],
-    splits: Splits,
-    processes: Processes,
-    progress: Progress,
+    recipe: Recipe, folder: Path, names: Collection[str], splits: Splits, processes: Processes, progress: Progress
 ) -> None:
-    """Train every parent whose folder is missing or was made by other settings.
+    """Train every parent that is missing, or was made by other settings, and those that it starts from.
 
     Args:
-        recipe: names, seeds and the number of threads.
-        train: how.
-        folder: where each parent gets a folder of its name, whole or not at all.
-        keys: parent's name -> digest of everything that decides its weights (`train_keys`).
+        recipe: names, settings, seeds and the number of threads.
+        folder: where each parent gets a folder of its name, each snapshot one named NAME@EPOCH, whole or not at all;
+            the state of a training under way lies beside them as NAME@training.
+        names: which of the recipe's trained parents.
         splits: the rows.
-        processes: parent i is trained by process i modulo their number.
+        processes: each parent is trained by one; what starts from another parent waits for it.
         progress: a bar for each parent.
+
+    Raises:
+        MegaError: a source can't be opened or does not fit, a picture is broken, or the loss is not finite.
     """
-    names = list(keys)
+    if not names:
+        return
+    trainer = _Trainer(recipe, folder, splits, processes, progress, train_keys(recipe, names, splits))
+    for level in _levels(recipe, names):
 
-    def make(i: int) -> list[int]:
-        if _key_of(folder / names[i]) != keys[names[i]]:
-            fill = partial(_fill, recipe, train, names[i], keys[names[i]], splits, processes.device, progress)
-            write_folder(folder / names[i], fill)
-        return []
+        def make(i: int, level: list[str] = level) -> list[int]:
+            trainer.make(level[i])
+            return []
 
-    processes.share(len(names), 0, make)
-    processes.wait()
-
-
-def _fill(
-    recipe: Recipe,
-    train: Train,
-    name: str,
-    key: str,
-    splits: Splits,
-    device: torch.device,
-    progress: Progress,
-    folder: Path,
-) -> None:
-    folder.mkdir()
-    parent = recipe.parents[name]
-    assert isinstance(parent, TrainedParent), "only these have keys"
-    with progress.bar(f"train {name}", train.epochs, "epoch") as advance:
-        train_parent(
-            folder, train, parent.train.seed, recipe.threads, splits, device,
-            lambda _, loss: advance(1, f"loss {loss:.3f}"),
-        )  # fmt: skip
-    (folder / _KEY).write_text(key + "\n")
+        processes.share(len(level), 0, make)
+        processes.wait()
 
 
-def _key_of(folder: Path) -> str | None:
-    file = folder / _KEY
-    return file.read_text().strip() if file.is_file() else None
+def _levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
+    """Return the parents to train in groups, each after those that it starts from, in the recipe's order."""
+    depths: dict[str, int] = {}
+
+    def depth(name: str) -> int:
+        if name not in depths:
+            source = trained_source(recipe, name)
+            depths[name] = 0 if source is None else 1 + depth(source)
+        return depths[name]
+
+    deepest = max(map(depth, names))
+    return [[name for name in recipe.trained if depths.get(name) == level] for level in range(deepest + 1)]
+
+
+class _Trainer:
+    """Makes one parent after another on this process."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        splits: Splits,
+        processes: Processes,
+        progress: Progress,
+        keys: dict[str, str],
+    ) -> None:
+        self._recipe, self._folder, self._splits, self._keys = recipe, folder, splits, keys
+        self._processes, self._progress = processes, progress
+        self._rows: dict[str, TrainingRows] = {}  # of one preprocessing: parents mostly share it
+
+    def make(self, name: str) -> None:
+        """Train a parent unless it is there with all its snapshots."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self._folder.glob(f".mega-{name}"), *self._folder.glob(f".mega-{name}@*")]:
+            remove(leftover)  # of a process that was killed
+        train = self._recipe.trained[name].train
+        if not all(self._has(made) for made in (name, *(f"{name}@{epoch}" for epoch in train.snapshots))):
+            with reproducible(self._recipe.threads, self._processes.device):
+                self._train(name)
+        remove(self._state(name))
+        for snapshot in self._folder.glob(f"{name}@*"):
+            if (snapshot / _KEY).is_file() and not self._has(snapshot.name):
+                remove(snapshot)  # of a training with other settings
+
+    def _train(self, name: str) -> None:
+        train = self._recipe.trained[name].train
+        start, fit = self._begin(name)
+        with self._progress.bar(f"train {name}", train.epochs * fit.updates, "batches") as advance:
+            if fit.epoch:
+                advance(fit.epoch * fit.updates, f"epoch {fit.epoch}/{train.epochs} loss {fit.losses[-1]:.3f}")
+            while fit.epoch < train.epochs:
+                fit.run_epoch(advance)
+                if fit.epoch in train.snapshots:
+                    self._write(f"{name}@{fit.epoch}", start)
+                write_whole(self._state(name), _seal(self._keys[name], fit.state()))
+        self._write(name, start)
+
+    def _begin(self, name: str) -> tuple[Start, Fit]:
+        """Return a training with as many epochs done as its state on disk says."""
+        start, fit = self._fresh(name)
+        content = _unseal(self._state(name), self._keys[name])
+        if content is None:
+            return start, fit
+        try:
+            fit.resume(content)
+        except (RuntimeError, ValueError, KeyError, TypeError, UnpicklingError) as error:
+            logger.warning("%s is trained afresh: its state is of other versions (%s)", name, error)
+            return self._fresh(name)
+        due = [epoch for epoch in self._recipe.trained[name].train.snapshots if epoch <= fit.epoch]
+        return (start, fit) if all(self._has(f"{name}@{epoch}") for epoch in due) else self._fresh(name)
+
+    def _fresh(self, name: str) -> tuple[Start, Fit]:
+        start = open_start(self._recipe, name, self._folder, self._splits)
+        train = self._recipe.trained[name].train
+        return start, Fit(name, start.opened.model, train, self._rows_for(start), self._processes.device)
+
+    def _rows_for(self, start: Start) -> TrainingRows:
+        """Return the rows as a model takes them; those of another preprocessing are let go."""
+        opened = start.opened
+        wanted = json.dumps([opened.library, opened.preprocessing, opened.picture_shape, start.mapping])
+        if wanted not in self._rows:
+            assert self._splits.train is not None, "check_training has refused this"
+            self._rows.clear()
+            limit = affordable_bytes(self._processes.count)
+            self._rows[wanted] = TrainingRows(self._splits.train, opened, start.mapping, limit)
+        return self._rows[wanted]
+
+    def _write(self, made: str, start: Start) -> None:
+        """Write a parent or a snapshot, its key beside the weights."""
+
+        def fill(folder: Path) -> None:
+            save_trained(folder, start)
+            (folder / _KEY).write_text(self._key(made) + "\n")
+
+        write_folder(self._folder / made, fill)
+
+    def _has(self, made: str) -> bool:
+        file = self._folder / made / _KEY
+        return file.is_file() and file.read_text().strip() == self._key(made)
+
+    def _key(self, made: str) -> str:
+        return self._keys[made.partition("@")[0]]
+
+    def _state(self, name: str) -> Path:
+        return self._folder / f"{name}@training"  # a parent's name has no @
+
+
+def _seal(key: str, content: bytes) -> bytes:
+    return f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode() + content
+
+
+def _unseal(path: Path, key: str) -> bytes | None:
+    """Return the state in a file if it is whole and of the training with this key."""
+    if not path.is_file():
+        return None
+    stored = path.read_bytes()
+    seal = _SEAL.match(stored)
+    content = stored[seal.end() :] if seal else b""
+    if seal is None or hashlib.sha256(content).hexdigest() != seal[2].decode():
+        logger.warning("%s is damaged: the training starts afresh", path)
+        return None
+    return content if seal[1].decode() == key else None

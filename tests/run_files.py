@@ -14,8 +14,15 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def journal(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    """Return the journal's lines, or those of some kinds."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [line for line in lines if not kinds or line["kind"] in kinds]
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    """Return the journal's header and what was measured."""
+    return journal(folder, "header", "fitness")
 
 
 def weights_of(folder: Path) -> bytes:

@@ -75,7 +75,7 @@ def test_names_of_models_that_share_a_folder_name(pair: tiny.Pair, tmp_path: Pat
     shutil.copytree(pair.b, tmp_path / "other" / "a")
     answer = mega("merge", pair.a, tmp_path / "other" / "a", "--data", pair.data, "--dry-run")
     assert answer.code == 0, answer.err
-    assert "a-2: " in answer.out
+    assert "a-2  " in answer.out
 
 
 def test_odd_folder_names_become_plain_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
@@ -281,6 +281,6 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
     assert answer.code == 130
     assert "the same command goes on" in answer.err
     kept = (tmp_path / "out" / "journal.jsonl").read_bytes()
-    assert kept.count(b"\n") == 1 + 8
+    assert kept.count(b"fitness") == 8
     assert mega("merge", pair.write(tmp_path), "--out", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "journal.jsonl").read_bytes().startswith(kept)

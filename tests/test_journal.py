@@ -27,12 +27,23 @@ def path(tmp_path):
     return tmp_path / "journal.jsonl"
 
 
-def _begun(path, lines=3):
-    journal = Journal(path, "a+b")
+def _opened(path, node="a+b", key="k"):
+    """Open a journal as a run does: its header is checked, its node is begun or found."""
+    journal = Journal(path)
     journal.begin(HEADER)
+    return journal.node(node, key)
+
+
+def _known(path, node="a+b", key="k"):
+    """Return what is known, and write nothing."""
+    return Journal(path).node(node, key, write=False)
+
+
+def _begun(path, lines=3):
+    node = _opened(path)
     for index in range(lines):
-        journal.add(1, index, (index, 9), 0.5)
-    return journal
+        node.add(1, index, (index, 9), 0.5)
+    return node
 
 
 # --- There and back
@@ -42,20 +53,57 @@ def _begun(path, lines=3):
 @settings(max_examples=40, deadline=None)
 def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
     path = tmp_path_factory.mktemp("j") / "journal.jsonl"
-    journal = Journal(path, "a+b")
-    journal.begin(HEADER)
+    journal = _opened(path)
     for (generation, index), counted in fitness.items():
         assert journal.find(generation, index) is None
         journal.add(generation, index, counted, 0.1)
-    for known in (journal, Journal(path, "a+b")):
+    for known in (journal, _known(path)):
         assert len(known) == len(fitness)
         assert all(known.find(*key) == counted for key, counted in fitness.items())
 
 
 def test_another_nodes_individuals_are_not_found(path):
     _begun(path)
-    assert Journal(path, "c+d").find(1, 0) is None
-    assert Journal(path, "a+b").find(1, 0) == (0, 9)
+    assert _known(path, "c+d").find(1, 0) is None
+    assert _known(path).find(1, 0) == (0, 9)
+
+
+def test_what_was_measured_under_another_key_is_void(path):
+    """Another key means other parents, rows or settings: the same name, but another merge."""
+    _begun(path).finish({"file": "f"})
+    assert _known(path).merged["file"] == "f"
+    again = _opened(path, key="other")
+    assert (len(again), again.merged, again.seconds) == (0, None, 0.0)
+    again.add(1, 0, (7, 9), 0.5)
+    assert _known(path, key="other").find(1, 0) == (7, 9)
+    back = _opened(path)
+    assert len(back) == 0, "what was void stays void: the journal tells what is good now by its last key alone"
+
+
+def test_nodes_may_be_mixed(path):
+    journal = Journal(path)
+    journal.begin(HEADER)
+    first, second = journal.node("a+b", "k"), journal.node("c+d", "l")
+    for index in range(2):
+        first.add(1, index, (index, 9), 1.0)
+        second.add(1, index, (index + 5, 9), 2.0)
+    assert [_known(path, "c+d", "l").find(1, i) for i in range(2)] == [(5, 9), (6, 9)]
+    assert (_known(path).seconds, _known(path, "c+d", "l").seconds) == (2.0, 4.0)
+
+
+def test_who_does_not_write_voids_in_memory_alone(path):
+    _begun(path)
+    before = path.read_bytes()
+    assert len(_known(path, key="other")) == 0
+    assert path.read_bytes() == before
+
+
+def test_the_order_is_read_back(path):
+    journal = Journal(path)
+    journal.begin(HEADER)
+    assert journal.order is None
+    journal.append({"kind": "order", "ranking": ["b", "a"], "parents": {"a": "1", "b": "2"}})
+    assert Journal(path).order["ranking"] == ["b", "a"]
 
 
 def test_every_line_is_on_the_disk_at_once(path):
@@ -68,7 +116,7 @@ def test_every_line_is_on_the_disk_at_once(path):
             "n": 9,
             "seconds": 1.2346,
         }
-    assert len(path.read_text().splitlines()) == 4
+    assert len(path.read_text().splitlines()) == 5
 
 
 def test_the_system_is_asked_to_keep_each_line_once_it_is_whole(path, monkeypatch):
@@ -76,21 +124,21 @@ def test_the_system_is_asked_to_keep_each_line_once_it_is_whole(path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(path.read_text().splitlines()), sync(descriptor)))
     for index in range(2):
         journal.add(1, index, (index, 9), 0)
-    assert [len(lines) for lines in seen] == [2, 3]
+    assert [len(lines) for lines in seen] == [3, 4]
 
 
 def test_a_journal_is_only_ever_appended_to(path):
     _begun(path)
     before = path.read_bytes()
-    again = Journal(path, "a+b")
-    again.begin(HEADER)
+    again = _opened(path)
     assert path.read_bytes() == before
     again.add(2, 0, (1, 9), 0)
     assert path.read_bytes().startswith(before)
 
 
 def test_reading_makes_no_file(path):
-    assert Journal(path, "a+b").find(1, 0) is None
+    assert Journal(path).order is None
+    assert _known(path).find(1, 0) is None
     assert not path.exists()
 
 
@@ -99,14 +147,13 @@ def test_reading_makes_no_file(path):
 
 def test_the_header_is_the_first_line(path):
     _begun(path)
-    assert json.loads(path.read_text().splitlines()[0]) == {"kind": "header", "version": 1} | HEADER
+    assert json.loads(path.read_text().splitlines()[0]) == {"kind": "header", "version": 2} | HEADER
 
 
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
         ("parents", {"a": "1", "b": "3"}, ['{"b": "2"}', '{"b": "3"}']),
-        ("parents", {"a": "1"}, ['{"b": "2"}']),
         ("data", {"validation": "w"}, ['"v"', '"w"']),
         ("device_kind", "H200", ['"cpu"', '"H200"']),
         ("forward_path", "compiled", ['"eager"', '"compiled"']),
@@ -117,7 +164,7 @@ def test_another_header_is_refused_with_the_difference(path, key, value, shown):
     _begun(path)
     before = path.read_bytes()
     with pytest.raises(RunError) as caught:
-        Journal(path, "a+b").begin(HEADER | {key: value})
+        Journal(path).begin(HEADER | {key: value})
     message = str(caught.value)
     assert str(path) in message
     assert key.replace("_", " ") in message
@@ -125,15 +172,35 @@ def test_another_header_is_refused_with_the_difference(path, key, value, shown):
     assert path.read_bytes() == before
 
 
+def test_parents_that_were_not_known_yet_are_added(path):
+    """A part of a tree is run with the parents that it needs, and the whole of it later."""
+    _begun(path)
+    Journal(path).begin(HEADER | {"parents": {"b": "2", "c": "3"}})
+    assert Journal(path).header["parents"] == {"a": "1", "b": "2", "c": "3"}
+    assert len(_known(path)) == 3
+    before = path.read_bytes()
+    Journal(path).begin(HEADER | {"parents": {"a": "1"}})
+    assert path.read_bytes() == before
+
+
+def test_an_update_begins_a_new_header_and_keeps_what_was_measured(path):
+    _begun(path)
+    before = path.read_bytes()
+    Journal(path).begin(HEADER | {"parents": {"a": "1", "b": "3"}}, update=True)
+    assert path.read_bytes().startswith(before)
+    assert Journal(path).header["parents"] == {"a": "1", "b": "3"}
+    assert len(_known(path)) == 3, "the nodes' keys decide what is still good"
+
+
 def test_other_library_releases_go_on(path):
     _begun(path)
-    Journal(path, "a+b").begin(HEADER | {"versions": {"torch": "3"}})
+    Journal(path).begin(HEADER | {"versions": {"torch": "3"}})
 
 
 def test_another_version_of_the_format_is_refused(path):
-    path.write_text(json.dumps({"kind": "header", "version": 2} | HEADER) + "\n")
-    with pytest.raises(RunError, match=r"journal\.jsonl:1[\s\S]*version 2"):
-        Journal(path, "a+b")
+    path.write_text(json.dumps({"kind": "header", "version": 3} | HEADER) + "\n")
+    with pytest.raises(RunError, match=r"journal\.jsonl:1[\s\S]*version 3"):
+        Journal(path)
 
 
 # --- Torn and damaged
@@ -144,24 +211,23 @@ def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
     _begun(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    again = Journal(path, "a+b")
-    assert (len(again), again.find(1, 2)) == (2, None)
-    again.begin(HEADER)
+    known = _known(path)
+    assert (len(known), known.find(1, 2)) == (2, None)
+    again = _opened(path)
     again.add(1, 2, (2, 9), 0.5)
     assert path.read_bytes() == whole
-    assert Journal(path, "a+b").find(1, 2) == (2, 9)
+    assert _known(path).find(1, 2) == (2, 9)
 
 
 @pytest.mark.parametrize("kept", [1, 10, 0, -1])
 def test_a_torn_header_is_written_again(path, kept):
-    _begun(path, 0)
+    Journal(path).begin(HEADER)
     header = path.read_bytes()
     path.write_bytes(header[:kept])
-    again = Journal(path, "a+b")
-    again.begin(HEADER)
+    again = _opened(path)
     again.add(1, 0, (5, 9), 0.5)
     assert path.read_bytes().startswith(header)
-    assert Journal(path, "a+b").find(1, 0) == (5, 9)
+    assert _known(path).find(1, 0) == (5, 9)
 
 
 @pytest.mark.parametrize(
@@ -182,4 +248,4 @@ def test_a_damaged_line_is_an_error_that_names_it(path, damage):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
     with pytest.raises(RunError, match=r"journal\.jsonl:3: a damaged line[\s\S]*--overwrite"):
-        Journal(path, "a+b")
+        Journal(path)

@@ -71,7 +71,8 @@ def test_the_result_record(finished: MergeResult) -> None:
         ("a", "parent"), ("b", "parent"), ("uniform_soup", "baseline"), ("merged", "merged"),
     ]  # fmt: skip
     for model in record["models"]:
-        assert set(model) == {"name", "role", "validation", "test"}
+        level = set() if model["role"] == "baseline" else {"level"}
+        assert set(model) == {"name", "role", "validation", "test"} | level
         for name in ("validation", "test"):
             counted = model[name]
             assert set(counted) == {"correct", "n"}

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mega_hf.recipe import Merge, Recipe, Sample
+from mega_hf.recipe import Recipe
+from mega_hf.settings import Merge, Sample
 
 BASE = """\
 name: test

@@ -73,8 +73,8 @@ def _lines(message):
         ("generations: 3", "method: magic", 10, ["merge.method", "'mega'"]),
         ("population_size: 6", "population_size: 2\n  x: 1", 10, ["unknown key"]),
         # parents
-        ("  b: ./b\n", "", 5, ["parents", "too few", "two parents or more"]),
-        ("  a: ./a\n  b: ./b\n", "  {}\n", 5, ["parents", "too few"]),
+        ("  b: ./b\n", "", 5, ["parents", "two parents or more", "two parents or more"]),
+        ("  a: ./a\n  b: ./b\n", "  {}\n", 5, ["parents", "two parents or more"]),
         ("b: ./b", "b: ./a", 7, ["the same twice", "another model than a"]),
         ("b: ./b", "b: ./x/../a/", 7, ["the same twice"]),
         ("b: ./b", "b: ./nowhere", 7, ["no such parent folder"]),

@@ -75,12 +75,13 @@ def test_another_recipe_may_overwrite(out):
     assert folder.check(other, overwrite=False) == other
 
 
-def test_creating_twice_keeps_what_is_there(out):
+def test_creating_twice_keeps_what_is_there_and_pins_what_was_open(out):
+    """A part of a tree pins what it needs; the whole of it, later, the rest."""
     folder = _made(out)
     (out / "journal.jsonl").write_text("mine\n")
     folder.create(_recipe(), _recipe(revision="later"), overwrite=False)
     assert (out / "journal.jsonl").read_text() == "mine\n"
-    assert folder.check(_recipe(), overwrite=False).data.revision is None
+    assert folder.check(_recipe(), overwrite=False).data.revision == "later"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -162,8 +163,8 @@ def test_leftovers_of_a_killed_run_are_cleaned(out):
 
 
 def test_a_run_without_a_result_is_not_finished(out):
-    assert _made(out).finished() is None
-    assert RunFolder(out / "none").finished() is None
+    assert _made(out).finished(_recipe()) is None
+    assert RunFolder(out / "none").finished(_recipe()) is None
 
 
 def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
@@ -171,12 +172,14 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     (out / "merged").mkdir()
     (out / "merged" / "model.safetensors").write_bytes(b"weights")
     digest = merged_digest(out / "merged")
-    (out / "result.json").write_text(json.dumps({"version": 1, "digests": {"file": digest}}))
-    assert folder.finished().record["digests"]["file"] == digest
+    digests = {"file": digest, "recipe": _recipe().sha256}
+    (out / "result.json").write_text(json.dumps({"version": 1, "digests": digests}))
+    assert folder.finished(_recipe()).record["digests"]["file"] == digest
+    assert folder.finished(_recipe(seed=7)) is None, "the result of another recipe"
     (out / "merged" / "model.safetensors").write_bytes(b"weightz")
-    assert folder.finished() is None
+    assert folder.finished(_recipe()) is None
     remove(out / "merged")
-    assert folder.finished() is None
+    assert folder.finished(_recipe()) is None
 
 
 def test_the_digest_of_a_file_is_its_sha256(tmp_path):

@@ -36,7 +36,7 @@ class Processes:
         check_launch(os.environ)
         # Without a GPU, Accelerator(cpu=False) under a launcher gives N processes that all think they are main.
         cpu = not torch.cuda.is_available() or _wants_cpu()
-        timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # training and reports keep others waiting
+        timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))  # others wait while a parent is trained
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started != self.count:

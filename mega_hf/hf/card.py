@@ -28,10 +28,26 @@ def render_card(result: MergeResult) -> str:
         verdict=escape(result.report.verdict),
         own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
         recipe=strict_yaml.dump(record["recipe"]),
+        mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
         escape=escape,
     )
     return str(card).rstrip() + "\n"
+
+
+def draw_mermaid(record: dict[str, Any]) -> str:
+    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the merged model on top."""
+    root = record["nodes"][-1]["name"]
+    models = {m["name"] if m["role"] != "merged" else root: m for m in record["models"] if "level" in m}
+    keys = {name: f"m{i}" for i, name in enumerate(models)}
+    lines = ["graph BT"]
+    for name, model in models.items():
+        accuracy = 100 * model["test"]["correct"] / model["test"]["n"]
+        label = re.sub(r"[^\w.+@-]", " ", name)  # whatever else would be Mermaid's own syntax
+        lines.append(f'  {keys[name]}["{label}<br/>{accuracy:.2f} %"]')
+    for node in record["nodes"]:
+        lines += [f"  {keys[parent]} --> {keys[node['name']]}" for parent in node["parents"]]
+    return "\n".join(lines)
 
 
 def escape(text: object) -> str:
@@ -71,5 +87,8 @@ def _source(parent: dict[str, Any]) -> str:
     if "hub" in parent:
         return f"[{escape(parent['hub'])}](https://huggingface.co/{parent['hub']}) at `{parent['revision'][:12]}`"
     if "train" in parent:
-        return f"trained here from seed {parent['train']['seed']}"
+        train = parent["train"]
+        start = f", starting at {escape(train['from'])}" if "from" in train else ""
+        epoch = f", as it was after epoch {train['epoch']}" if "epoch" in train else ""
+        return f"trained here from seed {train['seed']}{start}{epoch}"
     return f"local: {escape(parent.get('local') or parent.get('weights'))}"

@@ -13,8 +13,8 @@ from huggingface_hub.errors import GatedRepoError
 
 from mega_hf.errors import DataError
 from mega_hf.hf.rows import Split, check_labels, hash_rows, select_rows
-from mega_hf.recipe import Data, Sample
 from mega_hf.recipe_checks import is_local
+from mega_hf.settings import Data, Sample
 
 DEFAULT_SAMPLE = 5000
 _SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence
@@ -50,8 +50,8 @@ def load_splits(data: Data) -> Splits:
     assert data.validation is not None and data.test is not None, "the defaults filled them in"
     validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
     _refuse_overlap(validation, test)
-    if validation.origin == data.train:
-        notices = (*notices, *_trained_on(data, notices))
+    if validation.origin == data.train.split("[")[0]:
+        notices = (*notices, *_trained_on(validation.origin, notices))
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
     shared = _shared_pictures(hashes["validation"], hashes["test"])
     classes = len(names) if names else int(max(validation.labels().max(), test.labels().max())) + 1
@@ -176,8 +176,8 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> tuple[Data, tupl
     return data, notices
 
 
-def _trained_on(data: Data, notices: tuple[str, ...]) -> tuple[str, ...]:
-    return () if notices else (f"validation rows come from {data.train}: right only if no parent was trained on them",)
+def _trained_on(origin: str, notices: tuple[str, ...]) -> tuple[str, ...]:
+    return () if notices else (f"validation rows come from {origin}: right only if no parent was trained on them",)
 
 
 def _columns(data: Data, whole: datasets.DatasetDict) -> tuple[str, str, tuple[str, ...] | None]:

@@ -218,7 +218,8 @@ def _timm_structure(config: dict[str, Any]) -> dict[str, Any]:
 
 def timm_structure(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what decides a timm model's function, less what `describe_timm` reads off the model itself."""
-    read_off = _IRRELEVANT | {"in_chans", "global_pool"}  # their defaults may be written out or not
+    # Their defaults may be written out or not; img_size stands in the preprocessing too.
+    read_off = _IRRELEVANT | {"in_chans", "global_pool", "img_size"}
     return {"architecture": arch, **{k: v for k, v in arguments.items() if k not in read_off}}
 
 

@@ -27,9 +27,9 @@ from mega_hf.hf.models import (
     timm_structure,
     unweighted_model,
 )
-from mega_hf.recipe import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe_checks import check_parent, is_local
-from mega_hf.weights.space import difference, digest
+from mega_hf.settings import ParentRef, TrainedParent, WeightsParent
+from mega_hf.weights.space import build_space, difference, digest
 
 _FILES = ["*.json", "*.safetensors"]
 _OFFLINE = "check the network, or download the repository elsewhere and give its folder: ./FOLDER"
@@ -40,7 +40,6 @@ class Parent:
     """A parent that has been identified; its weights are not held."""
 
     name: str
-    folder: Path | None  # None if it is bare weights
     sha256: str  # of its state dict: names, dtypes, shapes, bytes
     source: dict[str, Any]  # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
 
@@ -90,7 +89,7 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
     """Load one parent of a recipe.
 
     Args:
-        name: its name in the recipe.
+        name: its name in the recipe, `NAME@EPOCH` for a snapshot.
         reference: what the recipe says of it.
         trained: where its weights lie, if it was trained here.
 
@@ -107,21 +106,34 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         source = {"weights": file.name, "arch": reference.arch}
     elif isinstance(reference, TrainedParent):
         assert trained is not None, "trained parents are made before they are opened"
-        model, source = open_model(trained, name), {"train": {"seed": reference.train.seed}}
+        model, source = open_model(trained, name), {"train": _training(name, reference)}
     else:
         folder, pinned = resolve(reference, name)
         model = open_model(folder, name)
         repository, _, commit = pinned.partition("@")
         source = {"local": folder.name} if is_local(reference) else {"hub": repository, "revision": commit}
-    return OpenParent(Parent(name, model.folder, digest(model.state()), source), model, pinned)
+    return OpenParent(Parent(name, digest(model.state()), source), model, pinned)
 
 
-def refuse_disagreement(parents: Iterable[OpenParent]) -> None:
-    """Raise ParentError, showing the difference, unless all parents are one architecture for one task."""
-    opened = list(parents)
-    refuse_layout({one.parent.name: one.model for one in opened})
+def _training(name: str, reference: TrainedParent) -> dict[str, Any]:
+    """Say how a parent was trained: its seed, which snapshot it is, what it started from; never a path."""
+    epoch, start = name.partition("@")[2], reference.train.source
+    said: dict[str, Any] = {"seed": reference.train.seed}
+    said |= {"epoch": int(epoch)} if epoch else {}
+    return said | ({"from": Path(start).name if is_local(start) else start} if start else {})
+
+
+def refuse_difference(first: OpenParent, other: OpenParent) -> None:
+    """Raise ParentError, showing the difference, unless two parents are one architecture for one task."""
+    names = first.parent.name, other.parent.name
+    refuse_layout({names[0]: first.model, names[1]: other.model})
+    build_space({names[0]: first.model.state(), names[1]: other.model.state()}, first.model.learned(), {})
+
+
+def refuse_copies(parents: Iterable[Parent]) -> None:
+    """Raise ParentError where two parents hold the same weights."""
     seen: dict[str, Parent] = {}
-    for parent in (one.parent for one in opened):
+    for parent in parents:
         twin = seen.setdefault(parent.sha256, parent)
         if twin is not parent:
             raise ParentError(

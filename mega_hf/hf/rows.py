@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from mega_hf.errors import DataError
-from mega_hf.recipe import Sample
+from mega_hf.settings import Sample
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all rows, each of which has been decoded once to see that it can be.
+
+        Raises:
+            DataError: a picture is broken.
+        """
+        return hashlib.sha256(b"".join(hash_rows(self))).hexdigest()
 
     def picture(self, i: int) -> Image.Image:
         """Decode one picture.

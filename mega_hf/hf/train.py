@@ -1,29 +1,100 @@
-"""Parents from scratch, as the paper trains them: on the training rows alone, from a seed, by one process."""
+"""Parents from seeds: what training starts at, what decides its outcome, and what would end it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import timm
 import torch
-from timm.optim import create_optimizer_v2
-from torch import nn
 
-from mega_hf.errors import DataError
-from mega_hf.genetic.seeds import named_stream
-from mega_hf.hf.data import Splits
+from mega_hf.errors import DataError, ParentError
+from mega_hf.hf.data import Splits, match_classes
+from mega_hf.hf.fit import time_training, update
 from mega_hf.hf.models import OpenModel, build_timm, describe_timm, timm_structure
-from mega_hf.hf.rows import Split, fill_pictures, hash_rows
-from mega_hf.hf.save import save_timm
-from mega_hf.recipe import Train
+from mega_hf.hf.parents import open_parent, open_unweighted
+from mega_hf.hf.save import save_model
+from mega_hf.hf.stored import read_dtypes, stored_dtypes
+from mega_hf.recipe import Recipe
+from mega_hf.recipe_checks import is_local
+from mega_hf.settings import ParentRef, ParentTrain, TrainedParent, WeightsParent
+
+__all__ = [
+    "check_training",
+    "open_start",
+    "save_trained",
+    "time_training",
+    "train_keys",
+    "trained_source",
+    "unweighted",
+]
 
 
-def train_keys(train: Train, seeds: dict[str, int], threads: int, splits: Splits) -> dict[str, str]:
-    """Return for each name the digest of everything that decides the parent: settings, seed, rows, threads."""
+@dataclass(frozen=True)
+class Start:
+    """What training starts at, and the mould for what it leaves."""
+
+    opened: OpenModel
+    arguments: dict[str, Any]  # of the architecture, where no folder's config.json holds them
+    mapping: list[int]  # for each class of the data set the model's output
+
+
+def trained_source(recipe: Recipe, name: str) -> str | None:
+    """Return the trained parent that a trained parent starts from, itself or one of its snapshots; else None."""
+    source = recipe.trained[name].train.source
+    return source.partition("@")[0] if source and isinstance(_source(recipe, name), TrainedParent) else None
+
+
+def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
+    """Return for each name, and for those that it starts from, the digest of everything that decides its weights.
+
+    That is settings, seed, threads, training rows, classes, and what it starts from; not which snapshots are kept.
+
+    Raises:
+        MegaError: a source can't be read; a training picture is broken.
+    """
+    assert splits.train is not None, "check_training has refused this"
+    shared = [recipe.threads, splits.train.digest, splits.class_names, splits.classes]
+    keys: dict[str, str] = {}
+    opened: dict[str, Any] = {}  # several parents may start from one model: it is read once
+
+    def _origin(name: str) -> Any:
+        source, reference = recipe.trained[name].train.source, _source(recipe, name)
+        if source is None or reference is None:
+            return None
+        if isinstance(reference, TrainedParent):
+            above, _, epoch = source.partition("@")
+            return [key(above), epoch]
+        if source not in opened:
+            one = open_parent(source, reference)
+            opened[source] = [one.parent.sha256, one.model.preprocessing, one.model.labels]
+        return opened[source]
+
+    def key(name: str) -> str:
+        if name not in keys:
+            settings = recipe.trained[name].train.model_dump(mode="json", exclude={"source", "checkpoints"})
+            decisive = json.dumps([settings, _origin(name), *shared], sort_keys=True)
+            keys[name] = hashlib.sha256(decisive.encode()).hexdigest()
+        return keys[name]
+
+    for name in names:
+        key(name)
+    return keys
+
+
+def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> None:
+    """Raise what would end training later, before anything is made; no weights are read or downloaded.
+
+    Raises:
+        DataError: there are no rows to train on, a picture is broken, or a source lacks a class of the data set.
+        ParentError: an architecture can't be built or can't take its pictures, or a source can't be opened.
+    """
+    if not names:
+        return
     if splits.train is None or not len(splits.train):
         raise DataError(
             "no rows to train on",
@@ -31,94 +102,157 @@ def train_keys(train: Train, seeds: dict[str, int], threads: int, splits: Splits
             got="none beside validation and test",
             remedy="a smaller validation split, or data.train: another split",
         )
-    rows = hashlib.sha256(b"".join(hash_rows(splits.train))).hexdigest()
-    settings = train.model_dump(mode="json")
-    return {
-        name: hashlib.sha256(json.dumps([settings, seed, threads, rows]).encode()).hexdigest()
-        for name, seed in seeds.items()
-    }
+    built: dict[str, OpenModel] = {}
+    tried: set[tuple[int, int]] = set()
+    for name in names:
+        model = _unweighted(recipe, name, splits, built)
+        rows = min(2, recipe.trained[name].train.batch_size, len(splits.train))
+        if (id(model), rows) not in tried:
+            tried.add((id(model), rows))
+            _try(name, model, rows)
+    assert splits.train.digest, "every picture has been decoded"
 
 
-def train_parent(
-    folder: Path,
-    train: Train,
-    seed: int,
-    threads: int,
-    splits: Splits,
-    device: torch.device,
-    progress: Callable[[int, float], None],
-) -> None:
-    """Train one parent and write it into an existing folder in timm's layout.
+def unweighted(recipe: Recipe, name: str, splits: Splits) -> OpenModel:
+    """Return what a trained parent will be, with fresh weights; nothing large is read or downloaded.
+
+    Raises:
+        MegaError: as `check_training` of its architecture and its source.
+    """
+    return _unweighted(recipe, name, splits, {})
+
+
+def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start:
+    """Return what a parent's training starts at: the weights of its seed, or those of its source.
 
     Args:
-        folder: where config.json and model.safetensors go.
-        train: architecture, epochs, batch size, optimizer.
-        seed: decides the initial weights and the order of the rows.
-        threads: how many threads sum; other numbers give other last bits.
-        splits: the rows, and the classes' names.
-        device: where to train.
-        progress: called after each epoch with (epoch, mean loss).
+        recipe: the parents.
+        name: which one.
+        folder: where the parents that are trained here lie; those that it starts from are there.
+        splits: the classes.
+
+    Raises:
+        MegaError: its source can't be opened, or does not fit.
     """
-    assert splits.train is not None, "train_keys has refused this"
-    model = initial_model(train, seed, splits.classes)
-    opened = describe_timm(model, {}, {}, splits.class_names, None)
-    images, labels = _tensors(splits.train, opened, splits.classes)
-    model.to(device).train()
-    optimizer = create_optimizer_v2(
-        model, opt=train.optimizer, lr=train.learning_rate, weight_decay=train.weight_decay, momentum=0.9
-    )
-    with _threads(threads):
-        for epoch in range(1, train.epochs + 1):
-            order = torch.from_numpy(named_stream(seed, "train", epoch, 0, "order").random(len(images)).argsort())
-            progress(epoch, _epoch(model, optimizer, images, labels, order.split(train.batch_size), device))
-    save_timm(folder, model.eval().cpu(), model.state_dict(), splits.class_names)
+    train, reference = recipe.trained[name].train, _source(recipe, name)
+    if train.source is None or reference is None:
+        opened, arguments = _from_seed(train, splits), _lasting(train.arch_args)
+    else:
+        opened = open_parent(train.source, reference, folder / train.source).model
+        arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
+        opened = _with_dropout(opened, arguments, train)
+    return Start(opened, arguments, _fit(name, train, opened, splits))
 
 
-def initial_model(train: Train, seed: int, classes: int) -> nn.Module:
-    """Build the architecture with the weights of a seed; torch's own generator is put back as it was."""
+def save_trained(folder: Path, start: Start) -> None:
+    """Write the model, whose weights have been trained since, into a folder that is made here."""
+    state = {key: tensor.cpu().contiguous() for key, tensor in start.opened.state().items()}
+    save_model(folder, start.opened, state)
+    if start.opened.folder is None and start.arguments:  # not every timm writes them itself
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["model_args"] = config.get("model_args", {}) | start.arguments
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _source(recipe: Recipe, name: str) -> ParentRef | None:
+    """Return the reference behind a trained parent's `from`: names of the recipe win over anything else."""
+    source = recipe.trained[name].train.source
+    if source is None or source not in recipe.usable:
+        return source
+    return recipe.parents[source.partition("@")[0]]
+
+
+def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
+    assert train.arch is not None, "a recipe has refused this"
     with torch.random.fork_rng(devices=[]):  # constructors know no other source of randomness
-        torch.default_generator.manual_seed(seed)
-        return build_timm(train.arch, classes, train.arch_args, train.data_config)
-
-
-def unweighted(train: Train, splits: Splits) -> OpenModel:
-    """Return what a trained parent will be, with the weights of seed 0."""
-    structure = timm_structure(train.arch, train.arch_args)
-    return describe_timm(initial_model(train, 0, splits.classes), structure, {}, splits.class_names, None)
-
-
-def _tensors(split: Split, opened: OpenModel, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.zeros(len(split), *opened.picture_shape)
-    labels = torch.zeros(len(split), dtype=torch.int64)
-    fill_pictures(split, list(range(classes)), opened.transform, images, labels)
-    return images, labels
-
-
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    batches: tuple[torch.Tensor, ...],
-    device: torch.device,
-) -> float:
-    losses = []
-    for batch in batches:
-        if len(batch) == 1 and len(batches) > 1:
-            continue  # BatchNorm has no spread over one row
-        optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(model(images[batch].to(device)), labels[batch].to(device))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+        torch.default_generator.manual_seed(train.seed)
+        model = build_timm(train.arch, splits.classes, train.arch_args, train.data_config)
+    structure = timm_structure(train.arch.partition(".")[0], _lasting(train.arch_args))
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return describe_timm(model, structure, {}, splits.class_names, None)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ParentError(
+            f"pictures can't be prepared for {train.arch}: {type(error).__name__}", got=error,
+            expected="timm's input_size, mean, std, interpolation, crop_pct", remedy="mend train.data_config",
+        ) from None  # fmt: skip
+
+
+def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]) -> OpenModel:
+    """Build what a parent will be, or take it from what was built before."""
+    train, reference = recipe.trained[name].train, _source(recipe, name)
+    if isinstance(reference, TrainedParent):
+        model = _unweighted(recipe, str(trained_source(recipe, name)), splits, built)
+    else:
+        plain = reference.model_dump() if isinstance(reference, WeightsParent) else reference
+        key = json.dumps(plain or [train.arch, train.arch_args, train.data_config], sort_keys=True)
+        if key not in built:
+            built[key] = _from_seed(train, splits) if reference is None else _peek(name, reference)
+        model = built[key]
+    _fit(name, train, model, splits)
+    return model
+
+
+def _peek(name: str, reference: ParentRef) -> OpenModel:
+    """Build a source with fresh weights; of weights that lie here the headers are read, to see that they are whole."""
+    if isinstance(reference, WeightsParent):
+        read_dtypes(Path(reference.weights), name)
+    elif isinstance(reference, str) and is_local(reference):
+        stored_dtypes(Path(reference), name)
+    return open_unweighted(name, reference)
+
+
+def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> list[int]:
+    """Map the data set's classes to a source's outputs; refuse one that is not what the recipe says."""
+    got, asked = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
+    if train.source is not None and asked and asked != got:
+        raise ParentError(
+            f"{name} is trained from another architecture", expected=f"{asked}, its arch",
+            got=f"{got} ({train.source})",
+            remedy="leave arch out where from is given (arch: null), or train from a model of that architecture",
+        )  # fmt: skip
+    try:
+        return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
+    except DataError as error:
+        raise DataError(
+            f"{name} can't be trained from {train.source}: {error.what}", expected=error.expected, got=error.got,
+            remedy=error.remedy,
+        ) from None  # fmt: skip
+
+
+def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return an architecture's arguments less those that matter in training alone."""
+    return {key: value for key, value in arguments.items() if not _is_dropout(key)}
+
+
+def _is_dropout(argument: str) -> bool:
+    return argument.startswith("drop") or argument.endswith("drop_rate")  # drop_path_rate, attn_drop_rate, ...
+
+
+def _with_dropout(opened: OpenModel, arguments: dict[str, Any], train: ParentTrain) -> OpenModel:
+    """Build a source of timm's again with the recipe's dropout, which is how to train and not what a model is."""
+    dropout = {key: value for key, value in train.arch_args.items() if _is_dropout(key)}
+    if not dropout or opened.library != "timm":
+        return opened
+    if opened.folder is not None:
+        model = timm.create_model(f"local-dir:{opened.folder}", pretrained=True, **dropout)
+    else:
+        architecture = str(opened.structure["architecture"])
+        model = build_timm(architecture, opened.num_classes, arguments | dropout)
+        model.pretrained_cfg = opened.model.pretrained_cfg
+        model.load_state_dict(opened.model.state_dict())
+    return replace(opened, model=model.eval())
+
+
+def _try(name: str, model: OpenModel, rows: int) -> None:
+    """Send a batch of zeros through a model, as training will."""
+    optimizer = torch.optim.SGD(model.model.parameters(), lr=0.0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            images, labels = torch.zeros(rows, *model.picture_shape), torch.zeros(rows, dtype=torch.int64)
+            update(model.model.train(), optimizer, images, labels, 0.0)
+    except Exception as error:  # architectures raise whatever they met; nothing of it is our user's traceback
+        raise ParentError(
+            f"{name} can't be trained: {type(error).__name__}", expected="a model that takes the pictures",
+            got=" ".join(str(error).split())[:300],
+            remedy="another input_size in train.data_config, other arch_args, or a larger batch_size",
+        ) from None  # fmt: skip

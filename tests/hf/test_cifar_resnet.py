@@ -1,7 +1,9 @@
-"""The paper's ResNets: their size is the paper's, and timm treats them as its own."""
+"""The paper's ResNets: their sizes against the paper's, and timm treats them as its own."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,48 @@ def test_the_number_of_weights(depth: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == WEIGHTS[depth]
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 == depth, "the classifier is the last layer"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "learned", "counted"),
+    [
+        ("cifar_resnet56", 56, 855_770, "0.86"),
+        ("cifar_resnet110", 110, 1_730_714, "1.74"),  # the paper says 1.78
+        ("cifar_resnet152_mega", 186, 3_489_050, "3.51"),
+    ],
+)
+def test_the_papers_count(name: str, layers: int, learned: int, counted: str) -> None:
+    """In millions, with a bias in each convolution and BatchNorm's running mean and variance."""
+    model = timm.create_model(name)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(m.kernel_size == (3, 3) for m in convolutions) + 1 == layers, "the classifier is the last layer"
+    assert sum(p.numel() for p in model.parameters()) == learned
+    statistics = sum(2 * m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert f"{(learned + statistics + sum(m.out_channels for m in convolutions)) / 1e6:.2f}" == counted
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet152_mega"])
+def test_the_names_of_public_checkpoints(name: str) -> None:
+    entries = timm.create_model(name).state_dict()
+    parts = ("conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.downsample.0", "layer3.0.downsample.1", "fc")
+    assert {f"{part}.weight" for part in parts} <= set(entries)
+    assert {key.split(".")[0] for key in entries} == {"conv1", "bn1", "layer1", "layer2", "layer3", "fc"}
+    assert not [key for key in entries if key.startswith("layer1.0.downsample")]
+
+
+@pytest.mark.slow
+def test_one_import_is_enough_to_load_a_merged_model(tmp_path: Path) -> None:
+    """And it brings neither transformers nor datasets."""
+    tiny.save_timm(tmp_path / "model", tiny.timm_model("cifar_resnet152_mega"))
+    program = f"""
+import sys
+import mega_hf.hf.cifar_resnet
+print([name for name in ("transformers", "datasets", "pydantic") if name in sys.modules])
+import timm
+print(sum(p.numel() for p in timm.create_model("local-dir:{tmp_path / "model"}", pretrained=True).parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", str(3_489_050 - 7 * 65)], "three classes instead of ten"
 
 
 def test_a_block_against_its_formula() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mega_hf.errors import DataError
 from mega_hf.hf.data import load_split, load_splits, match_classes
-from mega_hf.recipe import Data, Sample
+from mega_hf.settings import Data, Sample
 from tests import tiny
 
 

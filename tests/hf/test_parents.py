@@ -10,7 +10,7 @@ import pytest
 from mega_hf.errors import ParentError
 from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import disagreements, open_parent, resolve
-from mega_hf.recipe import WeightsParent
+from mega_hf.settings import WeightsParent
 from tests import broken, tiny
 
 

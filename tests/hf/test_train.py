@@ -1,10 +1,8 @@
-"""Parents from seeds: the same bytes from the same seed, trained once, trained again when anything changes."""
+"""Parents from seeds: what decides them, what they start at, and what is refused before anything is made."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,17 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from mega_hf import MergeResult, Recipe, merge
+from mega_hf import Recipe
+from mega_hf.errors import DataError, MegaError, ParentError
+from mega_hf.hf import rows as reading
 from mega_hf.hf import train as training
-from tests import tiny
-
-TRAIN = {
-    "arch": "cifar_resnet20",
-    "data_config": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
-    "epochs": 2,
-    "batch_size": 30,
-    "learning_rate": 0.003,
-}
-SMALL = tiny.MERGE | {"population_size": 4, "generations": 2}
+from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.models import open_model
+from mega_hf.hf.parents import disagreements
+from mega_hf.hf.train import check_training, open_start, save_trained, train_keys, unweighted
+from tests import tiny, trainings
 
 
 @pytest.fixture(scope="module")
@@ -32,124 +28,192 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
 
 
-def recipe(data: Path, seeds: tuple[int, ...] = (1, 2), **changes: Any) -> dict[str, Any]:
-    return {
-        "name": "trained",
-        "data": {"path": str(data), "validation": "validation", "test": "test"},
-        "parents": {f"seed{seed}": {"train": {"seed": seed}} for seed in seeds},
-        "train": TRAIN | changes,
-        "merge": SMALL,
-    }
-
-
-def stored(folder: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in folder.glob("parents/*/model.safetensors")}
+@pytest.fixture(scope="module")
+def splits(data: Path) -> Splits:
+    return load_splits(trainings.recipe(data).data)
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
-    return merge(Recipe.from_dict(recipe(data)), tmp_path_factory.mktemp("trained") / "out")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A timm folder, a transformers folder, one that lacks a class, and one with broken weights."""
+    made = tmp_path_factory.mktemp("models")
+    tiny.save_timm(made / "timm", tiny.timm_model(seed=5))
+    tiny.save_transformers(made / "vit", tiny.transformers_model("vit", seed=5))
+    tiny.save_timm(made / "two", tiny.timm_model(classes=2), names=["dash", "slash"])
+    tiny.save_timm(made / "broken", tiny.timm_model())
+    (made / "broken" / "model.safetensors").write_bytes(b"no weights")
+    return made
 
 
-def test_parents_are_models_of_their_own(trained: MergeResult) -> None:
-    weights = stored(trained.folder)
-    assert set(weights) == {"seed1", "seed2"}
-    assert weights["seed1"] != weights["seed2"]
-    rows = {model["name"]: model for model in trained.report.models}
-    for name in weights:
-        model = timm.create_model(f"local-dir:{trained.folder / 'parents' / name}", pretrained=True).eval()
-        assert tiny.count(model, "test") == rows[name]["test"]["correct"]
-    assert [parent["train"] for parent in trained.record["parents"]] == [{"seed": 1}, {"seed": 2}]
+# --- What decides a parent
 
 
-def test_training_learns(data: Path, tmp_path: Path) -> None:
-    tree = recipe(data, epochs=10) | {"merge": SMALL | {"generations": 1}}
-    result = merge(Recipe.from_dict(tree), tmp_path / "out")
-    best = max(model["test"]["correct"] for model in result.report.models[:2])
-    assert best > 45, "chance is 30 of 90"
+def key(data: Path, name: str = "a", parents: dict[str, Any] | None = None, threads: int = 1, **changes: Any) -> str:
+    made = trainings.recipe(data, parents, threads, **changes)
+    return train_keys(made, [name], load_splits(made.data))[name]
 
 
-def test_the_seeds_weights_are_the_same_again(data: Path, trained: MergeResult, tmp_path: Path) -> None:
-    """In another order, beside another parent, after other draws, with other threads: the same bytes."""
-    torch.manual_seed(3)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        again = merge(Recipe.from_dict(recipe(data, (3, 2, 1))), tmp_path / "again")
-        assert torch.get_num_threads() == 2, "the number of threads was not put back"
-    finally:
-        torch.set_num_threads(before)
-    weights = stored(again.folder)
-    assert {name: weights[name] for name in ("seed1", "seed2")} == stored(trained.folder)
-
-
-def test_the_environments_threads_change_nothing(data: Path, trained: MergeResult, tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(data)))
-    words = [sys.executable, "-m", "mega_hf", "merge", str(file), "--out", str(tmp_path / "out"), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert stored(tmp_path / "out") == stored(trained.folder)
-    digest = MergeResult.load(tmp_path / "out").record["digests"]["file"]
-    assert digest == trained.record["digests"]["file"]
-
-
-def count_trainings(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
-    """Spy on the optimizer's creation, once a training: returns a list that grows with each."""
-    trainings: list[int] = []
-    create = training.create_optimizer_v2
-
-    def spy(*arguments: Any, **keywords: Any) -> Any:
-        trainings.append(1)
-        if len(trainings) == stop_at:
-            raise KeyboardInterrupt
-        return create(*arguments, **keywords)
-
-    monkeypatch.setattr(training, "create_optimizer_v2", spy)
-    return trainings
-
-
-def test_an_interruption_between_parents(data: Path, trained: MergeResult, tmp_path: Path, monkeypatch) -> None:
-    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        count_trainings(context, stop_at=2)
-        merge(Recipe.from_dict(recipe(data)), tmp_path / "out")
-    assert set(stored(tmp_path / "out")) == {"seed1"}
-    trainings = count_trainings(monkeypatch)
-    result = merge(Recipe.from_dict(recipe(data)), tmp_path / "out")
-    assert len(trainings) == 1, "the parent that was done was trained again"
-    assert stored(result.folder) == stored(trained.folder)
-    assert result.record["digests"]["file"] == trained.record["digests"]["file"]
-    assert not list(result.folder.rglob(".mega-*"))
-
-
-def test_trained_again_only_when_something_changes(data: Path, tmp_path: Path, monkeypatch) -> None:
-    trainings = count_trainings(monkeypatch)
-    out = tmp_path / "out"
-    merge(Recipe.from_dict(recipe(data, epochs=1)), out)
-    assert len(trainings) == 2
-    (out / "result.json").unlink()
-    merge(Recipe.from_dict(recipe(data, epochs=1)), out)
-    assert len(trainings) == 2, "nothing had changed"
-    merge(Recipe.from_dict(recipe(data, learning_rate=0.001, epochs=1)), out, overwrite=True)
-    assert len(trainings) == 4, "another learning rate makes other parents"
-
-
-def test_the_key_is_of_everything_that_decides(data: Path) -> None:
-    from mega_hf.hf.data import load_splits
-    from mega_hf.hf.train import train_keys
-
-    def key(seed: int = 1, threads: int = 1, validation: str = "validation", **changes: Any) -> str:
-        made = Recipe.from_dict(recipe(data, **changes) | {"data": {"path": str(data), "validation": validation}})
-        assert made.train is not None
-        return train_keys(made.train, {"a": seed}, threads, load_splits(made.data))["a"]
-
-    keys = [
-        key(), key(seed=2), key(threads=2), key(validation="train[100:]"), key(epochs=3), key(batch_size=31),
-        key(optimizer="sgd"), key(weight_decay=0.1), key(arch="cifar_resnet32"), key(data_config={}),
+def test_the_key_is_of_every_setting(data: Path) -> None:
+    others: list[dict[str, Any]] = [
+        {"epochs": 3}, {"batch_size": 31}, {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"arch": "cifar_resnet32"},
+        {"data_config": {}}, {"arch_args": {"in_chans": 3}}, {"momentum": 0.8}, {"learning_rate": 0.1},
+        {"schedule": "cosine"}, {"warmup_epochs": 1}, {"label_smoothing": 0.1}, {"augmentation": "flip-and-crop"},
+        {"threads": 2}, {"parents": {"a": {"seed": 3}, "b": {"seed": 2}}},
     ]  # fmt: skip
+    keys = [key(data), *(key(data, **other) for other in others)]
     assert len(set(keys)) == len(keys)
-    assert key() == keys[0]
+    assert key(data) == keys[0] == key(data, checkpoints=2), "which snapshots are kept changes no weight"
+    written_out = {"seed": 1, "momentum": 0.9, "schedule": "constant"}
+    assert key(data, parents={"other": {"seed": 4}, "a": written_out}) == keys[0]
+
+
+def test_the_key_is_of_rows_and_classes(data: Path, tmp_path: Path) -> None:
+    made = trainings.recipe(data)
+    other_rows = made.data.model_copy(update={"validation": "train[100:]"})
+    renamed = {
+        name: tiny.split(count, seed, ["x", "y", "z"]) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+    }
+    other_names = made.data.model_copy(update={"path": str(tiny.write_splits(tmp_path / "data", renamed))})
+    keys = {train_keys(made, ["a"], load_splits(one))["a"] for one in (made.data, other_rows, other_names)}
+    assert len(keys) == 3
+
+
+def test_the_key_is_of_what_it_starts_from(data: Path, folders: Path, tmp_path: Path) -> None:
+    other = tiny.save_timm(tmp_path / "other", tiny.timm_model(seed=6))
+    moved = tiny.save_timm(tmp_path / "moved", tiny.timm_model(seed=5))
+    shifted = json.loads((other / "config.json").read_text())
+    preprocessed = tiny.save_timm(tmp_path / "preprocessed", tiny.timm_model(seed=5))
+    shifted["pretrained_cfg"]["mean"] = [0.4] * 3
+    (preprocessed / "config.json").write_text(json.dumps(shifted))
+
+    def of(source: str | None, **trunk: Any) -> str:
+        parents = {"trunk": {"seed": 9, "checkpoints": 2} | trunk, "a": {"seed": 1, "from": source}}
+        return key(data, parents=parents)
+
+    sources = [None, "trunk", "trunk@1", "trunk@2", str(folders / "timm"), str(other), str(preprocessed)]
+    keys = [*map(of, sources), of("trunk", seed=8), of("trunk", learning_rate=0.1)]
+    assert len(set(keys)) == len(keys)
+    assert of(str(moved)) == keys[4], "where a model lies decides nothing"
+    assert of("trunk", checkpoints=1) == keys[1]
+
+
+def test_the_rows_are_hashed_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainings.recipe(data)
+    splits, hashed = load_splits(made.data), []
+    monkeypatch.setattr(reading, "hash_rows", lambda split: hashed.append(1) or [b"x"])
+    check_training(made, ["a", "b"], splits)
+    assert train_keys(made, ["a", "b"], splits).keys() == {"a", "b"}
+    assert len(hashed) == 1
+
+
+def test_keys_of_sources_come_along(data: Path, splits: Splits) -> None:
+    parents = {"a": {"seed": 1}, "b": {"seed": 2, "from": "a"}, "c": {"seed": 3, "from": "b"}, "d": {"seed": 4}}
+    assert set(train_keys(trainings.recipe(data, parents), ["c"], splits)) == {"a", "b", "c"}
+
+
+# --- What training starts at
+
+
+def test_the_seeds_weights_whatever_was_drawn_before(data: Path, splits: Splits, tmp_path: Path) -> None:
+    starts = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        made = trainings.recipe(data)
+        starts.append([open_start(made, name, tmp_path, splits).opened.state() for name in ("a", "b")])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, starts[1][0][name]) for name, tensor in starts[0][0].items())
+    assert not torch.equal(starts[0][0]["conv1.weight"], starts[0][1]["conv1.weight"])
+
+
+def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_path: Path) -> None:
+    """Architecture, classes and preprocessing of the model that is saved, known before it is trained."""
+    bare = {"arch": "cifar_resnet20", "weights": str(folders / "timm" / "model.safetensors"), "num_classes": 3}
+    parents = {
+        "a": {"seed": 1}, "b": {"seed": 2, "from": "a"}, "c": {"seed": 1, "from": str(folders / "timm")},
+        "d": {"seed": 1, "arch": None, "from": str(folders / "vit")},
+        "plain": bare | {"data_config": trainings.TRAIN["data_config"]}, "e": {"seed": 1, "from": "plain"},
+    }  # fmt: skip
+    made = trainings.recipe(data, parents)
+    for name in made.trained:
+        start = open_start(made, "a" if name == "b" else name, tmp_path, splits)
+        save_trained(tmp_path / name, start)
+        fresh, saved = unweighted(made, name, splits), open_model(tmp_path / name)
+        assert disagreements(fresh, saved) == []
+        assert saved.labels == (None if name == "e" else tiny.NAMES)
+        assert all(torch.equal(tensor, start.opened.state()[key]) for key, tensor in saved.state().items())
+
+
+def test_an_architectures_arguments_are_saved(data: Path, splits: Splits, tmp_path: Path, monkeypatch) -> None:
+    """Whether timm writes them itself or not; but not its dropout, which is how to train and not what a model is."""
+    from timm.models import _hub
+
+    arguments = {"drop_path_rate": 0.1, "drop_rate": 0.2, "depth": 2}
+    made = trainings.recipe(data, arch="test_vit", arch_args=arguments)
+    if hasattr(_hub, "get_model_args"):
+        monkeypatch.setattr(_hub, "get_model_args", lambda model, given: given)
+    save_trained(tmp_path / "a", open_start(made, "a", tmp_path, splits))
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["model_args"] == {"depth": 2}
+    monkeypatch.undo()
+    save_trained(tmp_path / "b", open_start(made, "a", tmp_path, splits))
+    saved = open_model(tmp_path / "b")
+    assert len(saved.model.blocks) == 2
+    assert disagreements(unweighted(made, "a", splits), saved) == []
+
+
+@pytest.mark.parametrize("kind", ["trained", "folder", "weights", "transformers"])
+def test_a_source_gets_the_recipes_dropout(kind: str, data: Path, splits: Splits, tmp_path: Path) -> None:
+    """Whatever the source was saved with, the model that is trained has it, and else is the same."""
+    model = tiny.timm_model("test_resnet", seed=5)
+    tiny.save_timm(tmp_path / "a", model)
+    tiny.save_transformers(tmp_path / "vit", tiny.transformers_model("vit", seed=5))
+    bare = {"arch": "test_resnet", "weights": str(tmp_path / "a" / "model.safetensors"), "num_classes": 3}
+    above = {"trained": {"seed": 4}, "folder": str(tmp_path / "a"), "weights": bare}.get(kind, str(tmp_path / "vit"))
+    parents = {"a": above, "b": {"seed": 1, "from": "a"}}
+    shared = trainings.DROPPING if kind != "transformers" else trainings.DROPPING | {"arch": None}
+    made = trainings.recipe(data, parents, **shared)
+    opened = open_start(made, "b", tmp_path, splits).opened
+    if kind == "transformers":
+        assert opened.library == "transformers"
+        return
+    assert opened.model.drop_rate == 0.3
+    assert not opened.model.training
+    assert opened.transform is not None and opened.model.pretrained_cfg["input_size"] == (
+        (3, 160, 160) if kind == "weights" else (3, 8, 8)
+    )
+    assert all(torch.equal(tensor, opened.state()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_half_precision_stays_half_precision(data: Path, splits: Splits, tmp_path: Path) -> None:
+    tiny.save_timm(tmp_path / "half", tiny.timm_model(seed=5), dtype=torch.float16)
+    made = trainings.recipe(data, {"a": {"seed": 1, "from": str(tmp_path / "half")}, "b": {"seed": 2}})
+    start = open_start(made, "a", tmp_path, splits)
+    assert start.opened.model.conv1.weight.dtype == torch.float32, "trained in float32"
+    save_trained(tmp_path / "a", start)
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
+
+
+# --- What is refused before anything is made
+
+
+def check(made: Recipe) -> None:
+    check_training(made, list(made.trained), load_splits(made.data))
+
+
+def test_what_can_be_trained_is_not_refused(data: Path, folders: Path) -> None:
+    check(trainings.recipe(data, {"a": str(folders / "timm"), "b": {"seed": 1, "from": "a"}}))
+    check_training(trainings.recipe(data), [], load_splits(trainings.recipe(data).data))
+
+
+def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = training.build_timm
+    monkeypatch.setattr(training, "build_timm", lambda arch, *rest: built.append(arch) or build(arch, *rest))
+    parents = {f"seed{seed}": {"seed": seed} for seed in range(5)}
+    parents |= {"branch": {"seed": 1, "from": "seed0"}, "other": {"seed": 1, "arch": "cifar_resnet32"}}
+    check(trainings.recipe(data, parents))
+    assert built == ["cifar_resnet20", "cifar_resnet32"]
 
 
 @pytest.mark.parametrize(
@@ -157,24 +221,80 @@ def test_the_key_is_of_everything_that_decides(data: Path) -> None:
     [
         ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet20"]),
         ({"arch_args": {"widht": 3}}, ["widht"]),
-        ({"optimizer": "adamm"}, ["adamm", "'adam'"]),
-        ({"epochs": 0}, ["train.epochs", "0"]),
+        ({"data_config": {"interpolation": "cubist"}}, ["data_config"]),
+        ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
+        ({"data_config": {"input_size": [1, 8, 8]}}, ["a can't be trained", "RuntimeError", "input_size"]),
+        ({"arch": "test_vit", "arch_args": {"img_size": 32}}, ["a can't be trained", "arch_args"]),
+        ({"from": "{folders}/timm", "arch": "cifar_resnet32"}, ["cifar_resnet32, its arch", "cifar_resnet20"]),
+        ({"from": "{folders}/vit"}, ["cifar_resnet20, its arch", "ViTForImageClassification", "arch: null"]),
+        ({"from": "{folders}/two", "arch": None}, ["trained from", "lacks a class", "bar"]),
+        ({"from": "{folders}/broken", "arch": None}, ["unreadable weights"]),
+        ({"from": "timm:cifar_resnet20.nonsense"}, ["no such weights"]),
     ],
 )
-def test_bad_training_settings(changes, words, data: Path, tmp_path: Path, mega) -> None:
+def test_what_would_end_training_later(changes, words, data: Path, folders: Path) -> None:
+    changes = {k: v.format(folders=folders) if k == "from" else v for k, v in changes.items()}
+    made = trainings.recipe(data, **changes)
+    with pytest.raises((ParentError, DataError)) as caught:
+        check(made)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+    assert caught.value.expected and caught.value.remedy
+
+
+def test_bare_weights_are_looked_at(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    bare = {"arch": "cifar_resnet20", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
+    with pytest.raises(ParentError, match="unreadable weights"):
+        check(trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}}))
+
+
+def test_weights_that_do_not_fit_their_architecture(data: Path, splits: Splits, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+    bare = {"arch": "cifar_resnet20", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
+    made = trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}})
+    with pytest.raises(MegaError, match="the weights don't fit"):
+        open_start(made, "a", tmp_path, splits)
+
+
+def test_no_rows_to_train_on(tmp_path: Path) -> None:
+    tiny.write_data(tmp_path / "data", {"validation": 60, "test": 90})
+    with pytest.raises(DataError, match="no rows to train on"):
+        check(trainings.recipe(tmp_path / "data"))
+
+
+def test_a_broken_picture_among_the_training_rows(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
+    encoded = rows["train"].cast_column("image", datasets.Image(decode=False))
+    pictures = [one["image"] for one in encoded]
+    pictures[7] = {"bytes": pictures[7]["bytes"][:60], "path": None}
+    columns = {"image": pictures, "label": rows["train"]["label"][:]}
+    rows["train"] = datasets.Dataset.from_dict(columns, features=rows["train"].features)
+    with pytest.raises(DataError, match="a broken picture in row 7 of train"):
+        check(trainings.recipe(tiny.write_splits(tmp_path / "data", rows)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"arch": "cifar_resnet21"}, ["cifar_resnet21"]), ({"optimizer": "adamm"}, ["adamm", "'adam'"]),
+     ({"epochs": 0}, ["train.epochs", "0"])],
+)  # fmt: skip
+def test_the_command_line_says_it(changes, words, data: Path, tmp_path: Path, mega) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(data, **changes)))
+    file.write_text(yaml.safe_dump(trainings.tree(data, **changes) | {"merge": tiny.MERGE}))
     answer = mega("merge", file, "--out", tmp_path / "out")
     assert answer.code == 2
     assert not [word for word in words if word not in answer.err], answer.err
     assert not (tmp_path / "out").exists()
 
 
-def test_no_rows_to_train_on(tmp_path: Path, mega) -> None:
-    tiny.write_data(tmp_path / "data", {"validation": 60, "test": 90})
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(tmp_path / "data")))
-    answer = mega("merge", file, "--out", tmp_path / "out")
-    assert answer.code == 2
-    assert "no rows to train on" in answer.err
-    assert not (tmp_path / "out").exists()
+def test_what_is_saved_is_timms_own_layout(data: Path, splits: Splits, tmp_path: Path) -> None:
+    """Contiguous, although it was trained with channels last."""
+    start = open_start(trainings.recipe(data), "a", tmp_path, splits)
+    state = {key: tensor.clone() for key, tensor in start.opened.model.state_dict().items()}
+    start.opened.model.to(memory_format=torch.channels_last)
+    save_trained(tmp_path / "a", start)
+    model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert all(tensor.is_contiguous() for tensor in load_file(tmp_path / "a" / "model.safetensors").values())

@@ -1,0 +1,116 @@
+"""The command line's words: every command and option, with its help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  mega-hf merge recipes/quickstart.yaml
+  mega-hf merge RECIPE.yaml --set merge.generations=40 --out runs/longer
+  mega-hf merge ORG/A ORG/B --data ORG/NAME --out runs/x
+  mega-hf merge recipes/cifar10-resnet20-tree4.yaml --dry-run
+  mega-hf compare ./a ./b
+  mega-hf evaluate ./runs/x/merged --data ORG/NAME --split test
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="mega-hf", description="Merge models of one architecture into a single better one, by evolution.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"mega-hf {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_merge(commands.add_parser("merge", help="merge the parents of a recipe, or models given by name"))
+    _add_train(commands.add_parser("train", help="train the parents of a recipe that are given by seeds, no more"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure one model on one split"))
+    _add_compare(commands.add_parser("compare", help="say whether models can be merged; exit code 1 if not"))
+    _add_card(commands.add_parser("card", help="write a run's card again, from the run folder alone"))
+    return parser
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="RECIPE.yaml | MODEL",
+        help="one recipe, or two or more models (ORG/NAME, ./FOLDER)",
+    )
+    add("--data", help="data set of models given by name: ORG/NAME or ./FOLDER")
+    add("--validation", help="validation split (default: the data set's own, else rows of train)")
+    add("--test", help="test split (default: test)")
+    add("--dry-run", action="store_true", help="check everything and say what it would cost; make nothing")
+    add("--only", metavar="NODE", help="run one merge of a tree, with what it needs; no report")
+    keep = "all intermediate models of a tree, or the final one alone (default: all)"
+    add("--keep", choices=("all", "final"), default="all", help=keep)
+    _add_running(parser)
+    parser.set_defaults(command="merge")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe with parents given by seeds")
+    parser.add_argument("--parent", metavar="NAME", help="train this one, and what it starts from")
+    _add_running(parser)
+    parser.set_defaults(command="train")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """Add what merge and train have in common."""
+    add = parser.add_argument
+    add(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key: merge.seed=7",
+    )
+    add("--out", type=Path, help="the run folder (default: runs/NAME)")
+    kept = "where trained parents are kept (default: parents/ in the run folder)"
+    add("--parents", type=Path, metavar="DIR", help=kept)
+    fresh = parser.add_mutually_exclusive_group()
+    fresh.add_argument("--overwrite", action="store_true", help="start afresh where an earlier run is")
+    fresh.add_argument("--update", action="store_true", help="run what a changed recipe changes, keep the rest")
+    add("--num-processes", type=_positive, metavar="N", help="processes (default: every GPU, else one)")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="ORG/NAME[@REVISION], timm:ARCH.TAG, ./FOLDER or a run folder")
+    add("--data", required=True, help="ORG/NAME or ./FOLDER")
+    add("--split", required=True, help="a split or a slice of one: test, train[45000:]")
+    add("--name", help="the data set's configuration")
+    add("--revision", help="the data set's revision")
+    add("--image", help="the picture column (default: the one Image column)")
+    add("--label", help="the label column (default: the one ClassLabel column)")
+    add("--batch-size", type=_positive, default=128)
+    add("--json", action="store_true", help="print a record instead of a sentence")
+    parser.set_defaults(command="evaluate")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="two or more: ORG/NAME[@REVISION], ./FOLDER")
+    parser.add_argument("--json", action="store_true", help="print a record instead of a table")
+    parser.set_defaults(command="compare")
+
+
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
+    parser.set_defaults(command="card")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return number
+
+
+def _version() -> str:
+    from mega_hf import __version__
+
+    return __version__

@@ -1,0 +1,63 @@
+"""Another recipe in the same run folder: what is merely left open, and which nodes would run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mega_hf.recipe import Recipe
+from mega_hf.settings import Data, ParentRef
+
+
+def fill_open(asked: Recipe, known: Recipe) -> Recipe:
+    """Return a recipe with what it leaves open (revisions, columns, splits) as the known recipe found it."""
+    said = asked.data.model_dump(exclude_none=True)
+    data = asked.data
+    if known.data.path == asked.data.path:
+        data = Data.model_validate(known.data.model_dump() | said)
+    parents = {name: _pinned(parent, known.parents.get(name)) for name, parent in asked.parents.items()}
+    return asked.model_copy(update={"data": data, "parents": parents})
+
+
+def _pinned(asked: ParentRef, known: ParentRef | None) -> ParentRef:
+    return known if isinstance(asked, str) and isinstance(known, str) and known.startswith(f"{asked}@") else asked
+
+
+def changed_nodes(known: Recipe, asked: Recipe, ranking: Sequence[str] | None) -> list[str]:
+    """Return the nodes of `asked` that a run of `known` can't have made, in the order in which they would run.
+
+    Args:
+        known: the recipe that was run.
+        asked: the recipe to run now.
+        ranking: the parents from best to worst, where they have been measured (`order: accuracy`).
+    """
+    if asked.order == "accuracy" and (ranking is None or set(ranking) != set(asked.parents)):
+        ranking = None  # the pairs are not known before the parents are measured
+    there = _fingerprints(known, ranking)
+    return [node for node, fingerprint in _fingerprints(asked, ranking).items() if there.get(node) != fingerprint]
+
+
+def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, str]:
+    """Return for each node everything in the recipe that decides it, and what it merges."""
+    data = recipe.data.model_dump(mode="json")
+    rows = {key: value for key, value in data.items() if key not in ("train", "test")}
+    shared = [rows, recipe.evaluation.batch_size]
+    known: dict[str, Any] = {name: _parent(recipe, name, data) for name in recipe.usable}
+    prints = {}
+    ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None
+    for name, node in recipe.nodes(ranked).items():
+        known[name] = [node.settings, [known[parent] for parent in node.parents], shared]
+        prints[name] = json.dumps(known[name])
+    return prints
+
+
+def _parent(recipe: Recipe, name: str, data: dict[str, Any]) -> Any:
+    base, _, epoch = name.partition("@")
+    reference = recipe.parents[base]
+    if base not in recipe.trained:
+        return reference if isinstance(reference, str) else reference.model_dump(mode="json")
+    settings = recipe.trained[base].train
+    source = settings.source
+    start = _parent(recipe, source, data) if source in recipe.usable else source
+    return [settings.model_dump(mode="json", exclude={"checkpoints", "source"}), epoch, start, recipe.threads, data]

@@ -1,0 +1,141 @@
+"""The parents of a run: found, checked against each other, ranked; their weights are held one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from mega_hf.errors import ParentError
+from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.processes import Processes
+from mega_hf.hf.data import Splits, match_classes
+from mega_hf.hf.models import OpenModel, open_model, open_weights
+from mega_hf.hf.parents import OpenParent, Parent, open_parent, refuse_copies, refuse_difference, resolve
+from mega_hf.journal import Journal
+from mega_hf.nodes import Source
+from mega_hf.recipe import Recipe
+from mega_hf.recipe_checks import is_local
+from mega_hf.settings import ParentRef, WeightsParent
+
+
+@dataclass
+class Parents:
+    """The parents that a run merges, each checked against the first; weights are read again where they are needed.
+
+    Attributes:
+        splits: whose classes they must know.
+        identities: name -> what it is and where it came from.
+        sources: name -> how a merge opens it.
+        pinned: name -> its reference, the revision pinned.
+        first: the first that was admitted, whose model stays in memory.
+        mapping: for each class of the data set the models' output.
+        matched: how classes were matched, in words.
+    """
+
+    splits: Splits
+    identities: dict[str, Parent] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    pinned: dict[str, ParentRef] = field(default_factory=dict)
+    first: OpenParent | None = None
+    mapping: list[int] = field(default_factory=list)
+    matched: str = ""
+
+    def admit(self, name: str, reference: ParentRef, trained: Path | None = None) -> None:
+        """Open one parent and check it.
+
+        Raises:
+            ParentError: it can't be read, or can't be merged with the others.
+            DataError: it lacks a class of the data set.
+        """
+        opened = open_parent(name, reference, trained)
+        mapping, matched = match_classes(
+            opened.model.labels, opened.model.num_classes, self.splits.class_names, self.splits.classes
+        )
+        if self.first is None:
+            self.first, self.mapping, self.matched = opened, mapping, matched
+        refuse_difference(self.first, opened)  # of the first itself: weights that are not finite
+        if mapping != self.mapping:
+            raise ParentError(
+                f"{self.first.parent.name} and {name} number the classes otherwise",
+                expected=f"{self.mapping} ({self.first.parent.name}, matched {self.matched})",
+                got=f"{mapping} ({name}, matched {matched})",
+                remedy="give the parents the class names of the data set (label_names in config.json)",
+            )
+        self.identities[name], self.pinned[name] = opened.parent, opened.reference
+        self.sources[name] = Source(opened.parent.sha256, _opener(name, reference, opened.model.folder))
+        refuse_copies(self.identities.values())
+
+    @property
+    def model(self) -> OpenModel:
+        """The first parent's model."""
+        assert self.first is not None, "a run has parents"
+        return self.first.model
+
+
+def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:
+    if folder is not None:
+        return partial(open_model, folder, name)
+    assert isinstance(reference, WeightsParent), "all others are folders"  # its user loads it into the architecture
+    one = reference
+    return partial(open_weights, one.arch, Path(one.weights), one.num_classes, one.arch_args, name, one.data_config)
+
+
+def base(name: str) -> str:
+    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken from."""
+    return name.partition("@")[0]
+
+
+def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:
+    """Return the recipe with revisions pinned: of the parents opened, and of what others are trained from."""
+    parents = recipe.parents | opened
+    for name in trained:
+        parent = recipe.trained[name]
+        source = parent.train.source
+        reference = parents.get(source, source) if source else None
+        if not isinstance(reference, str) or is_local(reference) or source in opened:
+            continue
+        if source in parents:
+            parents[source] = resolve(reference, source, only_configuration=True)[1]
+        elif source not in recipe.usable:
+            pinned = resolve(reference, name, only_configuration=True)[1]
+            parents[name] = parent.model_copy(update={"train": parent.train.model_copy(update={"source": pinned})})
+    return recipe.model_copy(update={"parents": parents})
+
+
+def trained_for(recipe: Recipe, leaves: Sequence[str]) -> list[str]:
+    """Return the parents that must be trained so that `leaves` are there, in the recipe's order."""
+    wanted: set[str] = set()
+    waiting = [base(leaf) for leaf in leaves]
+    while waiting:
+        name = waiting.pop()
+        if name in recipe.trained and name not in wanted:
+            wanted.add(name)
+            source = recipe.trained[name].train.source
+            waiting += [base(source)] if source in recipe.usable else []
+    return [name for name in recipe.trained if name in wanted]
+
+
+def rank(
+    parents: Parents, journal: Journal, forward: Forward, validation: Pictures, processes: Processes
+) -> list[str]:
+    """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal."""
+    names = list(parents.sources)
+    contents = {name: source.sha256 for name, source in parents.sources.items()}
+    known = journal.order
+    if known is not None and known["parents"] == contents:
+        return known["ranking"]
+
+    def measure(i: int) -> list[int]:
+        forward.write(parents.sources[names[i]].open().state())
+        correct = forward.count(validation)
+        return [-1 if correct is None else correct]
+
+    counted = processes.share(len(names), 1, measure)[:, 0].tolist()
+    ranking = [names[i] for i in sorted(range(len(names)), key=lambda i: -counted[i])]
+    if processes.is_main:
+        correct = dict(zip(names, counted, strict=True))
+        line = {"ranking": ranking, "parents": contents, "correct": correct, "n": validation.count}
+        journal.append({"kind": "order"} | line)
+    return ranking
