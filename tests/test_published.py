@@ -10,6 +10,7 @@ from mega_hf.cli import build_parser
 from mega_hf.hf.card import render_card
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
+from tests import results_table, tiny
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
@@ -36,17 +37,15 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
     assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a path of one machine"
 
 
-@pytest.mark.parametrize("page", ["README.md", "model_cards/README.md"])
-def test_every_row_of_the_results_table_is_a_committed_result(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "prefix"), results_table.PAGES.items())
+def test_the_results_table_is_made_of_the_committed_results(page, prefix):
     assert CARDS, "nothing is published"
-    for folder in CARDS:
-        models = {m["name"]: m for m in MergeResult.load(folder).report.models}
-        row = next(line for line in text.splitlines() if line.startswith("|") and folder.name in line)
-        shown = [float(number) for number in re.findall(r"(\d+\.\d\d) %", row)]
-        parents = [m for m in models.values() if m["role"] == "parent"]
-        expected = [*parents, models["uniform_soup"], models["merged"]]
-        assert shown == [round(100 * m["test"]["correct"] / m["test"]["n"], 2) for m in expected]
+    assert results_table.render(prefix) in (ROOT / page).read_text(encoding="utf-8"), "python -m tests.results_table"
+
+
+def test_every_published_result_stands_in_the_table():
+    shown = {name for _, runs in results_table.ROWS.values() for name in runs.values()}
+    assert {folder.name for folder in CARDS} <= shown
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -56,6 +55,45 @@ def test_every_recipe_is_usable_and_says_how_to_run_it(path):
     assert f"mega-hf merge recipes/{path.name}" in "\n".join(head)
     assert any("Hardware and time" in line for line in head)
     assert recipe.merge.evaluations > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_dry_run(path, tiny_data, mega):
+    """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree is drawn."""
+    there = path.name == "quickstart.yaml"
+    data = {"path": tiny_data, "validation": "validation", "test": "test", "train": "train"}
+    words = [] if there else [word for key, value in data.items() for word in ("--set", f"data.{key}={value}")]
+    answer = mega("merge", path, "--dry-run", *words)
+    assert answer.code == 0, answer.err
+    recipe = Recipe.from_yaml(path)
+    assert all(f"{parent}  trained here" in answer.out for parent in recipe.nodes() if parent in recipe.parents)
+    assert f"in {len(recipe.nodes())} merge" in answer.out
+    assert "Nothing was made." in answer.out
+
+
+def test_the_papers_experiments_are_all_there():
+    names = {path.stem for path in RECIPES}
+    models = {"resnet56", "resnet110", "resnet152", "xception", "densenet121", "densenet169"}
+    assert {f"paper-table1-{model}" for model in models} <= names
+    assert {f"paper-table2-{model}" for model in ("resnet56", "resnet110", "resnet152")} <= names
+    for path in RECIPES:
+        if path.stem.startswith("paper-"):
+            recipe = Recipe.from_yaml(path)
+            train, merge = recipe.train, recipe.merge
+            assert (train.optimizer, train.learning_rate, train.batch_size, train.epochs) == ("adam", 0.01, 256, 50)
+            assert (train.augmentation, train.schedule, recipe.data.validation) == (
+                "none",
+                "constant",
+                "train[45000:]",
+            )
+            assert (merge.population_size, merge.generations, merge.num_mates) == (20, 20, 4)
+            assert (merge.mutation.rate, merge.founders.include_parents) == (0.02, False)
+            assert len(recipe.parents) == (8 if "table2" in path.stem else 2)
 
 
 def test_every_command_of_the_readme_is_one_that_the_parser_takes():
