@@ -43,6 +43,10 @@ def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, st
     data = recipe.data.model_dump(mode="json")
     rows = {key: value for key, value in data.items() if key not in ("train", "test")}
     shared = [rows, recipe.evaluation.batch_size]
+    if _split_of(data["test"]) != _split_of(data["train"]):
+        data = {
+            key: value for key, value in data.items() if key != "test"
+        }  # no row of it could be trained on
     known: dict[str, Any] = {name: _parent(recipe, name, data) for name in recipe.usable}
     prints = {}
     ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None
@@ -61,3 +65,8 @@ def _parent(recipe: Recipe, name: str, data: dict[str, Any]) -> Any:
     source = settings.source
     start = _parent(recipe, source, data) if source in recipe.usable else source
     return [settings.model_dump(mode="json", exclude={"checkpoints", "source"}), epoch, start, recipe.threads, data]
+
+
+def _split_of(spec: str | None) -> str:
+    """Return the split that a slice is of."""
+    return (spec or "").partition("[")[0]

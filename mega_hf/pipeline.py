@@ -191,7 +191,9 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = Non
     if run.processes.is_main:
         journal.begin(head, run.update)
     context = _context(splits, parents, head)
-    ranking = rank(parents, journal, forward, pictures, run.processes) if recipe.order == "accuracy" else None
+    ranking = None
+    if recipe.order == "accuracy":
+        ranking = rank(parents, journal, forward, pictures, run.processes, context)
     workshop = Workshop(forward, pictures, journal, run.processes, run.progress, ranking, context)
     with run.time("search"):
         merged = _merge_nodes(_chosen(recipe.nodes(ranking), only), parents, run, workshop, recipe)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.forward import Forward, Pictures
@@ -118,14 +121,28 @@ def trained_for(recipe: Recipe, leaves: Sequence[str]) -> list[str]:
 
 
 def rank(
-    parents: Parents, journal: Journal, forward: Forward, validation: Pictures, processes: Processes
+    parents: Parents,
+    journal: Journal,
+    forward: Forward,
+    validation: Pictures,
+    processes: Processes,
+    context: list[Any],
 ) -> list[str]:
-    """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal."""
+    """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal.
+
+    Args:
+        parents: what is ranked.
+        journal: keeps the ranking, under the digest of parents and context.
+        forward: the resident model.
+        validation: the rows.
+        processes: who takes part.
+        context: what decides a count beside the weights.
+    """
     names = list(parents.sources)
     contents = {name: source.sha256 for name, source in parents.sources.items()}
-    known = journal.order
-    if known is not None and known["parents"] == contents:
-        return known["ranking"]
+    key = hashlib.sha256(json.dumps([contents, context]).encode()).hexdigest()
+    if journal.order is not None and journal.order["key"] == key:
+        return journal.order["ranking"]
 
     def measure(i: int) -> list[int]:
         forward.write(parents.sources[names[i]].open().state())
@@ -136,6 +153,5 @@ def rank(
     ranking = [names[i] for i in sorted(range(len(names)), key=lambda i: -counted[i])]
     if processes.is_main:
         correct = dict(zip(names, counted, strict=True))
-        line = {"ranking": ranking, "parents": contents, "correct": correct, "n": validation.count}
-        journal.append({"kind": "order"} | line)
+        journal.append({"kind": "order", "key": key, "ranking": ranking, "correct": correct, "n": validation.count})
     return ranking

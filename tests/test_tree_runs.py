@@ -290,3 +290,27 @@ def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch
     again = merge(recipe, tmp_path / "out")
     assert weights_of(again.folder) == weights_of(result.folder)
     assert len(journal(result.folder, "order")) == 1
+
+
+def test_other_rows_rank_the_parents_again(four: Four, tmp_path: Path) -> None:
+    merge(Recipe.from_dict(four | {"order": "accuracy"}), tmp_path / "out")
+    rows = four["data"] | {"validation": "validation[:31]"}
+    changed = Recipe.from_dict(four | {"order": "accuracy", "data": rows})
+    result = merge(changed, tmp_path / "out", update=True)
+    first, second = journal(result.folder, "order")
+    assert (first["n"], second["n"]) == (60, 31)
+    assert weights_of(result.folder) == weights_of(merge(changed, tmp_path / "fresh").folder)
+
+
+def test_a_tree_of_transformers_models(pair: tiny.Pair, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    parents = {}
+    for seed, name in enumerate("abc"):
+        model = tiny.fit(tiny.transformers_model("vit", seed), epochs=2)
+        parents[name] = str(tiny.save_transformers(tmp_path / name, model))
+    result = merge(Recipe.from_dict(pair.recipe(parents=parents, merges="pairwise")), tmp_path / "out")
+    rows = {model["name"]: model for model in result.report.models}
+    for name, folder in (("a+b", result.folder / "nodes" / "a+b"), ("merged", result.merged)):
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert tiny.count(model, "test") == rows[name]["test"]["correct"]
