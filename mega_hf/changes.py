@@ -44,9 +44,7 @@ def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, st
     rows = {key: value for key, value in data.items() if key not in ("train", "test")}
     shared = [rows, recipe.evaluation.batch_size]
     if _split_of(data["test"]) != _split_of(data["train"]):
-        data = {
-            key: value for key, value in data.items() if key != "test"
-        }  # no row of it could be trained on
+        data = {key: value for key, value in data.items() if key != "test"}  # no row of it could be trained on
     known: dict[str, Any] = {name: _parent(recipe, name, data) for name in recipe.usable}
     prints = {}
     ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from mega_hf.statistics import wilson_interval
 
+_LABELLED = 31  # models of a tree that can be named in its picture: sixteen parents
 _PARENT_COLOURS = ("#7f7f7f", "#a0703c", "#5f7f9f", "#8f6f8f")
 
 
@@ -91,14 +92,22 @@ def plot_tree(record: dict[str, Any]) -> bytes:
         accuracy, low, high = _test(model)
         colour = "#c1272d" if name == root else "#1f77b4" if model["level"] else "#7f7f7f"
         axes.errorbar(places[name], accuracy, [[accuracy - low], [high - accuracy]], color=colour, marker="o", ms=4)
+        if len(models) <= _LABELLED:
+            aside = {"rotation": 30, "ha": "right", "va": "top"} if model["level"] == 0 else {"va": "bottom"}
+            axes.annotate(
+                "merged" if name == root else _short(name), (places[name], accuracy),
+                (-2, -1) if model["level"] == 0 else (4, 2), textcoords="offset points", fontsize=7, color=colour,
+                **aside,
+            )  # fmt: skip
     for soup in (m for m in record["models"] if m["role"] == "baseline"):
         axes.axhline(_test(soup)[0], color="#2ca02c", ls=":", lw=1.2, label=soup["name"])
     axes.set_xlabel("level (0: parents)")
     axes.set_ylabel("test accuracy (%), 95 % intervals")
     axes.set_title(record["name"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(-0.5, nodes[-1]["level"] + 0.5)  # room for the names
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize="small", loc="upper right", bbox_to_anchor=(1.0, -0.12))
     return _png(figure)
 
 
@@ -108,7 +117,7 @@ def _places(models: dict[str, Any]) -> dict[str, float]:
     for level in {model["level"] for model in models.values()}:
         names = [name for name, model in models.items() if model["level"] == level]
         for i, name in enumerate(names):
-            places[name] = level + 0.05 * (i - (len(names) - 1) / 2)
+            places[name] = level + 0.08 * (i - (len(names) - 1) / 2)
     return places
 
 

@@ -37,7 +37,7 @@ class Report:
         gain = 100 * (_accuracy(self.merged["test"]) - _accuracy(other["test"]))
         if gain == 0:
             return f"The merged model is not better than {best}: equal on test."
-        test = f"McNemar's exact test, p {_p(self.paired['p'])}"
+        test = f"McNemar's exact test, p {format_p(self.paired['p'])}"
         if self.paired["p"] >= 0.05:
             side = "above" if gain > 0 else "below"
             return (
@@ -170,5 +170,6 @@ def _accuracy(counted: dict[str, int]) -> float:
     return counted["correct"] / counted["n"]
 
 
-def _p(value: float) -> str:
+def format_p(value: float) -> str:
+    """Return what follows `p` in a sentence; no p is ever shown as 0."""
     return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"

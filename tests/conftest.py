@@ -106,3 +106,41 @@ def finished(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def copied(finished: Any, tmp_path: Path) -> Path:
     """A copy of the finished run folder, to change."""
     return Path(shutil.copytree(finished.folder, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def four(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe, as a tree of values, that merges four parents in pairs."""
+    other = tiny.make_pair(tmp_path_factory.mktemp("other"), tiny.timm_model(seed=4), data=pair.data)
+    parents = {"a": str(pair.a), "b": str(pair.b), "c": str(other.a), "d": str(other.b)}
+    return pair.recipe(parents=parents, merges="pairwise")
+
+
+@pytest.fixture(scope="session")
+def treed(four: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished merge of those four: tests read it and copy it, but never change it."""
+    from mega_hf import Recipe, merge
+
+    return merge(Recipe.from_dict(four), tmp_path_factory.mktemp("tree") / "out")
+
+
+@pytest.fixture
+def treed_copy(treed: Any, tmp_path: Path) -> Path:
+    """A copy of the finished tree's run folder, to change."""
+    return Path(shutil.copytree(treed.folder, tmp_path / "copied"))
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that gets the node's name of each individual that is measured."""
+    from mega_hf.evaluation.fitness import FullEvaluation
+
+    seen: list[str] = []
+    measure = FullEvaluation._measure
+
+    def spy(self: FullEvaluation, population: Any, index: int) -> list[int]:
+        seen.append(self.record.node)  # type: ignore[attr-defined]
+        return measure(self, population, index)
+
+    monkeypatch.setattr(FullEvaluation, "_measure", spy)
+    return seen

@@ -27,3 +27,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def weights_of(folder: Path) -> bytes:
     return (folder / "merged" / "model.safetensors").read_bytes()
+
+
+def file_of(folder: Path, node: str) -> bytes:
+    return (folder / "nodes" / node / "model.safetensors").read_bytes()

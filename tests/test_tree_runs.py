@@ -10,52 +10,16 @@ from typing import Any
 import pytest
 import timm
 
-from mega_hf import MergeResult, Recipe, RecipeError, RunError, merge, merge_only
-from mega_hf.evaluation.fitness import FullEvaluation
+from mega_hf import MergeResult, Recipe, RunError, merge, merge_only
 from tests import tiny
-from tests.run_files import EVALUATIONS, FILES, journal, names, weights_of
+from tests.run_files import EVALUATIONS, FILES, file_of, names, weights_of
 
 Four = dict[str, Any]  # a recipe of four parents
-
-
-@pytest.fixture(scope="module")
-def four(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Four:
-    other = tiny.make_pair(tmp_path_factory.mktemp("other"), tiny.timm_model(seed=4), data=pair.data)
-    parents = {"a": str(pair.a), "b": str(pair.b), "c": str(other.a), "d": str(other.b)}
-    return pair.recipe(parents=parents, merges="pairwise")
-
-
-@pytest.fixture(scope="module")
-def treed(four: Four, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
-    return merge(Recipe.from_dict(four), tmp_path_factory.mktemp("tree") / "out")
-
-
-@pytest.fixture
-def treed_copy(treed: MergeResult, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(treed.folder, tmp_path / "copied"))
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Spy on measurements: a list that gets the node's name of each individual that is measured."""
-    seen: list[str] = []
-    measure = FullEvaluation._measure
-
-    def spy(self: FullEvaluation, population: Any, index: int) -> list[int]:
-        seen.append(self.record.node)  # type: ignore[attr-defined]
-        return measure(self, population, index)
-
-    monkeypatch.setattr(FullEvaluation, "_measure", spy)
-    return seen
 
 
 def explicit(four: Four, **nodes: dict[str, Any]) -> Four:
     tree = {"a+b": {"parents": ["a", "b"]}, "c+d": {"parents": ["c", "d"]}, "a+b+c+d": {"parents": ["a+b", "c+d"]}}
     return four | {"merges": {name: node | nodes.get(name.replace("+", "_"), {}) for name, node in tree.items()}}
-
-
-def file_of(folder: Path, node: str) -> bytes:
-    return (folder / "nodes" / node / "model.safetensors").read_bytes()
 
 
 # --- What a tree leaves behind
@@ -224,93 +188,3 @@ def test_a_journal_that_was_changed_is_noticed(four: Four, treed_copy: Path) -> 
     (treed_copy / "result.json").unlink()
     with pytest.raises(RunError, match=r"a\+b: the replay gives other weights"):
         merge(Recipe.from_dict(four), treed_copy)
-
-
-# --- Parts, orders, interruptions
-
-
-def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]) -> None:
-    recipe, out = Recipe.from_dict(four), tmp_path / "out"
-    part = merge_only(recipe, "c+d", out)
-    assert (part.name, part.folder) == ("c+d", out / "nodes" / "c+d")
-    assert set(measured) == {"c+d"}
-    assert names(out) == {"journal.jsonl", "nodes", "recipe.yaml"}
-    merge_only(recipe, "c+d", out)
-    assert len(measured) == EVALUATIONS, "it was there"
-    whole = merge(recipe, out)
-    assert len(measured) == 3 * EVALUATIONS
-    assert weights_of(out) == weights_of(treed.folder)
-    assert merge(recipe, out).record == whole.record, "the run is known as finished"
-    with pytest.raises(RecipeError, match=r"no such node[\s\S]*a\+b, c\+d, a\+b\+c\+d"):
-        merge_only(recipe, "e", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, 3 * EVALUATIONS - 1])
-def test_interrupted_anywhere_it_gives_the_same_file(
-    stop: int, four: Four, treed: MergeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure, calls = FullEvaluation._measure, iter(range(1000))
-
-    def interrupted(self: FullEvaluation, population: Any, index: int) -> list[int]:
-        if next(calls) == stop:
-            raise KeyboardInterrupt
-        return measure(self, population, index)
-
-    monkeypatch.setattr(FullEvaluation, "_measure", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        merge(Recipe.from_dict(four), tmp_path / "out")
-    result = merge(Recipe.from_dict(four), tmp_path / "out")
-    assert next(calls) == 3 * EVALUATIONS + 1, "something was measured twice"
-    assert weights_of(result.folder) == weights_of(treed.folder)
-    assert result.record["models"] == treed.record["models"]
-
-
-def test_dropped_intermediates_can_be_made_again(four: Four, treed: MergeResult, treed_copy: Path, measured) -> None:
-    result = merge(Recipe.from_dict(four), treed_copy, keep="final")
-    assert names(treed_copy) == FILES | {"tree.png"}
-    assert result.record == treed.record
-    assert merge(Recipe.from_dict(four), treed_copy).record == treed.record, "still finished"
-    assert merge_only(Recipe.from_dict(four), "c+d", treed_copy).folder.is_dir()
-    assert file_of(treed_copy, "c+d") == file_of(treed.folder, "c+d")
-    assert measured == []
-
-
-def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe.from_dict(four | {"order": "accuracy"})
-    result = merge(recipe, tmp_path / "out")
-    rows = {m["name"]: m["validation"]["correct"] for m in result.report.models if m["role"] == "parent"}
-    (line,) = journal(result.folder, "order")
-    assert line["ranking"] == sorted(rows, key=lambda name: -rows[name])
-    assert line["correct"] == rows
-    pairs = [line["ranking"][:2], line["ranking"][2:]]
-    assert [node["parents"] for node in result.record["nodes"]][:2] == pairs
-    (result.folder / "result.json").unlink()
-    monkeypatch.setattr("mega_hf.evaluation.forward.Forward.count", lambda *_: pytest.fail("measured again"))
-    again = merge(recipe, tmp_path / "out")
-    assert weights_of(again.folder) == weights_of(result.folder)
-    assert len(journal(result.folder, "order")) == 1
-
-
-def test_other_rows_rank_the_parents_again(four: Four, tmp_path: Path) -> None:
-    merge(Recipe.from_dict(four | {"order": "accuracy"}), tmp_path / "out")
-    rows = four["data"] | {"validation": "validation[:31]"}
-    changed = Recipe.from_dict(four | {"order": "accuracy", "data": rows})
-    result = merge(changed, tmp_path / "out", update=True)
-    first, second = journal(result.folder, "order")
-    assert (first["n"], second["n"]) == (60, 31)
-    assert weights_of(result.folder) == weights_of(merge(changed, tmp_path / "fresh").folder)
-
-
-def test_a_tree_of_transformers_models(pair: tiny.Pair, tmp_path: Path) -> None:
-    from transformers import AutoModelForImageClassification
-
-    parents = {}
-    for seed, name in enumerate("abc"):
-        model = tiny.fit(tiny.transformers_model("vit", seed), epochs=2)
-        parents[name] = str(tiny.save_transformers(tmp_path / name, model))
-    result = merge(Recipe.from_dict(pair.recipe(parents=parents, merges="pairwise")), tmp_path / "out")
-    rows = {model["name"]: model for model in result.report.models}
-    for name, folder in (("a+b", result.folder / "nodes" / "a+b"), ("merged", result.merged)):
-        model = AutoModelForImageClassification.from_pretrained(folder).eval()
-        assert tiny.count(model, "test") == rows[name]["test"]["correct"]

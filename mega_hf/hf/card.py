@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mega_hf import strict_yaml
-from mega_hf.result import MergeResult
+from mega_hf.result import MergeResult, format_p
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -26,6 +26,7 @@ def render_card(result: MergeResult) -> str:
         r=record,
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         verdict=escape(result.report.verdict),
+        p=format_p(record["paired"]["p"]),
         own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
         recipe=strict_yaml.dump(record["recipe"]),
         mermaid=draw_mermaid(record) if result.has_tree else "",
