@@ -46,18 +46,18 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="NODE", help="run one merge of a tree, with what it needs; no report")
     keep = "all intermediate models of a tree, or the final one alone (default: all)"
     add("--keep", choices=("all", "final"), default="all", help=keep)
-    _add_running(parser)
+    _add_running(parser, may_overwrite=True)
     parser.set_defaults(command="merge")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe with parents given by seeds")
     parser.add_argument("--parent", metavar="NAME", help="train this one, and what it starts from")
-    _add_running(parser)
+    _add_running(parser, may_overwrite=False)
     parser.set_defaults(command="train")
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def _add_running(parser: argparse.ArgumentParser, may_overwrite: bool) -> None:
     """Add what merge and train have in common."""
     add = parser.add_argument
     add(
@@ -72,8 +72,10 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     kept = "where trained parents are kept (default: parents/ in the run folder)"
     add("--parents", type=Path, metavar="DIR", help=kept)
     fresh = parser.add_mutually_exclusive_group()
-    fresh.add_argument("--overwrite", action="store_true", help="start afresh where an earlier run is")
     fresh.add_argument("--update", action="store_true", help="run what a changed recipe changes, keep the rest")
+    if may_overwrite:
+        everything = "start afresh: all that an earlier run left in the run folder is deleted, its parents too"
+        fresh.add_argument("--overwrite", action="store_true", help=everything)
     add("--num-processes", type=_positive, metavar="N", help="processes (default: every GPU, else one)")
     add("--quiet", action="store_true", help="no progress bars")
 

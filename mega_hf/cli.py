@@ -102,8 +102,9 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
         return code
     from mega_hf.pipeline import train
 
-    options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
-    trained = train(recipe, args.out, parent=args.parent, progress=not args.quiet, **options)
+    trained = train(
+        recipe, args.out, parent=args.parent, update=args.update, parents=args.parents, progress=not args.quiet
+    )
     if _is_main():
         print("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
     return 0

@@ -118,6 +118,8 @@ class Estimate:
 
 
 def _about(minutes: float) -> str:
+    if minutes < 1:
+        return f"about {60 * minutes:.0f} seconds"
     return f"about {minutes:.1f} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"
 
 
@@ -136,7 +138,7 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     Raises:
         MegaError: what would have ended the merge before its search.
     """
-    splits = load_splits(recipe.data)
+    splits = load_splits(recipe.data, recipe.trains_all)
     nodes = recipe.nodes()
     if only is not None and only not in nodes:
         raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")

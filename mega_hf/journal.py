@@ -123,6 +123,11 @@ class Journal:
                 self.nodes[name] = NodeRecord(self, name, key)
         return self.nodes[name]
 
+    def has_merged(self, name: str, folder: str) -> bool:
+        """Say whether a merge was finished, and left a folder with this digest."""
+        merged = self.nodes[name].merged if name in self.nodes else None
+        return merged is not None and merged["folder"] == folder
+
     def append(self, line: dict[str, Any]) -> None:
         """Append one line and flush it to the disk."""
         with self.path.open("ab") as file:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Genes
 from mega_hf.genetic.seeds import streams
 from mega_hf.genetic.selection import plan, plan_reference
-from mega_hf.hf.models import OpenModel
+from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
-from mega_hf.run_folder import merged_digest, write_folder
+from mega_hf.run_folder import folder_digest, merged_digest, write_folder
 from mega_hf.settings import Node
 from mega_hf.weights.space import WeightSpace, build_space, digest
 
@@ -46,8 +47,24 @@ class Workshop:
 class Source:
     """A parent or a merged node as an input of a merge."""
 
+    name: str
     sha256: str  # of its state dict
-    open: Callable[[], OpenModel]
+    load: Callable[[], OpenModel]
+
+    def open(self) -> OpenModel:
+        """Load the model and see that it is still the one that was identified.
+
+        Raises:
+            RunError: it has been changed since.
+        """
+        model = self.load()
+        found = digest(model.state())
+        if found != self.sha256:
+            raise RunError(
+                f"{self.name} was changed while the run was going on", expected=f"weights {self.sha256[:12]}",
+                got=f"weights {found[:12]}", remedy="the same command again, when nothing else writes there",
+            )  # fmt: skip
+        return model
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,11 @@ class Merged:
     evaluations: int
     seconds: float  # spent on evaluations
     reused: bool  # taken from the run folder
+
+    @property
+    def source(self) -> Source:
+        """The merged model as an input of other merges, and of the report."""
+        return Source(self.name, self.record["state"], partial(open_model, self.folder, self.name))
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says of it."""
@@ -94,7 +116,7 @@ def merge_node(
     contents = [source.sha256 for source in inputs.values()]
     key = hashlib.sha256(json.dumps([name, node.settings, contents, workshop.context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
-    reused = known.merged is not None and target.is_dir() and merged_digest(target) == known.merged["file"]
+    reused = known.merged is not None and target.is_dir() and folder_digest(target) == known.merged["folder"]
     workshop.processes.wait()  # everyone has looked before anything is written
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
@@ -125,7 +147,8 @@ def _make(
         write_folder(target, lambda path: save_model(path, first, state))
     workshop.processes.wait()
     record = {
-        "weights": weights, "statistics": space.statistics_digest(best.genome), "file": merged_digest(target),
+        "weights": weights, "statistics": space.statistics_digest(best.genome),
+        "file": merged_digest(target), "folder": folder_digest(target),
         "state": digest(state), "parameters": space.learned_size, "correct": best.fitness.correct,
         "n": best.fitness.seen, "generation": best.generation, "index": best.index,
         "history": [asdict(generation) for generation in outcome.history],

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,10 @@ from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
-from mega_hf.hf.models import open_model
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.train import check_training
 from mega_hf.journal import Journal
-from mega_hf.nodes import Merged, Source, Workshop, merge_node
+from mega_hf.nodes import Merged, Workshop, merge_node
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
@@ -28,7 +26,7 @@ from mega_hf.result import MergeResult
 from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
 from mega_hf.sources import Parents, base, pin, rank, trained_for
-from mega_hf.training import train_missing
+from mega_hf.training import refuse_foreign, train_missing
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +42,11 @@ class _Run:
     overwrite: bool = False
     update: bool = False
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+    def check_room(self, recipe: Recipe, names: list[str]) -> None:
+        """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
+        if not (self.overwrite and self.parents == self.folder.path / "parents"):
+            refuse_foreign(recipe, self.parents, names)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -114,7 +117,6 @@ def train(
     out: str | Path | None = None,
     *,
     parent: str | None = None,
-    overwrite: bool = False,
     update: bool = False,
     parents: str | Path | None = None,
     progress: bool = False,
@@ -135,13 +137,14 @@ def train(
             "name one that is trained, or leave --parent out" if recipe.trained else "mega-hf merge needs no training"
         )
         raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
-    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+    with _start(recipe, out, False, update, parents, progress) as (run, known):
         names = trained_for(known, [parent] if parent else list(known.trained))
-        splits = load_splits(known.data)
+        splits = load_splits(known.data, known.trains_all)
+        run.check_room(known, names)
         check_training(known, names, splits)
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
         if run.processes.is_main:
-            run.folder.create(recipe, pinned, overwrite, update)
+            run.folder.create(recipe, pinned, False, update)
         run.processes.wait()
         train_missing(pinned, run.parents, names, splits, run.processes, run.progress)
         wanted = [name for name in pinned.usable if base(name) in names]
@@ -171,7 +174,7 @@ def _merge_all(asked: Recipe, recipe: Recipe, run: _Run) -> MergeResult:
 def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = None) -> tuple[list[Merged], Finding]:
     """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
     with run.time("data"):
-        splits = load_splits(recipe.data)
+        splits = load_splits(recipe.data, recipe.trains_all)
     leaves = _leaves(recipe, only)
     with run.time("parents"):
         parents, recipe = _gather(asked, recipe, leaves, splits, run)
@@ -238,7 +241,7 @@ def _merge_nodes(
         target = run.folder.path / "merged" if name == root else run.folder.path / "nodes" / name
         inputs = {parent: sources[parent] for parent in node.parents}
         done = merge_node(name, node, level[name], inputs, target, workshop)
-        sources[name] = Source(done.record["state"], partial(open_model, target, name))
+        sources[name] = done.source
         merged.append(done)
         if run.processes.is_main and len(nodes) > 1:
             accuracy = 100 * done.record["correct"] / done.record["n"]
@@ -254,6 +257,7 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
     for name in (leaf for leaf in leaves if base(leaf) not in recipe.trained):
         given.admit(name, recipe.parents[name])  # what would end the merge ends it while there is no folder yet
     if to_train:
+        run.check_room(recipe, to_train)
         check_training(recipe, to_train, splits)
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
     if run.processes.is_main:

@@ -93,6 +93,12 @@ class Recipe(Strict):
         return {name: parent for name, parent in self.parents.items() if isinstance(parent, TrainedParent)}
 
     @property
+    def trains_all(self) -> bool:
+        """Whether every parent is trained here, from a seed or from another one that is."""
+        sources = [parent.train.source for parent in self.trained.values()]
+        return len(self.trained) == len(self.parents) and all(s is None or s in self.usable for s in sources)
+
+    @property
     def usable(self) -> list[str]:
         """What a node may name beside other nodes: parents, and their snapshots as `NAME@EPOCH`."""
         snapshots = [f"{name}@{epoch}" for name, p in self.trained.items() for epoch in p.train.snapshots]

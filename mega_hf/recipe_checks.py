@@ -195,6 +195,12 @@ def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
         return [message]
     if at[-1:] == ("parents",) and error["type"] == "too_short":
         return [_finding(document, at, "too few", "two parents or more", context.get("actual_length", 0), "add one")]
+    if "[key]" in error["loc"]:
+        expected = "a name of letters, digits and . _ + -, at most 100, a letter or a digit first"
+        return [_finding(document, at, "not a name", expected, repr(at[-1]), "rename it")]
+    if at == ("merges",) and error["type"] == "literal_error":
+        expected = "joint, pairwise, or nodes: {NAME: {parents: [a, b]}, ...}"
+        return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), "one of these")]
     expected = error["msg"].removeprefix("Input should be ")
     expected = "a mapping of one entry or more" if error["type"] == "too_short" else expected
     expected = "a mapping" if expected.startswith("a valid dictionary") else expected
@@ -206,6 +212,8 @@ def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
 def _unknown(document: Document, at: Location, key: str, known: list[str]) -> RecipeError:
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else "leave it out"
+    if at == ("train", "seed"):
+        remedy = "each parent has a seed of its own: parents: {NAME: {train: {seed: ...}}}"
     return _finding(document, at, "unknown key", "one of " + ", ".join(known), key, remedy)
 
 

@@ -146,10 +146,10 @@ def _candidates(parents: Parents, merged: list[Merged], scratch: Path) -> list[_
     candidates += [_Candidate(name, "baseline", partial(open_model, scratch / name)) for name in BASELINES]
     *intermediates, root = merged
     candidates += [
-        _Candidate(one.name, "intermediate", partial(open_model, one.folder), one.level)
+        _Candidate(one.name, "intermediate", one.source.open, one.level)
         for one in sorted(intermediates, key=lambda one: one.level)
     ]
-    return [*candidates, _Candidate("merged", "merged", partial(open_model, root.folder), root.level)]
+    return [*candidates, _Candidate("merged", "merged", root.source.open, root.level)]
 
 
 def _measure(candidates: list[_Candidate], validation: Pictures, test: Pictures, processes: Processes) -> np.ndarray:

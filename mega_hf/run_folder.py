@@ -21,6 +21,7 @@ from mega_hf.result import MergeResult
 _REPORT = ("result.json", "README.md", "fitness.png", "tree.png")
 _OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
+_HOLDS = ". Below: "
 
 
 class RunFolder:
@@ -54,23 +55,31 @@ class RunFolder:
         stored, present = self.path / "recipe.yaml", {name for name in present if not name.startswith(".mega-")}
         if not present:
             return recipe
-        head = stored.read_text(encoding="utf-8").partition("\n")[0] if stored.is_file() else ""
+        head, body = _split(stored)
         if not head.startswith(_HEAD):
-            foreign = ", ".join(sorted(present)[:5])
+            is_lost = "journal.jsonl" in present
             raise RunError(
-                "not a run folder",
+                "a run folder whose recipe.yaml is lost" if is_lost else "not a run folder",
                 where=str(self.path),
-                expected="an empty or new folder",
-                got=foreign,
-                remedy="another --out",
+                expected="recipe.yaml as the run wrote it" if is_lost else "an empty or new folder",
+                got=", ".join(sorted(present)[:5]),
+                remedy="put it back, or another --out" if is_lost else "another --out",
             )
         if overwrite:
             return recipe
+        asked, _, held = head.removeprefix(_HEAD).partition(_HOLDS)
+        is_ours = held == hashlib.sha256(body.encode()).hexdigest()
+        if not is_ours and not update:
+            raise RunError(
+                "the run's own recipe was changed", where=str(stored), expected="recipe.yaml as the run wrote it",
+                got="other content",
+                remedy="put it back, or --overwrite; another recipe is a file of your own, with --update",
+            )  # fmt: skip
         known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
-        if recipe.sha256 in (known.sha256, head.removeprefix(_HEAD)):
+        if is_ours and recipe.sha256 in (known.sha256, asked):
             return known
         filled = fill_open(recipe, known)
-        if filled.sha256 == known.sha256:
+        if is_ours and filled.sha256 == known.sha256:
             return known
         if not update:
             self._refuse_other(known, filled)
@@ -95,7 +104,7 @@ class RunFolder:
         With `overwrite` what an earlier run left is removed first; with `update` its report, whose recipe is replaced.
         """
         stored = self.path / "recipe.yaml"
-        head = f"{_HEAD}{asked.sha256}"
+        digest = asked.sha256
         if overwrite and stored.is_file():
             for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
                 remove(self.path / name)
@@ -103,27 +112,37 @@ class RunFolder:
         inside = (self.path, self.path / "parents", self.path / "nodes")
         for leftover in [file for folder in inside for file in folder.glob(".mega-*")]:  # of a run that was killed
             remove(leftover)
+        content = pinned.to_yaml()
         if stored.exists():
-            said, body = stored.read_text(encoding="utf-8").split("\n", 1)
+            head, body = _split(stored)
             for name in _REPORT if update else ():
                 remove(self.path / name)
-            if body == pinned.to_yaml():
+            if body == content:
                 return
-            head = head if update else said  # the same recipe, with revisions that an earlier part did not need
-        write_whole(stored, f"{head}\n{pinned.to_yaml()}".encode())
+            if not update:  # the same recipe, with revisions that an earlier part did not need
+                digest = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+        holds = hashlib.sha256(content.encode()).hexdigest()
+        write_whole(stored, f"{_HEAD}{digest}{_HOLDS}{holds}\n{content}".encode())
 
     def drop_intermediates(self) -> None:
         """Remove the intermediate models; the journal can make each again without an evaluation."""
         remove(self.path / "nodes")
 
     def finished(self, recipe: Recipe) -> MergeResult | None:
-        """Return the result of this recipe if there is one and the merged weights are still those it describes."""
+        """Return the result of this recipe if there is one, and the merged models are still as they were saved."""
         if not (self.path / RESULT).is_file():
             return None
         result = MergeResult.load(self.path)
-        digests = result.record["digests"]
-        is_same = digests["recipe"] == recipe.sha256 and digests["file"] == merged_digest(result.merged)
-        return result if is_same else None
+        if result.record["digests"]["recipe"] != recipe.sha256:
+            return None
+        if "nodes" not in result.record:
+            return None  # of an early release
+        *intermediates, root = [node["name"] for node in result.record["nodes"]]
+        is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
+        folders = {name: self.path / "nodes" / name for name in intermediates if is_kept} | {root: result.merged}
+        journal = Journal(self.journal)
+        is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
+        return result if is_whole else None
 
     def _refuse_unwritable(self) -> None:
         there = self.path
@@ -140,6 +159,13 @@ class RunFolder:
             )
 
 
+def _split(stored: Path) -> tuple[str, str]:
+    """Return the first line of a run's recipe and the rest, whatever bytes they are."""
+    text = stored.read_bytes().decode(errors="replace") if stored.is_file() else ""
+    head, _, body = text.partition("\n")
+    return head, body
+
+
 def merged_digest(folder: Path) -> str:
     """Return the SHA-256 of a model's safetensors file (of all of them, one after the other, if it is sharded)."""
     sha = hashlib.sha256()
@@ -147,6 +173,17 @@ def merged_digest(folder: Path) -> str:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 sha.update(block)
+    return sha.hexdigest()
+
+
+def folder_digest(folder: Path, leave_out: str = "") -> str:
+    """Return the SHA-256 over the names and contents of a folder's files, but one."""
+    sha = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != leave_out:
+            with file.open("rb") as opened:
+                inner = hashlib.file_digest(opened, "sha256").hexdigest()
+            sha.update(f"{file.relative_to(folder)} {inner}\n".encode())
     return sha.hexdigest()
 
 

@@ -67,7 +67,7 @@ class Parents:
                 remedy="give the parents the class names of the data set (label_names in config.json)",
             )
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
-        self.sources[name] = Source(opened.parent.sha256, _opener(name, reference, opened.model.folder))
+        self.sources[name] = Source(name, opened.parent.sha256, _opener(name, reference, opened.model.folder))
         refuse_copies(self.identities.values())
 
     @property

@@ -10,13 +10,14 @@ from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 
+from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits
 from mega_hf.hf.fit import Fit, TrainingRows, affordable_bytes, reproducible
 from mega_hf.hf.train import Start, open_start, save_trained, train_keys, trained_source
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import remove, write_folder, write_whole
+from mega_hf.run_folder import folder_digest, remove, write_folder, write_whole
 
 _KEY = "train.sha256"
 _SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")  # before a state: the parent's key, the state's SHA-256
@@ -66,6 +67,28 @@ def _levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
 
     deepest = max(map(depth, names))
     return [[name for name in recipe.trained if depths.get(name) == level] for level in range(deepest + 1)]
+
+
+def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None:
+    """Raise RunError where something that was not trained here lies where a parent or its training would go.
+
+    Args:
+        recipe: which snapshots are kept.
+        folder: where the parents go.
+        names: those that may be trained.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(
+            "trained parents can't be kept there", where=str(folder), expected="a folder", got="a file",
+            remedy="another --parents",
+        )  # fmt: skip
+    made = [m for n in names for m in (n, *(f"{n}@{epoch}" for epoch in recipe.trained[n].train.snapshots))]
+    for path in [folder / one for one in made]:
+        if path.exists() and not (path / _KEY).is_file():
+            raise RunError(
+                "not a parent that was trained here", where=str(path), got="a file" if path.is_file() else "a folder",
+                expected=f"nothing, or a folder with {_KEY}", remedy="another --parents, or move it away",
+            )  # fmt: skip
 
 
 class _Trainer:
@@ -146,13 +169,20 @@ class _Trainer:
 
         def fill(folder: Path) -> None:
             save_trained(folder, start)
-            (folder / _KEY).write_text(self._key(made) + "\n")
+            (folder / _KEY).write_text(f"{self._key(made)}\n{folder_digest(folder)}\n")
 
         write_folder(self._folder / made, fill)
 
     def _has(self, made: str) -> bool:
+        """Say whether a model is there, made by these settings and unchanged since."""
         file = self._folder / made / _KEY
-        return file.is_file() and file.read_text().strip() == self._key(made)
+        stamp = file.read_bytes().split() if file.is_file() else []
+        if stamp[:1] != [self._key(made).encode()]:
+            return False
+        is_whole = stamp[1:] == [folder_digest(file.parent, leave_out=_KEY).encode()]
+        if not is_whole:
+            logger.warning("%s was changed since it was trained: it is trained again", file.parent)
+        return is_whole
 
     def _key(self, made: str) -> str:
         return self._keys[made.partition("@")[0]]

@@ -250,7 +250,7 @@ def test_merges_that_are_neither_a_word_nor_nodes(tmp_path, merges):
     message = refused(tmp_path, f"{PARENTS}merges: {merges}\n")
     assert lines(message) == [8]
     assert "merges: not usable" in message
-    assert ("one entry or more" if merges == "{}" else "'joint' or 'pairwise'") in message
+    assert ("one entry or more" if merges == "{}" else "joint, pairwise, or nodes") in message
 
 
 def test_a_population_too_small_for_a_joint_merge_is_enough_for_pairs(tmp_path):

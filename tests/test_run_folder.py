@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mega_hf.errors import RunError
+from mega_hf.journal import Journal
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import RunFolder, merged_digest, remove, write_folder, write_whole
+from mega_hf.run_folder import RunFolder, folder_digest, merged_digest, remove, write_folder, write_whole
 
 
 def _recipe(seed=46, revision=None, **merge):
@@ -172,10 +173,15 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     (out / "merged").mkdir()
     (out / "merged" / "model.safetensors").write_bytes(b"weights")
     digest = merged_digest(out / "merged")
-    digests = {"file": digest, "recipe": _recipe().sha256}
-    (out / "result.json").write_text(json.dumps({"version": 1, "digests": digests}))
+    record = {"version": 1, "digests": {"file": digest, "recipe": _recipe().sha256}, "nodes": [{"name": "a+b"}]}
+    (out / "result.json").write_text(json.dumps(record))
+    journal = Journal(out / "journal.jsonl")
+    journal.node("a+b", "key").finish({"folder": folder_digest(out / "merged")})
     assert folder.finished(_recipe()).record["digests"]["file"] == digest
     assert folder.finished(_recipe(seed=7)) is None, "the result of another recipe"
+    (out / "merged" / "config.json").write_text("{}")
+    assert folder.finished(_recipe()) is None, "there is something else in it now"
+    remove(out / "merged" / "config.json")
     (out / "merged" / "model.safetensors").write_bytes(b"weightz")
     assert folder.finished(_recipe()) is None
     remove(out / "merged")

@@ -36,8 +36,12 @@ class Splits:
     notices: tuple[str, ...]
 
 
-def load_splits(data: Data) -> Splits:
+def load_splits(data: Data, trained_here: bool = False) -> Splits:
     """Read a data set and divide it as a recipe says.
+
+    Args:
+        data: which splits.
+        trained_here: whether all parents are trained on what validation and test leave; nothing is to be said then.
 
     Raises:
         DataError: it can't be found or read, a column or split is missing, a split is empty, labels are out of
@@ -50,7 +54,7 @@ def load_splits(data: Data) -> Splits:
     assert data.validation is not None and data.test is not None, "the defaults filled them in"
     validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
     _refuse_overlap(validation, test)
-    if validation.origin == data.train.split("[")[0]:
+    if validation.origin == data.train.split("[")[0] and not trained_here:
         notices = (*notices, *_trained_on(validation.origin, notices))
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
     shared = _shared_pictures(hashes["validation"], hashes["test"])
