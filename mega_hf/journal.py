@@ -126,7 +126,7 @@ class Journal:
     def has_merged(self, name: str, folder: str) -> bool:
         """Say whether a merge was finished, and left a folder with this digest."""
         merged = self.nodes[name].merged if name in self.nodes else None
-        return merged is not None and merged["folder"] == folder
+        return merged is not None and merged.get("folder") == folder
 
     def append(self, line: dict[str, Any]) -> None:
         """Append one line and flush it to the disk."""

@@ -116,7 +116,7 @@ def merge_node(
     contents = [source.sha256 for source in inputs.values()]
     key = hashlib.sha256(json.dumps([name, node.settings, contents, workshop.context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
-    reused = known.merged is not None and target.is_dir() and folder_digest(target) == known.merged["folder"]
+    reused = known.merged is not None and target.is_dir() and folder_digest(target) == known.merged.get("folder")
     workshop.processes.wait()  # everyone has looked before anything is written
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None

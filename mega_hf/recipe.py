@@ -44,8 +44,8 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         for name, parent in self.trained.items():
             if parent.train.arch is None and parent.train.source is None:
-                where, remedy = "parents.{name}" if self.train else "train", "add train: {arch: ...}"
-                raise impossible(where.format(name=name), "a train block with arch, or from", "none", remedy)
+                where, remedy = ["parents", name] if self.train else ["train"], "add train: {arch: ...}"
+                raise impossible(where, "a train block with arch, or from", "none", remedy)
         references = {n: p if isinstance(p, str) else p.model_dump(mode="json") for n, p in self.parents.items()}
         recipe_checks.refuse_twins(references, impossible)
         recipe_checks.refuse_sources({n: p.train.source for n, p in self.trained.items()}, self.usable, impossible)

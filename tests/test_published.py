@@ -115,10 +115,15 @@ def test_the_readme_shows_the_two_set_up_commands_first():
 
 def test_the_readme_recipe_is_valid(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```yaml\n(.*?)```", text, flags=re.S)
-    assert block is not None
+    block, trained, nodes = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
     path = tmp_path / "recipe.yaml"
-    path.write_text(block[1].replace("./folder", "ORG/B"), encoding="utf-8")
+    head = "name: x\ndata: {path: ORG/D}\n"
+    pairs, tree = trained, re.sub("^merges: .*\n", nodes, trained, flags=re.M)
+    for text in (pairs, tree):
+        path.write_text(head + text, encoding="utf-8")
+        assert len(Recipe.from_yaml(path).nodes()) == 3
+    assert Recipe.from_yaml(path).nodes()["cd"].generations == 40
+    path.write_text(block.replace("./folder", "ORG/B"), encoding="utf-8")
     recipe = Recipe.from_yaml(path)
     assert (
         recipe.merge
