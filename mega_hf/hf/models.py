@@ -127,6 +127,12 @@ def build_timm(
     Raises:
         ParentError: timm knows no such architecture, or it takes no such arguments.
     """
+    unknown = [key for key in data_config or {} if key not in _PICTURE]
+    if unknown:
+        raise ParentError(
+            f"an unknown key in data_config of {arch}", expected=f"some of {', '.join(_PICTURE)}", got=unknown[0],
+            remedy="mend it, or leave it out",
+        )  # fmt: skip
     try:
         overlay = {"num_classes": num_classes, **(data_config or {})}
         return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arch_args).eval()
