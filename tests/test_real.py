@@ -50,3 +50,25 @@ def test_one_file_from_two_runs_and_from_two_processes(tmp_path: Path, mega) -> 
     assert all(result.report.models == results[0].report.models for result in results)
     search = results[0].record["search"]
     assert search["generation"] > 1 or search["index"] > 1, "a parent won: equal files would say little"
+
+
+def test_a_tree_of_real_fine_tunes_and_one_that_is_trained_from_them(tmp_path: Path, mega) -> None:
+    """Three levels: fine-tunes of one trunk stay good wherever they are averaged; each model is what its row says."""
+    parents = {name: str(ZOO / f"resnet20-{name}") for name in ("tune1", "tune2", "tune3")}
+    more = {"train": {"from": "tune1", "seed": 7, "epochs": 1, "learning_rate": 0.0001, "batch_size": 100}}
+    recipe = {
+        "name": "tree",
+        "data": {"path": str(DATA), "train": "train[:500]", "validation": "train[49000:]", "test": "test[:1000]"},
+        "parents": parents | {"tune4": more},
+        "merges": "pairwise",
+        "merge": {"population_size": 4, "generations": 2},
+    }
+    (tmp_path / "tree.yaml").write_text(json.dumps(recipe))
+    answer = mega("merge", tmp_path / "tree.yaml", "--out", tmp_path / "out", "--quiet")
+    assert answer.code == 0, answer.err
+    models = {model["name"]: model for model in MergeResult.load(tmp_path / "out").report.models}
+    assert all(model["test"]["correct"] > 740 for model in models.values()), models
+    for name in ("tune1+tune2", "tune3+tune4"):
+        words = ["--data", DATA, "--split", "test[:1000]", "--json"]
+        measured = json.loads(mega("evaluate", tmp_path / "out" / "nodes" / name, *words).out)
+        assert measured["correct"] == models[name]["test"]["correct"]
