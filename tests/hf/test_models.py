@@ -126,3 +126,10 @@ def test_sharded_transformers_weights(folders: dict[str, Path], tmp_path: Path) 
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     whole, sharded = (open_model(tmp_path / name).state() for name in ("whole", "sharded"))
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+
+
+def test_an_unknown_key_of_data_config_is_named() -> None:
+    from mega_hf.hf.models import build_timm
+
+    with pytest.raises(ParentError, match=r"unknown key in data_config[\s\S]*input_size[\s\S]*input_sise"):
+        build_timm("cifar_resnet20", 3, {}, {"input_sise": [3, 8, 8]})

@@ -221,7 +221,6 @@ def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch:
     [
         ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet20"]),
         ({"arch_args": {"widht": 3}}, ["widht"]),
-        ({"data_config": {"input_sise": [3, 8, 8]}}, ["unknown key in data_config", "input_size", "input_sise"]),
         ({"data_config": {"interpolation": "cubist"}}, ["data_config"]),
         ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
         ({"data_config": {"input_size": [1, 8, 8]}}, ["a can't be trained", "RuntimeError", "input_size"]),
