@@ -55,11 +55,11 @@ def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, st
 
 
 def _parent(recipe: Recipe, name: str, data: dict[str, Any]) -> Any:
-    base, _, epoch = name.partition("@")
-    reference = recipe.parents[base]
-    if base not in recipe.trained:
+    parent, _, epoch = name.partition("@")
+    reference = recipe.parents[parent]
+    if parent not in recipe.trained:
         return reference if isinstance(reference, str) else reference.model_dump(mode="json")
-    settings = recipe.trained[base].train
+    settings = recipe.trained[parent].train
     source = settings.source
     start = _parent(recipe, source, data) if source in recipe.usable else source
     return [settings.model_dump(mode="json", exclude={"checkpoints", "source"}), epoch, start, recipe.threads, data]

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from mega_hf import tree
-from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.hf.data import Splits, load_splits, match_classes
+from mega_hf.hf.fit import time_training
 from mega_hf.hf.models import OpenModel
 from mega_hf.hf.parents import open_unweighted, refuse_layout
-from mega_hf.hf.train import check_training, time_training, unweighted
+from mega_hf.hf.train import check_training, unweighted
 from mega_hf.recipe import Recipe
-from mega_hf.settings import Node
-from mega_hf.sources import base, trained_for
+from mega_hf.settings import Node, inputs_of
+from mega_hf.sources import trained_for
+from mega_hf.tree import base
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Estimate:
     @property
     def leaves(self) -> list[str]:
         """The parents that are merged."""
-        return tree.leaves_of(self._inputs, next(reversed(self.nodes)))
+        return tree.leaves_of(inputs_of(self.nodes), next(reversed(self.nodes)))
 
     @property
     def memory_bytes(self) -> int:
@@ -72,10 +73,6 @@ class Estimate:
         report = math.ceil(measured / self.processes) * rows * self.seconds_a_picture / 60
         return self.training_minutes + sum(map(self.node_minutes, self.nodes.values())) + report
 
-    @property
-    def _inputs(self) -> dict[str, list[str]]:
-        return {name: node.parents for name, node in self.nodes.items()}
-
     def _tree(self) -> list[str]:
         notes = {
             name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}" for name, n in self.nodes.items()
@@ -87,7 +84,7 @@ class Estimate:
                 )
             else:
                 notes[leaf] = str(self.recipe.to_dict()["parents"][leaf])
-        drawn = tree.draw(self._inputs, next(reversed(self.nodes)), notes)
+        drawn = tree.draw(inputs_of(self.nodes), next(reversed(self.nodes)), notes)
         return [f"tree         {drawn[0]}", *(f"             {line}" for line in drawn[1:])]
 
     def __str__(self) -> str:
@@ -139,12 +136,8 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
         MegaError: what would have ended the merge before its search.
     """
     splits = load_splits(recipe.data, recipe.trains_all)
-    nodes = recipe.nodes()
-    if only is not None and only not in nodes:
-        raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
-    inputs = {name: node.parents for name, node in nodes.items()}
-    nodes = {name: nodes[name] for name in tree.needed_for(inputs, only or next(reversed(nodes)))}
-    leaves = tree.leaves_of(inputs, next(reversed(nodes)))
+    nodes = recipe.chosen_nodes(only)
+    leaves = tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
     to_train = trained_for(recipe, leaves)
     if to_train:
         check_training(recipe, to_train, splits)

@@ -39,7 +39,6 @@ class Workshop:
     journal: Journal
     processes: Processes
     progress: Progress
-    ranking: list[str] | None  # the parents from best to worst, where the order is taken from that
     context: list[Any]  # what decides every fitness beside weights: data, classes, preprocessing, device, path
 
 

@@ -24,9 +24,10 @@ from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
 from mega_hf.run_folder import RunFolder
-from mega_hf.settings import Node
-from mega_hf.sources import Parents, base, pin, rank, trained_for
+from mega_hf.settings import Node, inputs_of
+from mega_hf.sources import Parents, pin, rank, trained_for
 from mega_hf.training import refuse_foreign, train_missing
+from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +198,10 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = Non
     ranking = None
     if recipe.order == "accuracy":
         ranking = rank(parents, journal, forward, pictures, run.processes, context)
-    workshop = Workshop(forward, pictures, journal, run.processes, run.progress, ranking, context)
+    workshop = Workshop(forward, pictures, journal, run.processes, run.progress, context)
+    root = next(reversed(recipe.nodes(ranking)))
     with run.time("search"):
-        merged = _merge_nodes(_chosen(recipe.nodes(ranking), only), parents, run, workshop, recipe)
+        merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
     return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
 
 
@@ -214,29 +216,13 @@ def _leaves(recipe: Recipe, only: str | None) -> list[str]:
     """Return the parents to open; which of them `only` needs is not known before they are measured."""
     if recipe.order == "accuracy":
         return list(recipe.parents)
-    nodes = _chosen(recipe.nodes(), only)
-    return tree.leaves_of(_inputs(nodes), next(reversed(nodes)))
+    nodes = recipe.chosen_nodes(only)
+    return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
 
-def _inputs(nodes: dict[str, Node]) -> dict[str, list[str]]:
-    return {name: node.parents for name, node in nodes.items()}
-
-
-def _chosen(nodes: dict[str, Node], only: str | None) -> dict[str, Node]:
-    """Return the nodes to run: all, or what one needs and it."""
-    if only is None:
-        return nodes
-    if only not in nodes:
-        raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
-    return {name: nodes[name] for name in tree.needed_for(_inputs(nodes), only)}
-
-
-def _merge_nodes(
-    nodes: dict[str, Node], parents: Parents, run: _Run, workshop: Workshop, recipe: Recipe
-) -> list[Merged]:
+def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: _Run, workshop: Workshop) -> list[Merged]:
     """Make the merges one after the other, each after those that it needs."""
-    sources, merged, level = dict(parents.sources), [], tree.levels(_inputs(nodes))
-    root = next(reversed(recipe.nodes(workshop.ranking)))
+    sources, merged, level = dict(parents.sources), [], tree.levels(inputs_of(nodes))
     for number, (name, node) in enumerate(nodes.items(), start=1):
         target = run.folder.path / "merged" if name == root else run.folder.path / "nodes" / name
         inputs = {parent: sources[parent] for parent in node.parents}

@@ -12,7 +12,19 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from mega_hf import recipe_checks, strict_yaml, tree
 from mega_hf.errors import RecipeError
-from mega_hf.settings import Data, Evaluation, Merge, Name, Node, ParentRef, Strict, Train, TrainedParent, impossible
+from mega_hf.settings import (
+    Data,
+    Evaluation,
+    Merge,
+    Name,
+    Node,
+    ParentRef,
+    Strict,
+    Train,
+    TrainedParent,
+    impossible,
+    inputs_of,
+)
 
 Merges = Annotated[
     Annotated[Literal["joint", "pairwise"], Tag("shape")]
@@ -52,8 +64,8 @@ class Recipe(Strict):
         if isinstance(self.merges, str) and len(self.parents) < 2:
             raise impossible("parents", "two parents or more", len(self.parents), "add one")
         if isinstance(self.merges, dict):
-            inputs = {node: one.parents for node, one in self.merges.items()}
-            tree.refuse_broken(inputs, self._needed_parents(inputs), self.usable, impossible)
+            inputs = inputs_of(self.merges)
+            tree.refuse_broken(inputs, self._needed_parents(), self.usable, impossible)
             self._refuse_ends(inputs)
         for name in self.parents if self.merges == "pairwise" else ():
             if "+" in name:
@@ -64,9 +76,9 @@ class Recipe(Strict):
         self._refuse_small_populations()
         return self
 
-    def _needed_parents(self, inputs: tree.Nodes) -> list[str]:
+    def _needed_parents(self) -> list[str]:
         """Return the parents that nodes must use: all but those that others are only trained from."""
-        started = {p.train.source.partition("@")[0] for p in self.trained.values() if p.train.source}
+        started = {tree.base(p.train.source) for p in self.trained.values() if p.train.source}
         return [name for name in self.parents if name not in started]
 
     def _refuse_ends(self, inputs: tree.Nodes) -> None:
@@ -111,12 +123,24 @@ class Recipe(Strict):
             ranking: the parents from best to worst, which `order: accuracy` pairs in that order.
         """
         if isinstance(self.merges, dict):
-            arranged = tree.arrange({name: node.parents for name, node in self.merges.items()})
-            return {name: self.merges[name] for name in arranged}
+            return {name: self.merges[name] for name in tree.arrange(inputs_of(self.merges))}
         names = list(ranking or self.parents)
         inputs = tree.pair_up(names) if self.merges == "pairwise" else {tree.join(names): names}
         settings = self.merge.model_dump()
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
+
+    def chosen_nodes(self, only: str | None, ranking: Sequence[str] | None = None) -> dict[str, Node]:
+        """Return the nodes to run: all, or the one named `only` with what it needs; that one, or the root, is last.
+
+        Raises:
+            RecipeError: there is no such node.
+        """
+        nodes = self.nodes(ranking)
+        if only is None:
+            return nodes
+        if only not in nodes:
+            raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
+        return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), only)}
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:

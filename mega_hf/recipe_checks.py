@@ -11,6 +11,7 @@ from typing import Any
 
 from mega_hf.errors import RecipeError
 from mega_hf.strict_yaml import Document, Location
+from mega_hf.tree import base
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 _DATA_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -74,7 +75,7 @@ def refuse_sources(sources: dict[str, str | None], usable: list[str], error: Cal
         if source is not None and source not in usable and not is_local(source) and not re.search("[/:]", source):
             raise error(where, f"one of {', '.join(usable)}, or {_FORMS}", source, "name a parent or a model")
         path, step = [name], source
-        while step is not None and (above := step.partition("@")[0]) in sources:
+        while step is not None and (above := base(step)) in sources:
             path.append(above)
             if path.count(above) > 1 and above != name:
                 break  # the cycle is another's: it is said there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -218,6 +219,11 @@ class Node(Merge):
     def settings(self) -> dict[str, Any]:
         """The genetic algorithm's settings as plain values."""
         return self.model_dump(mode="json", exclude={"parents"})
+
+
+def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:
+    """Return what each node merges: the tree by names alone."""
+    return {name: node.parents for name, node in nodes.items()}
 
 
 class Evaluation(Strict):

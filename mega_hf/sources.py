@@ -21,6 +21,7 @@ from mega_hf.nodes import Source
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, WeightsParent
+from mega_hf.tree import base
 
 
 @dataclass
@@ -83,11 +84,6 @@ def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[]
     assert isinstance(reference, WeightsParent), "all others are folders"  # its user loads it into the architecture
     one = reference
     return partial(open_weights, one.arch, Path(one.weights), one.num_classes, one.arch_args, name, one.data_config)
-
-
-def base(name: str) -> str:
-    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken from."""
-    return name.partition("@")[0]
 
 
 def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:

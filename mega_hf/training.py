@@ -18,6 +18,7 @@ from mega_hf.hf.train import Start, open_start, save_trained, train_keys, traine
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.run_folder import folder_digest, remove, write_folder, write_whole
+from mega_hf.tree import base
 
 _KEY = "train.sha256"
 _SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")  # before a state: the parent's key, the state's SHA-256
@@ -185,7 +186,7 @@ class _Trainer:
         return is_whole
 
     def _key(self, made: str) -> str:
-        return self._keys[made.partition("@")[0]]
+        return self._keys[base(made)]
 
     def _state(self, name: str) -> Path:
         return self._folder / f"{name}@training"  # a parent's name has no @

@@ -10,6 +10,11 @@ Error = Callable[..., Exception]  # (key as a list, expected, got, remedy) -> wh
 _LONGEST = 100  # characters of an automatic name
 
 
+def base(name: str) -> str:
+    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken from."""
+    return name.partition("@")[0]
+
+
 def join(leaves: Sequence[str]) -> str:
     """Name a merge after its parents: `a+b`; where that would be too long, its first, its last and a digest of all."""
     name = "+".join(leaves)
@@ -137,7 +142,7 @@ def refuse_broken(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], e
     if len(roots) > 1:
         got, remedy = " and ".join(roots), f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
         raise error(["merges", roots[1]], "one final node, which needs all others", got, remedy)
-    used = {name.partition("@")[0] for name in merged}
+    used = {base(name) for name in merged}
     for parent in parents:
         if parent not in used:
             where = ["parents", parent]

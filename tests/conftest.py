@@ -89,6 +89,21 @@ def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 
 @pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set: tests read it, but never change it."""
+    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def splits(data: Path) -> Any:
+    """That data set divided as the recipes of tiny trainings say."""
+    from mega_hf.hf.data import load_splits
+    from tests import trainings
+
+    return load_splits(trainings.recipe(data).data)
+
+
+@pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
     """Two timm parents with BatchNorm on each side of a trained model, and their data set."""
     return tiny.make_pair(tmp_path_factory.mktemp("pair"), tiny.timm_model())

@@ -21,11 +21,6 @@ SMALL = tiny.MERGE | {"population_size": 4, "generations": 9}
 SEEDS = {f"s{seed}": {"seed": seed} for seed in (1, 2, 3, 4)}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
-
-
 def recipe(data: Path, **changes: Any) -> dict[str, Any]:
     return trainings.tree(data, SEEDS) | {"merge": SMALL, "merges": "pairwise"} | changes
 

@@ -10,7 +10,7 @@ from mega_hf.cli import build_parser
 from mega_hf.hf.card import render_card
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
-from tests import results_table, tiny
+from tests import results_table
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
@@ -57,17 +57,12 @@ def test_every_recipe_is_usable_and_says_how_to_run_it(path):
     assert recipe.merge.evaluations > 0
 
 
-@pytest.fixture(scope="module")
-def tiny_data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_is_dry_run(path, tiny_data, mega):
+def test_every_recipe_is_dry_run(path, data, mega):
     """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree is drawn."""
     there = path.name == "quickstart.yaml"
-    data = {"path": tiny_data, "validation": "validation", "test": "test", "train": "train"}
-    words = [] if there else [word for key, value in data.items() for word in ("--set", f"data.{key}={value}")]
+    splits = {"path": data, "validation": "validation", "test": "test", "train": "train"}
+    words = [] if there else [word for key, value in splits.items() for word in ("--set", f"data.{key}={value}")]
     answer = mega("merge", path, "--dry-run", *words)
     assert answer.code == 0, answer.err
     recipe = Recipe.from_yaml(path)

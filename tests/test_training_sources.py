@@ -14,12 +14,6 @@ from mega_hf.errors import ParentError
 from mega_hf.hf.models import open_model
 from tests import tiny, trainings
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
-
-
 # --- Snapshots
 
 

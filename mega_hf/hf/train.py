@@ -14,7 +14,7 @@ import torch
 
 from mega_hf.errors import DataError, ParentError
 from mega_hf.hf.data import Splits, match_classes
-from mega_hf.hf.fit import time_training, update
+from mega_hf.hf.fit import update
 from mega_hf.hf.models import OpenModel, build_timm, describe_timm, timm_structure
 from mega_hf.hf.parents import open_parent, open_unweighted
 from mega_hf.hf.save import save_model
@@ -22,16 +22,7 @@ from mega_hf.hf.stored import read_dtypes, stored_dtypes
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, ParentTrain, TrainedParent, WeightsParent
-
-__all__ = [
-    "check_training",
-    "open_start",
-    "save_trained",
-    "time_training",
-    "train_keys",
-    "trained_source",
-    "unweighted",
-]
+from mega_hf.tree import base
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Start:
 def trained_source(recipe: Recipe, name: str) -> str | None:
     """Return the trained parent that a trained parent starts from, itself or one of its snapshots; else None."""
     source = recipe.trained[name].train.source
-    return source.partition("@")[0] if source and isinstance(_source(recipe, name), TrainedParent) else None
+    return base(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
 
 
 def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
@@ -159,7 +150,7 @@ def _source(recipe: Recipe, name: str) -> ParentRef | None:
     source = recipe.trained[name].train.source
     if source is None or source not in recipe.usable:
         return source
-    return recipe.parents[source.partition("@")[0]]
+    return recipe.parents[base(source)]
 
 
 def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:

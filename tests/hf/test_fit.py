@@ -15,23 +15,13 @@ from torch import nn
 
 from mega_hf.genetic.seeds import named_stream
 from mega_hf.hf import fit as fitting
-from mega_hf.hf.data import Splits, load_splits
-from mega_hf.hf.fit import Fit, TrainingRows, make_optimizer, make_schedule, updates_per_epoch
-from mega_hf.hf.train import open_start, time_training, unweighted
+from mega_hf.hf.data import Splits
+from mega_hf.hf.fit import Fit, TrainingRows, make_optimizer, make_schedule, time_training, updates_per_epoch
+from mega_hf.hf.train import open_start, unweighted
 from mega_hf.settings import ParentTrain
 from tests import tiny, trainings
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def splits(data: Path) -> Splits:
-    return load_splits(trainings.recipe(data).data)
 
 
 def settings(**changes: Any) -> ParentTrain:

@@ -24,16 +24,6 @@ from tests import tiny, trainings
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def splits(data: Path) -> Splits:
-    return load_splits(trainings.recipe(data).data)
-
-
-@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A timm folder, a transformers folder, one that lacks a class, and one with broken weights."""
     made = tmp_path_factory.mktemp("models")
