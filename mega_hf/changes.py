@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mega_hf.recipe import Recipe
-from mega_hf.settings import Data, ParentRef
+from mega_hf.settings import Data, TrainedParent
 
 
-def fill_open(asked: Recipe, known: Recipe) -> Recipe:
-    """Return a recipe with what it leaves open (revisions, columns, splits) as the known recipe found it."""
-    said = asked.data.model_dump(exclude_none=True)
+def names_of_pinned(asked: Recipe, pinned: Recipe) -> dict[str, str]:
+    """Return what was asked for by a name that may come to mean something else, as `main`: key -> that name."""
+    now = _references(pinned)
+    return {key: name for key, name in _references(asked).items() if now.get(key) != name}
+
+
+def fill_open(asked: Recipe, known: Recipe, names: Mapping[str, str]) -> Recipe:
+    """Return a recipe with what it leaves open (revisions, columns, splits) as the known recipe found it.
+
+    Args:
+        asked: the recipe.
+        known: what was run, its revisions pinned.
+        names: what these revisions were called, as `names_of_pinned` gave it.
+    """
+    pinned = _references(known)
+    same = {key: pinned[key] for key, name in _references(asked).items() if names.get(key) == name and key in pinned}
     data = asked.data
     if known.data.path == asked.data.path:
-        data = Data.model_validate(known.data.model_dump() | said)
-    parents = {name: _pinned(parent, known.parents.get(name)) for name, parent in asked.parents.items()}
+        revision = {"revision": same["data.revision"]} if "data.revision" in same else {}
+        data = Data.model_validate(known.data.model_dump() | data.model_dump(exclude_none=True) | revision)
+    parents = dict(asked.parents)
+    for name, parent in parents.items():
+        if isinstance(parent, str):
+            parents[name] = same.get(f"parents.{name}", parent)
+        elif isinstance(parent, TrainedParent) and f"parents.{name}.from" in same:
+            train = parent.train.model_copy(update={"source": same[f"parents.{name}.from"]})
+            parents[name] = parent.model_copy(update={"train": train})
     return asked.model_copy(update={"data": data, "parents": parents})
 
 
-def _pinned(asked: ParentRef, known: ParentRef | None) -> ParentRef:
-    return known if isinstance(asked, str) and isinstance(known, str) and known.startswith(f"{asked}@") else asked
+def _references(recipe: Recipe) -> dict[str, str]:
+    """Return everything that names something on the Hub, or may: place in the recipe -> reference or revision."""
+    found = {f"parents.{name}": parent for name, parent in recipe.parents.items() if isinstance(parent, str)}
+    sources = {name: parent.train.source for name, parent in recipe.trained.items()}
+    found |= {f"parents.{name}.from": s for name, s in sources.items() if s is not None and s not in recipe.usable}
+    return found | ({"data.revision": recipe.data.revision} if recipe.data.revision else {})
 
 
 def changed_nodes(known: Recipe, asked: Recipe, ranking: Sequence[str] | None) -> list[str]:

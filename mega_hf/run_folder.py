@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from mega_hf import strict_yaml
-from mega_hf.changes import changed_nodes, fill_open
+from mega_hf.changes import changed_nodes, fill_open, names_of_pinned
 from mega_hf.errors import RunError
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.journal import Journal
@@ -22,6 +23,7 @@ _REPORT = ("result.json", "README.md", "fitness.png", "tree.png")
 _OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
 _HOLDS = ". Below: "
+_NAMES = "# Pinned from: "
 
 
 class RunFolder:
@@ -78,7 +80,7 @@ class RunFolder:
         known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
         if is_ours and recipe.sha256 in (known.sha256, asked):
             return known
-        filled = fill_open(recipe, known)
+        filled = fill_open(recipe, known, _names(body) if is_ours else {})
         if is_ours and filled.sha256 == known.sha256:
             return known
         if not update:
@@ -101,7 +103,7 @@ class RunFolder:
     def create(self, asked: Recipe, pinned: Recipe, overwrite: bool, update: bool = False) -> None:
         """Make the folder and write its recipe.
 
-        With `overwrite` what an earlier run left is removed first; with `update` its report, whose recipe is replaced.
+        With `overwrite` what an earlier run left is removed first; where `update` replaces the recipe, its report.
         """
         stored = self.path / "recipe.yaml"
         digest = asked.sha256
@@ -112,17 +114,24 @@ class RunFolder:
         inside = (self.path, self.path / "parents", self.path / "nodes")
         for leftover in [file for folder in inside for file in folder.glob(".mega-*")]:  # of a run that was killed
             remove(leftover)
-        content = pinned.to_yaml()
+        names, content = names_of_pinned(asked, pinned), pinned.to_yaml()
         if stored.exists():
             head, body = _split(stored)
-            for name in _REPORT if update else ():
-                remove(self.path / name)
-            if body == content:
+            names = names if update else _names(body) | names  # the recipe may be the one below, taken from here
+            if body == _with_names(names, content):
                 return
-            if not update:  # the same recipe, with revisions that an earlier part did not need
+            if update:
+                self.drop_report()
+            else:  # the same recipe, with revisions that an earlier part did not need
                 digest = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+        content = _with_names(names, content)
         holds = hashlib.sha256(content.encode()).hexdigest()
         write_whole(stored, f"{_HEAD}{digest}{_HOLDS}{holds}\n{content}".encode())
+
+    def drop_report(self) -> None:
+        """Remove result, card and plots, the result first: without it the run is not finished."""
+        for name in _REPORT:
+            remove(self.path / name)
 
     def drop_intermediates(self) -> None:
         """Remove the intermediate models; the journal can make each again without an evaluation."""
@@ -164,6 +173,16 @@ def _split(stored: Path) -> tuple[str, str]:
     text = stored.read_bytes().decode(errors="replace") if stored.is_file() else ""
     head, _, body = text.partition("\n")
     return head, body
+
+
+def _names(body: str) -> dict[str, str]:
+    """Return what the pinned revisions were called in the recipe that was asked for."""
+    first = body.partition("\n")[0]
+    return json.loads(first.removeprefix(_NAMES)) if first.startswith(_NAMES) else {}
+
+
+def _with_names(names: dict[str, str], content: str) -> str:
+    return f"{_NAMES}{json.dumps(names)}\n{content}" if names else content
 
 
 def merged_digest(folder: Path) -> str:
@@ -213,11 +232,16 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Delete a file or a folder, if it is there: a folder at once, so that no half of it is ever found."""
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    gone = path
+    if not path.name.startswith(".mega-"):
+        gone = path.with_name(f".mega-{path.name}~")
+        remove(gone)
+        path.replace(gone)
+    shutil.rmtree(gone)
 
 
 def _sync_folder(path: Path) -> None:

@@ -85,6 +85,28 @@ def test_creating_twice_keeps_what_is_there_and_pins_what_was_open(out):
     assert folder.check(_recipe(), overwrite=False).data.revision == "later"
 
 
+def _named(a="org/a@main", revision="main", source="org/s", **merge):
+    parents = {"a": a, "b": "org/b", "c": {"train": {"seed": 1, "from": source}}}
+    data = {"path": "org/set", "revision": revision}
+    return Recipe.from_dict({"name": "x", "data": data, "parents": parents, "merge": merge, "merges": "pairwise"})
+
+
+def test_what_was_asked_for_by_name_stays_pinned_when_something_else_changes(out):
+    pinned = _named("org/a@c1", "c2", "org/s@c3")
+    folder = _made(out, _named(), pinned)
+    assert folder.check(_named(), overwrite=False) == pinned
+    with pytest.raises(RunError) as caught:
+        folder.check(_named(seed=47), overwrite=False)
+    assert "+  seed: 47" in str(caught.value) and "org/" not in str(caught.value)
+    changed = _named("org/a@c1", "c2", "org/s@c3", seed=47)
+    assert folder.check(_named(seed=47), overwrite=False, update=True) == changed
+    folder.create(_named(seed=47), changed, overwrite=False, update=True)
+    assert folder.check(_named(seed=48), overwrite=False, update=True).parents == pinned.parents
+    assert folder.check(_named("org/a@v2"), overwrite=False, update=True).parents["a"] == "org/a@v2"
+    folder.create(changed, changed, overwrite=False)
+    assert folder.check(_named(seed=48), overwrite=False, update=True).parents == pinned.parents
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
