@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[args.command](args, words)
     except MegaError as error:
-        _say_error(f"error: {error}")
+        _say_error(f"error: {error}", whole=error.alone)
         return 2
     except KeyboardInterrupt:
         _say_error("interrupted: what was measured is in the journal; the same command goes on from there")
@@ -214,6 +214,8 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say_error(text: str) -> None:
+def _say_error(text: str, whole: bool = False) -> None:
+    """Print an error; of one that all processes meet, all but the main process print the first line."""
     rank = os.environ.get("RANK", "0")
-    print(f"mega-hf: {text}" if rank == "0" else f"mega-hf: process {rank}: {text.splitlines()[0]}", file=sys.stderr)
+    shown = text if whole or rank == "0" else text.splitlines()[0]
+    print(f"mega-hf: {shown}" if rank == "0" else f"mega-hf: process {rank}: {shown}", file=sys.stderr)

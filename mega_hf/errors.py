@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MegaError(Exception):
     """An error that the user can do something about.
@@ -13,6 +16,8 @@ class MegaError(Exception):
         remedy: what to do now.
         where: the place, as `file:line` or an option's name, where there is one.
     """
+
+    alone = False  # whether one process of several met it, which then must say all of it
 
     def __init__(
         self, what: str, *, expected: object = None, got: object = None, remedy: str | None = None, where: str = ""
@@ -40,6 +45,23 @@ class RecipeError(MegaError):
 
 class ParentError(MegaError):
     """A parent can't be found, read or merged with the others."""
+
+
+@contextmanager
+def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's traceback."""
+    try:
+        yield
+    except MegaError as error:
+        if error.where:
+            raise
+        got, said = error.got, error.remedy
+        raise type(error)(error.what, expected=error.expected, got=got, remedy=said, where=where) from None
+    except Exception as error:
+        got = " ".join(str(error).split())[:500]
+        raise ParentError(
+            f"{what}: {type(error).__name__}", where=where, expected=expected, got=got, remedy=remedy
+        ) from error
 
 
 class DataError(MegaError):

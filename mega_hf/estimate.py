@@ -10,16 +10,18 @@ from dataclasses import dataclass
 import torch
 
 from mega_hf import tree
+from mega_hf.baselines import BASELINES
 from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
-from mega_hf.hf.data import Splits, load_splits, match_classes
+from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.fit import time_training
 from mega_hf.hf.models import OpenModel
-from mega_hf.hf.parents import open_unweighted, refuse_layout
-from mega_hf.hf.train import check_training, unweighted
+from mega_hf.hf.parents import open_unweighted
+from mega_hf.hf.train import check_training
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Node, inputs_of
-from mega_hf.sources import trained_for
+from mega_hf.sources import refuse_unlike, trained_for
+from mega_hf.training import training_levels
 from mega_hf.tree import base
 
 
@@ -33,11 +35,12 @@ class Estimate:
     matched: str
     architecture: str
     weights: int  # numbers in one individual
-    picture_bytes: int
+    picture: int  # numbers in one picture
     seconds_a_picture: float
     training: dict[str, float]  # minutes for each parent that would be trained
     device: str
     processes: int
+    only: str | None  # the node, if it is a part of the tree that would be run
 
     @property
     def leaves(self) -> list[str]:
@@ -46,12 +49,17 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Beside model and activations: inputs, population, mates, two more individuals, validation pictures."""
-        individuals = [len(self.leaves)]  # for their average
+        """Of a process, in the stage that needs most: weights beside the resident model, and pictures ready to use."""
+        splits = self.splits
+        train, validation, test = (len(split or ()) for split in (splits.train, splits.validation, splits.test))
+        stages = [3 * self.weights + train * self.picture] if self.training else []  # gradients, two moments
         for node in self.nodes.values():
             mates = node.num_mates if node.variant == "default" else node.population_size
-            individuals.append(len(node.parents) + node.population_size + mates + 2)
-        return 4 * self.weights * max(individuals) + self.picture_bytes
+            individuals = len(node.parents) + node.population_size + mates + 2
+            stages.append(individuals * self.weights + validation * self.picture)
+        if self.only is None:
+            stages.append(len(self.leaves) * self.weights + (validation + test) * self.picture)  # their average
+        return 4 * max(stages)
 
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
@@ -60,18 +68,23 @@ class Estimate:
 
     @property
     def training_minutes(self) -> float:
-        """Training, each parent by one process, several side by side."""
-        if not self.training:
-            return 0.0
-        return max(max(self.training.values()), sum(self.training.values()) / self.processes)
+        """Training, each parent by one process, several side by side; what starts from others waits for them."""
+        total = 0.0
+        for level in training_levels(self.recipe, self.training):
+            shares = [level[rank :: self.processes] for rank in range(self.processes)]
+            total += max(sum(self.training[name] for name in share) for share in shares)
+        return total
 
     @property
     def minutes(self) -> float:
         """Training, search and report, without loading and downloads."""
-        measured = len(self.leaves) + len(self.nodes) + 1
-        rows = len(self.splits.validation) + len(self.splits.test)
-        report = math.ceil(measured / self.processes) * rows * self.seconds_a_picture / 60
-        return self.training_minutes + sum(map(self.node_minutes, self.nodes.values())) + report
+        validation, test = len(self.splits.validation), len(self.splits.test)
+        measured = len(self.leaves) + len(self.nodes) + len(BASELINES)
+        pictures = math.ceil(measured / self.processes) * (validation + test) if self.only is None else 0
+        if self.recipe.order == "accuracy":
+            pictures += math.ceil(len(self.recipe.parents) / self.processes) * validation
+        searches = sum(map(self.node_minutes, self.nodes.values()))
+        return self.training_minutes + searches + pictures * self.seconds_a_picture / 60
 
     def _tree(self) -> list[str]:
         notes = {
@@ -94,10 +107,11 @@ class Estimate:
             *self._tree(),
             f"architecture {self.architecture}, {self.weights:,} numbers an individual",
             f"validation   {splits.validation.spec}: {len(splits.validation):,} rows",
-            f"test         {splits.test.spec}: {len(splits.test):,} rows, read once after the search",
+            f"test         {splits.test.spec}: {len(splits.test):,} rows, "
+            + ("read once after the search" if self.only is None else "not read before the whole tree is run"),
             f"classes      {splits.classes}, matched {self.matched}",
             f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
-            f"memory       {self.memory_bytes / 2**20:,.0f} MiB for parents, population and pictures",
+            f"memory       {self.memory_bytes / 2**20:,.0f} MiB a process for parents, population and pictures",
         ]
         if self.training:
             rows = len(splits.train) if splits.train else 0
@@ -137,40 +151,21 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     """
     splits = load_splits(recipe.data, recipe.trains_all)
     nodes = recipe.chosen_nodes(only)
-    leaves = tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
+    leaves = recipe.leaves(only)
     to_train = trained_for(recipe, leaves)
-    if to_train:
-        check_training(recipe, to_train, splits)
-    models = _models(recipe, [*to_train, *(leaf for leaf in leaves if base(leaf) not in to_train)], splits)
-    refuse_layout(models)
+    models = check_training(recipe, to_train, splits)
+    models |= {leaf: open_unweighted(leaf, recipe.parents[leaf]) for leaf in leaves if base(leaf) not in to_train}
+    matched = refuse_unlike(models, splits)[1]
     model = next(iter(models.values()))
-    matched = match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[1]
     device = Processes().device
     training = _train(recipe, to_train, model, splits, device)
     rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)
     numbers = sum(t.numel() for t in model.state().values() if t.is_floating_point())
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
-        picture_bytes=4 * len(splits.validation) * math.prod(model.picture_shape),
-        seconds_a_picture=_time_batch(model, device, rows), training=training,
-        device=device.type, processes=processes,
+        picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
+        device=device.type, processes=processes, only=only,
     )  # fmt: skip
-
-
-def _models(recipe: Recipe, names: list[str], splits: Splits) -> dict[str, OpenModel]:
-    """Build the parents with random weights; those that are trained alike are built once."""
-    models: dict[str, OpenModel] = {}
-    alike: dict[str, OpenModel] = {}
-    for name in names:
-        if name in recipe.trained:
-            settings = recipe.trained[name].train
-            key = json.dumps([settings.arch, settings.arch_args, settings.data_config, settings.source])
-            if key not in alike:
-                alike[key] = unweighted(recipe, name, splits)
-            models[name] = alike[key]
-        else:
-            models[name] = open_unweighted(name, recipe.parents[name])
-    return models
 
 
 def _train(

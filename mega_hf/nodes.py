@@ -25,7 +25,7 @@ from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
-from mega_hf.run_folder import folder_digest, merged_digest, write_folder
+from mega_hf.run_folder import RunFolder, folder_digest, merged_digest, write_folder
 from mega_hf.settings import Node
 from mega_hf.weights.space import WeightSpace, build_space, digest
 
@@ -34,6 +34,7 @@ from mega_hf.weights.space import WeightSpace, build_space, digest
 class Workshop:
     """What all merges of a run share."""
 
+    folder: RunFolder
     forward: Forward
     validation: Pictures
     journal: Journal
@@ -48,6 +49,7 @@ class Source:
 
     name: str
     sha256: str  # of its state dict
+    layout: str  # the digest of what a merge takes from it beside weights, if it is the first
     load: Callable[[], OpenModel]
 
     def open(self) -> OpenModel:
@@ -74,7 +76,9 @@ class Merged:
     node: Node
     level: int
     folder: Path
-    record: dict[str, Any]  # {file, weights, statistics, state: digests; correct, n, generation, index; history}
+    record: dict[
+        str, Any
+    ]  # {file, weights, statistics, state, layout: digests; correct, n, generation, index; history}
     evaluations: int
     seconds: float  # spent on evaluations
     reused: bool  # taken from the run folder
@@ -82,7 +86,8 @@ class Merged:
     @property
     def source(self) -> Source:
         """The merged model as an input of other merges, and of the report."""
-        return Source(self.name, self.record["state"], partial(open_model, self.folder, self.name))
+        load = partial(open_model, self.folder, self.name)
+        return Source(self.name, self.record["state"], self.record["layout"], load)
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says of it."""
@@ -115,7 +120,13 @@ def merge_node(
     contents = [source.sha256 for source in inputs.values()]
     key = hashlib.sha256(json.dumps([name, node.settings, contents, workshop.context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
-    reused = known.merged is not None and target.is_dir() and folder_digest(target) == known.merged.get("folder")
+    layout = next(iter(inputs.values())).layout  # decides no fitness: where it alone has changed, nothing is evaluated
+    reused = (
+        known.merged is not None
+        and known.merged.get("layout") == layout
+        and target.is_dir()
+        and folder_digest(target) == known.merged.get("folder")
+    )
     workshop.processes.wait()  # everyone has looked before anything is written
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
@@ -126,6 +137,7 @@ def _make(
     name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
 ) -> dict[str, Any]:
     first, space, vectors = pack(inputs)
+    layout = next(iter(inputs.values())).layout
     outcome = _search(name, node, space, vectors, known, workshop)
     best, was = outcome.best, known.merged
     if best.fitness.correct is None:
@@ -147,12 +159,14 @@ def _make(
     workshop.processes.wait()
     record = {
         "weights": weights, "statistics": space.statistics_digest(best.genome),
-        "file": merged_digest(target), "folder": folder_digest(target),
+        "file": merged_digest(target), "folder": folder_digest(target), "layout": layout,
         "state": digest(state), "parameters": space.learned_size, "correct": best.fitness.correct,
         "n": best.fitness.seen, "generation": best.generation, "index": best.index,
         "history": [asdict(generation) for generation in outcome.history],
     }  # fmt: skip
     if workshop.processes.is_main:
+        if was is None or was["folder"] != record["folder"]:
+            workshop.folder.drop_report()  # it tells of what was there before
         known.finish(record)
     return record
 

@@ -16,7 +16,7 @@ from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, pla
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.rows import Split, fill_pictures
-from mega_hf.hf.train import check_training
+from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged, Workshop, merge_node
 from mega_hf.progress import Progress
@@ -48,6 +48,13 @@ class _Run:
         """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
         if not (self.overwrite and self.parents == self.folder.path / "parents"):
             refuse_foreign(recipe, self.parents, names)
+
+    def training_keys(self, recipe: Recipe, names: list[str], splits: Splits) -> dict[str, str]:
+        """Return what decides each training; refuse to train otherwise than this run began, before any is lost."""
+        keys = train_keys(recipe, names, splits) if names else {}
+        if not self.overwrite and not self.update:
+            Journal(self.folder.journal).refuse_other_training(keys)
+        return keys
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -144,10 +151,11 @@ def train(
         run.check_room(known, names)
         check_training(known, names, splits)
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
+        keys = run.training_keys(pinned, names, splits)
         if run.processes.is_main:
             run.folder.create(recipe, pinned, False, update)
         run.processes.wait()
-        train_missing(pinned, run.parents, names, splits, run.processes, run.progress)
+        train_missing(pinned, run.parents, keys, splits, run.processes, run.progress)
         wanted = [name for name in pinned.usable if base(name) in names]
         return {name: run.parents / name for name in wanted}
 
@@ -176,7 +184,7 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = Non
     """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
     with run.time("data"):
         splits = load_splits(recipe.data, recipe.trains_all)
-    leaves = _leaves(recipe, only)
+    leaves = recipe.leaves(only)
     with run.time("parents"):
         parents, recipe = _gather(asked, recipe, leaves, splits, run)
     notices = [*splits.notices]
@@ -191,14 +199,14 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = Non
     forward = Forward(parents.model.model, run.processes.device)
     journal = Journal(run.folder.journal)
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
-    head = header(recipe, parents.identities.values(), splits, run.processes.device_kind, forward.path, batch_size)
+    head = header(recipe, parents, splits, run.processes.device_kind, forward.path, batch_size)
     if run.processes.is_main:
         journal.begin(head, run.update)
     context = _context(splits, parents, head)
     ranking = None
     if recipe.order == "accuracy":
         ranking = rank(parents, journal, forward, pictures, run.processes, context)
-    workshop = Workshop(forward, pictures, journal, run.processes, run.progress, context)
+    workshop = Workshop(run.folder, forward, pictures, journal, run.processes, run.progress, context)
     root = next(reversed(recipe.nodes(ranking)))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
@@ -210,14 +218,6 @@ def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any
     model = parents.model
     run = [head[key] for key in ("device_kind", "forward_path", "batch_size")]
     return [splits.digests["validation"], parents.mapping, model.library, model.structure, model.preprocessing, *run]
-
-
-def _leaves(recipe: Recipe, only: str | None) -> list[str]:
-    """Return the parents to open; which of them `only` needs is not known before they are measured."""
-    if recipe.order == "accuracy":
-        return list(recipe.parents)
-    nodes = recipe.chosen_nodes(only)
-    return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
 
 def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: _Run, workshop: Workshop) -> list[Merged]:
@@ -244,8 +244,10 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
         given.admit(name, recipe.parents[name])  # what would end the merge ends it while there is no folder yet
     if to_train:
         run.check_room(recipe, to_train)
-        check_training(recipe, to_train, splits)
+        models = check_training(recipe, to_train, splits)
+        given.expect({leaf: models[base(leaf)] for leaf in leaves if base(leaf) in models})
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
+    keys = run.training_keys(recipe, to_train, splits)
     if run.processes.is_main:
         run.folder.create(asked, recipe, run.overwrite, run.update)
         logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
@@ -253,8 +255,8 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
     if not to_train:
         return given, recipe
     with run.time("training"):
-        train_missing(recipe, run.parents, to_train, splits, run.processes, run.progress)
-    parents = Parents(splits)
+        train_missing(recipe, run.parents, keys, splits, run.processes, run.progress)
+    parents = Parents(splits, training=keys)
     for name in leaves:
         parents.admit(name, recipe.parents[base(name)], run.parents / name)
     return parents, recipe

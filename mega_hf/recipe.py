@@ -58,8 +58,7 @@ class Recipe(Strict):
             if parent.train.arch is None and parent.train.source is None:
                 where, remedy = ["parents", name] if self.train else ["train"], "add train: {arch: ...}"
                 raise impossible(where, "a train block with arch, or from", "none", remedy)
-        references = {n: p if isinstance(p, str) else p.model_dump(mode="json") for n, p in self.parents.items()}
-        recipe_checks.refuse_twins(references, impossible)
+        recipe_checks.refuse_twins({name: _decisive(parent) for name, parent in self.parents.items()}, impossible)
         recipe_checks.refuse_sources({n: p.train.source for n, p in self.trained.items()}, self.usable, impossible)
         if isinstance(self.merges, str) and len(self.parents) < 2:
             raise impossible("parents", "two parents or more", len(self.parents), "add one")
@@ -132,15 +131,33 @@ class Recipe(Strict):
     def chosen_nodes(self, only: str | None, ranking: Sequence[str] | None = None) -> dict[str, Node]:
         """Return the nodes to run: all, or the one named `only` with what it needs; that one, or the root, is last.
 
+        Where `order: accuracy` needs a ranking that is not known yet, a node of the same size stands for `only`.
+
         Raises:
-            RecipeError: there is no such node.
+            RecipeError: there is no such node, or can't be.
         """
         nodes = self.nodes(ranking)
         if only is None:
             return nodes
-        if only not in nodes:
-            raise RecipeError("no such node", expected=", ".join(nodes), got=only, remedy="--only one of these")
-        return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), only)}
+        is_open = self.order == "accuracy" and ranking is None
+        chosen = tree.stand_in(inputs_of(nodes), only) if is_open else only
+        if chosen not in nodes:
+            known, remedy = ", ".join(nodes), "--only one of these"
+            if is_open:
+                known, remedy = f"{known}, or these with the parents in another order", "names of this form"
+            raise RecipeError("no such node", expected=known, got=only, remedy=remedy)
+        return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), chosen)}
+
+    def leaves(self, only: str | None) -> list[str]:
+        """Return the parents and snapshots to open; which of them `only` needs may not be known before all are ranked.
+
+        Raises:
+            RecipeError: there is no node of this name, or can't be.
+        """
+        nodes = self.chosen_nodes(only)
+        if self.order == "accuracy":
+            return list(self.parents)
+        return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -186,6 +203,13 @@ class Recipe(Strict):
         """The digest of all settings, in hexadecimal."""
         settings = [self.to_dict(), list(self.parents)]  # the parents' order decides who is paired with whom
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(parent: ParentRef) -> Any:
+    """Return what decides a parent's weights, as plain values."""
+    if isinstance(parent, TrainedParent):
+        return parent.train.model_dump(mode="json", exclude={"checkpoints"})
+    return parent if isinstance(parent, str) else parent.model_dump(mode="json")
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,6 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.card import render_card
 from mega_hf.hf.data import Splits
 from mega_hf.hf.models import OpenModel, open_model
-from mega_hf.hf.parents import Parent
 from mega_hf.hf.rows import Split
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal
@@ -63,12 +62,13 @@ class _Candidate:
 
 
 def header(
-    recipe: Recipe, parents: Iterable[Parent], splits: Splits, device_kind: str, forward_path: str, batch_size: int
+    recipe: Recipe, parents: Parents, splits: Splits, device_kind: str, forward_path: str, batch_size: int
 ) -> dict[str, Any]:
     """Return the journal's header: all that decides the numbers below it."""
     return {
         "recipe": recipe.sha256,
-        "parents": {p.name: p.sha256 for p in parents},
+        "parents": {p.name: p.sha256 for p in parents.identities.values()},
+        "training": parents.training,
         "data": splits.digests,
         "device_kind": device_kind,
         "forward_path": forward_path,

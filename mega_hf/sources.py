@@ -15,7 +15,16 @@ from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, match_classes
 from mega_hf.hf.models import OpenModel, open_model, open_weights
-from mega_hf.hf.parents import OpenParent, Parent, open_parent, refuse_copies, refuse_difference, resolve
+from mega_hf.hf.parents import (
+    OpenParent,
+    Parent,
+    open_parent,
+    refuse_copies,
+    refuse_layout,
+    refuse_values,
+    resolve,
+)
+from mega_hf.hf.save import layout_digest
 from mega_hf.journal import Journal
 from mega_hf.nodes import Source
 from mega_hf.recipe import Recipe
@@ -34,6 +43,7 @@ class Parents:
         sources: name -> how a merge opens it.
         pinned: name -> its reference, the revision pinned.
         first: the first that was admitted, whose model stays in memory.
+        training: name -> the digest of all that decided its training, of those that were trained here.
         mapping: for each class of the data set the models' output.
         matched: how classes were matched, in words.
     """
@@ -43,6 +53,7 @@ class Parents:
     sources: dict[str, Source] = field(default_factory=dict)
     pinned: dict[str, ParentRef] = field(default_factory=dict)
     first: OpenParent | None = None
+    training: dict[str, str] = field(default_factory=dict)
     mapping: list[int] = field(default_factory=list)
     matched: str = ""
 
@@ -54,28 +65,48 @@ class Parents:
             DataError: it lacks a class of the data set.
         """
         opened = open_parent(name, reference, trained)
-        mapping, matched = match_classes(
-            opened.model.labels, opened.model.num_classes, self.splits.class_names, self.splits.classes
-        )
-        if self.first is None:
-            self.first, self.mapping, self.matched = opened, mapping, matched
-        refuse_difference(self.first, opened)  # of the first itself: weights that are not finite
-        if mapping != self.mapping:
-            raise ParentError(
-                f"{self.first.parent.name} and {name} number the classes otherwise",
-                expected=f"{self.mapping} ({self.first.parent.name}, matched {self.matched})",
-                got=f"{mapping} ({name}, matched {matched})",
-                remedy="give the parents the class names of the data set (label_names in config.json)",
-            )
+        self.first = self.first or opened
+        self.mapping, self.matched = self.expect({name: opened.model})
+        refuse_values(self.first, opened)  # of the first itself: weights that are not finite
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
-        self.sources[name] = Source(name, opened.parent.sha256, _opener(name, reference, opened.model.folder))
+        load = _opener(name, reference, opened.model.folder)
+        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(opened.model), load)
         refuse_copies(self.identities.values())
+
+    def expect(self, models: dict[str, OpenModel]) -> tuple[list[int], str]:
+        """Check models, by name, against the first parent and each other, whatever their weights; as `refuse_unlike`.
+
+        Raises:
+            MegaError: they can't be merged.
+        """
+        first = {self.first.parent.name: self.first.model} if self.first else {}
+        return refuse_unlike({**first, **models}, self.splits)
 
     @property
     def model(self) -> OpenModel:
         """The first parent's model."""
         assert self.first is not None, "a run has parents"
         return self.first.model
+
+
+def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[int], str]:
+    """Raise MegaError unless all models, by name, can be merged for this data set; their weights are not looked at.
+
+    Returns:
+        for each class of the data set the models' output, and how classes were matched, in words.
+    """
+    refuse_layout(models)
+    names, classes = splits.class_names, splits.classes
+    found = {name: match_classes(one.labels, one.num_classes, names, classes) for name, one in models.items()}
+    first = next(iter(found))
+    for name in found:
+        if found[name][0] != found[first][0]:
+            expected, got = (f"{found[one][0]} ({one}, matched {found[one][1]})" for one in (first, name))
+            raise ParentError(
+                f"{first} and {name} number the classes otherwise", expected=expected, got=got,
+                remedy="give the parents the class names of the data set (label_names in config.json)",
+            )  # fmt: skip
+    return found[first]
 
 
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,7 +14,7 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits
 from mega_hf.hf.fit import Fit, TrainingRows, affordable_bytes, reproducible
-from mega_hf.hf.train import Start, open_start, save_trained, train_keys, trained_source
+from mega_hf.hf.train import Start, open_start, save_trained, trained_source
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.run_folder import folder_digest, remove, write_folder, write_whole
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 def train_missing(
-    recipe: Recipe, folder: Path, names: Collection[str], splits: Splits, processes: Processes, progress: Progress
+    recipe: Recipe, folder: Path, keys: Mapping[str, str], splits: Splits, processes: Processes, progress: Progress
 ) -> None:
-    """Train every parent that is missing, or was made by other settings, and those that it starts from.
+    """Train every parent that is missing, or was made by other settings.
 
     Args:
         recipe: names, settings, seeds and the number of threads.
         folder: where each parent gets a folder of its name, each snapshot one named NAME@EPOCH, whole or not at all;
             the state of a training under way lies beside them as NAME@training.
-        names: which of the recipe's trained parents.
+        keys: which of the recipe's trained parents, those that they start from among them: `train_keys` of them.
         splits: the rows.
         processes: each parent is trained by one; what starts from another parent waits for it.
         progress: a bar for each parent.
@@ -43,10 +43,8 @@ def train_missing(
     Raises:
         MegaError: a source can't be opened or does not fit, a picture is broken, or the loss is not finite.
     """
-    if not names:
-        return
-    trainer = _Trainer(recipe, folder, splits, processes, progress, train_keys(recipe, names, splits))
-    for level in _levels(recipe, names):
+    trainer = _Trainer(recipe, folder, splits, processes, progress, keys)
+    for level in training_levels(recipe, keys):
 
         def make(i: int, level: list[str] = level) -> list[int]:
             trainer.make(level[i])
@@ -56,8 +54,11 @@ def train_missing(
         processes.wait()
 
 
-def _levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
-    """Return the parents to train in groups, each after those that it starts from, in the recipe's order."""
+def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
+    """Return the parents to train in groups, each after those that it starts from, in the recipe's order.
+
+    The parents of a group are shared out among the processes in turn, as `Processes.share` does.
+    """
     depths: dict[str, int] = {}
 
     def depth(name: str) -> int:
@@ -66,7 +67,7 @@ def _levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
             depths[name] = 0 if source is None else 1 + depth(source)
         return depths[name]
 
-    deepest = max(map(depth, names))
+    deepest = max(map(depth, names), default=-1)
     return [[name for name in recipe.trained if depths.get(name) == level] for level in range(deepest + 1)]
 
 
@@ -102,7 +103,7 @@ class _Trainer:
         splits: Splits,
         processes: Processes,
         progress: Progress,
-        keys: dict[str, str],
+        keys: Mapping[str, str],
     ) -> None:
         self._recipe, self._folder, self._splits, self._keys = recipe, folder, splits, keys
         self._processes, self._progress = processes, progress
@@ -111,8 +112,9 @@ class _Trainer:
     def make(self, name: str) -> None:
         """Train a parent unless it is there with all its snapshots."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self._folder.glob(f".mega-{name}"), *self._folder.glob(f".mega-{name}@*")]:
-            remove(leftover)  # of a process that was killed
+        for pattern in (f".mega-{name}", f".mega-{name}[@~]*"):  # no name holds @ or ~
+            for leftover in list(self._folder.glob(pattern)):
+                remove(leftover)  # of a process that was killed
         train = self._recipe.trained[name].train
         if not all(self._has(made) for made in (name, *(f"{name}@{epoch}" for epoch in train.snapshots))):
             with reproducible(self._recipe.threads, self._processes.device):

@@ -79,6 +79,19 @@ def levels(nodes: Nodes) -> dict[str, int]:
     return known
 
 
+def stand_in(nodes: Nodes, name: str) -> str | None:
+    """Return a node of a tree of `pair_up` that merges as many parents as `name` says, if these parents are in it.
+
+    Where the order of the parents is not known yet, `name` may be the node that then takes this one's place.
+    """
+    parts, root = name.split("+"), list(nodes)[-1]
+    if "..." in parts:  # the names of large merges do not say all
+        return next((node for node in nodes if "+...+" in node), None)
+    if len(set(parts)) != len(parts) or not set(parts) <= set(leaves_of(nodes, root)):
+        return None
+    return next((node for node in nodes if len(leaves_of(nodes, node)) == len(parts)), None)
+
+
 def _below(nodes: Nodes, name: str) -> list[str]:
     """Return a node and everything below it, each once, in the order met."""
     met: dict[str, None] = {}

@@ -61,3 +61,25 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
     bare = {"arch": arch, "weights": str(file), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare})
     refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"data_config": {"interpolation": "foo"}}, ["pictures can't be prepared", "mend data_config"]),
+        ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "mend data_config"]),
+        ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet20", "mend them (arch_args"]),
+    ],
+)
+def test_bare_weights_with_wrong_arguments(wrong, words, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    bare = {"arch": "cifar_resnet20", "weights": str(pair.b / "model.safetensors"), "num_classes": 3}
+    recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare | wrong})
+    for more in (["--out", tmp_path / "out"], ["--dry-run"]):
+        refused(mega("merge", recipe, *more), words, tmp_path)
+
+
+def test_a_folder_whose_configuration_can_not_be_built(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    folder = broken.copy_model(pair.b, tmp_path / "odd", lambda config: config.update(model_args={"block": "x"}))
+    recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": folder})
+    for more in (["--out", tmp_path / "out"], ["--dry-run"]):
+        refused(mega("merge", recipe, *more), [folder, "block", "odd"], tmp_path)

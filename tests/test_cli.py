@@ -65,9 +65,8 @@ def test_models_by_name_and_default_splits(pair: tiny.Pair, tmp_path: Path, mega
     assert recipe.data.test == "test"
     assert recipe.data.validation.model_dump() == {"split": "train", "size": 12, "seed": 46, "stratify": True}
     said = caplog.text + answer.err
-    assert "12 stratified rows of train by seed 46" in said
-    assert "parents may have trained on them" in said
-    assert "12 stratified rows" in " ".join(MergeResult.load(out).record["notices"])
+    assert "12 rows of train (seed 46): right only if no parent was trained on them" in said
+    assert "12 rows of train" in " ".join(MergeResult.load(out).record["notices"])
 
 
 def test_names_of_models_that_share_a_folder_name(pair: tiny.Pair, tmp_path: Path, mega) -> None:
@@ -96,7 +95,7 @@ def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, meg
     answer = mega("merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out")
     assert answer.code == 0
     assert "validation: 60 rows" in answer.out
-    assert "may have trained" not in answer.out
+    assert "right only if" not in answer.out
 
 
 def test_dry_run_makes_nothing(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,11 +94,31 @@ def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path:
     from mega_hf.hf.parents import open_parent
 
     folder = Path(shutil.copytree(pair.a, tmp_path / "a"))
-    source = Source("a", open_parent("a", str(folder)).parent.sha256, lambda: open_model(folder))
+    source = Source("a", open_parent("a", str(folder)).parent.sha256, "", lambda: open_model(folder))
     assert source.open().num_classes == 3
     flip(folder / "model.safetensors")
     with pytest.raises(RunError, match="a was changed while the run was going on"):
         source.open()
+
+
+def test_a_parent_whose_removal_was_cut_short_is_trained_again(
+    seeds: MergeResult, seeds_copy: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it must never look like a folder of somebody else's."""
+
+    def killed(path: Path) -> None:
+        (path / "train.sha256").unlink()
+        raise KeyboardInterrupt
+
+    recipe = Recipe.from_dict(of_seeds(pair))
+    flip(seeds_copy / "parents" / "a" / "model.safetensors")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("mega_hf.run_folder.shutil.rmtree", killed)
+        merge(recipe, seeds_copy)
+    result = merge(recipe, seeds_copy)
+    assert trainings.stored(seeds_copy / "parents") == trainings.stored(seeds.folder / "parents")
+    assert weights_of(result.folder) == weights_of(seeds.folder)
+    assert not list(seeds_copy.rglob(".mega-*"))
 
 
 # --- The run folder

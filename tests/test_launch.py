@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mega_hf import MergeResult, Recipe, merge
-from tests import tiny
+from tests import tiny, trainings
 
 MEGA = [sys.executable, "-m", "mega_hf"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2"]
@@ -114,6 +114,17 @@ def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(
     assert journal(tmp_path)[: len(kept) - 1] == kept[:-1], "what was known was measured again"
     assert_one_result(tmp_path, whole)
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
+
+
+def test_what_one_process_alone_meets_is_said_in_full(pair: tiny.Pair, tmp_path: Path) -> None:
+    parents = {"a": {"seed": 1}, "b": {"seed": 2, "learning_rate": 100.0, "optimizer": "sgd"}}
+    recipe = pair.write(tmp_path, **trainings.tree(pair.data, parents, epochs=20))
+    words = [*MEGA, "train", str(recipe), "--out", str(tmp_path / "out"), "--quiet", "--num-processes", "2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    for part in ("process 1: error: the training of b diverged", "a finite loss", "a smaller learning_rate"):
+        assert part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -106,7 +106,7 @@ def test_each_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> None:
         "other": {"seed": 5, "epochs": 1, "checkpoints": 0}, "trunk": {"seed": 7}, "unasked": {"seed": 8},
     }  # fmt: skip
     made = trainings.recipe(data, parents, checkpoints=2)
-    assert making._levels(made, ["other", "leaf"]) == [["other", "trunk"], ["branch"], ["leaf"]]
+    assert making.training_levels(made, ["other", "leaf"]) == [["other", "trunk"], ["branch"], ["leaf"]]
     assert trainings.train(tmp_path, made, ["leaf"]).titles == ["trunk", "branch", "leaf"]
     changed = trainings.recipe(data, parents | {"branch": {"seed": 30, "from": "trunk@1"}}, checkpoints=2)
     assert trainings.train(tmp_path, changed, ["leaf"]).titles == ["branch", "leaf"]

@@ -178,6 +178,50 @@ def test_content_decides_and_the_journal_makes_it_again(
     assert weights_of(result.folder) == weights_of(treed.folder)
 
 
+def test_names_that_the_first_parent_was_given_come_along(
+    four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]
+) -> None:
+    """What a merge takes from its first parent beside weights decides no fitness, but what is saved."""
+    parents = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in four["parents"].items()}
+    recipe = Recipe.from_dict(four | {"parents": {name: str(folder) for name, folder in parents.items()}})
+
+    def configure(change: Any) -> None:
+        for folder in parents.values():
+            config = json.loads((folder / "config.json").read_text())
+            change(config)
+            (folder / "config.json").write_text(json.dumps(config))
+
+    configure(lambda config: config.pop("label_names"))
+    merge(recipe, tmp_path / "out")
+    measured.clear()
+    configure(lambda config: config.update(mood="good"))
+    result = merge(recipe, tmp_path / "out", update=True)
+    assert measured == []
+    for folder in (result.merged, result.folder / "nodes" / "a+b", result.folder / "nodes" / "c+d"):
+        assert json.loads((folder / "config.json").read_text())["mood"] == "good"
+    assert weights_of(result.folder) == weights_of(treed.folder)
+
+
+def test_an_update_that_changes_nothing_keeps_the_report(four: Four, treed_copy: Path) -> None:
+    merge_only(Recipe.from_dict(four), "a+b", treed_copy, update=True)
+    assert names(treed_copy) == FILES | {"nodes", "tree.png"}
+    merge_only(Recipe.from_dict(explicit(four, c_d={"seed": 7})), "a+b", treed_copy, update=True)
+    assert "result.json" not in names(treed_copy), "it is of another recipe"
+
+
+def test_a_report_ends_with_the_first_node_that_changes(four: Four, tmp_path: Path) -> None:
+    """Else an update that is killed later leaves what looks like a finished run."""
+    moved = Path(shutil.copytree(four["parents"]["a"], tmp_path / "a"))
+    recipe = Recipe.from_dict(four | {"parents": four["parents"] | {"a": str(moved)}})
+    merge(recipe, tmp_path / "out")
+    tiny.save_timm(tmp_path / "new", tiny.fit(tiny.timm_model(seed=9), epochs=2))
+    shutil.copyfile(tmp_path / "new" / "model.safetensors", moved / "model.safetensors")
+    merge_only(recipe, "c+d", tmp_path / "out", update=True)
+    assert "result.json" in names(tmp_path / "out"), "that node did not change"
+    merge_only(recipe, "a+b", tmp_path / "out", update=True)
+    assert not {"result.json", "README.md"} & names(tmp_path / "out")
+
+
 def test_a_journal_that_was_changed_is_noticed(four: Four, treed_copy: Path) -> None:
     lines = [json.loads(line) for line in (treed_copy / "journal.jsonl").read_text().splitlines()]
     for line in lines:

@@ -12,6 +12,7 @@ from typing import Any
 from mega_hf import Recipe
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import load_splits
+from mega_hf.hf.train import train_keys
 from mega_hf.training import train_missing
 
 TRAIN: dict[str, Any] = {
@@ -87,7 +88,8 @@ def train(
     """Train some parents, all by default, into a folder and return what progress was told."""
     watch = watch or Watch()
     wanted = list(made.trained) if names is None else names
-    train_missing(made, folder, wanted, load_splits(made.data), processes or Processes(), watch)
+    splits = load_splits(made.data)
+    train_missing(made, folder, train_keys(made, wanted, splits), splits, processes or Processes(), watch)
     return watch
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import reduce
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from mega_hf.errors import LaunchError
+from mega_hf.errors import LaunchError, MegaError
 
 CPU_COMMAND = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m mega_hf ..."
 
@@ -81,7 +81,11 @@ class Processes:
         """
         results = torch.zeros(items, width, dtype=torch.int64, device=self.device)
         for i in range(self.rank, items, self.count):
-            results[i] = torch.tensor(measure(i), dtype=torch.int64)
+            try:
+                results[i] = torch.tensor(measure(i), dtype=torch.int64)
+            except MegaError as error:
+                error.alone = True
+                raise
         if self.count > 1:
             with _others_alive():
                 results = reduce(results, "sum")  # all others hold zeros
@@ -105,7 +109,7 @@ def _others_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         got = (str(error).strip().splitlines() or ["no answer"])[0][:200]
-        remedy = "see what ended it; the same command goes on from the journal"
+        remedy = "see what ended it, and mend that; then the same command goes on"
         raise LaunchError("another process ended", expected="an answer", got=got, remedy=remedy) from None
 
 

@@ -48,23 +48,26 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
             range, a picture is broken, or validation and test overlap.
     """
     whole, data, source = open_dataset(data)
-    data, notices = _default_splits(data, whole)
+    data = _default_splits(data, whole)
     image, label, names = _columns(data, whole)
     data = data.model_copy(update={"image": image, "label": label})
     assert data.validation is not None and data.test is not None, "the defaults filled them in"
     validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
     _refuse_overlap(validation, test)
+    notices: tuple[str, ...] = ()
     if validation.origin == data.train.split("[")[0] and not trained_here:
-        notices = (*notices, *_trained_on(validation.origin, notices))
+        rows = f"are {validation.spec}" if isinstance(data.validation, Sample) else f"come from {validation.origin}"
+        notices = (f"validation rows {rows}: right only if no parent was trained on them",)
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
     shared = _shared_pictures(hashes["validation"], hashes["test"])
-    classes = len(names) if names else int(max(validation.labels().max(), test.labels().max())) + 1
-    for split in (validation, test):
+    train = _remaining(data, whole, image, label, [validation, test])
+    labelled = [split for split in (train, validation, test) if split is not None and len(split)]
+    classes = len(names) if names else int(max(split.labels().max() for split in labelled)) + 1
+    for split in (validation, test):  # those of the training rows matter where something is trained on them
         check_labels(split, classes)
     if shared:
         notices = (*notices, f"{shared} validation pictures stand in the test split too")
     digests = {name: hashlib.sha256(b"".join(rows)).hexdigest() for name, rows in hashes.items()}
-    train = _remaining(data, whole, image, label, [validation, test])
     return Splits(train, validation, test, names, classes, data, source, digests, shared, notices)
 
 
@@ -152,9 +155,8 @@ def match_classes(
     return list(range(classes)), f"by position, since {who} has no class names"
 
 
-def _default_splits(data: Data, whole: datasets.DatasetDict) -> tuple[Data, tuple[str, ...]]:
+def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
     """Take the data set's own validation and test splits; else draw the validation rows from the training split."""
-    notices: tuple[str, ...] = ()
     if data.test is None:
         if "test" not in whole:
             got = ", ".join(whole)
@@ -173,15 +175,7 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> tuple[Data, tupl
         size = min(DEFAULT_SAMPLE, len(whole[data.train]) // 10)
         sample = Sample(split=data.train, size=max(1, size))
         data = data.model_copy(update={"validation": sample})
-        notices = (
-            f"no validation split: {sample.size} stratified rows of {data.train} by seed {sample.seed}; "
-            "the parents may have trained on them, then their validation accuracy is too high",
-        )
-    return data, notices
-
-
-def _trained_on(origin: str, notices: tuple[str, ...]) -> tuple[str, ...]:
-    return () if notices else (f"validation rows come from {origin}: right only if no parent was trained on them",)
+    return data
 
 
 def _columns(data: Data, whole: datasets.DatasetDict) -> tuple[str, str, tuple[str, ...] | None]:

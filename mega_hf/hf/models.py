@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from mega_hf.errors import ParentError
+from mega_hf.errors import ParentError, library_errors
 from mega_hf.hf import cifar_resnet
+from mega_hf.hf.quiet import without_bars
 from mega_hf.hf.stored import read_config, read_dtypes, stored_dtypes
 
 assert cifar_resnet.default_cfgs, "imported to register its names with timm"
@@ -42,7 +42,7 @@ class OpenModel:
     num_classes: int
     preprocessing: dict[str, Any]
     transform: Callable[[Image.Image], torch.Tensor]  # a picture to [channels, height, width] float32
-    dtypes: dict[str, torch.dtype]  # of the floating entries, as stored
+    dtypes: dict[str, torch.dtype]  # of the floating entries, as stored; empty where that is not known
     folder: Path | None  # None if it was made from an architecture's name
 
     @property
@@ -83,40 +83,47 @@ def open_model(folder: Path, name: str = "") -> OpenModel:
     name = name or folder.name
     config = read_config(folder, name)
     dtypes = stored_dtypes(folder, name)
-    try:
+    with library_errors(
+        f"the model {name} can't be loaded", str(folder), "a classifier",
+        "load it with timm or transformers alone to see what is missing",
+    ):  # fmt: skip
         return _open_transformers(folder, dtypes) if "model_type" in config else _open_timm(folder, config, dtypes)
-    except ParentError:
-        raise
-    except Exception as error:  # the libraries raise whatever they met; nothing of it is our user's traceback
-        message = " ".join(str(error).split())[:500]
-        raise ParentError(
-            f"the model {name} can't be loaded: {type(error).__name__}",
-            where=str(folder),
-            expected="a classifier",
-            got=message,
-            remedy="load it with timm or transformers alone to see what is missing",
-        ) from error
 
 
-def unweighted_model(folder: Path, name: str) -> OpenModel:
+def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> OpenModel:
     """Build what a folder's config.json describes, with random weights, e.g. to time it.
+
+    Args:
+        folder: config.json.
+        name: what errors call the model.
+        dtypes: of the floating entries, as stored.
 
     Raises:
         ParentError: the configuration can't be read, or its library can't build it.
     """
     config = read_config(folder, name)
-    if "model_type" in config:
-        from transformers import AutoConfig, AutoModelForImageClassification
+    with library_errors(
+        f"{name} can't be built", str(folder), "a classifier's config.json", "save it with its own library"
+    ):
+        is_timm = "model_type" not in config
+        return _unweighted_timm(folder, config, dtypes) if is_timm else _unweighted_transformers(folder, dtypes)
 
-        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-        return _describe_transformers(model.float(), folder, {})
+
+def _unweighted_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return _describe_transformers(model.float(), folder, dtypes)
+
+
+def _unweighted_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype]) -> OpenModel:
     known = config.get("pretrained_cfg", {})
     data_config = {key: known[key] for key in _PICTURE if key in known}
     arguments = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
     model = build_timm(
         config["architecture"], config.get("num_classes", known.get("num_classes", 1000)), arguments, data_config
     )
-    return describe_timm(model, _timm_structure(config), {}, _timm_labels(config), folder)
+    return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)
 
 
 def build_timm(
@@ -133,10 +140,14 @@ def build_timm(
             f"an unknown key in data_config of {arch}", expected=f"some of {', '.join(_PICTURE)}", got=unknown[0],
             remedy="mend it, or leave it out",
         )  # fmt: skip
+    overlay = {"num_classes": num_classes, **(data_config or {})}
     try:
-        overlay = {"num_classes": num_classes, **(data_config or {})}
         return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arch_args).eval()
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # architectures raise whatever they met
+        if arch_args and timm.is_model(arch.partition(".")[0]):
+            got = f"{arch_args}: {type(error).__name__} {error}".strip()
+            expected, remedy = f"arguments that {arch} takes", "mend them (arch_args, or model_args in config.json)"
+            raise ParentError(f"timm can't build {arch}", expected=expected, got=got, remedy=remedy) from None
         known = ", ".join(timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]) or "timm.list_models()"
         raise ParentError(
             f"timm can't build {arch}: {error}", expected="an architecture of timm's", got=arch, remedy=known
@@ -179,19 +190,27 @@ def describe_timm(
     labels: tuple[str, ...] | None,
     folder: Path | None,
 ) -> OpenModel:
-    """Return the record of a timm model."""
-    config = resolve_model_data_config(model)
+    """Return the record of a timm model.
+
+    Raises:
+        ParentError: no pictures can be prepared as its configuration says.
+    """
+    with library_errors(
+        f"pictures can't be prepared for {structure['architecture']}", str(folder or ""),
+        "timm's input_size, mean, std, interpolation, crop_pct",
+        "mend data_config" if folder is None else "mend pretrained_cfg in config.json",
+    ):  # fmt: skip
+        config = resolve_model_data_config(model)
+        mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
+        if mode is None:
+            raise ParentError(
+                "unusable input", expected="1 or 3 colour channels", got=config["input_size"],
+                remedy="only grey and colour pictures can be fed",
+            )  # fmt: skip
+        inner = create_transform(**config, is_training=False)
+        inner(Image.new(mode, (32, 32)))  # some of it is not looked at before
     pool = getattr(model, "global_pool", None)
     structure = structure | {"global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)}
-    inner = create_transform(**config, is_training=False)
-    mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
-    if mode is None:
-        raise ParentError(
-            "unusable input",
-            expected="1 or 3 colour channels",
-            got=config["input_size"],
-            remedy="only grey and colour pictures can be fed",
-        )
     return OpenModel(
         model=model.eval(), library="timm", structure=_json(structure), labels=labels,
         num_classes=int(model.num_classes),  # type: ignore[arg-type]
@@ -239,12 +258,9 @@ def _open_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> OpenMode
     lost = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
     if lost:
         raise ParentError(
-            "weights are missing",
-            where=str(folder),
-            expected="all of the model's",
-            got=f"no {lost[0]}",
+            "weights are missing", where=str(folder), expected="all of the model's", got=f"no {lost[0]}",
             remedy="save the whole model, head included, with save_pretrained",
-        )
+        )  # fmt: skip
     return _describe_transformers(model, folder, dtypes)
 
 
@@ -277,20 +293,6 @@ def _by_entry(
     kinds = set(stored.values())
     default = next(iter(kinds)) if len(kinds) == 1 else default or torch.float32
     return {k: stored.get(k, default) for k, v in model.state_dict().items() if v.is_floating_point()}
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each file that it reads or writes."""
-    from transformers.utils import logging
-
-    were_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_on:
-            logging.enable_progress_bar()
 
 
 def _json(value: Any) -> Any:

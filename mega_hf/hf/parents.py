@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mega_hf.hf.models import (
     timm_structure,
     unweighted_model,
 )
+from mega_hf.hf.stored import read_dtypes, stored_dtypes
 from mega_hf.recipe_checks import check_parent, is_local
 from mega_hf.settings import ParentRef, TrainedParent, WeightsParent
 from mega_hf.weights.space import build_space, difference, digest
@@ -123,11 +124,10 @@ def _training(name: str, reference: TrainedParent) -> dict[str, Any]:
     return said | ({"from": Path(start).name if is_local(start) else start} if start else {})
 
 
-def refuse_difference(first: OpenParent, other: OpenParent) -> None:
-    """Raise ParentError, showing the difference, unless two parents are one architecture for one task."""
-    names = first.parent.name, other.parent.name
-    refuse_layout({names[0]: first.model, names[1]: other.model})
-    build_space({names[0]: first.model.state(), names[1]: other.model.state()}, first.model.learned(), {})
+def refuse_values(first: OpenParent, other: OpenParent) -> None:
+    """Raise ParentError where weights are not finite, or where buffers differ that can't be mixed."""
+    states = {parent.parent.name: parent.model.state() for parent in (first, other)}
+    build_space(states, first.model.learned(), {})
 
 
 def refuse_copies(parents: Iterable[Parent]) -> None:
@@ -143,24 +143,29 @@ def refuse_copies(parents: Iterable[Parent]) -> None:
 
 
 def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
-    """Build a parent from its configuration alone, with random weights: nothing large is read or downloaded.
+    """Build a parent from its configuration, with random weights: nothing large is read or downloaded.
+
+    Of weights that lie here the headers are read, to see that they are whole; of others the dtypes are not known.
 
     Raises:
         ParentError: as `open_parent`.
     """
     if isinstance(reference, WeightsParent):
+        dtypes = read_dtypes(Path(reference.weights), name)
         model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config)
-        return describe_timm(model, timm_structure(reference.arch, reference.arch_args), {}, None, None)
+        return describe_timm(model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None)
     assert isinstance(reference, str), "parents that are trained here are built by train.py"
     folder, _ = resolve(reference, name, only_configuration=True)
-    return unweighted_model(folder, name)
+    if is_local(reference):
+        return unweighted_model(folder, name, stored_dtypes(folder, name))
+    return replace(unweighted_model(folder, name, {}), dtypes={})
 
 
 def refuse_layout(models: dict[str, OpenModel]) -> None:
     """Raise ParentError unless all models, by name, are one architecture for one task."""
     first = next(iter(models), "")
     for name in list(models)[1:]:
-        problems = disagreements(models[first], models[name])
+        problems = disagreements(models[first], models[name]) if models[name] is not models[first] else []
         if problems:
             what, expected, got = problems[0]
             raise ParentError(
@@ -184,6 +189,8 @@ def disagreements(a: OpenModel, b: OpenModel) -> list[tuple[str, str, str]]:
     for what, left, right in pairs:
         if left != right and not (what.startswith("classes") and (left is None or right is None)):
             found.append((what, *_show_difference(left, right)))
+    if not (a.dtypes and b.dtypes):
+        a, b = replace(a, dtypes={}), replace(b, dtypes={})  # not known of one: then of neither
     layout = list(difference(a.state(), b.state()))
     if layout:
         found.append(("shapes or dtypes", "identical entries", "; ".join(layout[:3])))

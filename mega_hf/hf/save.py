@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mega_hf.hf.models import OpenModel, without_bars
+from mega_hf.hf.models import OpenModel
+from mega_hf.hf.quiet import without_bars
+
+_KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:
@@ -26,6 +30,17 @@ def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) ->
         save_timm(folder, like.model, state, like.labels, like.folder)
     else:
         _save_transformers(folder, like, state)
+
+
+def layout_digest(like: OpenModel) -> str:
+    """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and preprocessing."""
+    described = [like.library, like.structure, like.num_classes, like.labels, like.preprocessing]
+    sha = hashlib.sha256(json.dumps(described).encode())
+    for name in _KEPT if like.folder is not None else ():
+        assert like.folder is not None
+        if (like.folder / name).is_file():
+            sha.update(f"{name} {hashlib.sha256((like.folder / name).read_bytes()).hexdigest()}".encode())
+    return sha.hexdigest()
 
 
 def save_timm(
@@ -61,6 +76,6 @@ def _save_transformers(folder: Path, like: OpenModel, state: dict[str, torch.Ten
         model = AutoModelForImageClassification.from_pretrained(like.folder, dtype="auto", local_files_only=True)
         model.load_state_dict(state)
         model.save_pretrained(folder, state_dict=dict(state))  # it empties the dict that it is given
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in _KEPT[1:]:
         if (like.folder / name).is_file():
             shutil.copyfile(like.folder / name, folder / name)

@@ -17,10 +17,9 @@ from mega_hf.hf.data import Splits, match_classes
 from mega_hf.hf.fit import update
 from mega_hf.hf.models import OpenModel, build_timm, describe_timm, timm_structure
 from mega_hf.hf.parents import open_parent, open_unweighted
-from mega_hf.hf.save import save_model
-from mega_hf.hf.stored import read_dtypes, stored_dtypes
+from mega_hf.hf.rows import check_labels
+from mega_hf.hf.save import layout_digest, save_model
 from mega_hf.recipe import Recipe
-from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, ParentTrain, TrainedParent, WeightsParent
 from mega_hf.tree import base
 
@@ -62,7 +61,8 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
             return [key(above), epoch]
         if source not in opened:
             one = open_parent(source, reference)
-            opened[source] = [one.parent.sha256, one.model.preprocessing, one.model.labels]
+            arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
+            opened[source] = [one.parent.sha256, layout_digest(one.model), arguments]
         return opened[source]
 
     def key(name: str) -> str:
@@ -77,15 +77,18 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
     return keys
 
 
-def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> None:
+def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, OpenModel]:
     """Raise what would end training later, before anything is made; no weights are read or downloaded.
 
+    Returns:
+        name -> what it will be, with fresh weights; those that are trained alike are one.
+
     Raises:
-        DataError: there are no rows to train on, a picture is broken, or a source lacks a class of the data set.
+        DataError: there are no rows to train on, one has no label or a broken picture, or a source lacks a class.
         ParentError: an architecture can't be built or can't take its pictures, or a source can't be opened.
     """
     if not names:
-        return
+        return {}
     if splits.train is None or not len(splits.train):
         raise DataError(
             "no rows to train on",
@@ -93,24 +96,18 @@ def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> No
             got="none beside validation and test",
             remedy="a smaller validation split, or data.train: another split",
         )
+    check_labels(splits.train, splits.classes)
     built: dict[str, OpenModel] = {}
+    models: dict[str, OpenModel] = {}
     tried: set[tuple[int, int]] = set()
     for name in names:
-        model = _unweighted(recipe, name, splits, built)
+        models[name] = model = _unweighted(recipe, name, splits, built)
         rows = min(2, recipe.trained[name].train.batch_size, len(splits.train))
         if (id(model), rows) not in tried:
             tried.add((id(model), rows))
             _try(name, model, rows)
     assert splits.train.digest, "every picture has been decoded"
-
-
-def unweighted(recipe: Recipe, name: str, splits: Splits) -> OpenModel:
-    """Return what a trained parent will be, with fresh weights; nothing large is read or downloaded.
-
-    Raises:
-        MegaError: as `check_training` of its architecture and its source.
-    """
-    return _unweighted(recipe, name, splits, {})
+    return models
 
 
 def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start:
@@ -159,13 +156,7 @@ def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
         torch.default_generator.manual_seed(train.seed)
         model = build_timm(train.arch, splits.classes, train.arch_args, train.data_config)
     structure = timm_structure(train.arch.partition(".")[0], _lasting(train.arch_args))
-    try:
-        return describe_timm(model, structure, {}, splits.class_names, None)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ParentError(
-            f"pictures can't be prepared for {train.arch}: {type(error).__name__}", got=error,
-            expected="timm's input_size, mean, std, interpolation, crop_pct", remedy="mend train.data_config",
-        ) from None  # fmt: skip
+    return describe_timm(model, structure, {}, splits.class_names, None)
 
 
 def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]) -> OpenModel:
@@ -177,19 +168,10 @@ def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, Open
         plain = reference.model_dump() if isinstance(reference, WeightsParent) else reference
         key = json.dumps(plain or [train.arch, train.arch_args, train.data_config], sort_keys=True)
         if key not in built:
-            built[key] = _from_seed(train, splits) if reference is None else _peek(name, reference)
+            built[key] = _from_seed(train, splits) if reference is None else open_unweighted(name, reference)
         model = built[key]
     _fit(name, train, model, splits)
     return model
-
-
-def _peek(name: str, reference: ParentRef) -> OpenModel:
-    """Build a source with fresh weights; of weights that lie here the headers are read, to see that they are whole."""
-    if isinstance(reference, WeightsParent):
-        read_dtypes(Path(reference.weights), name)
-    elif isinstance(reference, str) and is_local(reference):
-        stored_dtypes(Path(reference), name)
-    return open_unweighted(name, reference)
 
 
 def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> list[int]:
@@ -241,6 +223,7 @@ def _try(name: str, model: OpenModel, rows: int) -> None:
         with torch.random.fork_rng(devices=[]):
             images, labels = torch.zeros(rows, *model.picture_shape), torch.zeros(rows, dtype=torch.int64)
             update(model.model.train(), optimizer, images, labels, 0.0)
+            model.model.eval().zero_grad(set_to_none=True)
     except Exception as error:  # architectures raise whatever they met; nothing of it is our user's traceback
         raise ParentError(
             f"{name} can't be trained: {type(error).__name__}", expected="a model that takes the pictures",

@@ -17,7 +17,7 @@ from mega_hf.genetic.seeds import named_stream
 from mega_hf.hf import fit as fitting
 from mega_hf.hf.data import Splits
 from mega_hf.hf.fit import Fit, TrainingRows, make_optimizer, make_schedule, time_training, updates_per_epoch
-from mega_hf.hf.train import open_start, unweighted
+from mega_hf.hf.train import check_training, open_start
 from mega_hf.settings import ParentTrain
 from tests import tiny, trainings
 
@@ -148,7 +148,7 @@ def begin(data: Path, splits: Splits, tmp_path: Path, limit: int = 2**30, **chan
 def test_rows_held_and_rows_decoded_again_are_the_same(data: Path, splits: Splits, tmp_path: Path) -> None:
     needed = 120 * 3 * 8 * 8 * 4
     assert splits.train is not None
-    model = unweighted(trainings.recipe(data), "a", splits)
+    model = check_training(trainings.recipe(data), ["a"], splits)["a"]
     held, again = (TrainingRows(splits.train, model, [0, 1, 2], limit) for limit in (needed, needed - 1))
     assert (held.is_held, again.is_held) == (True, False)
     some = torch.tensor([3, 119, 0, 3])
@@ -232,7 +232,7 @@ def test_augmented_epochs_differ(data: Path, splits: Splits, tmp_path: Path) -> 
 
 def test_a_step_is_timed_and_nothing_is_changed(data: Path, splits: Splits) -> None:
     made = trainings.recipe(data, **trainings.DROPPING)
-    model = unweighted(made, "a", splits)
+    model = check_training(made, ["a"], splits)["a"]
     before, draws, threads = model.state(), torch.get_rng_state(), torch.get_num_threads()
     torch.set_num_threads(2)
     try:

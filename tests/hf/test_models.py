@@ -76,7 +76,7 @@ def test_a_model_without_its_weights(kind: str, folders: dict[str, Path], tmp_pa
     """What --dry-run builds from the configuration is the same record; no weights file is needed."""
     for file in folders[kind].glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    built, opened = unweighted_model(tmp_path, "x"), open_model(folders[kind])
+    built, opened = unweighted_model(tmp_path, "x", {}), open_model(folders[kind])
     assert built.structure == opened.structure
     assert (built.labels, built.num_classes, built.preprocessing) == (
         opened.labels, opened.num_classes, opened.preprocessing,

@@ -17,9 +17,9 @@ from mega_hf.errors import DataError, MegaError, ParentError
 from mega_hf.hf import rows as reading
 from mega_hf.hf import train as training
 from mega_hf.hf.data import Splits, load_splits
-from mega_hf.hf.models import open_model
+from mega_hf.hf.models import build_timm, open_model
 from mega_hf.hf.parents import disagreements
-from mega_hf.hf.train import check_training, open_start, save_trained, train_keys, unweighted
+from mega_hf.hf.train import check_training, open_start, save_trained, train_keys
 from tests import tiny, trainings
 
 
@@ -75,6 +75,12 @@ def test_the_key_is_of_what_it_starts_from(data: Path, folders: Path, tmp_path: 
     preprocessed = tiny.save_timm(tmp_path / "preprocessed", tiny.timm_model(seed=5))
     shifted["pretrained_cfg"]["mean"] = [0.4] * 3
     (preprocessed / "config.json").write_text(json.dumps(shifted))
+    bare = {"arch": "test_resnet", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
+    save_file(build_timm("test_resnet", 3, {}).state_dict(), bare["weights"])
+
+    def bare_with(**arguments: Any) -> str:
+        parents = {"w": bare | {"arch_args": arguments}, "a": {"seed": 1, "arch": None, "from": "w"}}
+        return key(data, parents=parents)
 
     def of(source: str | None, **trunk: Any) -> str:
         parents = {"trunk": {"seed": 9, "checkpoints": 2} | trunk, "a": {"seed": 1, "from": source}}
@@ -82,6 +88,7 @@ def test_the_key_is_of_what_it_starts_from(data: Path, folders: Path, tmp_path: 
 
     sources = [None, "trunk", "trunk@1", "trunk@2", str(folders / "timm"), str(other), str(preprocessed)]
     keys = [*map(of, sources), of("trunk", seed=8), of("trunk", learning_rate=0.1)]
+    keys += [bare_with(), bare_with(act_layer="silu"), bare_with(drop_rate=0.5)]
     assert len(set(keys)) == len(keys)
     assert of(str(moved)) == keys[4], "where a model lies decides nothing"
     assert of("trunk", checkpoints=1) == keys[1]
@@ -128,7 +135,7 @@ def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_pa
     for name in made.trained:
         start = open_start(made, "a" if name == "b" else name, tmp_path, splits)
         save_trained(tmp_path / name, start)
-        fresh, saved = unweighted(made, name, splits), open_model(tmp_path / name)
+        fresh, saved = check_training(made, [name], splits)[name], open_model(tmp_path / name)
         assert disagreements(fresh, saved) == []
         assert saved.labels == (None if name == "e" else tiny.NAMES)
         assert all(torch.equal(tensor, start.opened.state()[key]) for key, tensor in saved.state().items())
@@ -139,7 +146,7 @@ def test_an_architectures_arguments_are_saved(data: Path, splits: Splits, tmp_pa
     from timm.models import _hub
 
     arguments = {"drop_path_rate": 0.1, "drop_rate": 0.2, "depth": 2}
-    made = trainings.recipe(data, arch="test_vit", arch_args=arguments)
+    made = trainings.recipe(data, arch="test_vit", arch_args=arguments, data_config={"input_size": [3, 32, 32]})
     if hasattr(_hub, "get_model_args"):
         monkeypatch.setattr(_hub, "get_model_args", lambda model, given: given)
     save_trained(tmp_path / "a", open_start(made, "a", tmp_path, splits))
@@ -148,7 +155,7 @@ def test_an_architectures_arguments_are_saved(data: Path, splits: Splits, tmp_pa
     save_trained(tmp_path / "b", open_start(made, "a", tmp_path, splits))
     saved = open_model(tmp_path / "b")
     assert len(saved.model.blocks) == 2
-    assert disagreements(unweighted(made, "a", splits), saved) == []
+    assert disagreements(check_training(made, ["a"], splits)["a"], saved) == []
 
 
 @pytest.mark.parametrize("kind", ["trained", "folder", "weights", "transformers"])
@@ -210,10 +217,13 @@ def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch:
     ("changes", "words"),
     [
         ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet20"]),
-        ({"arch_args": {"widht": 3}}, ["widht"]),
+        ({"arch_args": {"widht": 3}}, ["widht", "mend them (arch_args"]),
+        ({"arch": "resnet18", "arch_args": {"global_pool": "mean"}}, ["can't build resnet18", "AssertionError"]),
+        ({"arch": "test_vit", "arch_args": {"act_layer": "foo"}}, ["can't build test_vit", "foo"]),
+        ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "data_config"]),
         ({"data_config": {"interpolation": "cubist"}}, ["data_config"]),
         ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
-        ({"data_config": {"input_size": [1, 8, 8]}}, ["a can't be trained", "RuntimeError", "input_size"]),
+        ({"data_config": {"input_size": [1, 8, 8]}}, ["pictures can't be prepared", "RuntimeError", "input_size"]),
         ({"arch": "test_vit", "arch_args": {"img_size": 32}}, ["a can't be trained", "arch_args"]),
         ({"from": "{folders}/timm", "arch": "cifar_resnet32"}, ["cifar_resnet32, its arch", "cifar_resnet20"]),
         ({"from": "{folders}/vit"}, ["cifar_resnet20, its arch", "ViTForImageClassification", "arch: null"]),

@@ -1,0 +1,56 @@
+"""What --dry-run says, against the same reckoned by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mega_hf import Recipe
+from mega_hf.estimate import estimate
+from tests import tiny, trainings
+
+
+def of_four(data: Path, **changes: object) -> Recipe:
+    parents = {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"seed": 3}, "tune": {"seed": 4, "from": "a"}}
+    tree = trainings.tree(data, parents) | {"merge": tiny.MERGE, "merges": "pairwise"}
+    return Recipe.from_dict(tree | changes)
+
+
+@pytest.mark.parametrize(("processes", "minutes"), [(1, 36), (2, 35), (3, 25), (8, 25)])  # two: a and c are of one
+def test_training_is_shared_as_it_will_be(processes: int, minutes: float, data: Path) -> None:
+    made = replace(estimate(of_four(data)), processes=processes)
+    made.training.update({"a": 10, "b": 1, "c": 15, "tune": 10})
+    assert made.training_minutes == minutes
+
+
+def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
+    made, picture = estimate(of_four(data)), 3 * 8 * 8
+    train, validation, test = 120, 60, 90
+    search = (2 + 6 + 4 + 2) * made.weights + validation * picture
+    assert made.memory_bytes == 4 * search
+    light = replace(made, weights=1)
+    assert light.memory_bytes == 4 * (4 + (validation + test) * picture), "the report"
+    assert replace(light, only="a+b").memory_bytes == 4 * (3 + train * picture), "the training"
+    assert replace(light, only="a+b", training={}).memory_bytes == 4 * (14 + validation * picture)
+
+
+def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> None:
+    whole, part = estimate(of_four(data)), estimate(of_four(data), only="a+b")
+    assert "read once after the search" in str(whole)
+    assert "read once" not in str(part) and "not read before the whole tree is run" in str(part)
+    searches = sum(map(part.node_minutes, part.nodes.values()))
+    assert part.minutes == pytest.approx(part.training_minutes + searches)
+    measured = 4 + 3 + 1  # parents, nodes, the average
+    searches = sum(map(whole.node_minutes, whole.nodes.values()))
+    report = measured * (60 + 90) * whole.seconds_a_picture / 60
+    assert whole.minutes == pytest.approx(whole.training_minutes + searches + report)
+
+
+def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) -> None:
+    made = estimate(of_four(data, order="accuracy"), only="c+b")
+    assert set(made.training) == {"a", "b", "c", "tune"}
+    assert list(made.nodes) == ["a+b"], "a node of the same size stands for it"
+    searches = sum(map(made.node_minutes, made.nodes.values()))
+    assert made.minutes == pytest.approx(made.training_minutes + searches + 4 * 60 * made.seconds_a_picture / 60)
