@@ -81,44 +81,74 @@ def plot_tree(record: dict[str, Any]) -> bytes:
     nodes = record["nodes"]
     root = nodes[-1]["name"]
     models = {m["name"] if m["role"] != "merged" else root: m for m in record["models"] if "level" in m}
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    levels = [[name for name in models if models[name]["level"] == i] for i in range(nodes[-1]["level"] + 1)]
+    figure = Figure(figsize=(7.2, max(4.2, 1.4 + 0.17 * len(levels[0]))), layout="constrained")
     axes = figure.add_subplot()
-    places = _places(models)
+    low, high = _limits(models)
+    axes.set_ylim(low, high)
     for node in nodes:
         for parent in node["parents"]:
-            ends = [(places[name], _test(models[name])[0]) for name in (parent, node["name"])]
-            axes.plot(*zip(*ends, strict=True), color="#9a9a9a", lw=0.8, zorder=1)
-    for name, model in models.items():
-        accuracy, low, high = _test(model)
-        colour = "#c1272d" if name == root else "#1f77b4" if model["level"] else "#7f7f7f"
-        axes.errorbar(places[name], accuracy, [[accuracy - low], [high - accuracy]], color=colour, marker="o", ms=4)
-        if len(models) <= _LABELLED:
-            aside = {"rotation": 30, "ha": "right", "va": "top"} if model["level"] == 0 else {"va": "bottom"}
-            axes.annotate(
-                "merged" if name == root else _short(name), (places[name], accuracy),
-                (-2, -1) if model["level"] == 0 else (4, 2), textcoords="offset points", fontsize=7, color=colour,
-                **aside,
-            )  # fmt: skip
+            ends = [models[name] for name in (parent, node["name"])]
+            axes.plot(*zip(*((m["level"], _test(m)[0]) for m in ends), strict=True), color="#b0b0b0", lw=0.8, zorder=1)
+    for names in levels:
+        gap = (high - low) * 0.13 / figure.get_figheight()  # the height of a line of text
+        for name, height in zip(names, _apart([_test(models[name])[0] for name in names], gap), strict=True):
+            colour = "#c1272d" if name == root else "#1f77b4" if models[name]["level"] else "#5f5f5f"
+            _mark(axes, models[name], colour)
+            if len(models) <= _LABELLED:
+                _label(axes, models[name], "merged" if name == root else _short(name), height, colour)
     for soup in (m for m in record["models"] if m["role"] == "baseline"):
-        axes.axhline(_test(soup)[0], color="#2ca02c", ls=":", lw=1.2, label=soup["name"])
+        accuracy = _test(soup)[0]
+        said = f"{soup['name']}: {accuracy:.1f} %"
+        style: dict[str, Any] = {"color": "#2ca02c", "ls": ":", "lw": 1.2}
+        if low <= accuracy <= high:
+            axes.axhline(accuracy, label=said, **style)
+        else:  # a line far away would press all models together
+            axes.plot([], [], label=f"{said}, {'below' if accuracy < low else 'above'} what is shown", **style)
     axes.set_xlabel("level (0: parents)")
     axes.set_ylabel("test accuracy (%), 95 % intervals")
     axes.set_title(record["name"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(-0.5, nodes[-1]["level"] + 0.5)  # room for the names
+    axes.set_xlim(-0.6, nodes[-1]["level"] + 0.6)  # room for the names
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small", loc="upper right", bbox_to_anchor=(1.0, -0.12))
     return _png(figure)
 
 
-def _places(models: dict[str, Any]) -> dict[str, float]:
-    """Return where each model stands along the levels, those of one level side by side."""
-    places = {}
-    for level in {model["level"] for model in models.values()}:
-        names = [name for name, model in models.items() if model["level"] == level]
-        for i, name in enumerate(names):
-            places[name] = level + 0.08 * (i - (len(names) - 1) / 2)
-    return places
+def _limits(models: dict[str, Any]) -> tuple[float, float]:
+    """Return the range of accuracies to show: of all models, with their intervals and some room."""
+    tests = [_test(model) for model in models.values()]
+    low, high = min(low for _, low, _ in tests), max(high for _, _, high in tests)
+    room = 0.08 * max(high - low, 1.0)
+    return low - room, high + room
+
+
+def _apart(heights: list[float], gap: float) -> list[float]:
+    """Move heights as little as can be so that each two are a gap apart: in squares, isotonic regression does."""
+    from scipy.optimize import isotonic_regression
+
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    moved = isotonic_regression([heights[i] - gap * place for place, i in enumerate(order)]).x
+    placed = {i: float(moved[place]) + gap * place for place, i in enumerate(order)}
+    return [placed[i] for i in range(len(heights))]
+
+
+def _mark(axes: Any, model: dict[str, Any], colour: str) -> None:
+    accuracy, low, high = _test(model)
+    spread = [[accuracy - low], [high - accuracy]]
+    axes.errorbar(model["level"], accuracy, spread, color=colour, marker="o", ms=4, zorder=3)
+
+
+def _label(axes: Any, model: dict[str, Any], text: str, height: float, colour: str) -> None:
+    """Write a model's name beside its level, left of the parents and right of all others, and lead to its mark."""
+    is_parent = model["level"] == 0
+    near, far = (-0.04, -0.16) if is_parent else (0.04, 0.12)
+    x, y = model["level"], _test(model)[0]
+    axes.plot([x + near, x + far], [y, height], color=colour, lw=0.5, alpha=0.6)
+    axes.text(
+        x + far, height, text, fontsize=7, color=colour, va="center", ha="right" if is_parent else "left", zorder=4,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+    )  # fmt: skip
 
 
 def _test(model: dict[str, Any]) -> tuple[float, float, float]:
