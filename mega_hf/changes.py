@@ -62,18 +62,39 @@ def changed_nodes(known: Recipe, asked: Recipe, ranking: Sequence[str] | None) -
     return [node for node, fingerprint in _fingerprints(asked, ranking).items() if there.get(node) != fingerprint]
 
 
+def changed_trainings(known: Recipe, asked: Recipe) -> list[str]:
+    """Return the parents that `asked` trains and that a run of `known` can't have left."""
+
+    def made(recipe: Recipe) -> dict[str, list[Any]]:
+        data = _decisive_data(recipe)
+        return {name: [_parent(recipe, name, data), recipe.trained[name].train.snapshots] for name in recipe.trained}
+
+    there, changed = made(known), []
+    for name, (decisive, snapshots) in made(asked).items():
+        if name not in there or there[name][0] != decisive or not set(snapshots) <= set(there[name][1]):
+            changed.append(name)
+    return changed
+
+
+def _decisive_data(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides the training rows."""
+    data = recipe.data.model_dump(mode="json")
+    if _split_of(data["test"]) != _split_of(data["train"]):
+        data = {key: value for key, value in data.items() if key != "test"}  # no row of it could be trained on
+    return data
+
+
 def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, str]:
     """Return for each node everything in the recipe that decides it, and what it merges."""
     data = recipe.data.model_dump(mode="json")
     rows = {key: value for key, value in data.items() if key not in ("train", "test")}
     shared = [rows, recipe.evaluation.batch_size]
-    if _split_of(data["test"]) != _split_of(data["train"]):
-        data = {key: value for key, value in data.items() if key != "test"}  # no row of it could be trained on
-    known: dict[str, Any] = {name: _parent(recipe, name, data) for name in recipe.usable}
+    trained_on = _decisive_data(recipe)
+    known: dict[str, Any] = {name: _parent(recipe, name, trained_on) for name in recipe.usable}
     prints = {}
     ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None
     for name, node in recipe.nodes(ranked).items():
-        known[name] = [node.settings, [known[parent] for parent in node.parents], shared]
+        known[name] = [name, node.settings, [known[parent] for parent in node.parents], shared]
         prints[name] = json.dumps(known[name])
     return prints
 

@@ -55,13 +55,14 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
     out = args.out or Path("runs") / recipe.name
     folder = RunFolder(out)
     known = folder.check(recipe, args.overwrite, args.update)
-    result = None if args.overwrite or args.update or args.only else folder.finished(known)
+    is_part = args.only is not None
+    result = None if args.overwrite or args.update or is_part else folder.finished(known)
     if result is None:
         code = _launched(args, words)
         if code is not None:
             return code
         options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
-        if args.only:
+        if is_part:
             from mega_hf.pipeline import merge_only
 
             return _say_node(merge_only(recipe, args.only, out, progress=not args.quiet, **options))
@@ -145,11 +146,13 @@ def _plain(text: str) -> str:
 
 def _names(references: list[str]) -> dict[str, str]:
     """Name parents given on the command line after their folders or repositories."""
+    from mega_hf.recipe import RESERVED
+
     names: dict[str, str] = {}
     for reference in references:
         stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2].replace("+", "-")) or "parent"
         name, copy = stem, 2
-        while name in names:
+        while name in names or name in RESERVED:
             name, copy = f"{stem}-{copy}", copy + 1
         names[name] = reference
     return names

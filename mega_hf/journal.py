@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
+from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class NodeRecord:
 class Journal:
     """JSON lines, each of a `kind`; read whole when it is opened.
 
-    `header`: the version, digests of recipe, parents, trainings and data rows, releases, device kind, forward path; a
+    `header`: the version, digests of recipe, parents and data rows, library versions, device kind, forward path; a
     later header (after an update) replaces the earlier. `node`: a merge begins, under the key of all that decides it;
     what stood of it under another key is void. `fitness`: node, generation, index, correct (null where a logit was not
     finite), n, seconds. `merged`: what came of a node. `order`: the parents from best to worst on validation.
@@ -103,24 +105,21 @@ class Journal:
         if there.get("versions") != header.get("versions"):
             was = _difference(there.get("versions"), header.get("versions"))
             logger.warning("begun with other releases, which may round otherwise: %s", was)
-        header = header | {key: there.get(key, {}) | header[key] for key in ("parents", "training")}
-        if differing or any(header[key] != there.get(key) for key in ("parents", "training")):
+        if not update:  # those that an update does not need may be others by the time that they are needed
+            header = header | {"parents": there["parents"] | header["parents"]}
+        if differing or header["parents"] != there["parents"]:
             self.append({"kind": "header", "version": VERSION} | header)
 
-    def refuse_other_training(self, keys: dict[str, str]) -> None:
-        """Raise RunError where a parent of this run would be trained to other weights now.
-
-        Args:
-            keys: name -> the digest of all that decides the training.
-        """
-        known = (self.header or {}).get("training", {})
-        for name in keys:
-            if name in known and known[name] != keys[name]:
-                raise RunError(
-                    f"{name} would be trained again, otherwise than this run began", where=str(self.path),
-                    expected=f"training {known[name][:12]}", got=f"training {keys[name][:12]}",
-                    remedy="put back its rows, or what it starts from; or --update, another --out, --overwrite",
-                )  # fmt: skip
+    def forget(self, parents: Collection[str]) -> None:
+        """Let parents, snapshots among them, be others from now on, as an update has made them."""
+        kept = {
+            name: sha256
+            for name, sha256 in (self.header or {}).get("parents", {}).items()
+            if base(name) not in parents
+        }
+        if self.header is not None and kept != self.header["parents"]:
+            os.truncate(self.path, self._whole)
+            self.append(self.header | {"parents": kept})
 
     def node(self, name: str, key: str, write: bool = True) -> NodeRecord:
         """Return what is known of a merge under this key; begin it where nothing is.

@@ -80,6 +80,7 @@ class Merged:
         str, Any
     ]  # {file, weights, statistics, state, layout: digests; correct, n, generation, index; history}
     evaluations: int
+    measured: int  # of these, in this run; the others stood in the journal
     seconds: float  # spent on evaluations
     reused: bool  # taken from the run folder
 
@@ -127,10 +128,11 @@ def merge_node(
         and target.is_dir()
         and folder_digest(target) == known.merged.get("folder")
     )
+    before = len(known)
     workshop.processes.wait()  # everyone has looked before anything is written
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
-    return Merged(name, node, level, target, record, len(known), known.seconds, reused)
+    return Merged(name, node, level, target, record, len(known), len(known) - before, known.seconds, reused)
 
 
 def _make(

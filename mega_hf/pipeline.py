@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,49 +17,16 @@ from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged, Workshop, merge_node
-from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
-from mega_hf.run_folder import RunFolder
+from mega_hf.run import Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
-from mega_hf.training import refuse_foreign, train_missing
+from mega_hf.training import train_missing
 from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Run:
-    """One run at work: where, with whom, and what it was asked for."""
-
-    folder: RunFolder
-    processes: Processes
-    progress: Progress
-    parents: Path  # where trained parents are kept
-    overwrite: bool = False
-    update: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-
-    def check_room(self, recipe: Recipe, names: list[str]) -> None:
-        """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
-        if not (self.overwrite and self.parents == self.folder.path / "parents"):
-            refuse_foreign(recipe, self.parents, names)
-
-    def training_keys(self, recipe: Recipe, names: list[str], splits: Splits) -> dict[str, str]:
-        """Return what decides each training; refuse to train otherwise than this run began, before any is lost."""
-        keys = train_keys(recipe, names, splits) if names else {}
-        if not self.overwrite and not self.update:
-            Journal(self.folder.journal).refuse_other_training(keys)
-        return keys
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add what runs inside to a stage."""
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 3)
 
 
 def merge(
@@ -90,7 +55,7 @@ def merge(
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
-    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+    with start(recipe, out, overwrite, update, parents, progress) as (run, known):
         result = None if overwrite or update else run.folder.finished(known)
         if result is None:
             result = _merge_all(recipe, known, run)
@@ -116,7 +81,7 @@ def merge_only(
     Raises:
         MegaError: as `merge`; RecipeError if there is no such node.
     """
-    with _start(recipe, out, overwrite, update, parents, progress) as (run, known):
+    with start(recipe, out, overwrite, update, parents, progress) as (run, known):
         return _merge_tree(recipe, known, run, node)[0][-1]
 
 
@@ -145,42 +110,25 @@ def train(
             "name one that is trained, or leave --parent out" if recipe.trained else "mega-hf merge needs no training"
         )
         raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
-    with _start(recipe, out, False, update, parents, progress) as (run, known):
+    with start(recipe, out, False, update, parents, progress) as (run, known):
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
         run.check_room(known, names)
         check_training(known, names, splits)
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
-        keys = run.training_keys(pinned, names, splits)
-        if run.processes.is_main:
-            run.folder.create(recipe, pinned, False, update)
-        run.processes.wait()
+        keys = train_keys(pinned, names, splits)
+        run.create(recipe, pinned, run.check_trained(keys))
         train_missing(pinned, run.parents, keys, splits, run.processes, run.progress)
         wanted = [name for name in pinned.usable if base(name) in names]
         return {name: run.parents / name for name in wanted}
 
 
-@contextmanager
-def _start(
-    recipe: Recipe, out: str | Path | None, overwrite: bool, update: bool, parents: str | Path | None, progress: bool
-) -> Iterator[tuple[_Run, Recipe]]:
-    """Check the run folder, and gather the processes; gives the run and the recipe with what the folder knows."""
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    known = folder.check(recipe, overwrite, update)
-    processes = Processes()
-    try:
-        kept = Path(parents) if parents is not None else folder.path / "parents"
-        yield _Run(folder, processes, Progress(progress and processes.is_main), kept, overwrite, update), known
-    finally:
-        processes.close()
-
-
-def _merge_all(asked: Recipe, recipe: Recipe, run: _Run) -> MergeResult:
+def _merge_all(asked: Recipe, recipe: Recipe, run: Run) -> MergeResult:
     merged, finding = _merge_tree(asked, recipe, run)
     return write_report(finding, merged, run.folder, run.processes, run.seconds)
 
 
-def _merge_tree(asked: Recipe, recipe: Recipe, run: _Run, only: str | None = None) -> tuple[list[Merged], Finding]:
+def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None) -> tuple[list[Merged], Finding]:
     """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
     with run.time("data"):
         splits = load_splits(recipe.data, recipe.trains_all)
@@ -220,7 +168,7 @@ def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any
     return [splits.digests["validation"], parents.mapping, model.library, model.structure, model.preprocessing, *run]
 
 
-def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: _Run, workshop: Workshop) -> list[Merged]:
+def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: Run, workshop: Workshop) -> list[Merged]:
     """Make the merges one after the other, each after those that it needs."""
     sources, merged, level = dict(parents.sources), [], tree.levels(inputs_of(nodes))
     for number, (name, node) in enumerate(nodes.items(), start=1):
@@ -231,12 +179,13 @@ def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: _Run,
         merged.append(done)
         if run.processes.is_main and len(nodes) > 1:
             accuracy = 100 * done.record["correct"] / done.record["n"]
-            how = "taken from the run folder" if done.reused else f"{done.evaluations} evaluations"
+            made = f"{done.measured} evaluations" if done.measured else "made again from the journal"
+            how = "taken from the run folder" if done.reused else made
             logger.info("node %d of %d, %s: %.2f %% on validation, %s", number, len(nodes), name, accuracy, how)
     return merged
 
 
-def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: _Run) -> tuple[Parents, Recipe]:
+def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: Run) -> tuple[Parents, Recipe]:
     """Open the parents, and train those that are trained here; make the run folder once every check has passed."""
     to_train = trained_for(recipe, leaves)
     given = Parents(splits)
@@ -247,16 +196,15 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
         models = check_training(recipe, to_train, splits)
         given.expect({leaf: models[base(leaf)] for leaf in leaves if base(leaf) in models})
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
-    keys = run.training_keys(recipe, to_train, splits)
+    keys = train_keys(recipe, to_train, splits) if to_train else {}
+    run.create(asked, recipe, run.check_trained(keys))
     if run.processes.is_main:
-        run.folder.create(asked, recipe, run.overwrite, run.update)
         logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
-    run.processes.wait()
     if not to_train:
         return given, recipe
     with run.time("training"):
         train_missing(recipe, run.parents, keys, splits, run.processes, run.progress)
-    parents = Parents(splits, training=keys)
+    parents = Parents(splits)
     for name in leaves:
         parents.admit(name, recipe.parents[base(name)], run.parents / name)
     return parents, recipe

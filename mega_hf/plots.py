@@ -7,7 +7,7 @@ from typing import Any
 
 from mega_hf.statistics import wilson_interval
 
-_LABELLED = 31  # models of a tree that can be named in its picture: sixteen parents
+_LABELLED = 63  # models of a tree that can be named in its picture: 32 parents
 _PARENT_COLOURS = ("#7f7f7f", "#a0703c", "#5f7f9f", "#8f6f8f")
 
 

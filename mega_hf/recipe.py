@@ -33,6 +33,9 @@ Merges = Annotated[
 ]
 
 
+RESERVED = ("merged", "uniform_soup")  # what a report calls models of its own
+
+
 class Recipe(Strict):
     """Everything that decides a merge, or a tree of merges. Paths are absolute, every default is filled in."""
 
@@ -66,6 +69,10 @@ class Recipe(Strict):
             inputs = inputs_of(self.merges)
             tree.refuse_broken(inputs, self._needed_parents(), self.usable, impossible)
             self._refuse_ends(inputs)
+        for key, names in (("parents", self.parents), ("merges", self.merges)):
+            for name in RESERVED if isinstance(names, dict) else ():
+                if name in names:
+                    raise impossible([key, name], "a name of its own", f"{name}, which reports use", "rename it")
         for name in self.parents if self.merges == "pairwise" else ():
             if "+" in name:
                 remedy = "rename this parent"

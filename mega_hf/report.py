@@ -68,7 +68,6 @@ def header(
     return {
         "recipe": recipe.sha256,
         "parents": {p.name: p.sha256 for p in parents.identities.values()},
-        "training": parents.training,
         "data": splits.digests,
         "device_kind": device_kind,
         "forward_path": forward_path,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mega_hf import strict_yaml
-from mega_hf.changes import changed_nodes, fill_open, names_of_pinned
+from mega_hf.changes import changed_nodes, changed_trainings, fill_open, names_of_pinned
 from mega_hf.errors import RunError
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.journal import Journal
@@ -52,7 +52,7 @@ class RunFolder:
         Raises:
             RunError: the folder belongs to another recipe or to something else, or can't be written.
         """
-        self._refuse_unwritable()
+        refuse_unwritable(self.path, "the output folder", "another --out")
         present = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
         stored, present = self.path / "recipe.yaml", {name for name in present if not name.startswith(".mega-")}
         if not present:
@@ -94,7 +94,9 @@ class RunFolder:
         shown = "\n            ".join(line for line in changes if not line.startswith("@@"))
         order = Journal(self.journal).order
         again = changed_nodes(known, asked, order["ranking"] if order else None)
+        trained = changed_trainings(known, asked)
         work = f"runs these nodes again: {', '.join(again)}" if again else "makes the report again, and runs no node"
+        work = f"trains {', '.join(trained)}, and {work}" if trained else work
         raise RunError(
             "another recipe was run in this folder", where=str(self.path), expected="the same recipe", got=shown,
             remedy=f"--update {work}; or another --out, or --overwrite to start afresh",
@@ -153,19 +155,18 @@ class RunFolder:
         is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
         return result if is_whole else None
 
-    def _refuse_unwritable(self) -> None:
-        there = self.path
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            got = "a file" if not there.is_dir() else "no right to write"
-            raise RunError(
-                "the output folder can't be written",
-                where=str(self.path),
-                expected="a folder",
-                got=f"{got}: {there}",
-                remedy="another --out, or the right to write there",
-            )
+
+def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
+    """Raise RunError where no folder can be made at a path, or none can be written in it."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        got = "a file" if not there.is_dir() else "no right to write"
+        remedy = f"{remedy}, or the right to write there"
+        raise RunError(
+            f"{what} can't be written", where=str(path), expected="a folder", got=f"{got}: {there}", remedy=remedy
+        )
 
 
 def _split(stored: Path) -> tuple[str, str]:

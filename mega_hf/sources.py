@@ -43,7 +43,6 @@ class Parents:
         sources: name -> how a merge opens it.
         pinned: name -> its reference, the revision pinned.
         first: the first that was admitted, whose model stays in memory.
-        training: name -> the digest of all that decided its training, of those that were trained here.
         mapping: for each class of the data set the models' output.
         matched: how classes were matched, in words.
     """
@@ -53,7 +52,6 @@ class Parents:
     sources: dict[str, Source] = field(default_factory=dict)
     pinned: dict[str, ParentRef] = field(default_factory=dict)
     first: OpenParent | None = None
-    training: dict[str, str] = field(default_factory=dict)
     mapping: list[int] = field(default_factory=list)
     matched: str = ""
 

@@ -93,6 +93,31 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
             )  # fmt: skip
 
 
+def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
+    """Return the parents that were trained, wholly or in part, otherwise than they would be now: name -> where.
+
+    Args:
+        folder: where the parents lie.
+        keys: name -> the digest of all that decides its training.
+    """
+    found: dict[str, Path] = {}
+    for name, key in keys.items():
+        stamps = {path: path / _KEY for path in (folder / name, *sorted(folder.glob(f"{name}@*")))}
+        stamps[folder / f"{name}@training"] = folder / f"{name}@training"
+        for path, file in stamps.items():
+            stored = _first_line(file)
+            if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:  # anything else is damaged, and made again
+                found.setdefault(name, path)
+    return found
+
+
+def _first_line(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return opened.read(65).decode(errors="replace").partition("\n")[0]
+
+
 class _Trainer:
     """Makes one parent after another on this process."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mega_hf import Recipe, RunError, merge, merge_only
+from mega_hf import Recipe, RunError, merge, merge_only, train
 from tests import tiny, trainings
 from tests.broken import copy_model, refused
 from tests.run_files import weights_of
@@ -112,33 +112,101 @@ def test_a_fine_tune_keeps_the_dtype_of_what_it_starts_from(pair: tiny.Pair, tmp
 
 # --- What was trained already
 
+OTHERWISE = "a lies there, trained otherwise"
+
 
 @pytest.fixture
-def begun(pair: tiny.Pair, tmp_path: Path) -> tuple[dict[str, Any], Path]:
-    """A tree of three of which one node was made, and its data set, which may be changed."""
-    data = Path(shutil.copytree(pair.data, tmp_path / "data-set"))
-    parents = {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"seed": 3}}
-    recipe = of_seeds(data, parents, epochs=1) | {"merges": "pairwise"}
-    merge_only(Recipe.from_dict(recipe), "a+b", tmp_path / "out")
-    return recipe, data
+def data_copy(pair: tiny.Pair, tmp_path: Path) -> Path:
+    """A data set that may be changed."""
+    return Path(shutil.copytree(pair.data, tmp_path / "data-set"))
 
 
-def test_parents_of_a_run_are_not_trained_otherwise_unasked(begun, tmp_path: Path) -> None:
-    recipe, data = begun
-    kept = trainings.stored(tmp_path / "out" / "parents")
-    rows = {name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
+def of_three(data: Path, **train: Any) -> Recipe:
+    parents = {name: {"seed": seed} for seed, name in enumerate("abc", 1)}
+    return Recipe.from_dict(of_seeds(data, parents, **({"epochs": 1} | train)) | {"merges": "pairwise"})
+
+
+def fewer_rows(data: Path, rows: int = 90) -> None:
+    """Leave so many training rows in a data set."""
+    splits = {name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
     shutil.rmtree(data)
-    tiny.write_splits(data, rows | {"train": rows["train"].select(range(90))})
-    with pytest.raises(RunError, match="a would be trained again, otherwise than this run began"):
-        merge(Recipe.from_dict(recipe), tmp_path / "out")
-    assert trainings.stored(tmp_path / "out" / "parents") == kept
-    result = merge(Recipe.from_dict(recipe), tmp_path / "out", update=True)
-    assert weights_of(result.folder) == weights_of(merge(Recipe.from_dict(recipe), tmp_path / "fresh").folder)
-    shutil.rmtree(data)
-    tiny.write_splits(data, rows)
-    (tmp_path / "out" / "result.json").unlink()
-    with pytest.raises(RunError, match="otherwise than this run began"):
-        merge(Recipe.from_dict(recipe), tmp_path / "out")
+    tiny.write_splits(data, splits | {"train": splits["train"].select(range(rows))})
+
+
+def test_parents_of_a_run_are_not_trained_otherwise_unasked(data_copy: Path, tmp_path: Path) -> None:
+    recipe, out = of_three(data_copy), tmp_path / "out"
+    merge_only(recipe, "a+b", out)
+    kept = trainings.stored(out / "parents")
+    fewer_rows(data_copy)
+    for run in (merge, train):
+        with pytest.raises(RunError, match=OTHERWISE):
+            run(recipe, out)
+    assert trainings.stored(out / "parents") == kept
+    result = merge(recipe, out, update=True)
+    assert weights_of(result.folder) == weights_of(merge(recipe, tmp_path / "fresh").folder)
+    kept = trainings.stored(out / "parents")
+    fewer_rows(data_copy, 120)
+    with pytest.raises(RunError, match=OTHERWISE):
+        train(recipe, out)
+    assert trainings.stored(out / "parents") == kept
+
+
+def test_nor_are_those_that_no_merge_has_used(data_copy: Path, tmp_path: Path) -> None:
+    recipe, out = of_three(data_copy, epochs=2), tmp_path / "out"
+    train(recipe, out, parent="b")
+    fewer_rows(data_copy)
+    with pytest.raises(RunError, match="b lies there, trained otherwise"):
+        merge(recipe, out)
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train(tmp_path / "half", recipe, ["a"], trainings.Watch(batches=5))
+    fewer_rows(data_copy, 120)
+    with pytest.raises(RunError, match=rf"a@training: {OTHERWISE}"):
+        merge(recipe, tmp_path / "other", parents=tmp_path / "half")
+
+
+def test_nor_are_those_of_another_recipe(pair: tiny.Pair, tmp_path: Path) -> None:
+    shared = tmp_path / "parents"
+    train(of_three(pair.data), tmp_path / "one", parents=shared)
+    kept = trainings.stored(shared)
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="another --parents"):
+            merge(of_three(pair.data, learning_rate=0.1), tmp_path / "two", parents=shared, overwrite=overwrite)
+    assert trainings.stored(shared) == kept
+
+
+def test_after_an_update_of_a_part_the_rest_goes_on(pair: tiny.Pair, tmp_path: Path) -> None:
+    """Whoever has said --update once need not say it again; and no report stands that is of other parents."""
+    out, changed = tmp_path / "out", of_three(pair.data, learning_rate=0.1)
+    merge(of_three(pair.data), out)
+    merge_only(changed, "a+b", out, update=True)
+    with pytest.raises(RunError, match="c lies there"):
+        merge(changed, out)
+    train(changed, out, update=True)
+    assert not (out / "result.json").exists()
+    train(changed, out)
+    result = merge(changed, out)
+    assert weights_of(result.folder) == weights_of(merge(changed, tmp_path / "fresh").folder)
+
+
+def test_trainings_are_announced(pair: tiny.Pair, tmp_path: Path) -> None:
+    tree, out = of_seeds(pair.data, epochs=1), tmp_path / "out"
+    train(Recipe.from_dict(tree), out)
+    renamed = tree | {"parents": {"a": tree["parents"]["a"], "z": tree["parents"]["b"]}}
+    kept_along = tree | {"train": tree["train"] | {"checkpoints": 1}}
+    for changed, words in (
+        (renamed, r"--update trains z, and runs these nodes again: a\+z;"),
+        (kept_along, "--update trains a, b, and makes the report again"),
+        (tree | {"merge": SMALL | {"seed": 7}}, r"--update runs these nodes again: a\+b;"),
+    ):
+        with pytest.raises(RunError, match=words):
+            merge(Recipe.from_dict(changed), out)
+
+
+@pytest.mark.parametrize("where", ["", "nodes", "merged/deep"])
+def test_trained_parents_among_a_runs_own_files(where: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    recipe, out = pair.write(tmp_path, **of_seeds(pair.data)), tmp_path / "out"
+    answer = mega("merge", recipe, "--out", out, "--parents", out / where)
+    refused(answer, ["can't be kept there", "outside the run's"], tmp_path)
 
 
 # --- A node that is named before the parents are ranked
@@ -147,7 +215,7 @@ def test_parents_of_a_run_are_not_trained_otherwise_unasked(begun, tmp_path: Pat
 def test_a_node_that_no_order_gives(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     parents = {name: {"seed": seed} for seed, name in enumerate("abc")}
     recipe = pair.write(tmp_path, **of_seeds(pair.data, parents), merges="pairwise", order="accuracy")
-    for name in ("nosuch", "a+b+c+d", "a+a"):
+    for name in ("nosuch", "a+b+c+d", "a+a", ""):
         words = ["no such node", "a+b, a+b+c", "in another order", name]
         refused(mega("merge", recipe, "--only", name, "--out", tmp_path / "out"), words, tmp_path)
     assert mega("merge", recipe, "--only", "c+a", "--dry-run").code == 0, "it may be the one"

@@ -13,7 +13,6 @@ from mega_hf.journal import Journal
 HEADER = {
     "recipe": "r",
     "parents": {"a": "1", "b": "2"},
-    "training": {"a": "k"},
     "data": {"validation": "v"},
     "device_kind": "cpu",
     "forward_path": "eager",

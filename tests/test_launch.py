@@ -116,6 +116,19 @@ def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
 
 
+def test_workers_do_not_outlive_a_killed_launcher(command, tmp_path: Path, whole: MergeResult, started, mega) -> None:
+    """They would go on writing beside the run that resumes."""
+    process = begin([*MEGA, *command, "--num-processes", "2"], tmp_path)
+    started.append(process)
+    wait_for_journal(tmp_path, 10, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert mega(*command).code == 0
+    assert_one_result(tmp_path, whole)
+
+
 def test_what_one_process_alone_meets_is_said_in_full(pair: tiny.Pair, tmp_path: Path) -> None:
     parents = {"a": {"seed": 1}, "b": {"seed": 2, "learning_rate": 100.0, "optimizer": "sgd"}}
     recipe = pair.write(tmp_path, **trainings.tree(pair.data, parents, epochs=20))

@@ -52,6 +52,7 @@ def _lines(message):
         ("a: ./a", "a: 5", 6, ["parents.a", "string", "5 (int)"]),
         ("a: ./a", "a:", 6, ["parents.a", "nothing"]),
         ("a: ./a", "'a b': ./a", 6, ["a name of letters, digits"]),
+        ("a: ./a", "merged: ./a", 6, ["parents.merged", "a name of its own", "rename"]),
         ("  a: ./a\n  b: ./b", "  - ./a\n  - ./b", 5, ["parents", "mapping", "(list)"]),
         ("train[100:]", "5", 4, ["data.validation", "string"]),
         ("train[100:]", "{split: train, size: big}", 4, ["data.validation.size", "integer"]),

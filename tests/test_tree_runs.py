@@ -124,6 +124,13 @@ def test_a_node_that_comes_out_the_same_leaves_those_above_alone(
     assert weights_of(result.folder) == weights_of(treed.folder)
 
 
+def test_a_renamed_node_runs_again_with_those_above(four: Four, treed_copy: Path) -> None:
+    """Its random draws bear its name."""
+    tree = {"x": {"parents": ["a", "b"]}, "c+d": {"parents": ["c", "d"]}, "a+b+c+d": {"parents": ["x", "c+d"]}}
+    with pytest.raises(RunError, match=r"again: x, a\+b\+c\+d;"):
+        merge(Recipe.from_dict(four | {"merges": tree}), treed_copy)
+
+
 def test_a_shared_setting_runs_all_nodes_again(four: Four, treed_copy: Path) -> None:
     for changes in ({"merge": tiny.MERGE | {"seed": 7}}, {"evaluation": {"batch_size": 7}}):
         with pytest.raises(RunError, match=r"again: a\+b, c\+d, a\+b\+c\+d;"):

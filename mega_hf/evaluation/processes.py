@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from mega_hf.errors import LaunchError, MegaError
 
+_LAUNCHER = "MEGA_HF_LAUNCHER"  # the process that started this one and its like
 CPU_COMMAND = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m mega_hf ..."
 
 
@@ -39,6 +42,8 @@ class Processes:
         timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))  # others wait while a parent is trained
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.count > 1:
+            _end_with_launcher()
         if started != self.count:
             got = f"{self.count} for each of {started} processes"
             raise LaunchError("the processes don't see each other", expected=started, got=got, remedy=CPU_COMMAND)
@@ -100,6 +105,18 @@ class Processes:
         """Leave the process group in order."""
         if self.count > 1:
             self._accelerator.end_training()
+
+
+def _end_with_launcher() -> None:
+    """End this process when its launcher is gone, killed perhaps: nobody would end it, and it would go on writing."""
+    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)  # as from a kill: a run resumes from that
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
 
 
 @contextmanager
@@ -183,6 +200,7 @@ def _environment(count: int, on_cpu: bool) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ[_LAUNCHER] = str(os.getpid())
     try:
         yield
     finally:

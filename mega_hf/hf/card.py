@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def render_card(result: MergeResult) -> str:
         p=format_p(record["paired"]["p"]),
         own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
         recipe=strict_yaml.dump(record["recipe"]),
+        local=list(_local(record["recipe"])),
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
         escape=escape,
@@ -49,6 +51,15 @@ def draw_mermaid(record: dict[str, Any]) -> str:
     for node in record["nodes"]:
         lines += [f"  {keys[parent]} --> {keys[node['name']]}" for parent in node["parents"]]
     return "\n".join(lines)
+
+
+def _local(block: dict[str, Any], *above: str) -> Iterator[str]:
+    """Yield the keys of a recipe that held a path, which a card never shows."""
+    for key, value in block.items():
+        if isinstance(value, dict) and value.keys() in ({"local"}, {"local", "sha256"}):
+            yield ".".join((*above, key))
+        elif isinstance(value, dict):
+            yield from _local(value, *above, key)
 
 
 def escape(text: object) -> str:

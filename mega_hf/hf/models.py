@@ -144,9 +144,10 @@ def build_timm(
     try:
         return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arch_args).eval()
     except Exception as error:  # architectures raise whatever they met
-        if arch_args and timm.is_model(arch.partition(".")[0]):
-            got = f"{arch_args}: {type(error).__name__} {error}".strip()
-            expected, remedy = f"arguments that {arch} takes", "mend them (arch_args, or model_args in config.json)"
+        given = arch_args | (data_config or {})
+        if given and timm.is_model(arch.partition(".")[0]):
+            got = f"{given}: {type(error).__name__} {error}".strip()
+            expected, remedy = f"arguments that {arch} takes", "mend them (arch_args and data_config, or config.json)"
             raise ParentError(f"timm can't build {arch}", expected=expected, got=got, remedy=remedy) from None
         known = ", ".join(timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]) or "timm.list_models()"
         raise ParentError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -60,6 +61,19 @@ def test_the_text_says_what_the_result_says(finished: MergeResult) -> None:
     assert "import mega_hf.hf.cifar_resnet" in text, "a stranger's timm does not know the architecture"
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert recipe["merge"] == finished.record["recipe"]["merge"]
+
+
+def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
+    parents = {"local": {"local": "x", "sha256": "1"}, "w": {"arch": "x", "weights": {"local": "w", "sha256": "2"}}}
+    parents |= {"t": {"train": {"seed": 1, "from": {"local": "y"}}}, "h": "org/h@main"}
+    recipe = finished.record["recipe"] | {"parents": parents, "data": {"path": {"local": "d", "sha256": {}}}}
+    sets = "--set parents.local=PATH --set parents.w.weights=PATH --set parents.t.train.from=PATH --set data.path=PATH"
+    words = sorted(re.findall(r"--set \S+", sets))
+    shown = re.search(r"^mega-hf merge recipe.yaml(.*)$", render_card(changed(finished, recipe=recipe)), flags=re.M)
+    assert shown is not None
+    assert sorted(re.findall(r"--set \S+", shown[1])) == words
+    recipe["parents"], recipe["data"] = {"h": "org/h@main"}, {"path": "org/d"}
+    assert "\nmega-hf merge recipe.yaml\n" in render_card(changed(finished, recipe=recipe))
 
 
 def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> None:
