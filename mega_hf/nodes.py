@@ -76,9 +76,7 @@ class Merged:
     node: Node
     level: int
     folder: Path
-    record: dict[
-        str, Any
-    ]  # {file, weights, statistics, state, layout: digests; correct, n, generation, index; history}
+    record: dict[str, Any]  # digests: file, weights, statistics, state, layout; correct, n, generation, index, history
     evaluations: int
     measured: int  # of these, in this run; the others stood in the journal
     seconds: float  # spent on evaluations
