@@ -47,6 +47,18 @@ class ParentError(MegaError):
     """A parent can't be found, read or merged with the others."""
 
 
+class DataError(MegaError):
+    """The data set can't be found, read or used as the recipe asks."""
+
+
+class RunError(MegaError):
+    """The run folder can't be used, or the run can't go on."""
+
+
+class LaunchError(MegaError):
+    """The processes did not start as asked."""
+
+
 @contextmanager
 def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterator[None]:
     """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's traceback."""
@@ -62,15 +74,3 @@ def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterato
         raise ParentError(
             f"{what}: {type(error).__name__}", where=where, expected=expected, got=got, remedy=remedy
         ) from error
-
-
-class DataError(MegaError):
-    """The data set can't be found, read or used as the recipe asks."""
-
-
-class RunError(MegaError):
-    """The run folder can't be used, or the run can't go on."""
-
-
-class LaunchError(MegaError):
-    """The processes did not start as asked."""

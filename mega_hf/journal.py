@@ -112,12 +112,10 @@ class Journal:
 
     def forget(self, parents: Collection[str]) -> None:
         """Let parents, snapshots among them, be others from now on, as an update has made them."""
-        kept = {
-            name: sha256
-            for name, sha256 in (self.header or {}).get("parents", {}).items()
-            if base(name) not in parents
-        }
-        if self.header is not None and kept != self.header["parents"]:
+        if self.header is None:
+            return
+        kept = {name: sha256 for name, sha256 in self.header["parents"].items() if base(name) not in parents}
+        if kept != self.header["parents"]:
             os.truncate(self.path, self._whole)
             self.append(self.header | {"parents": kept})
 

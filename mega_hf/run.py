@@ -43,7 +43,8 @@ class Run:
     def check_trained(self, keys: dict[str, str]) -> list[str]:
         """Return the parents that lie there, trained otherwise than `keys` say; refuse to replace them unasked."""
         found = {} if self.removes_parents else outdated(self.parents, keys)
-        for name, path in found.items() if not self.update else ():
+        if found and not self.update:
+            name, path = next(iter(found.items()))
             raise RunError(
                 f"{name} lies there, trained otherwise", where=str(path), expected=f"training {keys[name][:12]}",
                 got="its settings, its rows or what it starts from were others",

@@ -102,10 +102,8 @@ def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for name, key in keys.items():
-        stamps = {path: path / _KEY for path in (folder / name, *sorted(folder.glob(f"{name}@*")))}
-        stamps[folder / f"{name}@training"] = folder / f"{name}@training"
-        for path, file in stamps.items():
-            stored = _first_line(file)
+        for path in (folder / name, *sorted(folder.glob(f"{name}@*"))):
+            stored = _first_line(path / _KEY if path.is_dir() else path)  # a file is the state of a training
             if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:  # anything else is damaged, and made again
                 found.setdefault(name, path)
     return found

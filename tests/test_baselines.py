@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mega_hf.baselines import BASELINES, uniform_soup
+from mega_hf.recipe import RESERVED
 
 
 def _parents(count, size, seed=0):
@@ -41,3 +42,7 @@ def test_every_baseline_of_equal_parents_is_that_parent(name):
     for count in (2, 4):
         parents = _parents(1, 100).repeat(count, 1)
         assert torch.equal(BASELINES[name](parents), parents[0])
+
+
+def test_no_parent_may_bear_a_baselines_name():
+    assert set(RESERVED) == {"merged", *BASELINES}
