@@ -1,6 +1,7 @@
 # Commands of the house. `make` alone lists them.
 PYTHON ?= python3
 BIN := .venv/bin
+BOTH := -n logical --dist loadfile  # on all cores: most tests keep one busy
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -9,7 +10,7 @@ quickstart: .venv/installed  ## set everything up and run the main job: about a 
 	$(BIN)/mega-hf merge recipes/quickstart.yaml
 
 test: .venv/installed-dev  ## set everything up and run the suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BOTH)
 
 real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in ../shared
 	$(BIN)/python -m pytest -m real
@@ -26,7 +27,7 @@ types: .venv/installed-dev  ## check types
 	$(BIN)/mypy
 
 check: lint types  ## format, lint, types and the fast tests, under a minute
-	$(BIN)/python -m pytest -m "not real and not slow"
+	$(BIN)/python -m pytest -m "not real and not slow" $(BOTH)
 
 clean:  ## remove what was built; runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,180 +1,177 @@
-"""A small read-only Hub on loopback, from folders on disk: what clients need to find, pin and download repositories.
+"""A Hub on loopback that the real clients read from and write to, and that misbehaves where a test asks it to.
 
-Commits are counted, not stored: revision N of a repository is a folder given to `Hub.add`, the last one is `main`.
+    with serve() as hub:
+        hub.add_user("me", token="hf_me")
+        HfApi(endpoint=hub.url, token="hf_me").create_repo("me/model")
+
+`python -m tests.hub_server --root DIR` runs one by hand, for those who have no account; see `--help`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+import asyncio
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
-_INFO = re.compile(r"^/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?$")
-_TREE = re.compile(r"^/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?$")
-_RESOLVE = re.compile(r"^/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+import uvicorn
 
-
-@dataclass
-class Repository:
-    """One repository: commit -> folder, oldest first."""
-
-    kind: str
-    name: str
-    gated: bool = False
-    commits: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def head(self) -> str:
-        """The newest commit."""
-        return list(self.commits)[-1]
+from tests.hub_faults import Faults
+from tests.hub_routes import Door
+from tests.hub_store import Repository, Store, User
 
 
-@dataclass
 class Hub:
     """What the server serves, and what it was asked for."""
 
-    url: str = ""
-    repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
-    requests: list[str] = field(default_factory=list)
+    def __init__(self, url: str = "", door: Door | None = None) -> None:
+        self.url = url
+        self.door = door or Door(Store(None))
 
-    def add(self, kind: str, name: str, folder: Path, gated: bool = False) -> str:
-        """Publish a folder as the next commit of a repository (`models` or `datasets`) and return the commit."""
-        repository = self.repositories.setdefault((kind, name), Repository(kind, name, gated))
-        commit = hashlib.sha1(f"{kind}/{name}/{len(repository.commits)}".encode()).hexdigest()
-        repository.commits[commit] = folder
-        return commit
+    @property
+    def repositories(self) -> dict[tuple[str, str], Repository]:
+        """All repositories, by (`models` or `datasets`, ORG/NAME)."""
+        return self.door.store.repositories
 
+    @property
+    def requests(self) -> list[str]:
+        """All requests as METHOD /PATH, decoded."""
+        return self.door.requests
 
-class NotThere(Exception):
-    """An answer with an X-Error-Code."""
+    @property
+    def bodies(self) -> list[bytes]:
+        """All that clients sent in bodies, as it came."""
+        return self.door.bodies
 
-    def __init__(self, status: int, code: str, commit: str | None = None) -> None:
-        super().__init__(code)
-        self.status, self.code, self.commit = status, code, commit
+    @property
+    def faults(self) -> Faults:
+        """How the Hub is still to misbehave."""
+        return self.door.faults
 
+    def add(
+        self, kind: str, name: str, folder: Path, gated: str | bool | None = None, private: bool | None = None
+    ) -> str:
+        """Publish a folder as the next commit of a repository's `main` (`models` or `datasets`) and return it.
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
+        Who may see a repository that is there already stays as it was, unless it is said.
+        """
+        store = self.door.store
+        with store.lock:
+            repository = store.repositories.setdefault((kind, name), Repository(kind, name, store.objects))
+            repository.gated = repository.gated if gated is None else gated
+            repository.private = repository.private if private is None else private
+            files = {path: repository.keep(path, file.read_bytes()) for path, file in files_of(folder).items()}
+            commit = repository.commit(files, repository.branches.get("main"), "Add", author=name.partition("/")[0])
+            repository.branches["main"] = commit.id
+            store.save()
+        return commit.id
 
-    def do_GET(self) -> None:
-        self._answer()
+    def add_user(
+        self, name: str, token: str | None = None, orgs: tuple[str, ...] = (), role: str = "write",
+        access: tuple[str, ...] = (),
+    ) -> User:  # fmt: skip
+        """Add an account; `role` is `write` or `read`, `access` names the gated repositories that it may read."""
+        assert role in ("read", "write"), role
+        user = User(name, token or f"hf_{name}", tuple(orgs), role, tuple(access))
+        with self.door.store.lock:
+            self.door.store.users[user.token] = user
+            self.door.store.save()
+        return user
 
-    def do_HEAD(self) -> None:
-        self._answer()
+    def misbehave(self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any) -> None:
+        """Answer the next requests wrongly.
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._send(403, json.dumps({"error": "this Hub is read-only"}).encode(), {})
+        Args:
+            kind: what happens, and its options:
+                `status`: an error is answered: `status` (503), `retry_after` (a header; none).
+                `cut`: the connection is cut when `after` (0) bytes of the body were read, or of the answer sent.
+                `lose_commit`: a commit is answered 500, and is not made; what was uploaded for it stays.
+                `lose_answer`: a commit is made, but the connection is cut before the answer.
+                `corrupt`: the bytes are damaged on their way: of a large file (PUT /lfs/models/ORG/NAME/SHA256),
+                    of regular files in a commit (those whose path contains `file`), or of a download (GET). With
+                    `silent`, a damaged large file is taken for the right one, and listed as what it is.
+                `stall`: nothing is answered for `seconds` (60).
+            match: a regular expression searched in "METHOD /path"; by default all requests, commits, or uploads.
+            times: so many requests; None: all of them.
+            skip: so many that match are answered rightly before.
+            **options: those of the kind.
+        """
+        self.faults.plan(kind, match, times, skip, **options)
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
-        try:
-            if match := _INFO.match(path):
-                self._info(*match.groups())
-            elif match := _TREE.match(path):
-                self._tree(*match.groups())
-            elif match := _RESOLVE.match(path):
-                self._file(*match.groups())
-            else:
-                raise NotThere(404, "EntryNotFound")
-        except NotThere as error:
-            headers = {"X-Error-Code": error.code, "X-Error-Message": error.code}
-            headers |= {"X-Repo-Commit": error.commit} if error.commit else {}
-            self._send(error.status, json.dumps({"error": error.code}).encode(), headers)
-
-    def _find(self, kind: str, name: str, revision: str | None) -> tuple[Repository, str, Path]:
-        repository = self.hub.repositories.get((kind, name))
-        if repository is None:
-            raise NotThere(404, "RepoNotFound")
-        commit = repository.head if revision in (None, "main") else revision
-        if commit not in repository.commits:
-            raise NotThere(404, "RevisionNotFound")
-        return repository, commit, repository.commits[commit]
-
-    def _info(self, kind: str, name: str, revision: str | None) -> None:
-        repository, commit, folder = self._find(kind, name, revision)
-        siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in _files(folder)]
-        record = {
-            "_id": commit[:24], "id": name, "sha": commit, "author": name.split("/")[0], "private": False,
-            "gated": "auto" if repository.gated else False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-            "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
-        }  # fmt: skip
-        self._json(record)
-
-    def _tree(self, kind: str, name: str, revision: str, below: str | None) -> None:
-        _, commit, folder = self._find(kind, name, revision)
-        root = folder / below if below else folder
-        if not root.is_dir():
-            raise NotThere(404, "EntryNotFound", commit)
-        recursive = "recursive=true" in urlsplit(self.path).query.lower()
-        entries = []
-        for path in sorted(root.rglob("*") if recursive else root.iterdir()):
-            kind = "directory" if path.is_dir() else "file"
-            oid, size = ("0" * 40, 0) if path.is_dir() else (_git_oid(path), path.stat().st_size)
-            entries.append({"type": kind, "oid": oid, "size": size, "path": path.relative_to(folder).as_posix()})
-        self._json(entries)
-
-    def _file(self, prefix: str | None, name: str, revision: str, path: str) -> None:
-        repository, commit, folder = self._find("datasets" if prefix else "models", name, revision)
-        if repository.gated:  # a gated repository shows that it exists, and nothing of its files
-            raise NotThere(403, "GatedRepo", commit)
-        file = folder / path
-        if not file.is_file():
-            raise NotThere(404, "EntryNotFound", commit)
-        content = file.read_bytes()
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_oid(file)}"', "Accept-Ranges": "bytes"}
-        status = 200
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
-            headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
-            content, status = content[first : last + 1], 206
-        self._send(status, content, headers, "application/octet-stream")
-
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str], kind: str = "application/json") -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Type": kind, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+    def behave(self) -> None:
+        """Answer rightly from now on."""
+        self.faults.clear()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their paths in it, without what git and the client keep there."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): path for name, path in paths.items() if not {".git", ".cache"} & set(name.parts)}
 
 
-def _git_oid(file: Path) -> str:
-    content = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+class _Server(uvicorn.Server):
+    """Ends at once when it is told to, where uvicorn takes a fifth of a second: tests start hundreds."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_running = threading.Event()
+
+    async def main_loop(self) -> None:
+        self._loop, self._is_over = asyncio.get_running_loop(), asyncio.Event()
+        self._is_running.set()
+        await self._is_over.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=1)
+
+    def stop(self) -> None:
+        """End it, from another thread."""
+        if not self._is_running.wait(10):
+            return  # it never began, and its thread said why
+        self._loop.call_soon_threadsafe(self._is_over.set)
 
 
 @contextmanager
-def serve() -> Iterator[Hub]:
-    """Run a Hub on a free port of loopback while the context lasts."""
-    hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serve(root: Path | None = None, port: int = 0, **arguments: Any) -> Iterator[Hub]:
+    """Run a Hub on loopback while the context lasts; what it keeps lies in `root`, or nowhere afterwards.
+
+    Raises:
+        OSError: the port is taken.
+        AssertionError: at the end, if the server failed to answer through a mistake of its own.
+    """
+    # Told that it is TCP, asyncio sends small answers at once; otherwise each takes 40 ms.
+    tcp = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    with tempfile.TemporaryDirectory(prefix="hub-") as temporary, socket.socket(*tcp) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+        door = Door(Store((root or Path(temporary)) / ".hub"), **arguments)
+        config = uvicorn.Config(
+            door, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, log_level="critical",
+            access_log=False,
+        )  # fmt: skip
+        server = _Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), name="hub")
+        thread.start()  # who connects before it is ready is kept waiting by the socket
+        try:
+            yield Hub(f"http://127.0.0.1:{listener.getsockname()[1]}", door)
+        finally:
+            door.is_closing = True
+            server.stop()
+            thread.join()
+    assert not door.failures, door.failures[0]
+
+
+if __name__ == "__main__":
+    from tests.hub_command import main
+
+    raise SystemExit(main())
