@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mega_hf.comparison import Comparison, compare
-    from mega_hf.errors import DataError, LaunchError, MegaError, ParentError, RecipeError, RunError
+    from mega_hf.errors import DataError, HubError, LaunchError, MegaError, ParentError, RecipeError, RunError
     from mega_hf.measurement import Measurement, evaluate
     from mega_hf.pipeline import merge, merge_only, train
+    from mega_hf.publishing import pull, push
     from mega_hf.recipe import Recipe
     from mega_hf.result import MergeResult, Report
 
@@ -41,11 +42,15 @@ _HOME = {
     "DataError": "errors",
     "RunError": "errors",
     "LaunchError": "errors",
+    "HubError": "errors",
+    "push": "publishing",
+    "pull": "publishing",
 }
 
 __all__ = [
     "Comparison",
     "DataError",
+    "HubError",
     "LaunchError",
     "Measurement",
     "MegaError",
@@ -59,6 +64,8 @@ __all__ = [
     "evaluate",
     "merge",
     "merge_only",
+    "pull",
+    "push",
     "train",
 ]
 

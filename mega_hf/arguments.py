@@ -12,7 +12,11 @@ EXAMPLES = """examples:
   mega-hf merge recipes/cifar10-resnet20-tree4.yaml --dry-run
   mega-hf compare ./a ./b
   mega-hf evaluate ./runs/x/merged --data ORG/NAME --split test
+  mega-hf push runs/x ME/MERGED --license apache-2.0
+  mega-hf pull ME/MERGED --out runs/y
 """
+
+_CARD = "replace the card that is there, what was written by hand included"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands.add_parser("evaluate", help="measure one model on one split"))
     _add_compare(commands.add_parser("compare", help="say whether models can be merged; exit code 1 if not"))
     _add_card(commands.add_parser("card", help="write a run's card again, from the run folder alone"))
+    _add_push(commands.add_parser("push", help="push a finished run to the Hub: model, card, recipe, journal, result"))
+    _add_pull(commands.add_parser("pull", help="restore the run folder of a merge that was pushed"))
     return parser
 
 
@@ -46,6 +52,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="NODE", help="run one merge of a tree, with what it needs; no report")
     keep = "all intermediate models of a tree, or the final one alone (default: all)"
     add("--keep", choices=("all", "final"), default="all", help=keep)
+    add("--push", metavar="ORG/NAME", help="push the merge to the Hub once it is made (as push.repo in the recipe)")
     _add_running(parser, may_overwrite=True)
     parser.set_defaults(command="merge")
 
@@ -102,7 +109,33 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_card(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("--overwrite-card", action="store_true", help=_CARD)
     parser.set_defaults(command="card")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="RUN", type=Path, help="a run folder")
+    add("repository", metavar="ORG/NAME", help="the repository; made if it isn't there")
+    add("--private", action="store_true", help="make it private")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    where.add_argument("--branch", metavar="B", help="commit to this branch; made if it isn't there")
+    add("--message", metavar="M", help="the commit's first line")
+    add("--license", metavar="L", help="e.g. apache-2.0; needed where the parents have none, or not the same")
+    add("--with-nodes", action="store_true", help="the intermediate models of a tree too")
+    add("--overwrite-card", action="store_true", help=_CARD)
+    add("--dry-run", action="store_true", help="check everything and say what would be sent; send nothing")
+    add("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(command="push")
+
+
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("repository", metavar="ORG/NAME[@REVISION]", help="a merge that mega-hf pushed")
+    add("--out", type=Path, help="the run folder (default: runs/NAME)")
+    add("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(command="pull")
 
 
 def _positive(text: str) -> int:

@@ -18,6 +18,7 @@ from mega_hf.errors import MegaError, RecipeError
 if TYPE_CHECKING:
     from mega_hf.nodes import Merged
     from mega_hf.recipe import Recipe
+    from mega_hf.result import MergeResult
 
 WORKING = "readable inputs, and a disk with room that can be written"
 AGAIN = "mend it; the same command goes on where it stopped"
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     args = build_parser().parse_args(words)
-    _quieten()
+    _quieten(getattr(args, "quiet", False))
     try:
         return COMMANDS[args.command](args, words)
     except MegaError as error:
@@ -45,19 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _merge(args: argparse.Namespace, words: list[str]) -> int:
     recipe = _recipe(args)
+    if args.only is not None and args.push:
+        remedy = "--only alone; then the whole tree with --push"
+        raise RecipeError("a part of a tree is not pushed", expected="--only or --push", got="both", remedy=remedy)
     if args.dry_run:
-        from mega_hf.estimate import estimate
-
-        print(estimate(recipe, args.num_processes or 1, args.only))
-        return 0
+        return _say_cost(recipe, args)
     from mega_hf.run_folder import RunFolder
 
     out = args.out or Path("runs") / recipe.name
     folder = RunFolder(out)
-    known = folder.check(recipe, args.overwrite, args.update)
+    folder.check(recipe, args.overwrite, args.update)
     is_part = args.only is not None
-    result = None if args.overwrite or args.update or is_part else folder.finished(known)
+    result = None if args.overwrite or args.update or is_part else folder.finished()
     if result is None:
+        if not is_part:
+            _check_push(recipe)
         code = _launched(args, words)
         if code is not None:
             return code
@@ -71,9 +74,34 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         result = merge(recipe, out, keep=args.keep, progress=not args.quiet, **options)
     elif args.keep == "final":
         folder.drop_intermediates()
-    if _is_main():
-        print(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}")
+    return _say_result(result, recipe)
+
+
+def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
+    from mega_hf.estimate import estimate
+
+    print(estimate(recipe, args.num_processes or 1, args.only))
+    if recipe.push and args.only is None:
+        print(f"The merge would then be pushed to {recipe.push.repo}.")
     return 0
+
+
+def _say_result(result: MergeResult, recipe: Recipe) -> int:
+    if _is_main():
+        print(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}", flush=True)
+        if recipe.push:
+            from mega_hf.publishing import push
+
+            print(push(result, recipe.push.repo, **recipe.push.model_dump(exclude={"repo"})))
+    return 0
+
+
+def _check_push(recipe: Recipe) -> None:
+    """See, before hours of work, that its result can be pushed."""
+    if recipe.push and _is_main():
+        from mega_hf.publishing import check_push
+
+        check_push(recipe, recipe.push)
 
 
 def _say_node(merged: Merged) -> int:
@@ -122,6 +150,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
                 "one parent only", expected="RECIPE.yaml, or two models or more", got=first, remedy=remedy
             )
         shortcuts = {"data.path": args.data, "data.validation": args.validation, "data.test": args.test}
+        shortcuts["push.repo"] = args.push
         return Recipe.from_yaml(first, [*args.overrides, *(f"{k}={v}" for k, v in shortcuts.items() if v)])
     if not args.data:
         raise RecipeError(
@@ -136,6 +165,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     parents = _names(args.sources)
     name = args.out.name if args.out else "+".join(parents)
     tree = {"name": _plain(name) or "merge", "data": data, "parents": parents}
+    tree |= {"push": {"repo": args.push}} if args.push else {}
     return Recipe.from_document(Document(tree, {(): Origin("command line", Path.cwd())}), args.overrides)
 
 
@@ -188,12 +218,32 @@ def _card(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.report import write_card
     from mega_hf.result import MergeResult
 
-    write_card(MergeResult.load(args.folder))
+    write_card(MergeResult.load(args.folder), args.overwrite_card)
     print(args.folder / "README.md")
     return 0
 
 
-COMMANDS = {"merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card}
+def _push(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.publishing import plan_push, push
+
+    where = {"private": args.private, "create_pr": args.create_pr, "branch": args.branch, "message": args.message}
+    what = {"license": args.license, "with_nodes": args.with_nodes, "overwrite_card": args.overwrite_card}
+    print((plan_push if args.dry_run else push)(args.folder, args.repository, **where, **what))
+    return 0
+
+
+def _pull(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.publishing import pull
+
+    result = pull(args.repository, args.out)
+    print(f"{result.report}\n\n{result.merged}\n{result.folder / 'recipe.yaml'}")
+    return 0
+
+
+COMMANDS = {
+    "merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card, "push": _push,
+    "pull": _pull,
+}  # fmt: skip
 
 
 def _without_count(words: list[str]) -> list[str]:
@@ -205,12 +255,14 @@ def _without_count(words: list[str]) -> list[str]:
     return kept
 
 
-def _quieten() -> None:
+def _quieten(no_bars: bool) -> None:
     """Let our own lines stand alone: warnings of ours, errors of the libraries'."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mega_hf").setLevel(os.environ.get("MEGA_HF_VERBOSITY", "info").upper())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if no_bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _is_main() -> bool:

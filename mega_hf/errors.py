@@ -55,6 +55,10 @@ class RunError(MegaError):
     """The run folder can't be used, or the run can't go on."""
 
 
+class HubError(MegaError):
+    """Something can't be pushed to the Hub, or pulled from it."""
+
+
 class LaunchError(MegaError):
     """The processes did not start as asked."""
 

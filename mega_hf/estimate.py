@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mega_hf import tree
+from mega_hf.absent import refuse_absent
 from mega_hf.baselines import BASELINES
 from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
@@ -149,6 +150,7 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     Raises:
         MegaError: what would have ended the merge before its search.
     """
+    refuse_absent(recipe.to_dict())
     splits = load_splits(recipe.data, recipe.trains_all)
     nodes = recipe.chosen_nodes(only)
     leaves = recipe.leaves(only)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mega_hf import tree
+from mega_hf.absent import refuse_absent
 from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
 from mega_hf.evaluation.processes import Processes
@@ -56,7 +57,7 @@ def merge(
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
     with start(recipe, out, overwrite, update, parents, progress) as (run, known):
-        result = None if overwrite or update else run.folder.finished(known)
+        result = None if overwrite or update else run.folder.finished()
         if result is None:
             result = _merge_all(recipe, known, run)
         if keep == "final" and run.processes.is_main:
@@ -111,6 +112,7 @@ def train(
         )
         raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
     with start(recipe, out, False, update, parents, progress) as (run, known):
+        refuse_absent(known.to_dict())
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
         run.check_room(known, names)
@@ -130,6 +132,7 @@ def _merge_all(asked: Recipe, recipe: Recipe, run: Run) -> MergeResult:
 
 def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None) -> tuple[list[Merged], Finding]:
     """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
+    refuse_absent(recipe.to_dict())
     with run.time("data"):
         splits = load_splits(recipe.data, recipe.trains_all)
     leaves = recipe.leaves(only)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from mega_hf import recipe_checks, strict_yaml, tree
+from mega_hf import absent, recipe_checks, strict_yaml, tree
 from mega_hf.errors import RecipeError
 from mega_hf.settings import (
     Data,
@@ -19,6 +19,7 @@ from mega_hf.settings import (
     Name,
     Node,
     ParentRef,
+    Push,
     Strict,
     Train,
     TrainedParent,
@@ -48,6 +49,7 @@ class Recipe(Strict):
     order: Literal["listed", "accuracy"] = "listed"  # who is paired with whom
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
+    push: Push | None = None  # left out of digests and of what a run keeps: a rerun by others must not push
 
     @model_validator(mode="before")
     @classmethod
@@ -190,7 +192,7 @@ class Recipe(Strict):
             document.override(assignment)
         recipe_checks.resolve_paths(document)
         try:
-            recipe = cls.model_validate(document.tree)
+            recipe = cls.model_validate(absent.mark(document.tree))
         except ValidationError as error:
             raise RecipeError.join(recipe_checks.all_findings(error.errors(), document)) from None
         if check_files:
@@ -198,8 +200,9 @@ class Recipe(Strict):
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default included; what is inherited stands once."""
-        return _without_inherited(self.model_dump(mode="json", by_alias=True))
+        """Return the recipe as plain values, every default but `push` included; what is inherited stands once."""
+        tree = self.model_dump(mode="json", by_alias=True, exclude={"push"})
+        return absent.unmark(_without_inherited(tree))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""

@@ -89,7 +89,9 @@ def check_files(recipe: dict[str, Any], document: Document) -> None:
     """Refuse references that can't be right and local files that aren't there, before anything is loaded."""
     findings = []
     path = recipe["data"]["path"]
-    if is_local(path) and not Path(path).is_dir():
+    if isinstance(path, dict):
+        pass  # absent: said where it is needed
+    elif is_local(path) and not Path(path).is_dir():
         findings.append(
             _finding(document, ("data", "path"), "no such data folder", "a folder", path, "check the path")
         )
@@ -108,9 +110,9 @@ def check_files(recipe: dict[str, Any], document: Document) -> None:
         raise RecipeError.join(findings)
 
 
-def _check_source(source: str | None, at: Location, document: Document) -> list[RecipeError]:
+def _check_source(source: Any, at: Location, document: Document) -> list[RecipeError]:
     """Return what is wrong with a model that training starts from; names of parents have been checked."""
-    problem = check_parent(source) if source is not None and re.search("^[.~]|[/:]", source) else None
+    problem = check_parent(source) if isinstance(source, str) and re.search("^[.~]|[/:]", source) else None
     return [_finding(document, at, *problem)] if problem else []
 
 
@@ -118,9 +120,11 @@ def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
     """Return (what, expected, got, remedy) if a parent's reference can't be right, else None."""
     if isinstance(parent, dict):
         weights = parent.get("weights")
-        if weights and not weights.endswith(".safetensors"):
+        if not isinstance(weights, str):
+            return None
+        if not weights.endswith(".safetensors"):
             return "not safetensors", "a .safetensors file", weights, _convert(Path(weights))
-        if weights and not Path(weights).is_file():
+        if not Path(weights).is_file():
             return "no such file", "a .safetensors file", weights, "check the path"
         return None
     if not is_local(parent):

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from mega_hf.baselines import BASELINES
-from mega_hf.errors import RunError
+from mega_hf.errors import MegaError, RunError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
-from mega_hf.hf.card import render_card
+from mega_hf.hf.card import card_there, render_card
+from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
 from mega_hf.hf.models import OpenModel, open_model
+from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal
@@ -119,16 +121,27 @@ def write_report(
 
 def write_run_files(folder: Path, record: dict[str, Any]) -> None:
     """Write plots and card, and last result.json: where it is, the run is finished."""
-    write_card(MergeResult(record, folder))
+    write_card(MergeResult(record, folder), overwrite=True)
     write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_card(result: MergeResult) -> None:
-    """Write the card and its plots into the run folder."""
+def write_card(result: MergeResult, overwrite: bool = False) -> None:
+    """Write the card and its plots into the run folder; what was written by hand into the card stays.
+
+    Args:
+        result: what the card tells of.
+        overwrite: replace the whole card.
+
+    Raises:
+        HubError: a generated part of the card was changed by hand.
+    """
+    file, card = result.folder / "README.md", render_card(result)
+    there = card_there(result)
+    card = update_card(card, [there]) if there and not overwrite else card
     write_whole(result.folder / "fitness.png", plot_fitness(result.record))
     if result.has_tree:
         write_whole(result.folder / "tree.png", plot_tree(result.record))
-    write_whole(result.folder / "README.md", render_card(result).encode())
+    write_whole(file, card.encode())
 
 
 def _save_baselines(parents: Parents, scratch: Path) -> None:
@@ -213,13 +226,16 @@ def make_record(
         "library": parents.model.library,
         "architecture": parents.model.structure.get("architecture", ""),
         "parameters": root.record["parameters"],
-        "recipe": portable(finding),
+        "channels": parents.model.picture_shape[0],
+        "recipe": _portable(finding),
         "models": models,
         "paired": paired,
         "search": nodes[-1]["search"],
         "history": nodes[-1]["history"],
         "nodes": nodes,
-        "parents": [{"name": p.name, **p.source, "sha256": p.sha256} for p in parents.identities.values()],
+        "parents": [
+            {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256} for p in parents.identities.values()
+        ],
         "data": {
             "source": splits.source, "classes": splits.classes, "matched": parents.matched,
             "shared_pictures": splits.shared_pictures,
@@ -238,30 +254,33 @@ def make_record(
     }  # fmt: skip
 
 
-def portable(finding: Finding) -> dict[str, Any]:
-    """Return the recipe with local folders replaced by {local: NAME, sha256}."""
-    tree = finding.recipe.to_dict()
+def _portable(finding: Finding) -> dict[str, Any]:
+    """Return the recipe with {local: NAME, sha256} in the place of each local folder and file."""
+    tree, identities = finding.recipe.to_dict(), finding.parents.identities
     if "local" in finding.splits.source:
         tree["data"]["path"] = {**finding.splits.source, "sha256": finding.splits.digests}
-    identities = finding.parents.identities
+
+    def hide(block: dict[str, Any], key: str, name: str = "") -> None:
+        place = block.get(key)
+        if isinstance(place, str) and is_local(place):
+            known = identities[name].sha256 if name in identities else _digest(finding.recipe, name, place)
+            block[key] = {"local": Path(place).name} | ({"sha256": known} if known else {})
+
     for name, written in tree["parents"].items():
-        source, sha256 = (identities[name].source, identities[name].sha256) if name in identities else ({}, "")
-        if "local" in source:
-            tree["parents"][name] = {"local": source["local"], "sha256": sha256}
-        elif "weights" in source:
-            written["weights"] = {"local": source["weights"], "sha256": sha256}
-        elif isinstance(written, dict):
-            _hide_folder(written.get("train", written), "from", "weights")
-        else:
-            _hide_folder(tree["parents"], name)
-    _hide_folder(tree["train"] or {}, "from")
+        hide(tree["parents"], name, name)
+        if isinstance(written, dict):
+            hide(written, "weights", name)
+            hide(written.get("train", {}), "from")
+    hide(tree["train"] or {}, "from")
     return tree
 
 
-def _hide_folder(block: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        if isinstance(block.get(key), str) and is_local(block[key]):
-            block[key] = {"local": Path(block[key]).name}
+def _digest(recipe: Recipe, name: str, place: str) -> str | None:
+    """Return the digest of a model that others were only trained from; None if it can't be read any more."""
+    try:
+        return open_parent(name, recipe.parents.get(name, place)).parent.sha256
+    except MegaError:
+        return None
 
 
 def _file_digest(path: Path) -> str:

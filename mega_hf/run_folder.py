@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mega_hf import strict_yaml
+from mega_hf.absent import is_found_again
 from mega_hf.changes import changed_nodes, changed_trainings, fill_open, names_of_pinned
 from mega_hf.errors import RunError
 from mega_hf.journal import NAME as JOURNAL
@@ -83,6 +84,8 @@ class RunFolder:
         filled = fill_open(recipe, known, _names(body) if is_ours else {})
         if is_ours and filled.sha256 == known.sha256:
             return known
+        if is_ours and is_found_again(filled.to_dict(), known.to_dict()):
+            return filled  # a copy of someone's run, with places for what was local there
         if not update:
             self._refuse_other(known, filled)
         return filled
@@ -126,9 +129,7 @@ class RunFolder:
                 self.drop_report()
             else:  # the same recipe, with revisions that an earlier part did not need
                 digest = head.removeprefix(_HEAD).partition(_HOLDS)[0]
-        content = _with_names(names, content)
-        holds = hashlib.sha256(content.encode()).hexdigest()
-        write_whole(stored, f"{_HEAD}{digest}{_HOLDS}{holds}\n{content}".encode())
+        write_whole(stored, _stamped(digest, _with_names(names, content)))
 
     def drop_report(self) -> None:
         """Remove result, card and plots, the result first: without it the run is not finished."""
@@ -139,12 +140,17 @@ class RunFolder:
         """Remove the intermediate models; the journal can make each again without an evaluation."""
         remove(self.path / "nodes")
 
-    def finished(self, recipe: Recipe) -> MergeResult | None:
-        """Return the result of this recipe if there is one, and the merged models are still as they were saved."""
-        if not (self.path / RESULT).is_file():
+    def finished(self) -> MergeResult | None:
+        """Return the result of the folder's recipe if there is one and the merged models are still as they were saved.
+
+        Whether it is the recipe that is asked for, `check` has said.
+        """
+        stored = self.path / "recipe.yaml"
+        if not (self.path / RESULT).is_file() or not stored.is_file():
             return None
         result = MergeResult.load(self.path)
-        if result.record["digests"]["recipe"] != recipe.sha256:
+        known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
+        if result.record["digests"]["recipe"] != known.sha256:
             return None
         if "nodes" not in result.record:
             return None  # of an early release
@@ -180,6 +186,19 @@ def _names(body: str) -> dict[str, str]:
     """Return what the pinned revisions were called in the recipe that was asked for."""
     first = body.partition("\n")[0]
     return json.loads(first.removeprefix(_NAMES)) if first.startswith(_NAMES) else {}
+
+
+def _stamped(asked: str, content: str) -> bytes:
+    """Return a run's recipe.yaml: which recipe was asked for, what it became, and a digest that shows changes."""
+    holds = hashlib.sha256(content.encode()).hexdigest()
+    return f"{_HEAD}{asked}{_HOLDS}{holds}\n{content}".encode()
+
+
+def other_recipe(stored: Path, content: str) -> bytes:
+    """Return a run's recipe.yaml with another recipe in it, for a copy: what was asked for, by which names, stays."""
+    head, body = _split(stored)
+    asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+    return _stamped(asked, _with_names(_names(body), content))
 
 
 def _with_names(names: dict[str, str], content: str) -> str:
@@ -223,8 +242,12 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".mega-{path.name}")
     remove(temporary)
-    fill(temporary)
-    for file in temporary.iterdir():
+    try:
+        fill(temporary)
+    except BaseException:
+        remove(temporary)
+        raise
+    for file in [path for path in temporary.rglob("*") if path.is_file()]:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     remove(path)

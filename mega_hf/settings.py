@@ -226,6 +226,15 @@ def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:
     return {name: node.parents for name, node in nodes.items()}
 
 
+class Push(Strict):
+    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own recipe holds it."""
+
+    repo: Annotated[str, Field(min_length=1)]
+    private: bool = False
+    branch: str | None = None
+    license: str | None = None
+
+
 class Evaluation(Strict):
     """How individuals are measured. `batch_size: null` takes 128 on a CPU and 512 on a GPU.
 

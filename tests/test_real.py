@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mega_hf import MergeResult
+from tests.commands import commands
+from tests.hub_server import serve
 
 SHARED = Path(__file__).parents[2] / "shared"
 DATA, ZOO = SHARED / "data" / "cifar10", SHARED / "zoo"
@@ -72,3 +74,39 @@ def test_a_tree_of_real_fine_tunes_and_one_that_is_trained_from_them(tmp_path: P
         words = ["--data", DATA, "--split", "test[:1000]", "--json"]
         measured = json.loads(mega("evaluate", tmp_path / "out" / "nodes" / name, *words).out)
         assert measured["correct"] == models[name]["test"]["correct"]
+
+
+STRANGER = """
+import datasets, timm, torch
+import mega_hf.hf.cifar_resnet
+model = timm.create_model("hf-hub:me/merged", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+test = datasets.load_dataset("uoft-cs/cifar10", split="test").select(range(1000))
+with torch.inference_mode():
+    answers = model(torch.stack([transform(picture) for picture in test["img"]])).argmax(dim=1)
+names, given = model.pretrained_cfg["label_names"], test.features["label"].names
+print(sum(names[answer] == given[label] for answer, label in zip(answers.tolist(), test["label"])))
+"""
+
+
+def test_real_parents_from_a_hub_and_back_to_it(tmp_path: Path) -> None:
+    """CIFAR-10 as uoft-cs/cifar10, two fine-tunes; pulled, merged, pushed, and counted again by a stranger."""
+    token = "hf_" + "Real" * 9
+    with serve() as hub:
+        hub.add_user("me", token=token)
+        hub.add("datasets", "uoft-cs/cifar10", DATA)
+        for name in ("tune1", "tune2"):
+            hub.add("models", f"org/{name}", ZOO / f"resnet20-{name}")
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": token}
+        splits = ["--data", "uoft-cs/cifar10", "--validation", "train[49000:]", "--test", "test[:1000]"]
+        push = ["--push", "me/merged", "--set", "push.license=mit", "--out", "run", "--quiet"]
+        with commands(tmp_path, environment) as run:
+            settings = [word for setting in SETTINGS for word in ("--set", setting)]
+            answer = run("merge", "org/tune1", "org/tune2", *splits, *push, *settings)
+            assert answer.code == 0, answer.err
+        record = MergeResult.load(tmp_path / "run").record
+        assert record["data"]["source"]["hub"] == "uoft-cs/cifar10"
+        other = os.environ | environment | {"HF_HOME": str(tmp_path / "other")}
+        done = subprocess.run([sys.executable, "-c", STRANGER], env=other, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout.split()[-1]) == record["models"][-1]["test"]["correct"]

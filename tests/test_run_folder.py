@@ -186,8 +186,8 @@ def test_leftovers_of_a_killed_run_are_cleaned(out):
 
 
 def test_a_run_without_a_result_is_not_finished(out):
-    assert _made(out).finished(_recipe()) is None
-    assert RunFolder(out / "none").finished(_recipe()) is None
+    assert _made(out).finished() is None
+    assert RunFolder(out / "none").finished() is None
 
 
 def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
@@ -199,15 +199,14 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     (out / "result.json").write_text(json.dumps(record))
     journal = Journal(out / "journal.jsonl")
     journal.node("a+b", "key").finish({"folder": folder_digest(out / "merged")})
-    assert folder.finished(_recipe()).record["digests"]["file"] == digest
-    assert folder.finished(_recipe(seed=7)) is None, "the result of another recipe"
+    assert folder.finished().record["digests"]["file"] == digest
     (out / "merged" / "config.json").write_text("{}")
-    assert folder.finished(_recipe()) is None, "there is something else in it now"
+    assert folder.finished() is None, "there is something else in it now"
     remove(out / "merged" / "config.json")
     (out / "merged" / "model.safetensors").write_bytes(b"weightz")
-    assert folder.finished(_recipe()) is None
+    assert folder.finished() is None
     remove(out / "merged")
-    assert folder.finished(_recipe()) is None
+    assert folder.finished() is None
 
 
 def test_the_digest_of_a_file_is_its_sha256(tmp_path):

@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mega_hf import strict_yaml
+from mega_hf.absent import absent_keys
+from mega_hf.hf.card_update import Card, dump_front, seal, split_card
+from mega_hf.hf.licences import agreed_licence, licence_of
 from mega_hf.result import MergeResult, format_p
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 def render_card(result: MergeResult) -> str:
-    """Return the card, front matter included."""
+    """Return the card, front matter included: of a pushed run's record, as it stands in its repository."""
     record = result.record
-    text = _TEMPLATE.read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _metadata(record, result.report.merged),
-        template_str=text,
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
         title=escape(record["name"]),
         r=record,
+        repository=record.get("repository"),
+        colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         verdict=escape(result.report.verdict),
         p=format_p(record["paired"]["p"]),
         own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
         recipe=strict_yaml.dump(record["recipe"]),
-        local=list(_local(record["recipe"])),
+        local=[".".join(key) for key in absent_keys(record["recipe"])],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
+        data_source=_data_source,
         escape=escape,
     )
-    return str(card).rstrip() + "\n"
+    front, body = split_card(str(card))
+    return f"---\n{dump_front(front)}---\n\n{seal(body)}"
+
+
+def card_there(result: MergeResult) -> Card | None:
+    """Return the card that lies in the run folder; None if there is none, or it does not show what was generated."""
+    file = result.folder / "README.md"
+    if not file.is_file():
+        return None
+    card = Card(file.read_text(encoding="utf-8"), split_card(render_card(result))[0], str(file))
+    return card if card.is_marked else None
 
 
 def draw_mermaid(record: dict[str, Any]) -> str:
@@ -51,15 +66,6 @@ def draw_mermaid(record: dict[str, Any]) -> str:
     for node in record["nodes"]:
         lines += [f"  {keys[parent]} --> {keys[node['name']]}" for parent in node["parents"]]
     return "\n".join(lines)
-
-
-def _local(block: dict[str, Any], *above: str) -> Iterator[str]:
-    """Yield the keys of a recipe that held a path, which a card never shows."""
-    for key, value in block.items():
-        if isinstance(value, dict) and value.keys() in ({"local"}, {"local", "sha256"}):
-            yield ".".join((*above, key))
-        elif isinstance(value, dict):
-            yield from _local(value, *above, key)
 
 
 def escape(text: object) -> str:
@@ -83,8 +89,9 @@ def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
     ]  # fmt: skip
     return ModelCardData(
         base_model=list(dict.fromkeys(hub)) or None,
-        base_model_relation="merge" if hub else None,
+        base_model_relation="merge",
         library_name=record["library"],
+        **(record.get("licence") or agreed_licence({p["name"]: licence_of(p) for p in record["parents"]}) or {}),
         pipeline_tag="image-classification",
         tags=["merge", "mega", "mega-hf"],
         datasets=[data["hub"]] if "hub" in data else None,
@@ -95,12 +102,25 @@ def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
 
 
 def _source(parent: dict[str, Any]) -> str:
-    """Say where a parent came from, never by a path."""
+    """Say where a parent came from, never by a path; and its licence, if it has one."""
+    licence = parent.get("license_name") or parent.get("license")
+    under = f" ({escape(licence)})" if licence else ""
     if "hub" in parent:
-        return f"[{escape(parent['hub'])}](https://huggingface.co/{parent['hub']}) at `{parent['revision'][:12]}`"
+        return f"{_link(parent['hub'])} at `{parent['revision']}`{under}"
     if "train" in parent:
         train = parent["train"]
         start = f", starting at {escape(train['from'])}" if "from" in train else ""
         epoch = f", as it was after epoch {train['epoch']}" if "epoch" in train else ""
         return f"trained here from seed {train['seed']}{start}{epoch}"
-    return f"local: {escape(parent.get('local') or parent.get('weights'))}"
+    return f"local: {escape(parent.get('local') or parent.get('weights'))}{under}"
+
+
+def _data_source(source: dict[str, Any]) -> str:
+    """Say where the data set came from, never by a path."""
+    if "hub" in source:
+        return f"{_link(source['hub'], 'datasets/')} at `{source['revision']}`"
+    return f"local: {escape(source['local'])}"
+
+
+def _link(repository: str, kind: str = "") -> str:
+    return f"[{escape(repository)}](https://huggingface.co/{kind}{quote(repository)})"

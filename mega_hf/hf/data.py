@@ -9,9 +9,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-from huggingface_hub.errors import GatedRepoError
 
 from mega_hf.errors import DataError
+from mega_hf.hf.refusals import explain, is_of_hub, set_timeout
 from mega_hf.hf.rows import Split, check_labels, hash_rows, select_rows
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import Data, Sample
@@ -87,22 +87,21 @@ def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]
     # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on the network.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        revision = data.revision
+        revision = None
         if not is_local(data.path):
             from huggingface_hub import resolve_revision
 
+            set_timeout()
             revision = resolve_revision(data.path, revision=data.revision, repo_type="dataset").resolved
         whole = datasets.load_dataset(data.path, data.name, revision=revision)
     except Exception as error:  # datasets raises whatever its readers met
-        remedy = "check the name and the network; a folder works too: data.path: ./FOLDER"
-        if isinstance(error, GatedRepoError) or "gated dataset" in str(error):
-            remedy = "ask for access on its page, then: hf auth login"
-        if is_local(data.path):
-            remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"
+        what, expected = "the data set can't be read", "a data set"
         got = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(
-            "the data set can't be read", where=where, expected="a data set", got=got, remedy=remedy
-        ) from None
+        remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"
+        if not is_local(data.path) and is_of_hub(error):  # else it is the files' own fault
+            reason, remedy = explain(error, f"datasets/{data.path}", data.revision or "main")
+            what, expected, got = f"{what}: {reason}", "a data set on the Hub, or ./FOLDER", data.path
+        raise DataError(what, where=where, expected=expected, got=got, remedy=remedy) from None
     source: dict[str, Any] = {"local": Path(data.path).name}
     if not is_local(data.path):
         _refuse_other_revision(whole, str(revision), where)

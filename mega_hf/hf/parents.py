@@ -9,15 +9,9 @@ from typing import Any
 
 import timm
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from mega_hf.errors import ParentError
+from mega_hf.hf.licences import read_licence
 from mega_hf.hf.models import (
     OpenModel,
     build_timm,
@@ -27,13 +21,15 @@ from mega_hf.hf.models import (
     timm_structure,
     unweighted_model,
 )
+from mega_hf.hf.refusals import explain, set_timeout
 from mega_hf.hf.stored import read_dtypes, stored_dtypes
 from mega_hf.recipe_checks import check_parent, is_local
 from mega_hf.settings import ParentRef, TrainedParent, WeightsParent
 from mega_hf.weights.space import build_space, difference, digest
 
-_FILES = ["*.json", "*.safetensors"]
-_OFFLINE = "check the network, or download the repository elsewhere and give its folder: ./FOLDER"
+_DESCRIPTION = ["*.json", "README.md"]  # its card says under which licence it is
+_WEIGHTS = ["*.safetensors"]
+_BELOW = ["*/*"]  # checkpoints of a training, a merge's nodes, other formats: never the model itself
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class Parent:
     name: str
     sha256: str  # of its state dict: names, dtypes, shapes, bytes
     source: dict[str, Any]  # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
+    licence: dict[str, Any] | None = None  # as its card's front matter has it: {license}, perhaps with name and link
 
 
 def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
@@ -66,9 +63,12 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
     if is_local(reference):
         return Path(reference), reference
     repository, _, revision = _hub_repository(reference).partition("@")
-    wanted = _FILES[:1] if only_configuration else _FILES
+    set_timeout()
+    wanted = _DESCRIPTION if only_configuration else _DESCRIPTION + _WEIGHTS
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+        folder = Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_BELOW)
+        )
     except Exception as error:
         raise _explain(error, repository, revision, name or reference) from None
     problem = check_parent(str(folder))
@@ -113,7 +113,8 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         model = open_model(folder, name)
         repository, _, commit = pinned.partition("@")
         source = {"local": folder.name} if is_local(reference) else {"hub": repository, "revision": commit}
-    return OpenParent(Parent(name, digest(model.state()), source), model, pinned)
+    licence = read_licence(model.folder) if isinstance(reference, str) else None
+    return OpenParent(Parent(name, digest(model.state()), source, licence), model, pinned)
 
 
 def _training(name: str, reference: TrainedParent) -> dict[str, Any]:
@@ -226,28 +227,8 @@ def _hub_repository(reference: str) -> str:
 
 def _explain(error: Exception, repository: str, revision: str, name: str) -> ParentError:
     """Say what the Hub's client met, and what to do about it."""
-    at = f"{name}: " if name != repository else ""
+    what, remedy = explain(error, repository, revision)
     if Path(repository).is_dir():
-        what, remedy = (
-            "taken for a repository on the Hub, which did not answer",
-            f"to mean the folder, write ./{repository}",
-        )
-    elif isinstance(error, GatedRepoError):
-        what, remedy = "the repository is gated", f"ask for access on its page, then: hf auth login ({repository})"
-    elif isinstance(error, RepositoryNotFoundError):
-        what, remedy = "no such repository, or it is private", "check the name; for a private one: hf auth login"
-    elif isinstance(error, RevisionNotFoundError):
-        what, remedy = f"the repository has no revision {revision}", "a branch, a tag or a commit of it"
-    elif isinstance(error, HFValidationError):
-        what, remedy = "not a repository's name", "ORG/NAME, or ./FOLDER"
-    elif isinstance(error, HfHubHTTPError):
-        what, remedy = f"the Hub answered with an error: {_first_line(error)}", "try again later"
-    else:
-        what, remedy = f"the Hub can't be reached ({type(error).__name__})", _OFFLINE
-    return ParentError(
-        f"{at}{what}", expected="a model on the Hub", got=f"{repository}@{revision or 'main'}", remedy=remedy
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        what, remedy = f"taken for a repository on the Hub: {what}", f"to mean the folder, write ./{repository}"
+    got, at = f"{repository}@{revision or 'main'}", f"{name}: " if name != repository else ""
+    return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, remedy=remedy)

@@ -1,0 +1,93 @@
+"""Licences: what a model's card says of its own, and what a merge of several may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import metadata_load
+
+from mega_hf.errors import HubError
+
+_KEYS = ("license", "license_name", "license_link")
+
+# The identifiers that the Hub takes, https://huggingface.co/docs/hub/repositories-licenses
+_IDENTIFIERS = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c
+    ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa
+    unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1
+    llama3.2 llama3.3 llama4 grok2-community gemma unknown other"""
+KNOWN = frozenset(_IDENTIFIERS.split())
+
+
+def read_licence(folder: Path | None) -> dict[str, Any] | None:
+    """Return what the front matter of a model's card says of its licence, if there is a card and it says so."""
+    card = folder / "README.md" if folder is not None else None
+    if card is None or not card.is_file():
+        return None
+    try:
+        front = metadata_load(card)
+    except (ValueError, UnicodeDecodeError, yaml.YAMLError):  # another's card may hold anything
+        return None
+    return licence_of(front) if isinstance(front, dict) else None
+
+
+def licence_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the licence in a card's front matter, with its name and link where they stand there."""
+    return {key: front[key] for key in _KEYS if front.get(key)} if front.get("license") else None
+
+
+def agreed_licence(licences: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the licence of models, by name, if each has one and it is the same."""
+    distinct = list(licences.values())
+    return distinct[0] if distinct and all(one == distinct[0] for one in distinct) else None
+
+
+def choose_licence(
+    given: str | None, licences: Mapping[str, dict[str, Any] | None], there: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the licence under which a merge is pushed; none is ever guessed.
+
+    Args:
+        given: what the user asked for, if anything.
+        licences: what each parent's card says.
+        there: the front matter of the card in the repository, if it has one.
+
+    Raises:
+        HubError: the parents do not agree and nobody said what holds, or the Hub knows no such licence.
+    """
+    theirs = licence_of(there or {})
+    if given is not None:
+        if given not in KNOWN:
+            raise HubError(
+                "no licence that the Hub knows", expected="e.g. apache-2.0, mit, cc-by-4.0, unknown", got=given,
+                remedy="--license with an identifier of https://huggingface.co/docs/hub/repositories-licenses",
+            )  # fmt: skip
+        named = theirs if theirs is not None and theirs["license"] == given else {"license": given}
+        if given == "other" and "license_name" not in named:
+            remedy = "write license: other, license_name and license_link into the card there first"
+            raise HubError(
+                "a licence of its own needs a name", expected="license_name in the repository's card", got="none",
+                remedy=remedy,
+            )  # fmt: skip
+        return named
+    agreed = agreed_licence(licences)
+    if agreed is not None and theirs in (None, agreed):
+        return agreed
+    said = [f"{name}: {_show(one)}" for name, one in licences.items()]
+    said += [f"the repository's card: {_show(theirs)}"] if theirs is not None else []
+    raise HubError(
+        "under which licence?", expected="one that all parents have, or --license", got="; ".join(said),
+        remedy="--license LICENCE (or push.license in the recipe), once you know what the parents allow",
+    )  # fmt: skip
+
+
+def _show(licence: dict[str, Any] | None) -> str:
+    return "none" if licence is None else str(licence.get("license_name") or licence["license"])

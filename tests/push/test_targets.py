@@ -1,0 +1,84 @@
+"""Who may push, where to, and what a push leaves there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Commands
+from tests.hub_server import Hub
+from tests.push.checks import MIT, READER, TOKEN, commits, folder, refused
+
+
+def test_nobody_is_logged_in(run: Commands, hub: Hub, name: str) -> None:
+    run.set(HF_TOKEN=None)
+    refused(run("push", "run", name, *MIT), "nobody is logged in", "hf auth login")
+    assert commits(hub, name) == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "target", "said"),
+    [
+        ("hf_" + "Nobody" * 6, "me/x", "does not know this token"),
+        (READER, "reader/x", "refuses this to this account"),
+        (TOKEN, "others/x", "refuses this to this account"),
+        (TOKEN, "me", "not a repository's name"),
+        (TOKEN, "me/a b", "not a repository's name"),
+        (TOKEN, "./run", "not a repository's name"),
+    ],
+)
+def test_who_may_not_push_is_told_why(run: Commands, hub: Hub, token: str, target: str, said: str) -> None:
+    run.set(HF_TOKEN=token)
+    answer = run("push", "run", target, *MIT)
+    refused(answer, said)
+    assert token not in answer.err
+    assert ("models", target) not in hub.repositories
+
+
+def test_a_team_of_ones_own(run: Commands, hub: Hub) -> None:
+    assert run("push", "run", "team/x", *MIT).code == 0
+    assert commits(hub, "team/x") == 1
+
+
+def test_private_is_private_and_never_public(run: Commands, hub: Hub, name: str) -> None:
+    assert run("push", "run", name, *MIT, "--private").code == 0
+    assert hub.repositories["models", name].private
+    assert run("push", "run", name, *MIT).code == 0, "what is there stays as it is"
+    assert hub.repositories["models", name].private
+    assert run("push", "run", name + "-open", *MIT).code == 0
+    refused(run("push", "run", name + "-open", *MIT, "--private"), "the repository is public")
+
+
+def test_a_branch_is_made(run: Commands, hub: Hub, name: str) -> None:
+    for again in (False, True):
+        answer = run("push", "run", name, *MIT, "--branch", "exp/1")
+        assert answer.code == 0, answer.err
+        assert ("already" in answer.out) == again
+    repository = hub.repositories["models", name]
+    assert "model.safetensors" in repository.files("exp/1")
+    assert "model.safetensors" not in repository.files("main")
+
+
+def test_a_message_of_ones_own(run: Commands, hub: Hub, name: str) -> None:
+    assert run("push", "run", name, *MIT, "--message", "My words").code == 0
+    assert b"My words" in b"".join(hub.bodies)
+
+
+def test_the_run_folder_must_be_one(run: Commands, tmp_path: Path, name: str) -> None:
+    refused(run("push", tmp_path, name, *MIT), "no finished run")
+    shutil.copytree(folder(run), tmp_path / "changed")
+    (tmp_path / "changed" / "merged" / "config.json").write_text("{}")
+    refused(run("push", tmp_path / "changed", name, *MIT), "changed since")
+
+
+def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str) -> None:
+    asked = len(hub.requests)
+    answer = run("push", "run", name, *MIT, "--dry-run")
+    assert answer.code == 0, answer.err
+    for part in (name, "would be made", "model.safetensors", "README.md", "license mit", "Nothing was sent"):
+        assert part in answer.out
+    assert not [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
+    assert ("models", name) not in hub.repositories
+    refused(run("push", "run", name, "--dry-run"), "under which licence")

@@ -1,0 +1,107 @@
+"""Recipes that were run with local files elsewhere: read, compared, and run again once these are found."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mega_hf.absent import absent_keys, is_found_again, mark, refuse_absent, unmark
+from mega_hf.errors import RecipeError
+from mega_hf.recipe import Recipe
+from tests import tiny, trainings
+
+SHA = "0" * 64
+
+
+def portable() -> dict[str, Any]:
+    return {
+        "name": "x",
+        "data": {"path": {"local": "pictures", "sha256": {"validation": SHA, "test": SHA}}},
+        "parents": {
+            "a": {"local": "a", "sha256": SHA},
+            "b": {"arch": "resnet18", "num_classes": 3, "weights": {"local": "b.safetensors", "sha256": SHA}},
+            "c": {"train": {"seed": 1, "arch": "resnet18"}},
+            "d": {"train": {"seed": 1, "from": {"local": "start", "sha256": SHA}}},
+            "e": {"train": {"seed": 2, "from": "a"}},
+        },
+        "merges": {"x": {"parents": ["b", "c", "d", "e"]}},
+    }
+
+
+KEYS = ["data.path", "parents.a", "parents.b.weights", "parents.d.train.from"]
+
+
+def test_such_a_recipe_is_read_and_written_as_it_is() -> None:
+    recipe = Recipe.from_dict(portable())
+    tree = recipe.to_dict()
+    assert tree["data"]["path"] == portable()["data"]["path"]
+    assert tree["parents"]["a"] == portable()["parents"]["a"]
+    assert tree["parents"]["b"]["weights"]["local"] == "b.safetensors"
+    assert tree["parents"]["d"]["train"]["from"] == {"local": "start", "sha256": SHA}
+    assert Recipe.from_dict(tree).sha256 == recipe.sha256
+    assert [".".join(key) for key in absent_keys(tree)] == KEYS
+
+
+def test_another_digest_is_another_recipe() -> None:
+    other = portable()
+    other["parents"]["a"]["sha256"] = "1" * 64
+    assert Recipe.from_dict(other).sha256 != Recipe.from_dict(portable()).sha256
+
+
+def test_marks_are_undone() -> None:
+    assert unmark(mark(portable())) == portable()
+    assert mark({"a": "b", "c": [{"local": 1}], "d": {"local": "x", "other": 1}}) == {
+        "a": "b", "c": [{"local": 1}], "d": {"local": "x", "other": 1},
+    }  # fmt: skip
+
+
+def test_running_it_says_what_to_add() -> None:
+    with pytest.raises(RecipeError) as caught:
+        refuse_absent(Recipe.from_dict(portable()).to_dict())
+    for key in KEYS:
+        assert f"--set {key}=PATH" in str(caught.value)
+
+
+def test_a_place_for_each_makes_it_the_same_again() -> None:
+    known = Recipe.from_dict(portable()).to_dict()
+    found = copy.deepcopy(known)
+    found["data"]["path"], found["parents"]["a"] = "/pictures", "/a"
+    assert is_found_again(found, known)
+    found["merge"]["seed"] = 7
+    assert not is_found_again(found, known)
+    found = copy.deepcopy(known)
+    found["parents"]["b"] = "/models/b"  # another form of parent
+    assert not is_found_again(found, known)
+    found = copy.deepcopy(known)
+    found["parents"] = dict(reversed(found["parents"].items()))
+    assert not is_found_again(found, known), "the order of the parents decides"
+
+
+@pytest.mark.parametrize("command", ["merge", "merge --dry-run", "train"])
+def test_every_command_says_so(command: str, data: Path, tmp_path: Path, mega) -> None:
+    tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}})
+    tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"name": "x", **tree}))
+    name, *options = command.split()
+    answer = mega(name, file, *options, *([] if options else ["--out", tmp_path / "out"]))
+    assert answer.code == 2
+    assert "--set data.path=PATH" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    tree = pair.recipe()
+    tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
+    tree["parents"]["a"] = {"local": "a", "sha256": SHA}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    places = ["--set", f"data.path={pair.data}", "--set", f"parents.a={pair.a}"]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places)
+    assert answer.code == 0, answer.err
+    missing = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places[:2], "--set", "parents.a=./nowhere")
+    assert missing.code == 2
+    assert "no such parent folder" in missing.err
