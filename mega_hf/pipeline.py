@@ -139,6 +139,7 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     with run.time("parents"):
         parents, recipe = _gather(asked, recipe, leaves, splits, run)
     notices = [*splits.notices]
+    notices += recipe.others(_digests(parents, splits))
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
     for notice in notices if run.processes.is_main else ():
         logger.warning(notice)
@@ -162,6 +163,13 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
     return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
+
+
+def _digests(parents: Parents, splits: Splits) -> dict[str, Any]:
+    """Return the digests of parents and data under the keys of a recipe that names them."""
+    found = {name: parent.sha256 for name, parent in parents.identities.items()}
+    keys = {f"parents.{name}{inner}": sha256 for name, sha256 in found.items() for inner in ("", ".weights")}
+    return keys | {"data.path": {split: splits.digests[split] for split in ("validation", "test")}}
 
 
 def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any]:

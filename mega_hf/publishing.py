@@ -76,32 +76,23 @@ def push(
     Raises:
         MegaError: something can't be pushed, or the Hub did not take it; the run folder is as it was.
     """
-    result = run if isinstance(run, MergeResult) else MergeResult.load(run)
-    target = Target(repository, private, branch, create_pr, message or _title(result))
-    _refuse_parent(result, repository)
-    hub.check_account(target)
-    packing = _Packing(result, target, license, with_nodes, overwrite_card)
-    packing.files(_nothing(target))  # what would stop it in any case, before the Hub is asked
+    packing = _prepare(
+        run, repository, private=private, create_pr=create_pr, branch=branch, message=message, license=license,
+        with_nodes=with_nodes, overwrite_card=overwrite_card,
+    )  # fmt: skip
     logger.info("pushing to %s", repository)
-    digest = result.record["digests"]["file"]
-    return hub.send(target, packing.files, f"SHA-256 of the weights: {digest}")
+    digest = packing.result.record["digests"]["file"]
+    return hub.send(packing.target, packing.files, f"SHA-256 of the weights: {digest}")
 
 
-def plan_push(
-    run: str | Path, repository: str, *, license: str | None = None, with_nodes: bool = False,
-    overwrite_card: bool = False, **where: Any,
-) -> Plan:  # fmt: skip
+def plan_push(run: str | Path | MergeResult, repository: str, **options: Any) -> Plan:
     """Check everything that `push` would, and say what it would send; nothing is sent. Args: as `push`."""
-    result = MergeResult.load(run)
-    target = Target(repository, **{**where, "message": where.get("message") or _title(result)})
-    _refuse_parent(result, repository)
-    hub.check_account(target)
+    packing = _prepare(run, repository, **options)
     with saying(repository):
-        remote = hub.look(target)
-    packing = _Packing(result, target, license, with_nodes, overwrite_card)
+        remote = retry(lambda: hub.look(packing.target))
     files = packing.files(remote)
-    state = "would be made" if not remote.exists else "is there"
-    return Plan(target, files, str(packing.licence.get("license")), state)
+    state = "is there" if remote.exists else "would be made"
+    return Plan(packing.target, files, str(packing.licence["license"]), state)
 
 
 def pull(repository: str, out: str | Path | None = None) -> MergeResult:
@@ -175,25 +166,30 @@ class _Packing:
         return files
 
 
-def _generated(remote: Remote) -> dict[str, Any]:
-    """Return the front matter that the card there was generated with, if a run's record lies beside it."""
-    try:
-        return split_card(render_card(MergeResult(json.loads(remote.record or ""), Path())))[0]
-    except (MegaError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _nothing(target: Target) -> Remote:
-    return Remote(target.branch or "main", None, exists=False)
-
-
-def _refuse_parent(result: MergeResult, repository: str) -> None:
+def _prepare(
+    run: str | Path | MergeResult, repository: str, *, private: bool = False, create_pr: bool = False,
+    branch: str | None = None, message: str | None = None, license: str | None = None, with_nodes: bool = False,
+    overwrite_card: bool = False,
+) -> _Packing:  # fmt: skip
+    """See who pushes what, and where to."""
+    result = run if isinstance(run, MergeResult) else MergeResult.load(run)
     for parent in result.record["parents"]:
         if parent.get("hub") == repository:
             raise HubError(
                 f"that is the parent {parent['name']}", expected="a repository of the merge's own", got=repository,
                 remedy="another ORG/NAME",
             )  # fmt: skip
+    target = Target(repository, private, branch, create_pr, message or _title(result))
+    hub.check_account(target)
+    return _Packing(result, target, license, with_nodes, overwrite_card)
+
+
+def _generated(remote: Remote) -> dict[str, Any]:
+    """Return the front matter that the card there was generated with, if a run's record lies beside it."""
+    try:
+        return split_card(render_card(MergeResult(json.loads(remote.record or ""), Path())))[0]
+    except (MegaError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _title(result: MergeResult) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from mega_hf import absent, recipe_checks, strict_yaml, tree
 from mega_hf.errors import RecipeError
@@ -49,6 +49,7 @@ class Recipe(Strict):
     order: Literal["listed", "accuracy"] = "listed"  # who is paired with whom
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
+    _expected: dict[str, Any] = PrivateAttr(default_factory=dict)  # digests of what is given anew in a portable recipe
     push: Push | None = None  # left out of digests and of what a run keeps: a rerun by others must not push
 
     @model_validator(mode="before")
@@ -168,6 +169,15 @@ class Recipe(Strict):
             return list(self.parents)
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
+    def others(self, found: Mapping[str, Any]) -> list[str]:
+        """Return in words what was given in the place of something absent, and is not it.
+
+        Args:
+            found: key, as `parents.a` or `data.path` -> digest of what was given.
+        """
+        wrong = [key for key, sha256 in self._expected.items() if found.get(key, sha256) != sha256]
+        return [f"{key} is not what the recipe names by its digest: the weights will be others" for key in wrong]
+
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
         """Read a recipe; `overrides` are `a.b=c` texts, as of `--set`.
@@ -195,6 +205,7 @@ class Recipe(Strict):
             recipe = cls.model_validate(absent.mark(document.tree))
         except ValidationError as error:
             raise RecipeError.join(recipe_checks.all_findings(error.errors(), document)) from None
+        recipe._expected.update(document.found_again)
         if check_files:
             recipe_checks.check_files(recipe.to_dict(), document)
         return recipe

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mega_hf.absent import is_placeholder
 from mega_hf.errors import RecipeError
 
 Location = tuple[str | int, ...]
@@ -28,6 +29,7 @@ class Document:
 
     tree: dict[str, Any]
     origins: dict[Location, Origin] = field(default_factory=dict)
+    found_again: dict[str, Any] = field(default_factory=dict)  # key -> digest of what was local where this was run
 
     def origin(self, location: Location) -> Origin:
         """Return the origin of the entry at `location`, or of the nearest entry around it."""
@@ -58,6 +60,8 @@ class Document:
             if not isinstance(inner[part], dict):
                 inner[part] = {}  # a whole other form, as validation: {split: ...} over validation: train[45000:]
             inner = inner[part]
+        if is_placeholder(inner.get(path[-1])) and "sha256" in inner[path[-1]]:
+            self.found_again[key] = inner[path[-1]]["sha256"]
         inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
         self.origins = {at: origin for at, origin in self.origins.items() if at[: len(path)] != path}
         self.origins[path] = Origin(label, Path.cwd())

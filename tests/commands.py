@@ -19,7 +19,8 @@ import io, json, os, sys, time, traceback
 
 pause = time.sleep
 time.sleep = lambda seconds: pause(min(seconds, 0.02))  # what waits for a busy Hub does not wait long here
-answers, sys.stdout, sys.stderr = sys.stdout, io.StringIO(), io.StringIO()
+answers, sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w"), io.StringIO(), io.StringIO()
+os.dup2(2, 1)  # processes that a command starts print there, and not among the answers
 from mega_hf.cli import main
 
 for line in sys.stdin:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from mega_hf import MergeResult
 from mega_hf.absent import absent_keys, is_found_again, mark, refuse_absent, unmark
 from mega_hf.errors import RecipeError
+from mega_hf.portable import portable_files
 from mega_hf.recipe import Recipe
 from tests import tiny, trainings
 
@@ -105,3 +107,24 @@ def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: 
     missing = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places[:2], "--set", "parents.a=./nowhere")
     assert missing.code == 2
     assert "no such parent folder" in missing.err
+
+
+@pytest.mark.parametrize("wrong", [None, "parents.a", "data.path"])
+def test_what_is_given_is_compared_with_what_is_named(
+    wrong: str | None, copied: Path, pair: tiny.Pair, tmp_path: Path, mega, caplog
+) -> None:
+    """A stranger who makes a merge again and takes another parent is told why the weights are others."""
+    files = portable_files(MergeResult.load(copied), "me/x", {"license": "mit"})
+    recipe = files["recipe.yaml"]
+    assert isinstance(recipe, bytes)
+    (tmp_path / "recipe.yaml").write_bytes(recipe)
+    places = {"data.path": pair.data, "parents.a": pair.a, "parents.b": pair.b}
+    other = tiny.write_data(tmp_path / "data", {"train": 30, "validation": 30, "test": 30})
+    places |= {"parents.a": tiny.save_timm(tmp_path / "a", tiny.timm_model(seed=9))} if wrong == "parents.a" else {}
+    places |= {"data.path": other} if wrong == "data.path" else {}
+    words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
+    assert answer.code == 0, answer.err
+    said = f"{wrong} is not what the recipe names by its digest"
+    assert (said in caplog.text) == (wrong is not None)
+    assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (wrong is not None)

@@ -28,6 +28,7 @@ from mega_hf.hf.patience import client_speaks, retry, saying
 from mega_hf.result import NAME as RESULT
 
 # What would be loaded in the place of, or beside, what is pushed.
+_OURS = ("tree.png",)
 _STALE = ("*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
 AGAIN = "; nothing is lost: the same push goes on from there"
 _COPIED = ("*.json", "*.jsonl", "*.safetensors", "*.yaml", "*.md", "*.png")
@@ -152,22 +153,29 @@ def send(target: Target, make: Callable[[Remote], Mapping[str, Path | bytes]], d
 
     def attempt() -> Pushed:
         remote = look(target)
-        return _send_once(target, remote, make(remote), description)
+        files = make(remote)
+        if remote.commit is None:
+            _create(target, remote)
+            remote = look(target)
+            files = make(remote)
+        return _commit(target, remote, files, description)
 
     with saying(target.repository, then=AGAIN), client_speaks():
         return retry(attempt)
 
 
-def _send_once(target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str) -> Pushed:
+def _create(target: Target, remote: Remote) -> None:
+    """Make what is missing of a repository and its branch."""
+    api = _api()
+    api.create_repo(target.repository, private=target.private or None, exist_ok=True)
+    if remote.revision != "main":
+        api.create_branch(target.repository, branch=remote.revision, exist_ok=True)
+
+
+def _commit(target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str) -> Pushed:
     api, repository = _api(), target.repository
-    if not remote.exists:
-        api.create_repo(repository, private=target.private or None, exist_ok=True)
-        remote = look(target)
-    if remote.commit is None:
-        api.create_branch(repository, branch=remote.revision, exist_ok=True)
-        remote = look(target)
     is_update = remote.revision.startswith("refs/pr/")
-    stale = [path for path in remote.paths if path not in files and _is_stale(path)]
+    stale = [path for path in remote.paths if path not in files and _is_stale(path, remote)]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     made = api.create_commit(
         repository, [*operations, *(CommitOperationDelete(path) for path in stale)],
@@ -182,8 +190,10 @@ def _send_once(target: Target, remote: Remote, files: Mapping[str, Path | bytes]
     return Pushed(page, commit, len(files), is_new=commit != remote.commit)
 
 
-def _is_stale(path: str) -> bool:
-    return path.startswith("nodes/") or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
+def _is_stale(path: str, remote: Remote) -> bool:
+    """Say whether a file would be loaded in the place of what is pushed, or is left of an earlier push."""
+    left = remote.record is not None and (path.startswith("nodes/") or path in _OURS)
+    return left or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
 
 
 def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path | bytes]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from mega_hf import MergeResult
 from tests import tiny
 from tests.commands import Commands
 from tests.hub_server import Hub
-from tests.push.checks import MIT, READER, front_of, refused
+from tests.push.checks import MIT, READER, commits, front_of, refused
 
 
 def test_without_a_licence_nothing_is_guessed(run: Commands, hub: Hub, name: str) -> None:
@@ -61,15 +62,60 @@ def test_front_matter_that_the_hub_would_refuse_stops_the_push(
 
 def test_models_of_an_earlier_push_are_not_left_beside(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
     stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
-    (tmp_path / "nodes" / "a+b").mkdir(parents=True)
-    for path in (*stale, "nodes/a+b/model.safetensors", "mine.bin", "images/mine.png"):
+    (tmp_path / "nodes").mkdir()
+    for path in (*stale, "nodes/mine.json", "mine.bin", "images/mine.png"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(b"{}")
     hub.add("models", name, tmp_path)
     assert run("push", "run", name, *MIT).code == 0
     files = hub.repositories["models", name].files("main")
-    assert not {*stale, "nodes/a+b/model.safetensors"} & files.keys()
-    assert {"mine.bin", "images/mine.png", "model.safetensors"} <= files.keys()
+    assert not {*stale} & files.keys()
+    assert {"mine.bin", "images/mine.png", "nodes/mine.json", "model.safetensors"} <= files.keys()
+
+
+def test_a_trees_intermediate_models_come_and_go(
+    run: Commands, hub: Hub, name: str, treed: MergeResult, tmp_path: Path
+) -> None:
+    assert run("push", treed.folder, name, *MIT, "--with-nodes").code == 0
+    files = hub.repositories["models", name].files("main")
+    assert files["nodes/a+b/model.safetensors"] == (treed.folder / "nodes/a+b/model.safetensors").read_bytes()
+    assert "tree.png" in files
+    assert run("pull", name, "--out", tmp_path / "pulled").code == 0
+    again = run("merge", tmp_path / "pulled" / "recipe.yaml", "--out", tmp_path / "pulled")
+    assert again.code == 0 and str(treed.report) in again.out
+    assert run("push", "run", name, *MIT).code == 0
+    assert not {path for path in hub.repositories["models", name].files("main") if "node" in path or "tree" in path}
+
+
+def test_two_processes_push_once(run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path) -> None:
+    recipe = pair.write(tmp_path, push={"repo": name, "license": "mit", "private": True})
+    answer = run("merge", recipe, "--out", tmp_path / "out", "--quiet", "--num-processes", "2")
+    assert answer.code == 0, answer.err
+    assert commits(hub, name) == 1
+    assert hub.repositories["models", name].private
+    assert "push:" not in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert b"push:" not in hub.repositories["models", name].files("main")["recipe.yaml"]
+
+
+@pytest.mark.parametrize("how", ["licence", "token", "name", "public"])
+def test_what_would_keep_a_merge_from_its_push_is_said_before_it(
+    how: str, run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path
+) -> None:
+    push = {"repo": "me" if how == "name" else name, "license": None if how == "licence" else "mit"}
+    if how == "token":
+        run.set(HF_TOKEN=None)
+    elif how == "public":
+        assert run("push", "run", name, *MIT).code == 0
+        push["private"] = True
+    refused(run("merge", pair.write(tmp_path, push=push), "--out", tmp_path / "out", "--quiet"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_a_tree_is_not_pushed(run: Commands, hub: Hub, name: str, four: dict, tmp_path: Path) -> None:
+    (tmp_path / "four.yaml").write_text(json.dumps(four))
+    words = ["merge", tmp_path / "four.yaml", "--out", tmp_path / "out", "--quiet", "--only", "a+b"]
+    refused(run(*words, "--push", name), "--only")
+    assert commits(hub, name) == 0
 
 
 @pytest.mark.parametrize("secret", ["/home/someone/models/a", READER])
