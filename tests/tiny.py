@@ -89,25 +89,44 @@ def save_timm(folder: Path, model: nn.Module, names: Sequence[str] | None = NAME
 
 
 def transformers_model(kind: str, seed: int = 0) -> nn.Module:
-    """Make a transformers classifier of a few channels: `resnet` (BatchNorm) or `vit`."""
+    """Make a transformers classifier of a few channels: `resnet` (BatchNorm), `vit`, `convnext` or `swin`."""
     import transformers as hf
 
     names = dict(enumerate(NAMES))
-    labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    labels: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    window = {"image_size": SIZE, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, tuple[str, dict[str, Any]]] = {
+        "resnet": ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
+        "vit": ("ViT", {"hidden_size": 16, "num_hidden_layers": 2, "patch_size": 4, **window}),
+        "convnext": ("ConvNext", {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}),
+        "swin": ("Swin", {"image_size": SIZE, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
+                          "window_size": 2}),
+    }  # fmt: skip
+    name, arguments = sizes[kind]
+    config = getattr(hf, f"{name}Config")(**arguments, **labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == "resnet":
-            sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-            return hf.ResNetForImageClassification(hf.ResNetConfig(**sizes, **labels)).eval()
-        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        return hf.ViTForImageClassification(hf.ViTConfig(**sizes, image_size=SIZE, patch_size=4, **labels)).eval()
+        return getattr(hf, f"{name}ForImageClassification")(config).eval()
 
 
-def save_transformers(folder: Path, model: nn.Module, mean: float = 0.5) -> Path:
-    """Write a transformers folder with its image processor."""
+def wrapped_model(folder: Path, arch: str = "test_resnet") -> nn.Module:
+    """Make a timm model in transformers' wrapper; `folder` is where timm's own goes."""
+    from transformers import AutoModelForImageClassification
+
+    save_timm(folder, timm_model(arch))
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"].pop("num_classes", None)  # else the wrapper is given it twice
+    (folder / "config.json").write_text(json.dumps(config))
+    return AutoModelForImageClassification.from_pretrained(folder).eval()
+
+
+def save_transformers(folder: Path, model: nn.Module, mean: float = 0.5, shards: str = "50GB") -> Path:
+    """Write a transformers folder with its image processor; in shards of a size at most."""
     from transformers import ViTImageProcessor
 
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shards)
+    if model.config.model_type == "timm_wrapper":
+        return folder  # its processor lies in its configuration
     size = {"height": SIZE, "width": SIZE}
     ViTImageProcessor(size=size, image_mean=[mean] * 3, image_std=[0.25] * 3).save_pretrained(folder)
     return folder

@@ -20,6 +20,8 @@ MODELS = {
     "test_vit": (lambda: tiny.timm_model("test_vit", img_size=8, patch_size=4), tiny.save_timm),
     "resnet": (lambda: tiny.transformers_model("resnet"), tiny.save_transformers),
     "vit": (lambda: tiny.transformers_model("vit"), tiny.save_transformers),
+    "convnext": (lambda: tiny.transformers_model("convnext"), tiny.save_transformers),
+    "swin": (lambda: tiny.transformers_model("swin"), tiny.save_transformers),
 }
 
 
@@ -106,3 +108,35 @@ def test_transformers_loads_what_was_merged_from_timm(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(wrapped(x).logits, model(x))
     assert list(wrapped.config.id2label.values()) == list(tiny.NAMES)
+
+
+def test_a_timm_model_in_transformers_wrapper(tmp_path: Path) -> None:
+    """Both libraries read what is saved of it, and nothing tells where it came from."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    tiny.save_transformers(tmp_path / "source", tiny.wrapped_model(tmp_path / "timm"))
+    source = open_model(tmp_path / "source")
+    assert (source.library, source.structure["architecture"]) == ("transformers", "test_resnet")
+    state = {k: v + 1 if v.is_floating_point() else v for k, v in source.state().items()}
+    save_model(tmp_path / "saved", source, state)
+    AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    wrapped = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    plain = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    x = tiny.as_tensors(6, 1)[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(wrapped(x).logits, plain(x))
+    assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_shards_are_read_and_joined(kind: str, tmp_path: Path) -> None:
+    model = tiny.transformers_model(kind)
+    tiny.save_transformers(tmp_path / "whole", model)
+    tiny.save_transformers(tmp_path / "shards", model, shards="3KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    whole, sharded = open_model(tmp_path / "whole"), open_model(tmp_path / "shards")
+    assert all(torch.equal(tensor, whole.state()[name]) for name, tensor in sharded.state().items())
+    save_model(tmp_path / "saved", sharded, sharded.state())
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
