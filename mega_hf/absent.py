@@ -13,49 +13,52 @@ from mega_hf.errors import RecipeError
 _MARK = "absent:"
 
 
-def is_absent(reference: object) -> bool:
-    """Say whether a reference of a Recipe stands for something that is not here."""
-    return isinstance(reference, str) and reference.startswith(_MARK)
-
-
 def is_placeholder(value: object) -> bool:
     """Say whether a value of a recipe's tree is {local: NAME}, perhaps with sha256."""
     return isinstance(value, dict) and isinstance(value.get("local"), str) and value.keys() <= {"local", "sha256"}
 
 
 def mark(tree: Any) -> Any:
-    """Return a recipe's tree with a text in the place of each {local, sha256}."""
-    if is_placeholder(tree):
-        return _MARK + json.dumps(tree)
-    return {key: mark(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+    """Return a recipe's tree with a text in the place of each {local, sha256}.
+
+    Raises:
+        RecipeError: such a text stands there already.
+    """
+    tree = copy.deepcopy(tree)
+    for key, inner in places(tree):
+        value = inner[key[-1]]
+        if isinstance(value, str) and value.startswith(_MARK):
+            raise RecipeError(
+                f"{'.'.join(key)}: not a place", expected="a reference, a path, or {local: NAME, sha256: ...}",
+                got=value, remedy="mend it",
+            )  # fmt: skip
+        if is_placeholder(value):
+            inner[key[-1]] = _MARK + json.dumps(value)
+    return tree
 
 
-def unmark(tree: Any) -> Any:
+def unmark(tree: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's tree with {local, sha256} in the place of each such text."""
-    if is_absent(tree):
-        return json.loads(tree.removeprefix(_MARK))
-    return {key: unmark(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+    tree = copy.deepcopy(tree)
+    for key, inner in places(tree):
+        value = inner[key[-1]]
+        if isinstance(value, str) and value.startswith(_MARK):
+            inner[key[-1]] = json.loads(value.removeprefix(_MARK))
+    return tree
 
 
-def absent_keys(tree: Any, *above: str) -> Iterator[tuple[str, ...]]:
-    """Yield the key of everything in a recipe's tree that is not here, as `("parents", "a")`."""
-    if is_placeholder(tree):
-        yield above
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from absent_keys(value, *above, key)
+def absent_keys(tree: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the key of everything in a recipe's tree that is not here, as `("parents", "a")`."""
+    return [key for key, inner in places(tree) if is_placeholder(inner[key[-1]])]
 
 
 def is_found_again(found: dict[str, Any], known: dict[str, Any]) -> bool:
     """Say whether a recipe's tree is another one with nothing but places for what was absent there."""
     found = copy.deepcopy(found)
-    for key in absent_keys(known):
-        inner, there = found, known
-        for part in key[:-1]:
-            inner, there = inner.get(part, {}), there[part]
-            if not isinstance(inner, dict):
-                return False
-        inner[key[-1]] = there[key[-1]]
+    here = dict(places(found))
+    for key, there in places(known):
+        if is_placeholder(there[key[-1]]) and key in here:
+            here[key][key[-1]] = there[key[-1]]
     return found == known and list(found["parents"]) == list(known["parents"])
 
 
@@ -67,3 +70,20 @@ def refuse_absent(tree: dict[str, Any]) -> None:
             "this recipe was run with local files that are not here", expected="a place for each",
             got="none for " + ", ".join(keys), remedy="add " + " ".join(f"--set {key}=PATH" for key in keys),
         )  # fmt: skip
+
+
+def places(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield wherever a reference or a path may stand: its key, and the mapping that it stands in."""
+    tree = tree if isinstance(tree, dict) else {}
+    parents = tree["parents"] if isinstance(tree.get("parents"), dict) else {}
+    blocks: list[tuple[tuple[str, ...], Any]] = [(("data", "path"), tree.get("data"))]
+    for name, parent in parents.items():
+        if isinstance(parent, dict) and not is_placeholder(parent):
+            train = parent.get("train")
+            blocks += [(("parents", name, "weights"), parent), (("parents", name, "train", "from"), train)]
+        else:
+            blocks.append((("parents", name), parents))
+    blocks.append((("train", "from"), tree.get("train")))
+    for key, block in blocks:
+        if isinstance(block, dict) and key[-1] in block:
+            yield key, block

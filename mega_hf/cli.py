@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_error(f"error: {error}", whole=error.alone)
         return 2
     except KeyboardInterrupt:
-        _say_error("interrupted: what was measured is in the journal; the same command goes on from there")
+        _say_error("interrupted: what was done is kept; the same command goes on from there")
         return 130
     except BrokenPipeError:
         return 1
@@ -82,6 +82,7 @@ def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
 
     print(estimate(recipe, args.num_processes or 1, args.only))
     if recipe.push and args.only is None:
+        _check_push(recipe)
         print(f"The merge would then be pushed to {recipe.push.repo}.")
     return 0
 

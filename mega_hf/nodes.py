@@ -95,7 +95,7 @@ class Merged:
             "name": self.name, "parents": self.node.parents, "level": self.level, "merge": self.node.settings,
             "search": {**best, "evaluations": self.evaluations, "node": self.name},
             "history": self.record["history"],
-            "digests": {key: self.record[key] for key in ("weights", "statistics", "file")},
+            "digests": {key: self.record[key] for key in ("weights", "statistics", "file", "state")},
             "seconds": {"evaluating": round(self.seconds, 1)},
         }  # fmt: skip
 

@@ -14,6 +14,7 @@ from mega_hf.errors import RecipeError
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
@@ -139,7 +140,7 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     with run.time("parents"):
         parents, recipe = _gather(asked, recipe, leaves, splits, run)
     notices = [*splits.notices]
-    notices += recipe.others(_digests(parents, splits))
+    notices += recipe.others(_digests(recipe, parents, splits))
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
     for notice in notices if run.processes.is_main else ():
         logger.warning(notice)
@@ -165,11 +166,15 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
 
 
-def _digests(parents: Parents, splits: Splits) -> dict[str, Any]:
-    """Return the digests of parents and data under the keys of a recipe that names them."""
-    found = {name: parent.sha256 for name, parent in parents.identities.items()}
-    keys = {f"parents.{name}{inner}": sha256 for name, sha256 in found.items() for inner in ("", ".weights")}
-    return keys | {"data.path": {split: splits.digests[split] for split in ("validation", "test")}}
+def _digests(recipe: Recipe, parents: Parents, splits: Splits) -> dict[str, Any]:
+    """Return the digests of what is given in the place of something absent, under its keys in the recipe."""
+    found: dict[str, Any] = {"data.path": {split: splits.digests[split] for split in ("validation", "test")}}
+    for name, parent in parents.identities.items():
+        found |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
+    for key, place in recipe.given_again().items():
+        if key not in found:  # what others are only trained from
+            found[key] = open_parent(key, place).parent.sha256
+    return found
 
 
 def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mega_hf.absent import refuse_absent
-from mega_hf.errors import HubError, MegaError, RunError
+from mega_hf.errors import HubError
 from mega_hf.hf import hub
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import Card, split_card, update_card
@@ -18,12 +18,22 @@ from mega_hf.hf.hub import Pushed, Remote, Target
 from mega_hf.hf.licences import choose_licence, licence_of, read_licence
 from mega_hf.hf.metadata import check_front
 from mega_hf.hf.patience import retry, saying
-from mega_hf.portable import CARD, portable_files, refuse_private, restore
+from mega_hf.portable import (
+    OURS,
+    changed_models,
+    copied_models,
+    portable_files,
+    refuse_changed,
+    refuse_filled,
+    restore,
+)
+from mega_hf.private import refuse_private, refuse_tokens
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
-from mega_hf.run_folder import refuse_unwritable
+from mega_hf.run_folder import CARD, refuse_unwritable
 from mega_hf.settings import Push
 
+_THERE = "README.md in the repository"
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +45,7 @@ class Plan:
     files: Mapping[str, Path | bytes]
     licence: str
     state: str  # of the repository
+    removed: list[str]  # from it
 
     def __str__(self) -> str:
         sizes = {name: _size(content) for name, content in self.files.items()}
@@ -43,7 +54,8 @@ class Plan:
         where = "a pull request" if self.target.create_pr else f"branch {self.target.branch or 'main'}"
         head = f"{self.target.repository}, {where}: {self.state}; license {self.licence}; one commit holds"
         total = f"  {'total'.ljust(width)}  {sum(sizes.values()):>13,} bytes"
-        return "\n".join([head, *lines, total, "Nothing was sent."])
+        gone = [f"  {name.ljust(width)}  is removed there" for name in self.removed]
+        return "\n".join([head, *lines, total, *gone, "Nothing was sent."])
 
 
 def push(
@@ -91,8 +103,8 @@ def plan_push(run: str | Path | MergeResult, repository: str, **options: Any) ->
     with saying(repository):
         remote = retry(lambda: hub.look(packing.target))
     files = packing.files(remote)
-    state = "is there" if remote.exists else "would be made"
-    return Plan(packing.target, files, str(packing.licence["license"]), state)
+    state, licence = "is there" if remote.exists else "would be made", packing.choose_licence(remote)["license"]
+    return Plan(packing.target, files, str(licence), state, hub.stale_paths(remote, files))
 
 
 def pull(repository: str, out: str | Path | None = None) -> MergeResult:
@@ -107,14 +119,16 @@ def pull(repository: str, out: str | Path | None = None) -> MergeResult:
     """
     name, _, revision = repository.partition("@")
     target = Path(out) if out is not None else Path("runs") / name.rpartition("/")[2]
+    hub.check_name(name)
     refuse_unwritable(target, "the run folder", "another --out")
-    if target.exists() and any(target.iterdir()):
-        raise RunError(
-            "the folder is not empty", where=str(target), expected="a new or empty folder",
-            got=", ".join(sorted(path.name for path in target.iterdir())[:5]), remedy="another --out",
-        )  # fmt: skip
-    source, commit = hub.fetch(name, revision or None)
-    return restore(source, target, f"{name}@{commit[:12]}")
+    refuse_filled(target)
+    source, commit = hub.fetch(name, revision or None, OURS)
+    whole = f"{name}@{commit[:12]}"
+    models = copied_models(source, whole)
+    fetched = hub.fetch(name, commit, [*OURS, *models])[0]
+    if changed_models(fetched):
+        fetched = hub.fetch(name, commit, [*OURS, *models], afresh=True)[0]  # it may have been damaged on its way
+    return restore(fetched, target, whole)
 
 
 def check_push(recipe: Recipe, wanted: Push) -> None:
@@ -125,19 +139,21 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
     from mega_hf.hf.parents import resolve  # not above: it loads timm, which a push of a finished run does not need
 
     refuse_absent(recipe.to_dict())
-    hub.check_account(Target(wanted.repo))
+    target = Target(wanted.repo, wanted.private, wanted.branch)
+    hub.check_account(target)
     licences: dict[str, dict[str, Any] | None] = {}
     for name in recipe.leaves(None):
         reference = recipe.parents.get(name)
+        _refuse_parent({name: str(reference).partition("@")[0]}, wanted.repo)
         folder = resolve(reference, name, only_configuration=True)[0] if isinstance(reference, str) else None
         licences[name] = read_licence(folder)
-    target = Target(wanted.repo, wanted.private, wanted.branch)
     with saying(wanted.repo):
         remote = retry(lambda: hub.look(target))
-    choose_licence(wanted.license, licences, split_card(remote.card)[0] if remote.card else None)
+    there = Card.read(remote.card, _THERE) if remote.card else None
+    choose_licence(wanted.license, licences, split_card(there.text, there.where)[0] if there else None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Packing:
     """Makes what is sent, given what is there."""
 
@@ -146,24 +162,68 @@ class _Packing:
     license: str | None
     with_nodes: bool
     overwrite_card: bool
-    licence: Mapping[str, Any] = field(default_factory=dict)
 
     def files(self, remote: Remote) -> dict[str, Path | bytes]:
         """Return the files to send, once everything in them has been checked."""
-        there = Card(remote.card, _generated(remote), "README.md there") if remote.card else None
-        here = card_there(self.result)
-        if self.overwrite_card:
-            there = here = None
-        licences = {parent["name"]: licence_of(parent) for parent in self.result.record["parents"]}
-        self.licence = choose_licence(self.license, licences, split_card(there.text)[0] if there else None)
-        files = portable_files(self.result, self.target.repository, self.licence, self.with_nodes)
+        there, here = self._card_there(remote), None if self.overwrite_card else card_there(self.result)
+        files = portable_files(
+            self.result, self.target.repository, self.choose_licence(remote), self.with_nodes, self.target.branch or ""
+        )
+        refuse_private({**files, "the commit's message": self.target.message.encode()}, hub.get_token())
         card = files[CARD]
         assert isinstance(card, bytes)
         text = update_card(card.decode(), [old for old in (there, here) if old])
+        refuse_tokens({CARD: text.encode()}, hub.get_token())  # what others wrote there may name paths
         check_front(split_card(text)[0])
         files[CARD] = text.encode()
-        refuse_private(files, hub.get_token())
         return files
+
+    def choose_licence(self, remote: Remote) -> dict[str, Any]:
+        """Return the licence: what is asked for, what this very merge is under, or what the parents agree on."""
+        there, known = self._card_there(remote), self.result.record
+        was = next(filter(None, (_licence(record, known) for record in (known, _record(remote)))), None)
+        if self.license is None and was is not None:
+            return was
+        licences = {parent["name"]: licence_of(parent) for parent in known["parents"]}
+        return choose_licence(self.license, licences, split_card(there.text, there.where)[0] if there else None)
+
+    def _card_there(self, remote: Remote) -> Card | None:
+        if remote.card is None or self.overwrite_card:
+            return None
+        return Card.read(remote.card, _THERE, _generated(remote))
+
+
+def _record(remote: Remote) -> dict[str, Any]:
+    """Return the record of the merge that was pushed there before; an empty one if there is none to be read."""
+    try:
+        record = json.loads(remote.record or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _licence(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the licence under which a merge was pushed, if the record is of this very one."""
+    digests, licence = record.get("digests"), record.get("licence")
+    is_same = isinstance(digests, dict) and digests.get("file") == known["digests"]["file"]
+    return licence_of(licence) if is_same and isinstance(licence, dict) else None
+
+
+def _generated(remote: Remote) -> dict[str, Any] | None:
+    """Return the front matter that the card there was generated with, if a run's record lies beside it."""
+    try:
+        return split_card(render_card(MergeResult(_record(remote), Path())))[0]
+    except Exception:  # whatever someone else's record makes of our own code
+        return None
+
+
+def _refuse_parent(parents: Mapping[str, str], repository: str) -> None:
+    for name, parent in parents.items():
+        if parent.lower() == repository.lower():
+            raise HubError(
+                f"that is the parent {name}", expected="a repository of the merge's own", got=repository,
+                remedy="another ORG/NAME",
+            )  # fmt: skip
 
 
 def _prepare(
@@ -173,28 +233,16 @@ def _prepare(
 ) -> _Packing:  # fmt: skip
     """See who pushes what, and where to."""
     result = run if isinstance(run, MergeResult) else MergeResult.load(run)
-    for parent in result.record["parents"]:
-        if parent.get("hub") == repository:
-            raise HubError(
-                f"that is the parent {parent['name']}", expected="a repository of the merge's own", got=repository,
-                remedy="another ORG/NAME",
-            )  # fmt: skip
+    _refuse_parent({p["name"]: p["hub"] for p in result.record["parents"] if "hub" in p}, repository)
+    refuse_changed(result)
     target = Target(repository, private, branch, create_pr, message or _title(result))
     hub.check_account(target)
     return _Packing(result, target, license, with_nodes, overwrite_card)
 
 
-def _generated(remote: Remote) -> dict[str, Any]:
-    """Return the front matter that the card there was generated with, if a run's record lies beside it."""
-    try:
-        return split_card(render_card(MergeResult(json.loads(remote.record or ""), Path())))[0]
-    except (MegaError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
 def _title(result: MergeResult) -> str:
     names = ", ".join(parent["name"] for parent in result.record["parents"])
-    return f"Merge of {names}"[:100] + " by mega_hf"
+    return f"Merge of {names}"[:80] + f" ({result.record['digests']['weights'][:12]}) by mega_hf"
 
 
 def _size(content: Path | bytes) -> int:

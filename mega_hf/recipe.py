@@ -169,13 +169,21 @@ class Recipe(Strict):
             return list(self.parents)
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
+    def given_again(self) -> dict[str, Any]:
+        """Return what was given in the place of something absent: key, as `parents.a` -> reference."""
+        return {
+            ".".join(key): inner[key[-1]]
+            for key, inner in absent.places(self.to_dict())
+            if ".".join(key) in self._expected
+        }
+
     def others(self, found: Mapping[str, Any]) -> list[str]:
         """Return in words what was given in the place of something absent, and is not it.
 
         Args:
             found: key, as `parents.a` or `data.path` -> digest of what was given.
         """
-        wrong = [key for key, sha256 in self._expected.items() if found.get(key, sha256) != sha256]
+        wrong = [key for key in self.given_again() if found[key] != self._expected[key]]
         return [f"{key} is not what the recipe names by its digest: the weights will be others" for key in wrong]
 
     @classmethod

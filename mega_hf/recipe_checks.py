@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve_paths(document: Document) -> None:
         if not isinstance(text, str) or not (always or is_local(text)):
             return text
         path = Path(text).expanduser()
-        return str((document.origin(at).base / path).resolve())
+        return os.path.abspath(document.origin(at).base / path)  # links are followed when it is read, not here
 
     data, parents, train = (document.tree.get(key) for key in ("data", "parents", "train"))
     if isinstance(data, dict) and "path" in data:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mega_hf.baselines import BASELINES
-from mega_hf.errors import MegaError, RunError
+from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.card import card_there, render_card
@@ -33,9 +33,11 @@ from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult
-from mega_hf.run_folder import RunFolder, remove, write_folder, write_whole
+from mega_hf.run_folder import RunFolder, file_digest, remove, write_folder, write_whole
 from mega_hf.sources import Parents
 from mega_hf.statistics import mcnemar
+
+logger = logging.getLogger(__name__)
 
 _TOLERANCE = 1 / 1000  # of the rows: how far plain eager mode may count from the search's own forward path
 _LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy")
@@ -121,7 +123,14 @@ def write_report(
 
 def write_run_files(folder: Path, record: dict[str, Any]) -> None:
     """Write plots and card, and last result.json: where it is, the run is finished."""
-    write_card(MergeResult(record, folder), overwrite=True)
+    result = MergeResult(record, folder)
+    try:
+        write_card(result)
+    except HubError as error:  # of a card that was changed by hand; after hours of work the run must not end here
+        kept = folder / "README-before.md"
+        (folder / "README.md").replace(kept)
+        logger.warning("%s; the card that was there is now %s", error.what, kept)
+        write_card(result)
     write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -242,7 +251,7 @@ def make_record(
             **{name: {"rows": n, "spec": spec, "sha256": splits.digests[name]} for name, (spec, n) in rows.items()},
         },
         "digests": {
-            **nodes[-1]["digests"], "recipe": recipe.sha256, "journal": _file_digest(finding.journal.path),
+            **nodes[-1]["digests"], "recipe": recipe.sha256, "journal": file_digest(finding.journal.path),
         },
         "environment": {
             "versions": versions(), "machine": platform.machine(), "system": platform.system(),
@@ -250,8 +259,14 @@ def make_record(
             "processes": processes.count, "threads": torch.get_num_threads(),
         },
         "seconds": {"evaluating": round(sum(one.seconds for one in merged), 1), **seconds},
-        "notices": finding.notices,
+        "notices": [*finding.notices, *_copies(parents, root)],
     }  # fmt: skip
+
+
+def _copies(parents: Parents, root: Merged) -> list[str]:
+    """Say so where the merged model is one of the parents."""
+    same = [p.name for p in parents.identities.values() if p.sha256 == root.record["state"]]
+    return [f"the merged model is {name} itself: the search found nothing better on validation" for name in same]
 
 
 def _portable(finding: Finding) -> dict[str, Any]:
@@ -281,7 +296,3 @@ def _digest(recipe: Recipe, name: str, place: str) -> str | None:
         return open_parent(name, recipe.parents.get(name, place)).parent.sha256
     except MegaError:
         return None
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -33,7 +33,7 @@ class Report:
     def verdict(self) -> str:
         """Say in one sentence whether the merged model is better than its best parent, and how sure that is."""
         other = next(model for model in self.models if model["name"] == self.paired["against"])
-        best = f"the parent that is best on validation, {other['name']}"
+        best = f"the parent that is best on validation, {printable(other['name'])}"
         gain = 100 * (_accuracy(self.merged["test"]) - _accuracy(other["test"]))
         if gain == 0:
             return f"The merged model is not better than {best}: equal on test."
@@ -63,7 +63,7 @@ class Report:
             test = f"{100 * _accuracy(model['test']):.2f} %"
             level = f", level {model['level']}" if self.has_tree and model.get("level") else ""
             interval = f"{100 * low:.2f} to {100 * high:.2f}"
-            rows.append((model["name"], model["role"] + level, validation, test, interval))
+            rows.append((printable(model["name"]), printable(model["role"]) + level, validation, test, interval))
         return rows
 
     def __str__(self) -> str:
@@ -168,6 +168,11 @@ class MergeResult:
 
 def _accuracy(counted: dict[str, int]) -> float:
     return counted["correct"] / counted["n"]
+
+
+def printable(text: object) -> str:
+    """Return a text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def format_p(value: float) -> str:

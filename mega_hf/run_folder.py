@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mega_hf import strict_yaml
-from mega_hf.absent import is_found_again
+from mega_hf.absent import absent_keys, is_found_again
 from mega_hf.changes import changed_nodes, changed_trainings, fill_open, names_of_pinned
-from mega_hf.errors import RunError
+from mega_hf.errors import HubError, RunError
+from mega_hf.hf.card_update import has_own_words
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.journal import Journal
 from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
 
-_REPORT = ("result.json", "README.md", "fitness.png", "tree.png")
+CARD = "README.md"
+_REPORT = ("result.json", CARD, "fitness.png", "tree.png")
 _OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
 _HOLDS = ". Below: "
@@ -132,9 +134,13 @@ class RunFolder:
         write_whole(stored, _stamped(digest, _with_names(names, content)))
 
     def drop_report(self) -> None:
-        """Remove result, card and plots, the result first: without it the run is not finished."""
+        """Remove result, card and plots, the result first: without it the run is not finished.
+
+        A card into which something was written by hand stays until the next one takes that up.
+        """
         for name in _REPORT:
-            remove(self.path / name)
+            if name != CARD or not _has_own_words(self.path / CARD):
+                remove(self.path / name)
 
     def drop_intermediates(self) -> None:
         """Remove the intermediate models; the journal can make each again without an evaluation."""
@@ -150,10 +156,8 @@ class RunFolder:
             return None
         result = MergeResult.load(self.path)
         known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
-        if result.record["digests"]["recipe"] != known.sha256:
-            return None
-        if "nodes" not in result.record:
-            return None  # of an early release
+        if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
+            return None  # of an early release, or of another recipe
         *intermediates, root = [node["name"] for node in result.record["nodes"]]
         is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
         folders = {name: self.path / "nodes" / name for name in intermediates if is_kept} | {root: result.merged}
@@ -175,6 +179,15 @@ def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
         )
 
 
+def _has_own_words(card: Path) -> bool:
+    if not card.is_file():
+        return False
+    try:
+        return has_own_words(card.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, HubError):
+        return True  # nothing of ours
+
+
 def _split(stored: Path) -> tuple[str, str]:
     """Return the first line of a run's recipe and the rest, whatever bytes they are."""
     text = stored.read_bytes().decode(errors="replace") if stored.is_file() else ""
@@ -194,11 +207,15 @@ def _stamped(asked: str, content: str) -> bytes:
     return f"{_HEAD}{asked}{_HOLDS}{holds}\n{content}".encode()
 
 
-def other_recipe(stored: Path, content: str) -> bytes:
-    """Return a run's recipe.yaml with another recipe in it, for a copy: what was asked for, by which names, stays."""
+def portable_recipe(stored: Path, recipe: Recipe) -> bytes:
+    """Return a run's recipe.yaml for a copy that names what is local by its digest.
+
+    What was asked for stays known where no path was in it; a digest of paths would let them be guessed.
+    """
     head, body = _split(stored)
     asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
-    return _stamped(asked, _with_names(_names(body), content))
+    asked = recipe.sha256 if absent_keys(recipe.to_dict()) else asked
+    return _stamped(asked, _with_names(_names(body), recipe.to_yaml()))
 
 
 def _with_names(names: dict[str, str], content: str) -> str:
@@ -215,14 +232,20 @@ def merged_digest(folder: Path) -> str:
     return sha.hexdigest()
 
 
+def file_digest(content: Path | bytes) -> str:
+    """Return the SHA-256 of a file, or of what is to stand in one."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder_digest(folder: Path, leave_out: str = "") -> str:
     """Return the SHA-256 over the names and contents of a folder's files, but one."""
     sha = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != leave_out:
-            with file.open("rb") as opened:
-                inner = hashlib.file_digest(opened, "sha256").hexdigest()
-            sha.update(f"{file.relative_to(folder)} {inner}\n".encode())
+            sha.update(f"{file.relative_to(folder)} {file_digest(file)}\n".encode())
     return sha.hexdigest()
 
 
@@ -239,6 +262,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does not exist yet."""
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".mega-{path.name}")
     remove(temporary)

@@ -38,6 +38,17 @@ class Document:
                 return self.origins[location[:length]]
         return Origin("", Path.cwd())
 
+    def _path(self, key: str) -> tuple[str, ...]:
+        """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may, it is that name."""
+        path, rest, inner = [], key.split("."), self.tree
+        while rest:
+            lengths = range(len(rest), 0, -1)
+            known = inner if isinstance(inner, dict) else {}
+            length = next((n for n in lengths if ".".join(rest[:n]) in known), 1)
+            path.append(".".join(rest[:length]))
+            inner, rest = known.get(path[-1], {}), rest[length:]
+        return tuple(path)
+
     def override(self, assignment: str) -> None:
         """Apply one `a.b=c` of the command line; its value is YAML, its paths are relative to the working folder.
 
@@ -45,7 +56,7 @@ class Document:
             RecipeError: there is no `=`, the value is not YAML, or a scalar stands where a mapping is needed.
         """
         key, equals, text = assignment.partition("=")
-        label, path = f"--set {key}", tuple(key.split("."))
+        label, path = f"--set {key}", self._path(key)
         if not equals or not all(path):
             raise RecipeError(
                 "not an assignment",

@@ -54,11 +54,12 @@ def test_another_digest_is_another_recipe() -> None:
     assert Recipe.from_dict(other).sha256 != Recipe.from_dict(portable()).sha256
 
 
-def test_marks_are_undone() -> None:
+def test_marks_are_undone_and_stand_only_for_places() -> None:
     assert unmark(mark(portable())) == portable()
-    assert mark({"a": "b", "c": [{"local": 1}], "d": {"local": "x", "other": 1}}) == {
-        "a": "b", "c": [{"local": 1}], "d": {"local": "x", "other": 1},
-    }  # fmt: skip
+    names = {"name": "x", "data": {"path": "o/d", "image": "absent:x"}, "parents": {"local": "o/a", "sha256": "o/b"}}
+    assert mark(names) == unmark(names) == names
+    with pytest.raises(RecipeError, match=r"parents\.a"):
+        mark({"parents": {"a": "absent:x"}})
 
 
 def test_running_it_says_what_to_add() -> None:
@@ -128,3 +129,15 @@ def test_what_is_given_is_compared_with_what_is_named(
     said = f"{wrong} is not what the recipe names by its digest"
     assert (said in caplog.text) == (wrong is not None)
     assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (wrong is not None)
+
+
+def test_parents_whose_names_hold_dots_are_given_again(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    """As folders and repositories often are called."""
+    tree = pair.recipe(parents={"res.v1": {"local": "res.v1", "sha256": SHA}, "res.v2": {"local": "b", "sha256": SHA}})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    said = mega("merge", tmp_path / "recipe.yaml", "--dry-run").err
+    words = said.partition("add ")[2].split()
+    assert words == ["--set", "parents.res.v1=PATH", "--set", "parents.res.v2=PATH"]
+    words = [w.replace("v1=PATH", f"v1={pair.a}").replace("v2=PATH", f"v2={pair.b}") for w in words]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *words)
+    assert answer.code == 0, answer.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,11 +15,12 @@ from safetensors.torch import save_file
 
 from mega_hf import MergeResult, Recipe
 from mega_hf.errors import HubError, MegaError, RunError
-from mega_hf.portable import portable_files, refuse_private, restore
+from mega_hf.hf.card import render_card
+from mega_hf.portable import portable_files, refuse_changed, restore
+from mega_hf.private import refuse_private
 from tests import tiny
 
 MIT = {"license": "mit"}
-TOKEN = "hf_" + "a" * 34
 
 
 def write(files: dict[str, Path | bytes], folder: Path) -> Path:
@@ -68,7 +70,7 @@ def test_the_card_is_that_of_the_repository(copy: Path) -> None:
 def test_making_it_leaves_the_run_as_it_was(copied: Path) -> None:
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in copied.rglob("*") if path.is_file()}
     files = portable_files(MergeResult.load(copied), "me/x", MIT)
-    refuse_private(files, TOKEN)
+    refuse_private(files, None)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert {path for path in copied.rglob("*") if path.is_file()} == before.keys()
 
@@ -150,56 +152,8 @@ def test_a_run_that_was_changed_is_not_copied(change: str, copied: Path) -> None
     else:
         (copied / "result.json").unlink()
     with pytest.raises(RunError) as caught:
-        portable_files(result, "me/x", MIT)
+        refuse_changed(result)
     assert "the same mega-hf merge command" in str(caught.value)
-
-
-# --- What must not leave
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"file": "/home/me/model.bin"}', "path: /gpfs/x", "see file:///data/x", '"~/models/a"',
-        r'{"a": "C:\\Users\\me"}',
-        "cache=/tmp/x/y", "(/mnt/disk/a)", "`/var/lib/x`", '["/usr/share/x"]', "x\n\n/opt/a/b",
-    ],
-)  # fmt: skip
-def test_a_path_is_found_with_file_and_line(text: str) -> None:
-    with pytest.raises(HubError, match="a path of a machine") as caught:
-        refuse_private({"config.json": f"first\n{text}".encode()}, None)
-    assert re.search(r"config\.json:[24]: ", str(caught.value))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://huggingface.co/org/name", "a/b and c/d", '"/m/011k07"', "3/4 of 1/2", "./x/y", "../x/y", "<br/>",
-        "km/h", "org/name@main", "http://127.0.0.1:80/home/x", "re: /", "</div>", "a:\\nb", "PATH=/x",
-    ],
-)  # fmt: skip
-def test_what_is_no_path_passes(text: str) -> None:
-    refuse_private({"config.json": text.encode()}, None)
-
-
-def test_a_token_is_found_and_not_shown() -> None:
-    for token, text in ((None, TOKEN), ("short-secret", "xshort-secretx")):
-        with pytest.raises(HubError, match="a token stands there") as caught:
-            refuse_private({"recipe.yaml": f"a\nb\n{text}".encode()}, token)
-        assert "recipe.yaml:3" in str(caught.value)
-        assert text not in str(caught.value)
-
-
-def test_the_header_of_weights_is_looked_at(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    save_file({"w": torch.zeros(1)}, file, metadata={"from": "/home/me/x"})
-    with pytest.raises(HubError, match="header"):
-        refuse_private({"model.safetensors": file}, None)
-    save_file({"w": torch.zeros(1)}, file, metadata={"format": "pt"})
-    refuse_private({"model.safetensors": file}, None)
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(RunError, match="unreadable weights"):
-        refuse_private({"model.safetensors": file}, None)
 
 
 # --- What strangers may have done to a copy
@@ -239,11 +193,18 @@ DAMAGE = {
     "no files": _damage("files", None),
     "no models": _damage("models", []),
     "no digests": _damage("digests", {}),
+    "no nodes": _damage("nodes", []),
+    "nodes that are text": _damage("nodes", "abc"),
+    "a node elsewhere": _damage("nodes", [{"name": "/usr/share"}, {"name": "a+b"}]),
+    "another recipe": lambda record: record | {"recipe": record["recipe"] | {"name": "y"}},
+    "a recipe that is none": _damage("recipe", {"a": 1}),
     "text": lambda record: "text",
     "another version": _damage("version", 99),
     "a name outside": _damage("files", {"../../outside": "0" * 64}),
     "an absolute name": _damage("files", {"/etc/hostname": "0" * 64}),
     "a hidden name": _damage("files", {".bashrc": "0" * 64}),
+    "a name with a line's end": _damage("files", {"config.json\n": "0" * 64}),
+    "an endless name": _damage("files", {"x" * 5000: "0" * 64}),
     "a number": _damage("files", {"1": 2}),
 }
 
@@ -256,3 +217,54 @@ def test_a_strangers_record_is_not_trusted(case: str, copy: Path, tmp_path: Path
         restore(copy, tmp_path / "run", "me/x")
     assert "remedy" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_strangers_recipe_can_not_push(copy: Path, tmp_path: Path) -> None:
+    """With the digest in its first line made anew, as whoever pushed it could."""
+    text = (copy / "recipe.yaml").read_text()
+    head, _, body = text.partition("\n")
+    body += "push:\n  repo: me/precious\n  license: mit\n"
+    head = head.replace(re.findall("[0-9a-f]{64}", head)[-1], hashlib.sha256(body.encode()).hexdigest())
+    (copy / "recipe.yaml").write_text(f"{head}\n{body}")
+    with pytest.raises(HubError, match="changed since it was pushed"):
+        restore(copy, tmp_path / "run", "evil/x")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("line", [b'{"kind": "fitness"}\n', b"[" * 100_000 + b"\n", b"text\n"])
+def test_a_strangers_journal_is_not_trusted(line: bytes, copy: Path, tmp_path: Path) -> None:
+    journal = (copy / "journal.jsonl").read_bytes() + line
+    record = json.loads((copy / "result.json").read_text())
+    record["digests"]["journal"] = hashlib.sha256(journal).hexdigest()
+    (copy / "journal.jsonl").write_bytes(journal)
+    (copy / "result.json").write_text(json.dumps(record))
+    with pytest.raises(HubError, match="can't be read"):
+        restore(copy, tmp_path / "run", "evil/x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_lies_at_the_target_is_left_alone(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        restore(copy, tmp_path / "run", "me/x")
+    assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
+
+
+def test_the_working_folder_may_be_the_target(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    restore(copy, Path("."), "me/x")
+    assert (tmp_path / "here" / "merged" / "model.safetensors").is_file()
+
+
+def test_a_strangers_texts_do_no_harm_in_a_card(finished: MergeResult) -> None:
+    record = json.loads(json.dumps(finished.record))
+    record |= {"repository": "me/x; rm -rf ~", "architecture": "cifar_resnet20\nimport os; os.system('id')"}
+    record["environment"]["versions"]["torch"] = "<script>alert(1)</script>"
+    record["environment"]["forward_path"] = "<img onerror=alert(1)>"
+    record["models"][2]["name"] = "\x1b[31mred"
+    text = render_card(MergeResult(record, finished.folder))
+    for harm in ("<script>", "<img", "; rm", "\nimport os", "\x1b"):
+        assert harm not in text
+    assert "\x1b" not in str(MergeResult(record, finished.folder).report)

@@ -10,7 +10,8 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.absent import absent_keys
-from mega_hf.portable import portable_files, refuse_private, restore
+from mega_hf.portable import portable_files, restore
+from mega_hf.private import refuse_private
 from tests import tiny
 from tests.test_portable import MIT, write
 
@@ -76,3 +77,16 @@ def test_it_is_made_again_elsewhere(result: MergeResult, pair: tiny.Pair, tmp_pa
         assert made.record["digests"]["file"] == result.record["digests"]["file"]
         assert "by its digest" not in json.dumps(made.record["notices"])
     assert restored.record["digests"]["file"] == result.record["digests"]["file"]
+
+
+def test_another_model_to_start_from_is_noticed(result: MergeResult, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(bytes(portable_files(result, "me/x", MIT)["recipe.yaml"]))  # type: ignore[arg-type]
+    places = {
+        "data.path": pair.data, "parents.folder": pair.a, "parents.tune.train.from": pair.a,
+        "parents.file.weights": result.folder.parent / "b.safetensors",
+    }  # fmt: skip
+    words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
+    assert answer.code == 0, answer.err
+    said = [n for n in MergeResult.load(tmp_path / "out").record["notices"] if "by its digest" in n]
+    assert [notice.split()[0] for notice in said] == ["parents.tune.train.from"]

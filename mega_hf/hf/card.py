@@ -12,11 +12,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mega_hf import strict_yaml
 from mega_hf.absent import absent_keys
-from mega_hf.hf.card_update import Card, dump_front, seal, split_card
+from mega_hf.hf.card_update import Card, seal, split_card
 from mega_hf.hf.licences import agreed_licence, licence_of
 from mega_hf.result import MergeResult, format_p
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
+_OWN = "cifar_resnet"  # what our own architectures are called
 
 
 def render_card(result: MergeResult) -> str:
@@ -27,30 +28,36 @@ def render_card(result: MergeResult) -> str:
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         title=escape(record["name"]),
         r=record,
-        repository=record.get("repository"),
+        repository=plain(record.get("repository") or ""),
+        revision=plain(record.get("revision") or ""),
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         verdict=escape(result.report.verdict),
         p=format_p(record["paired"]["p"]),
-        own_architecture=str(record["architecture"]).startswith("cifar_resnet"),
+        own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",
         recipe=strict_yaml.dump(record["recipe"]),
         local=[".".join(key) for key in absent_keys(record["recipe"])],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
         data_source=_data_source,
+        with_nodes=any(str(name).startswith("nodes/") for name in record.get("files", ())),
         escape=escape,
+        plain=plain,
     )
     front, body = split_card(str(card))
-    return f"---\n{dump_front(front)}---\n\n{seal(body)}"
+    return f"---\n{strict_yaml.dump(front)}---\n\n{seal(body)}"
 
 
 def card_there(result: MergeResult) -> Card | None:
-    """Return the card that lies in the run folder; None if there is none, or it does not show what was generated."""
+    """Return the card that lies in the run folder, if there is one.
+
+    Raises:
+        HubError: it is not UTF-8.
+    """
     file = result.folder / "README.md"
     if not file.is_file():
         return None
-    card = Card(file.read_text(encoding="utf-8"), split_card(render_card(result))[0], str(file))
-    return card if card.is_marked else None
+    return Card.read(file.read_bytes(), str(file), split_card(render_card(result))[0])
 
 
 def draw_mermaid(record: dict[str, Any]) -> str:
@@ -74,14 +81,20 @@ def escape(text: object) -> str:
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(flat, quote=False))
 
 
+def plain(text: object) -> str:
+    """Return what of a text can stand in code: names, digests, repositories and revisions have nothing else."""
+    return re.sub(r"[^\w./@+-]", "", str(text))
+
+
 def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
-    hub = [p["hub"] for p in record["parents"] if "hub" in p]
+    starts = [str(p["train"].get("from", "")) for p in record["parents"] if "train" in p]
+    hub = [p["hub"] for p in record["parents"] if "hub" in p] + [s.partition("@")[0] for s in starts if "/" in s]
     data = record["data"]["source"]
     data_name = data.get("hub", data.get("local"))
     results = [
         EvalResult(
-            task_type="image-classification", dataset_type=data_name, dataset_name=data_name,
-            dataset_split=split, dataset_revision=data.get("revision"),
+            task_type="image-classification", dataset_type=data.get("hub", "local"), dataset_name=data_name,
+            dataset_split=record["data"][split]["spec"], dataset_revision=data.get("revision"),
             metric_type="accuracy", metric_name=f"Accuracy ({split})", verified=False,
             metric_value=round(float(merged[split]["correct"] / merged[split]["n"]), 6),
         )
@@ -106,19 +119,19 @@ def _source(parent: dict[str, Any]) -> str:
     licence = parent.get("license_name") or parent.get("license")
     under = f" ({escape(licence)})" if licence else ""
     if "hub" in parent:
-        return f"{_link(parent['hub'])} at `{parent['revision']}`{under}"
+        return f"{_link(parent['hub'])} at `{plain(parent['revision'])}`{under}"
     if "train" in parent:
         train = parent["train"]
         start = f", starting at {escape(train['from'])}" if "from" in train else ""
-        epoch = f", as it was after epoch {train['epoch']}" if "epoch" in train else ""
-        return f"trained here from seed {train['seed']}{start}{epoch}"
+        epoch = f", as it was after epoch {escape(train['epoch'])}" if "epoch" in train else ""
+        return f"trained here from seed {escape(train['seed'])}{start}{epoch}"
     return f"local: {escape(parent.get('local') or parent.get('weights'))}{under}"
 
 
 def _data_source(source: dict[str, Any]) -> str:
     """Say where the data set came from, never by a path."""
     if "hub" in source:
-        return f"{_link(source['hub'], 'datasets/')} at `{source['revision']}`"
+        return f"{_link(source['hub'], 'datasets/')} at `{plain(source['revision'])}`"
     return f"local: {escape(source['local'])}"
 
 

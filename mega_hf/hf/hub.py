@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,12 +25,11 @@ from mega_hf import __version__
 from mega_hf.errors import HubError
 from mega_hf.hf.patience import client_speaks, retry, saying
 from mega_hf.result import NAME as RESULT
+from mega_hf.run_folder import file_digest
 
 # What would be loaded in the place of, or beside, what is pushed.
-_OURS = ("tree.png",)
-_STALE = ("*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
+_STALE = ("model*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
 AGAIN = "; nothing is lost: the same push goes on from there"
-_COPIED = ("*.json", "*.jsonl", "*.safetensors", "*.yaml", "*.md", "*.png")
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Remote:
     revision: str  # the branch, or the pull request, that the commit goes to
     commit: str | None  # its head; None if the repository, or the branch, is still to be made
     exists: bool
-    card: str | None = None  # README.md, as it stands there
-    record: str | None = None  # result.json, if a merge was pushed there before
+    card: bytes | None = None  # README.md
+    record: bytes | None = None  # result.json, if a merge was pushed there before
     paths: tuple[str, ...] = ()
 
 
@@ -65,11 +63,21 @@ class Pushed:
     commit: str
     files: int
     is_new: bool  # False: everything was there already
+    removed: tuple[str, ...] = ()  # what an earlier push had left there
 
     def __str__(self) -> str:
         if not self.is_new:
             return f"{self.url} holds all {self.files} files already (commit {self.commit[:12]})"
-        return f"{self.url} (commit {self.commit[:12]}, {self.files} files, their SHA-256 compared)"
+        gone = f"; removed there: {', '.join(self.removed)}" if self.removed else ""
+        return f"{self.url} (commit {self.commit[:12]}, {self.files} files, their SHA-256 compared{gone})"
+
+
+def check_name(repository: str) -> None:
+    """Raise HubError unless this can be a repository's name."""
+    with saying(repository):
+        validate_repo_id(repository)
+    if "/" not in repository:
+        raise HubError("not a repository's name", expected="ORG/NAME", got=repository, remedy="e.g. me/merged")
 
 
 def check_account(target: Target) -> str:
@@ -78,17 +86,27 @@ def check_account(target: Target) -> str:
     Raises:
         HubError: nobody is logged in, the token is not valid, or the name is no repository's.
     """
-    with saying(target.repository, then=AGAIN):
-        validate_repo_id(target.repository)
-    if "/" not in target.repository:
-        raise HubError("not a repository's name", expected="ORG/NAME", got=target.repository, remedy="e.g. me/merged")
+    check_name(target.repository)
     if get_token() is None:
         raise HubError(
             "nobody is logged in", expected="a token with the right to write", got="none",
             remedy="hf auth login, or the environment's HF_TOKEN",
         )  # fmt: skip
     with saying(target.repository, then=AGAIN):
-        return str(retry(lambda: _api().whoami())["name"])
+        account = retry(lambda: _api().whoami())
+    owner, name = target.repository.split("/")[0], str(account["name"])
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(
+            f"the token of {name} may only read", expected="a token with the right to write", got="role: read",
+            remedy="another one: hf auth login, or HF_TOKEN",
+        )  # fmt: skip
+    mine = [name, *(str(org.get("name")) for org in account.get("orgs", ()))]
+    if not target.create_pr and owner not in mine:
+        raise HubError(
+            f"{name} may not write there", expected=f"a repository of {' or '.join(mine)}", got=target.repository,
+            remedy="another name, or --create-pr to propose it to its owner",
+        )  # fmt: skip
+    return name
 
 
 def look(target: Target) -> Remote:
@@ -106,20 +124,21 @@ def look(target: Target) -> Remote:
         )  # fmt: skip
     if target.create_pr:
         revision = _open_pull_request(api, target) or revision
+    is_new = False
     try:
         info = api.model_info(repository, revision=revision)
     except RevisionNotFoundError:
-        return Remote(revision, None, exists=True)
+        is_new = True  # it will begin with what main holds
     paths = tuple(sibling.rfilename for sibling in info.siblings or ())
     card, record = (
         _read(repository, name, str(info.sha)) if name in paths else None for name in ("README.md", RESULT)
     )
-    return Remote(revision, info.sha, True, card, record, paths)
+    return Remote(revision, None if is_new else info.sha, True, card, record, paths)
 
 
-def _read(repository: str, name: str, commit: str) -> str:
+def _read(repository: str, name: str, commit: str) -> bytes:
     with _downloaded(repository, name, commit) as file:
-        return file.read_bytes().decode("utf-8", errors="replace")
+        return file.read_bytes()
 
 
 @contextmanager
@@ -175,7 +194,7 @@ def _create(target: Target, remote: Remote) -> None:
 def _commit(target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str) -> Pushed:
     api, repository = _api(), target.repository
     is_update = remote.revision.startswith("refs/pr/")
-    stale = [path for path in remote.paths if path not in files and _is_stale(path, remote)]
+    stale = stale_paths(remote, files)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     made = api.create_commit(
         repository, [*operations, *(CommitOperationDelete(path) for path in stale)],
@@ -187,13 +206,17 @@ def _commit(target: Target, remote: Remote, files: Mapping[str, Path | bytes], d
     _compare(api, repository, commit, files)
     number = revision.rpartition("/")[2] if revision else ""
     page = f"{api.endpoint}/{repository}" + (f"/discussions/{number}" if revision else "")
-    return Pushed(page, commit, len(files), is_new=commit != remote.commit)
+    return Pushed(page, commit, len(files), is_new=commit != remote.commit, removed=tuple(stale))
 
 
-def _is_stale(path: str, remote: Remote) -> bool:
-    """Say whether a file would be loaded in the place of what is pushed, or is left of an earlier push."""
-    left = remote.record is not None and (path.startswith("nodes/") or path in _OURS)
-    return left or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
+def stale_paths(remote: Remote, files: Mapping[str, Path | bytes]) -> list[str]:
+    """Return what a push removes: what would be loaded in its place, and what an earlier push left."""
+
+    def is_stale(path: str) -> bool:
+        left = remote.record is not None and (path.startswith("nodes/") or path == "tree.png")
+        return left or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
+
+    return [path for path in remote.paths if path not in files and is_stale(path)]
 
 
 def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path | bytes]) -> None:
@@ -212,24 +235,21 @@ def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path 
             )  # fmt: skip
 
 
-def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
-    """Download a pushed merge, or take it from the cache, and return its folder and commit.
+def fetch(repository: str, revision: str | None, names: Iterable[str], afresh: bool = False) -> tuple[Path, str]:
+    """Download files of a repository, or take them from the cache; return the folder that they are in, and the commit.
+
+    With `afresh` the cache is not trusted.
 
     Raises:
         HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the cache.
     """
-    with saying(repository, revision or ""):
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(_COPIED)))
+    with saying(repository, revision or ""), client_speaks():
+        wanted = list(names)
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, force_download=afresh))
+        if not any((folder / name).is_file() for name in wanted):
+            _api().model_info(repository, revision=revision)  # else a cache without a network speaks for the Hub
     return folder, folder.name
 
 
 def _api() -> HfApi:
     return HfApi(library_name="mega_hf", library_version=__version__)
-
-
-def file_digest(content: Path | bytes) -> str:
-    """Return the SHA-256 of a file, or of what is to stand in one."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

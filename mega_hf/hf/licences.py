@@ -40,8 +40,14 @@ def read_licence(folder: Path | None) -> dict[str, Any] | None:
 
 
 def licence_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the licence in a card's front matter, with its name and link where they stand there."""
-    return {key: front[key] for key in _KEYS if front.get(key)} if front.get("license") else None
+    """Return the licence in a card's front matter, with its name and link where they stand there as text."""
+    said = {key: front[key] for key in _KEYS if front.get(key) and _is_text(front[key])}
+    said = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in said.items()}
+    return said if "license" in said else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def agreed_licence(licences: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -70,7 +76,7 @@ def choose_licence(
                 "no licence that the Hub knows", expected="e.g. apache-2.0, mit, cc-by-4.0, unknown", got=given,
                 remedy="--license with an identifier of https://huggingface.co/docs/hub/repositories-licenses",
             )  # fmt: skip
-        named = theirs if theirs is not None and theirs["license"] == given else {"license": given}
+        named: dict[str, Any] = theirs if theirs is not None and theirs["license"] == given else {"license": given}
         if given == "other" and "license_name" not in named:
             remedy = "write license: other, license_name and license_link into the card there first"
             raise HubError(
@@ -79,15 +85,20 @@ def choose_licence(
             )  # fmt: skip
         return named
     agreed = agreed_licence(licences)
-    if agreed is not None and theirs in (None, agreed):
+    said_all = agreed["license"] if agreed is not None else []
+    is_known = all(one in KNOWN for one in ([said_all] if isinstance(said_all, str) else said_all))
+    if agreed is not None and is_known and theirs in (None, agreed):
         return agreed
     said = [f"{name}: {_show(one)}" for name, one in licences.items()]
     said += [f"the repository's card: {_show(theirs)}"] if theirs is not None else []
     raise HubError(
         "under which licence?", expected="one that all parents have, or --license", got="; ".join(said),
-        remedy="--license LICENCE (or push.license in the recipe), once you know what the parents allow",
+        remedy="once you know what the parents allow: push --license LICENCE, or merge --set push.license=LICENCE",
     )  # fmt: skip
 
 
 def _show(licence: dict[str, Any] | None) -> str:
-    return "none" if licence is None else str(licence.get("license_name") or licence["license"])
+    if licence is None:
+        return "none"
+    more = ", ".join(str(licence[key]) for key in _KEYS[1:] if key in licence)
+    return str(licence["license"]) + (f" ({more})" if more else "")

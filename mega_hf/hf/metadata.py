@@ -54,7 +54,6 @@ class _Front(_Lenient):
     metrics: list[_Word] | None = None
     license: str | list[str] | None = None
     license_name: Annotated[str, Field(pattern=r"^[a-z0-9-.]+$")] | None = None
-    language: str | list[str] | None = None
     model_index: Annotated[list[_Model], Field(alias="model-index", min_length=1)]
 
     @model_validator(mode="after")

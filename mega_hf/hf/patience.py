@@ -51,8 +51,8 @@ def saying(repository: str, revision: str = "", then: str = "") -> Iterator[None
     except MegaError:
         raise
     except Exception as error:
-        if not is_of_hub(error) and not isinstance(error, OSError | ValueError | RuntimeError):
-            raise  # no client's: a fault of ours
+        if not is_of_hub(error) and not isinstance(error, ConnectionError | TimeoutError | ValueError | RuntimeError):
+            raise  # of this machine, or a fault of ours
         what, remedy = _explain_push(error) or explain(error, repository, revision, reading=not then)
         got = f"{repository}@{revision}" if revision else repository
         raise HubError(what, expected="the Hub to answer, and to agree", got=got, remedy=remedy + then) from None

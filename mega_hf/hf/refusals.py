@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 from huggingface_hub import constants, get_session, get_token
@@ -68,7 +69,8 @@ def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]
             if status == 403:
                 remedy = "a token that may do this (hf auth login), or another repository"
                 return f"the Hub refuses this to this account: {_say(one)}", remedy
-            return f"the Hub answered with an error {status}: {_say(one)}", "try again later"
+            remedy = "try again later" if status in BUSY else "mend what it names; else report it to mega_hf"
+            return f"the Hub answered with an error {status}: {_say(one)}", remedy
     name = type(met[0]).__name__
     return f"the Hub can't be reached ({name})", "check the network" + instead
 
@@ -94,7 +96,7 @@ def wait_asked(error: BaseException) -> float | None:
     for one in _chain(error):
         response = getattr(one, "response", None)
         text = response.headers.get("Retry-After", "") if response is not None else ""
-        if text.isdigit():
+        if re.fullmatch("[0-9]+", text):
             return float(text)
     return None
 
@@ -109,7 +111,8 @@ def set_timeout() -> None:
 
 def _end_silence(request: httpx.Request) -> None:
     """Put a limit where a request has none; the client passes None, which the session's own limit gives way to."""
-    limit = float(os.environ.get(TIMEOUT, "60"))
+    text = os.environ.get(TIMEOUT, "")
+    limit = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 60.0
     given = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
         kind: limit if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")

@@ -28,7 +28,7 @@ def test_the_front_matter(finished: MergeResult) -> None:
     (results,) = data["model-index"]
     assert results["name"] == "tiny"
     for result in results["results"]:
-        counted = finished.report.merged[result["dataset"]["split"]]
+        counted = finished.report.merged[result["dataset"]["split"]]  # whole splits, of these names
         assert result["metrics"][0]["value"] == pytest.approx(counted["correct"] / counted["n"], abs=1e-6)
     assert {result["dataset"]["split"] for result in results["results"]} == {"validation", "test"}
     assert "!!python" not in card.content

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.errors import HubError
-from mega_hf.hf.card_update import Card, seal, split_card, update_card
+from mega_hf.hf.card_update import Card, has_own_words, seal, split_card, update_card
 
 BODY = "# title\n\nIntro.\n\n## Use\n\n```\n## no heading\n```\n\n## Results\n\nNumbers {n}.\n"
 
@@ -18,7 +18,7 @@ def card(n: int, front: str = "license: mit\ntags: [merge]") -> str:
 
 
 def update(new: str, *old: str, **generated: object) -> str:
-    return update_card(new, [Card(text, generated, "README.md") for text in old])
+    return update_card(new, [Card(text, "README.md", generated) for text in old])
 
 
 def body(text: str) -> str:
@@ -74,6 +74,47 @@ def test_of_two_sections_of_one_name_the_first_cards_is_kept() -> None:
     theirs, ours = card(1) + "## Mine\n\ntheirs\n", card(1) + "## Mine\n\nours\n\n## More\n\nmore\n"
     text = update(card(2), theirs, ours)
     assert ("theirs" in text, "ours" in text, "more" in text) == (True, False, True)
+
+
+def test_nothing_of_one_card_is_taken_for_a_double() -> None:
+    mine = "## Notes\n\nfirst\n\n## Notes\n\nsecond\n\n~~~\n## a\n## a\n~~~\n"
+    assert mine.strip() in update(card(2), card(1) + mine)
+
+
+def test_front_matter_is_kept_letter_by_letter() -> None:
+    kept = "language: no\nversion: 1.10\ncommit: 0123456\ntrained_at: 12:30:45\ninference: false\n"
+    more = "title: foo ---\nwidget:\n- src: x.png\n  title: y\n"
+    text = update(card(2), card(1, f"license: mit\ntags: mine\n{kept}{more}".rstrip()))
+    assert kept in text and more in text
+    assert split_card(text)[0]["tags"] == ["merge", "mine"]
+
+
+def test_a_mark_of_byte_order_hides_nothing() -> None:
+    assert split_card("\ufeff" + card(1))[0]["license"] == "mit"
+
+
+def test_of_a_licence_nothing_of_the_old_card_is_kept() -> None:
+    old = card(1, "license: other\nlicense_name: mine\nlicense_link: https://x.y/z\ntags: [merge]")
+    assert split_card(update(card(2), old))[0] == {"license": "mit", "tags": ["merge"]}
+
+
+def test_what_an_earlier_merge_generated_is_not_taken_for_hand_written() -> None:
+    """Even where the record of that merge can't be read."""
+    old = card(1, "license: mit\ntags: [merge]\nbase_model: [o/old]\ndatasets: [o/old]\nlanguage: en")
+    front = split_card(update_card(card(2), [Card(old, "README.md", None)]))[0]
+    assert front == {"license": "mit", "tags": ["merge"], "language": "en"}
+
+
+def test_a_card_that_is_no_text_is_refused() -> None:
+    with pytest.raises(HubError, match="UTF-8"):
+        Card.read("Grüße aus Köln".encode("latin-1"), "README.md")
+
+
+@pytest.mark.parametrize("change", [("## Results", "## Mine\n\nx\n\n## Results"), ("Intro.", "Mine."), None])
+def test_own_words_are_known(change: tuple[str, str] | None) -> None:
+    text = card(1).replace(*change) if change else card(1)
+    assert has_own_words(text) == (change is not None)
+    assert has_own_words(card(1) + "below") and has_own_words("# another\n")
 
 
 @pytest.mark.parametrize("front", ["- a\n- b", "key: [", "text"])

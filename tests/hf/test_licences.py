@@ -23,6 +23,8 @@ OTHER = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
         ("# no front matter", None),
         ("---\nlicense: [\n---\n", None),
         ("---\n- a\n---\n", None),
+        ("---\nlicense: 2023-05-18\n---\n", None),
+        ("---\nlicense: other\nlicense_name: 2023-05-18\n---\n", {"license": "other"}),
         ("\xff\xfe", None),
     ],
 )
@@ -57,12 +59,15 @@ def test_where_they_do_not_agree_it_is_asked_who_says_what(licences: dict) -> No
         choose_licence(None, licences, None)
     text = str(caught.value)
     for name, licence in licences.items():
-        said = "none" if licence is None else licence.get("license_name", licence["license"])
+        said = "none" if licence is None else licence["license"]
         assert f"{name}: {said}" in text
     assert "--license" in text
 
 
 def test_another_licence_in_the_repositorys_card_is_a_conflict_too() -> None:
+    unknown = {"license": "MIT"}
+    with pytest.raises(HubError, match="a: MIT; b: MIT"):
+        choose_licence(None, {"a": unknown, "b": unknown}, None)
     with pytest.raises(HubError, match=r"the repository's card: apache-2\.0"):
         choose_licence(None, {"a": MIT, "b": MIT}, APACHE)
 

@@ -22,8 +22,8 @@ def test_nobody_is_logged_in(run: Commands, hub: Hub, name: str) -> None:
     ("token", "target", "said"),
     [
         ("hf_" + "Nobody" * 6, "me/x", "does not know this token"),
-        (READER, "reader/x", "refuses this to this account"),
-        (TOKEN, "others/x", "refuses this to this account"),
+        (READER, "reader/x", "the token of reader may only read"),
+        (TOKEN, "others/x", "me may not write there"),
         (TOKEN, "me", "not a repository's name"),
         (TOKEN, "me/a b", "not a repository's name"),
         (TOKEN, "./run", "not a repository's name"),
