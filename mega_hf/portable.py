@@ -163,6 +163,7 @@ def restore(source: Path, target: Path, repository: str) -> MergeResult:
         raise _changed(repository, changed[0])
 
     def fill(folder: Path) -> None:
+        """Put everything in its place, and see that it is a run."""
         for name, place in {**models, **copied}.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / place)

@@ -171,6 +171,7 @@ def send(target: Target, make: Callable[[Remote], Mapping[str, Path | bytes]], d
     """
 
     def attempt() -> Pushed:
+        """Bring it there, or fail in a way that may pass."""
         remote = look(target)
         files = make(remote)
         if remote.commit is None:

@@ -192,6 +192,7 @@ def test_without_a_network_the_cache_is_enough(place: Place, pair: tiny.Pair, tm
         check(offline("compare", "org/a", "org/never"), "HF_HUB_OFFLINE keeps the network out", "./FOLDER")
         check(offline("evaluate", "org/a", "--data", "org/never", "--split", "test"), "HF_HUB_OFFLINE")
         check(offline("pull", "org/never", "--out", "x"), "HF_HUB_OFFLINE")
+        check(offline("pull", "org/a", "--out", "x"), "HF_HUB_OFFLINE")  # of which the model is cached, no record
     assert len(place.hub.requests) == asked
 
 

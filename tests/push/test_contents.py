@@ -42,6 +42,30 @@ def test_what_was_written_by_hand_is_kept(run: Commands, hub: Hub, name: str, tm
     assert "Keep." not in hub.repositories["models", name].files("main")["README.md"].decode()
 
 
+def test_a_card_that_is_no_text_is_not_rewritten(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes("# Grüße aus Köln".encode("latin-1"))
+    hub.add("models", name, tmp_path)
+    refused(run("push", "run", name, *MIT), "UTF-8", "--overwrite-card")
+    assert run("push", "run", name, *MIT, "--overwrite-card").code == 0
+
+
+def test_own_words_may_name_paths(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+    assert run("push", "run", name, *MIT).code == 0
+    edit(hub, name, tmp_path, lambda card: card + "\n## Mine\n\ndocker run -v /data/models:/models\n")
+    answer = run("push", "run", name, *MIT, "--message", "Again")
+    assert answer.code == 0, answer.err
+
+
+def test_a_strangers_record_in_the_target_is_no_hindrance(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+    for i, record in enumerate(
+        ['{"name": "x", "models": [], "paired": {}}', "[" * 10_000, "text", '{"licence": {"license": 1}}']
+    ):
+        (tmp_path / "result.json").write_text(record)
+        hub.add("models", f"{name}-{i}", tmp_path)
+        answer = run("push", "run", f"{name}-{i}", *MIT)
+        assert answer.code == 0, answer.err
+
+
 def test_a_change_of_the_generated_text_stops_the_push(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
     assert run("push", "run", name, *MIT).code == 0
     edit(hub, name, tmp_path, lambda card: card.replace("## Limits", "## Limits\n\n- Mine too."))
@@ -67,7 +91,10 @@ def test_models_of_an_earlier_push_are_not_left_beside(run: Commands, hub: Hub, 
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(b"{}")
     hub.add("models", name, tmp_path)
-    assert run("push", "run", name, *MIT).code == 0
+    planned = run("push", "run", name, *MIT, "--dry-run").out
+    done = run("push", "run", name, *MIT)
+    assert done.code == 0
+    assert all(path in planned and path in done.out for path in stale) and "mine.bin" not in planned
     files = hub.repositories["models", name].files("main")
     assert not {*stale} & files.keys()
     assert {"mine.bin", "images/mine.png", "nodes/mine.json", "model.safetensors"} <= files.keys()

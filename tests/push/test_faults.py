@@ -105,3 +105,10 @@ def test_someone_elses_commit_in_between_is_kept(hub: Hub, run: Commands, name: 
     assert run("push", "run", name, *MIT).code == 0
     files = hub.repositories["models", name].files("main")
     assert files["NOTES.txt"] == b"mine" and "model.safetensors" in files
+
+
+def test_a_download_that_was_damaged_is_fetched_again(hub: Hub, run: Commands, name: str, tmp_path: Path) -> None:
+    assert run("push", "run", name, *MIT).code == 0
+    hub.misbehave("corrupt", rf"GET /{name}/resolve/.*/config\.json", times=1)
+    pulled = run("pull", name, "--out", tmp_path / "pulled")
+    assert pulled.code == 0, pulled.err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mega_hf import MergeResult
 from tests.commands import Commands
 from tests.hub_server import Hub
 from tests.push.checks import MIT, READER, TOKEN, commits, folder, refused
@@ -82,3 +83,49 @@ def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str
     assert not [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
     assert ("models", name) not in hub.repositories
     refused(run("push", "run", name, "--dry-run"), "under which licence")
+
+
+def test_the_card_of_a_branch_names_the_branch(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+    assert run("push", "run", name, *MIT, "--branch", "exp/1").code == 0
+    text = hub.repositories["models", name].files("exp/1")["README.md"].decode()
+    assert f'"hf-hub:{name}@exp/1"' in text and f"mega-hf pull {name}@exp/1 --out" in text
+    assert run("pull", f"{name}@exp/1", "--out", tmp_path / "pulled").code == 0
+    refused(run("pull", name, "--out", tmp_path / "main"), "not a merge that mega-hf pushed")
+
+
+def test_a_branch_is_not_made_for_a_push_that_is_refused(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+    assert run("push", "run", name, *MIT).code == 0
+    repository = hub.repositories["models", name]
+    for path, file in repository.files("main").items():
+        (tmp_path / path).write_bytes(
+            file.replace(b"## Limits", b"## Limits\n\n- Mine.") if path == "README.md" else file
+        )
+    hub.add("models", name, tmp_path)
+    for option in ([], ["--dry-run"]):
+        refused(run("push", "run", name, *MIT, "--branch", "exp", *option), "changed by hand")
+    assert "exp" not in repository.branches
+
+
+def test_another_merges_pull_request_is_left_alone(run: Commands, hub: Hub, name: str, treed: MergeResult) -> None:
+    assert run("push", "run", name, *MIT, "--create-pr").code == 0
+    assert run("push", treed.folder, name, *MIT, "--create-pr").code == 0
+    repository = hub.repositories["models", name]
+    assert len(repository.pulls) == 2
+    first, second = (repository.files(f"refs/pr/{number}")["recipe.yaml"] for number in (1, 2))
+    assert first != second
+
+
+def test_the_licence_that_a_merge_is_under_is_not_asked_for_again(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
+    assert run("push", "run", name, *MIT).code == 0
+    assert "already" in run("push", "run", name).out
+    assert run("pull", name, "--out", tmp_path / "pulled").code == 0
+    assert "already" in run("push", tmp_path / "pulled", name).out
+    assert run("push", tmp_path / "pulled", name + "-2").code == 0
+
+
+def test_a_token_in_the_commits_message_stops_the_push(run: Commands, hub: Hub, name: str) -> None:
+    refused(run("push", "run", name, *MIT, "--message", f"by {READER}"), "a token stands there", "message")
+    refused(run("push", "run", name, *MIT, "--message", "from /home/me/x"), "a path of a machine", "message")
+    assert commits(hub, name) == 0
