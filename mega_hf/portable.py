@@ -126,7 +126,8 @@ def copied_models(source: Path, repository: str) -> list[str]:
         result = MergeResult.load(source)
         str(result.report), render_card(result)
         recipe = Recipe.from_document(strict_yaml.read(source / RECIPE), check_files=False)
-        if recipe.push is not None or Recipe.from_dict(result.record["recipe"]).sha256 != recipe.sha256:
+        written = Recipe.from_dict(result.record["recipe"])
+        if recipe.push or written.push or written.sha256 != recipe.sha256:  # no digest holds where to push
             raise _changed(repository, RECIPE)
         if file_digest(source / JOURNAL) != result.record["digests"]["journal"]:
             raise _changed(repository, JOURNAL)

@@ -197,6 +197,7 @@ DAMAGE = {
     "nodes that are text": _damage("nodes", "abc"),
     "a node elsewhere": _damage("nodes", [{"name": "/usr/share"}, {"name": "a+b"}]),
     "another recipe": lambda record: record | {"recipe": record["recipe"] | {"name": "y"}},
+    "a recipe that pushes": lambda record: record | {"recipe": record["recipe"] | {"push": {"repo": "me/x"}}},
     "a recipe that is none": _damage("recipe", {"a": 1}),
     "text": lambda record: "text",
     "another version": _damage("version", 99),

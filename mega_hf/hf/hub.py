@@ -101,7 +101,8 @@ def check_account(target: Target) -> str:
             remedy="another one: hf auth login, or HF_TOKEN",
         )  # fmt: skip
     mine = [name, *(str(org.get("name")) for org in account.get("orgs", ()))]
-    if not target.create_pr and owner not in mine:
+    is_known = "orgs" in account  # some tokens don't tell
+    if not target.create_pr and is_known and owner.lower() not in [one.lower() for one in mine]:
         raise HubError(
             f"{name} may not write there", expected=f"a repository of {' or '.join(mine)}", got=target.repository,
             remedy="another name, or --create-pr to propose it to its owner",
