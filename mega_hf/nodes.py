@@ -16,6 +16,7 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.fitness import FullEvaluation
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
+from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Genes
@@ -25,7 +26,7 @@ from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
-from mega_hf.run_folder import RunFolder, folder_digest, merged_digest, write_folder
+from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
 from mega_hf.weights.space import WeightSpace, build_space, digest
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from mega_hf import strict_yaml
 from mega_hf.errors import HubError, RunError
+from mega_hf.files import file_digest, write_folder
 from mega_hf.hf.card import render_card
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
-from mega_hf.run_folder import CARD, RunFolder, file_digest, portable_recipe, write_folder
+from mega_hf.run_folder import CARD, RunFolder, portable_recipe
 
 Files = Mapping[str, Path | bytes]  # path in the repository -> a file here, or what is to stand in it
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mega_hf.absent import refuse_absent
 from mega_hf.errors import HubError
+from mega_hf.files import refuse_unwritable
 from mega_hf.hf import hub
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import Card, split_card, update_card
@@ -30,7 +31,7 @@ from mega_hf.portable import (
 from mega_hf.private import refuse_private, refuse_tokens
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
-from mega_hf.run_folder import CARD, refuse_unwritable
+from mega_hf.run_folder import CARD
 from mega_hf.settings import Push
 
 _THERE = "README.md in the repository"

@@ -20,6 +20,7 @@ from mega_hf.baselines import BASELINES
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
+from mega_hf.files import file_digest, remove, write_folder, write_whole
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
@@ -33,7 +34,7 @@ from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult
-from mega_hf.run_folder import RunFolder, file_digest, remove, write_folder, write_whole
+from mega_hf.run_folder import RunFolder
 from mega_hf.sources import Parents
 from mega_hf.statistics import mcnemar
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import Processes
+from mega_hf.files import refuse_unwritable
 from mega_hf.journal import Journal
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import RunFolder, refuse_unwritable
+from mega_hf.run_folder import RunFolder
 from mega_hf.training import outdated, refuse_foreign
 
 

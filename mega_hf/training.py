@@ -12,12 +12,12 @@ from pickle import UnpicklingError
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import Processes
+from mega_hf.files import folder_digest, remove, write_folder, write_whole
 from mega_hf.hf.data import Splits
 from mega_hf.hf.fit import Fit, TrainingRows, affordable_bytes, reproducible
 from mega_hf.hf.train import Start, open_start, save_trained, trained_source
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import folder_digest, remove, write_folder, write_whole
 from mega_hf.tree import base
 
 _KEY = "train.sha256"

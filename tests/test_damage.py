@@ -113,7 +113,7 @@ def test_a_parent_whose_removal_was_cut_short_is_trained_again(
     recipe = Recipe.from_dict(of_seeds(pair))
     flip(seeds_copy / "parents" / "a" / "model.safetensors")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("mega_hf.run_folder.shutil.rmtree", killed)
+        patched.setattr("mega_hf.files.shutil.rmtree", killed)
         merge(recipe, seeds_copy)
     result = merge(recipe, seeds_copy)
     assert trainings.stored(seeds_copy / "parents") == trainings.stored(seeds.folder / "parents")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mega_hf.errors import RunError
+from mega_hf.files import folder_digest, merged_digest, remove, write_folder, write_whole
 from mega_hf.journal import Journal
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import RunFolder, folder_digest, merged_digest, remove, write_folder, write_whole
+from mega_hf.run_folder import RunFolder
 
 
 def _recipe(seed=46, revision=None, **merge):

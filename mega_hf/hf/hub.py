@@ -23,9 +23,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from mega_hf import __version__
 from mega_hf.errors import HubError
+from mega_hf.files import file_digest
 from mega_hf.hf.patience import client_speaks, retry, saying
 from mega_hf.result import NAME as RESULT
-from mega_hf.run_folder import file_digest
 
 # What would be loaded in the place of, or beside, what is pushed.
 _STALE = ("model*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")

@@ -1,0 +1,102 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mega_hf.errors import RunError
+
+
+def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
+    """Raise RunError where no folder can be made at a path, or none can be written in it."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        got = "a file" if not there.is_dir() else "no right to write"
+        remedy = f"{remedy}, or the right to write there"
+        raise RunError(
+            f"{what} can't be written", where=str(path), expected="a folder", got=f"{got}: {there}", remedy=remedy
+        )
+
+
+def merged_digest(folder: Path) -> str:
+    """Return the SHA-256 of a model's safetensors file (of all of them, one after the other, if it is sharded)."""
+    sha = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def file_digest(content: Path | bytes) -> str:
+    """Return the SHA-256 of a file, or of what is to stand in one."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, leave_out: str = "") -> str:
+    """Return the SHA-256 over the names and contents of a folder's files, but one."""
+    sha = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != leave_out:
+            sha.update(f"{file.relative_to(folder)} {file_digest(file)}\n".encode())
+    return sha.hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".mega-{path.name}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does not exist yet."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".mega-{path.name}")
+    remove(temporary)
+    try:
+        fill(temporary)
+    except BaseException:
+        remove(temporary)
+        raise
+    for file in [path for path in temporary.rglob("*") if path.is_file()]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    remove(path)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there: a folder at once, so that no half of it is ever found."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    gone = path
+    if not path.name.startswith(".mega-"):
+        gone = path.with_name(f".mega-{path.name}~")
+        remove(gone)
+        path.replace(gone)
+    shutil.rmtree(gone)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
