@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
+from mega_hf.lines import VERSION, check_line, seal, unseal
 from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
 NAME = "journal.jsonl"
+_LONGEST = 1 << 24  # bytes of a line; the longest, a merge's history, have some hundred bytes a generation
 
 Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
 
@@ -38,35 +39,88 @@ class NodeRecord:
     key: str
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
-    _known: dict[tuple[int, int], Counted] = field(default_factory=dict)
+    _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
+    _genomes: dict[str, Counted] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, generation: int, index: int) -> Counted | None:
-        """Return what was recorded of an individual, or None."""
-        return self._known.get((generation, index))
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (generation, index) of each individual that was recorded, in the order of the lines."""
+        return iter(self._known)
 
-    def add(self, generation: int, index: int, fitness: Counted, seconds: float) -> None:
-        """Append a fitness and flush it to the disk before anyone uses it."""
-        line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index}
-        self.journal.append(line | {"correct": fitness[0], "n": fitness[1], "seconds": round(seconds, 4)})
+    def find(self, generation: int, index: int, genome: str) -> Counted | None:
+        """Return what was recorded of an individual, or None.
+
+        Args:
+            generation: 1 for the founders.
+            index: its place in the generation.
+            genome: its digest.
+
+        Raises:
+            RunError: another genome was recorded there.
+        """
+        known = self._known.get((generation, index))
+        if known is None:
+            return None
+        counted, there = known
+        if there != genome:
+            raise RunError(
+                f"individual {index} of generation {generation} of {self.node} is not the one that was recorded",
+                where=str(self.journal.path), expected=f"genome {there}", got=genome,
+                remedy="the journal was changed, or this machine computes otherwise than the one that began the run: "
+                "go on there; or --overwrite starts afresh",
+            )  # fmt: skip
+        return counted
+
+    def find_genome(self, genome: str) -> Counted | None:
+        """Return what was recorded of a genome, by its digest, in whatever generation; or None."""
+        return self._genomes.get(genome)
+
+    def add(
+        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, write: bool = True
+    ) -> None:
+        """Append a fitness and flush it to the disk before anyone uses it; of two on one individual the later holds.
+
+        Args:
+            generation: 1 for the founders.
+            index: its place in the generation.
+            genome: its digest.
+            fitness: right answers, rows seen.
+            seconds: that it took.
+            write: on the main process; the others keep it in memory.
+        """
+        line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
+        line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4)}
+        if write:
+            self.journal.append(line)
+        else:
+            self.take(line)
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Keep in memory what a line says."""
+        counted = (line["correct"], line["n"])
+        self._known[line["generation"], line["index"]] = (counted, line["genome"])
+        self._genomes[line["genome"]] = counted
+        self.seconds += line["seconds"]
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Append what came of the merge: its best individual, its history, the digests of its weights."""
-        self.journal.append({"kind": "merged", "node": self.node, **outcome})
+        """Append what came of the merge (its best individual, its history, digests), unless that stands there."""
+        line = {"kind": "merged", "node": self.node, **outcome}
+        if line != self.merged:
+            self.journal.append(line)
 
 
 class Journal:
-    """JSON lines, each of a `kind`; read whole when it is opened.
+    """JSON lines, each closed by a checksum over it and all before it; read whole when it is opened.
 
-    `header`: the version, digests of recipe, parents and data rows, library versions, device kind, forward path; a
-    later header (after an update) replaces the earlier. `node`: a merge begins, under the key of all that decides it;
-    what stood of it under another key is void. `fitness`: node, generation, index, correct (null where a logit was not
-    finite), n, seconds. `merged`: what came of a node. `order`: the parents from best to worst on validation.
+    What each kind of line holds stands in `lines.py`.
 
     Args:
         path: the file; made with the first line.
+
+    Raises:
+        RunError: a line is damaged, or of another version; a torn last line is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,6 +129,8 @@ class Journal:
         self.order: dict[str, Any] | None = None
         self.nodes: dict[str, NodeRecord] = {}
         self._whole = 0  # bytes up to the last whole line
+        self._torn = False
+        self.checksum = 0  # of all lines
         if path.exists():
             self._read()
 
@@ -87,8 +143,7 @@ class Journal:
         Raises:
             RunError: parents, data, device kind or forward path are not those that the journal was begun with.
         """
-        if self.path.exists():
-            os.truncate(self.path, self._whole)  # a torn last line is evaluated again
+        self._drop_torn()
         there = self.header
         if there is None:
             return self.append({"kind": "header", "version": VERSION} | header)
@@ -116,7 +171,7 @@ class Journal:
             return
         kept = {name: sha256 for name, sha256 in self.header["parents"].items() if base(name) not in parents}
         if kept != self.header["parents"]:
-            os.truncate(self.path, self._whole)
+            self._drop_torn()
             self.append(self.header | {"parents": kept})
 
     def node(self, name: str, key: str, write: bool = True) -> NodeRecord:
@@ -142,34 +197,40 @@ class Journal:
 
     def append(self, line: dict[str, Any]) -> None:
         """Append one line and flush it to the disk."""
+        raw, checksum = seal(line, self.checksum)
         with self.path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(raw)
             file.flush()
             os.fsync(file.fileno())
+        self._whole, self.checksum = self._whole + len(raw), checksum
         self._take(line)
 
+    def _drop_torn(self) -> None:
+        """Cut off what a process that died left of its last line: it is made again."""
+        if self._torn:
+            os.truncate(self.path, self._whole)
+            logger.warning("%s: its last line was torn, as by a crash, and is dropped; it is made again", self.path)
+            self._torn = False
+
     def _read(self) -> None:
-        for number, raw in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
-            if not raw.endswith(b"\n"):
-                return  # torn: the process died while it wrote
-            try:
-                self._take(json.loads(raw))
-            except (ValueError, KeyError, TypeError) as error:
-                where = f"{self.path}:{number}"
-                raise RunError(
-                    "a damaged line",
-                    where=where,
-                    expected="a journal's line",
-                    got=error,
-                    remedy="--overwrite starts afresh",
-                ) from None
-            self._whole += len(raw)
+        with self.path.open("rb") as file:
+            number = 0
+            while raw := file.readline(_LONGEST):
+                number += 1
+                if not raw.endswith(b"\n") and len(raw) < _LONGEST:
+                    self._torn = True
+                    return
+                try:
+                    line, self.checksum = unseal(raw, self.checksum)
+                    self._take(line)
+                except (ValueError, KeyError, RecursionError) as error:
+                    raise _damaged(f"{self.path}:{number}", number, error) from None
+                self._whole += len(raw)
 
     def _take(self, line: dict[str, Any]) -> None:
+        check_line(line)
         kind = line["kind"]
         if kind == "header":
-            if line["version"] != VERSION:
-                raise ValueError(f"version {line['version']}; this release reads {VERSION}")
             self.header = line
         elif kind == "order":
             self.order = line
@@ -177,12 +238,16 @@ class Journal:
             self.nodes[line["node"]] = NodeRecord(self, line["node"], line["key"])
         elif kind == "merged":
             self.nodes[line["node"]].merged = line
-        elif kind == "fitness":
-            node = self.nodes[line["node"]]
-            node.seconds += line["seconds"]
-            node._known[line["generation"], line["index"]] = (line["correct"], line["n"])
         else:
-            raise ValueError(f"an unknown kind, {kind}")
+            self.nodes[line["node"]].take(line)
+
+
+def _damaged(where: str, number: int, error: Exception) -> RunError:
+    back = f"cut it off there (head -n {number - 1}), and what follows is evaluated again; or " if number > 1 else ""
+    return RunError(
+        "a damaged line", where=where, expected="a journal's line, as it was written", got=error,
+        remedy=f"put a copy back; or {back}--overwrite starts afresh",
+    )  # fmt: skip
 
 
 def _differing(there: dict[str, Any], header: dict[str, Any]) -> str | None:

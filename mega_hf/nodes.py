@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.fitness import FullEvaluation
+from mega_hf.evaluation.fitness import FullEvaluation, Interval
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
-from mega_hf.genetic.population import Genes
+from mega_hf.genetic.population import Fitness, Genes
 from mega_hf.genetic.seeds import streams
-from mega_hf.genetic.selection import plan, plan_reference
+from mega_hf.genetic.selection import contenders, plan, plan_reference
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal, NodeRecord
@@ -128,7 +128,7 @@ def merge_node(
         and folder_digest(target) == known.merged.get("folder")
     )
     before = len(known)
-    workshop.processes.wait()  # everyone has looked before anything is written
+    workshop.processes.compare(f"{name} in the run folder", reused)  # and so nothing is written before all have looked
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
     return Merged(name, node, level, target, record, len(known), len(known) - before, known.seconds, reused)
@@ -197,8 +197,14 @@ def _search(
     )  # fmt: skip
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
-        evaluation = FullEvaluation(workshop.forward, workshop.validation, space, workshop.processes, known, report)
+        evaluation = FullEvaluation(
+            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report
+        )
         return evolve(vectors, _genes(space, vectors), search, streams(node.seed, name), evaluation)
+
+
+def _contenders(tournament: list[int], intervals: list[Interval]) -> list[int]:
+    return contenders(tournament, [Fitness(*interval) for interval in intervals])
 
 
 def _accuracy_of(pictures: Pictures, advance: Callable[[int, str], None]) -> Callable[[int, int], None]:

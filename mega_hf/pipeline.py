@@ -153,6 +153,8 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     journal = Journal(run.folder.journal)
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
     head = header(recipe, parents, splits, run.processes.device_kind, forward.path, batch_size)
+    for what, value in (head | {"journal": journal.checksum}).items():
+        run.processes.compare(what.replace("_", " "), value)
     if run.processes.is_main:
         journal.begin(head, run.update)
     context = _context(splits, parents, head)

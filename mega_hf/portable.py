@@ -15,6 +15,7 @@ from mega_hf.errors import HubError, RunError
 from mega_hf.files import file_digest, write_folder
 from mega_hf.hf.card import render_card
 from mega_hf.journal import NAME as JOURNAL
+from mega_hf.lines import seal, unseal
 from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
@@ -94,14 +95,13 @@ def _refuse_dropped(result: MergeResult) -> None:
 
 
 def _portable_journal(path: Path, recipe: str) -> bytes:
-    """Return the whole lines of the journal, each header with the digest of the copy's recipe instead of the run's."""
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    return b"".join(_portable_line(line, recipe) if b'"header"' in line else line for line in lines)
-
-
-def _portable_line(line: bytes, recipe: str) -> bytes:
-    record = json.loads(line)
-    return json.dumps(record | {"recipe": recipe}).encode() + b"\n" if record["kind"] == "header" else line
+    """Return a run's journal for a copy: its headers name the recipe of the copy."""
+    lines, before, after = b"", 0, 0
+    for raw in path.read_bytes().splitlines(keepends=True):
+        line, before = unseal(raw, before)
+        sealed, after = seal(line | {"recipe": recipe} if line["kind"] == "header" else line, after)
+        lines += sealed
+    return lines
 
 
 # --- Back to a run folder

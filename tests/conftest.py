@@ -153,9 +153,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     measure = FullEvaluation._measure
 
-    def spy(self: FullEvaluation, population: Any, index: int) -> list[int]:
+    def spy(self: FullEvaluation, population: Any, index: int, batches: range) -> list[int]:
         seen.append(self.record.node)  # type: ignore[attr-defined]
-        return measure(self, population, index)
+        return measure(self, population, index, batches)
 
     monkeypatch.setattr(FullEvaluation, "_measure", spy)
     return seen

@@ -11,6 +11,7 @@ from mega_hf.files import folder_digest, merged_digest, remove, write_folder, wr
 from mega_hf.journal import Journal
 from mega_hf.recipe import Recipe
 from mega_hf.run_folder import RunFolder
+from tests.run_files import OUTCOME
 
 
 def _recipe(seed=46, revision=None, **merge):
@@ -199,7 +200,7 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     record = {"version": 1, "digests": {"file": digest, "recipe": _recipe().sha256}, "nodes": [{"name": "a+b"}]}
     (out / "result.json").write_text(json.dumps(record))
     journal = Journal(out / "journal.jsonl")
-    journal.node("a+b", "key").finish({"folder": folder_digest(out / "merged")})
+    journal.node("a+b", "key").finish(OUTCOME | {"folder": folder_digest(out / "merged")})
     assert folder.finished().record["digests"]["file"] == digest
     (out / "merged" / "config.json").write_text("{}")
     assert folder.finished() is None, "there is something else in it now"

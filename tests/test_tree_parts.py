@@ -38,10 +38,10 @@ def test_interrupted_anywhere_it_gives_the_same_file(
 ) -> None:
     measure, calls = FullEvaluation._measure, iter(range(1000))
 
-    def interrupted(self: FullEvaluation, population: Any, index: int) -> list[int]:
+    def interrupted(self: FullEvaluation, population: Any, index: int, batches: range) -> list[int]:
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return measure(self, population, index)
+        return measure(self, population, index, batches)
 
     monkeypatch.setattr(FullEvaluation, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

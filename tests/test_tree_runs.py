@@ -12,7 +12,7 @@ import timm
 
 from mega_hf import MergeResult, Recipe, RunError, merge, merge_only
 from tests import tiny
-from tests.run_files import EVALUATIONS, FILES, file_of, names, weights_of
+from tests.run_files import EVALUATIONS, FILES, file_of, journal_of, names, weights_of
 
 Four = dict[str, Any]  # a recipe of four parents
 
@@ -234,8 +234,8 @@ def test_a_journal_that_was_changed_is_noticed(four: Four, treed_copy: Path) -> 
     for line in lines:
         if line["kind"] == "fitness" and line["node"] == "a+b":
             line["correct"] = 60 - line["index"]
-    (treed_copy / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (treed_copy / "journal.jsonl").write_bytes(journal_of(lines))
     shutil.rmtree(treed_copy / "nodes")
     (treed_copy / "result.json").unlink()
-    with pytest.raises(RunError, match=r"a\+b: the replay gives other weights"):
+    with pytest.raises(RunError, match=r"of a\+b is not the one that was recorded"):
         merge(Recipe.from_dict(four), treed_copy)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from mega_hf.evaluation.forward import Forward, Pictures
@@ -13,6 +15,8 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.space import WeightSpace
 
 Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
+Interval = tuple[int | None, int, int]  # right answers, rows seen, rows not seen
+Contenders = Callable[[list[int], list[Interval]], list[int]]
 
 
 class Genomes(Protocol):
@@ -26,19 +30,61 @@ class Genomes(Protocol):
     def generation(self) -> int:
         """1 for the founders."""
 
+    @property
+    def proof(self) -> str:
+        """The digest of how it was bred, equal on all processes."""
+
 
 class Record(Protocol):
     """Where every fitness is kept before it is used; the journal is one."""
 
-    def find(self, generation: int, index: int) -> Counted | None:
+    def find(self, generation: int, index: int, genome: str) -> Counted | None:
         """Return what was recorded of an individual, or None."""
 
-    def add(self, generation: int, index: int, fitness: Counted, seconds: float) -> None:
-        """Keep a fitness; called on the main process alone."""
+    def find_genome(self, genome: str) -> Counted | None:
+        """Return what was recorded of a genome, in whatever generation, or None."""
+
+    def add(
+        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, write: bool = True
+    ) -> None:
+        """Keep a fitness; only one process writes."""
+
+
+def digest_genome(genome: torch.Tensor) -> str:
+    """Return the first 128 bits of the SHA-256 of a genome ([size] float32 on the CPU)."""
+    return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
+
+
+class Replay:
+    """Every fitness from the record; nothing is measured.
+
+    Args:
+        record: the journal.
+        rows: of the validation split.
+    """
+
+    def __init__(self, record: Record, rows: int) -> None:
+        self.record, self.rows = record, rows
+
+    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+        """Return what the record holds of each individual.
+
+        Raises:
+            LookupError: it does not hold one; its text names it.
+        """
+        known = []
+        for index, genome in enumerate(population.genomes):
+            counted = self.record.find(population.generation, index, digest_genome(genome))
+            if counted is None and index == 0 and elite is not None:
+                counted = elite[:2]
+            if counted is None:
+                raise LookupError(f"individual {index} of generation {population.generation}")
+            known.append((*counted, self.rows - counted[1]))
+        return known
 
 
 class FullEvaluation:
-    """Every individual on every validation row; individuals are shared out over the processes.
+    """Every individual on every validation row, but none twice; the work is shared out over the processes.
 
     Args:
         forward: the resident model.
@@ -46,6 +92,7 @@ class FullEvaluation:
         space: turns a genome into a state dict.
         processes: who takes part.
         record: the journal: what it knows is not measured again.
+        contenders: says which individuals may win a tournament, given what was seen of each.
         progress: called with (individuals measured or known, best right answers so far).
     """
 
@@ -56,40 +103,99 @@ class FullEvaluation:
         space: WeightSpace,
         processes: Processes,
         record: Record,
+        contenders: Contenders,
         progress: Callable[[int, int], None],
     ) -> None:
         self.forward, self.pictures, self.space, self.processes = forward, pictures, space, processes
-        self.record, self.progress, self._best = record, progress, 0
+        self.record, self.contenders, self.progress, self._best = record, contenders, progress, 0
 
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Counted | None) -> list[Counted]:
-        """Return a fitness for each individual. Tournaments are not needed: nothing is left unmeasured."""
-        known = {i: self.record.find(population.generation, i) for i in range(len(population.genomes))}
-        if elite is not None:
-            known[0] = elite
-        self._report({i: fitness for i, fitness in known.items() if fitness and i >= (elite is not None)})
-        missing = [i for i, fitness in known.items() if fitness is None]
-        # A round is one individual for each process: what a round measured is safe in the journal before the next.
-        for start in range(0, len(missing), self.processes.count):
-            measured = self._round(population, missing[start : start + self.processes.count])
-            self._report(measured)
+    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+        """Return a fitness for each individual; of one that the record saw in part, the rest only where it matters.
+
+        Raises:
+            LaunchError: the processes do not hold the same population.
+        """
+        generation = population.generation
+        self.processes.compare(f"generation {generation}", population.proof)
+        genomes = self._digest(population)
+        known: dict[int, Counted] = {} if elite is None else {0: elite[:2]}
+        for index, genome in enumerate(genomes):
+            counted = self.record.find(generation, index, genome)
+            known |= {} if counted is None else {index: counted}
+        self._report({i: counted for i, counted in known.items() if i >= (elite is not None)})
+        missing = [i for i in range(len(genomes)) if i not in known]
+        fresh = {genomes[i]: i for i in reversed(missing) if self.record.find_genome(genomes[i]) is None}
+        known |= self._measure_all(population, genomes, sorted(fresh.values()))
+        known |= self._copy(generation, genomes, [i for i in missing if i not in known])
+        open_ = self._undecided([*tournaments, list(range(len(genomes)))], self._intervals(known))
+        return self._intervals(known | self._measure_all(population, genomes, open_, again=True))
+
+    def _digest(self, population: Genomes) -> list[str]:
+        """Return the digest of each genome; each process makes its share of them."""
+
+        def words(i: int) -> list[int]:
+            return np.frombuffer(bytes.fromhex(digest_genome(population.genomes[i])), dtype=">u4").tolist()
+
+        made = self.processes.share(len(population.genomes), 4, words)
+        return [row.astype(">u4").tobytes().hex() for row in made]
+
+    def _intervals(self, known: dict[int, Counted]) -> list[Interval]:
+        return [(*known[i], self.pictures.count - known[i][1]) for i in range(len(known))]
+
+    def _undecided(self, contests: list[list[int]], intervals: list[Interval]) -> list[int]:
+        """Return the individuals whose unseen rows may decide a contest."""
+        found = {i for contest in contests if len(may := self.contenders(contest, intervals)) > 1 for i in may}
+        return sorted(i for i in found if intervals[i][2])
+
+    def _copy(self, generation: int, genomes: list[str], indices: list[int]) -> dict[int, Counted]:
+        """Record individuals whose genomes were measured already, as others."""
+        known: dict[int, Counted] = {}
+        for i in indices:
+            counted = self.record.find_genome(genomes[i])
+            assert counted is not None, "it was measured"
+            known |= self._keep(generation, i, genomes[i], counted, 0.0)
+        self._report(known)
+        return known
+
+    def _measure_all(
+        self, population: Genomes, genomes: list[str], indices: Sequence[int], again: bool = False
+    ) -> dict[int, Counted]:
+        """Measure individuals, one for each process at a time: what a round measured is safe before the next."""
+        known: dict[int, Counted] = {}
+        for start in range(0, len(indices), self.processes.count):
+            chosen = indices[start : start + self.processes.count]
+            measured: dict[int, Counted] = {}
+            for i, (correct, failed, microseconds) in zip(chosen, self._round(population, chosen), strict=True):
+                counted = (None if failed else correct, self.pictures.count)
+                measured |= self._keep(population.generation, i, genomes[i], counted, microseconds / 1e6)
+            self._report(measured, 0 if again else len(measured))
             known |= measured
-        return [fitness for fitness in known.values() if fitness is not None]
+        return known
 
-    def _round(self, population: Genomes, indices: list[int]) -> dict[int, Counted]:
-        results = self.processes.share(len(indices), 2, lambda i: self._measure(population, indices[i]))
-        measured = {}
-        for index, (correct, microseconds) in zip(indices, results.tolist(), strict=True):
-            measured[index] = (None if correct < 0 else correct, self.pictures.count)
-            if self.processes.is_main:
-                self.record.add(population.generation, index, measured[index], microseconds / 1e6)
-        return measured
+    def _round(self, population: Genomes, indices: Sequence[int]) -> list[list[int]]:
+        """Return [right answers, batches with a logit that was not finite, microseconds] for each individual.
 
-    def _measure(self, population: Genomes, index: int) -> list[int]:
+        The batches of all are one row of work, cut into equal parts: with as many individuals as processes, each
+        process has a whole one; with fewer, as at the end of a generation, they share each.
+        """
+        batches, counted = self.pictures.batches, np.zeros((len(indices), 3), dtype=np.int64)
+        first, last = (len(indices) * batches * (self.processes.rank + i) // self.processes.count for i in (0, 1))
+        for row, index in enumerate(indices):
+            part = range(max(first - row * batches, 0), min(last - row * batches, batches))
+            if part:
+                counted[row] = self._measure(population, index, part)
+        return self.processes.add_up(counted).tolist()
+
+    def _measure(self, population: Genomes, index: int, batches: range) -> list[int]:
         began = time.perf_counter()
         self.forward.write(self.space.unpack(population.genomes[index]))
-        correct = self.forward.count(self.pictures)
-        return [-1 if correct is None else correct, int((time.perf_counter() - began) * 1e6)]
+        correct = self.forward.count(self.pictures, batches)
+        return [correct or 0, correct is None, int((time.perf_counter() - began) * 1e6)]
 
-    def _report(self, fitness: dict[int, Counted]) -> None:
+    def _keep(self, generation: int, index: int, genome: str, counted: Counted, seconds: float) -> dict[int, Counted]:
+        self.record.add(generation, index, genome, counted, seconds, write=self.processes.is_main)
+        return {index: counted}
+
+    def _report(self, fitness: dict[int, Counted], count: int | None = None) -> None:
         self._best = max([self._best, *(correct or 0 for correct, _ in fitness.values())])
-        self.progress(len(fitness), self._best)
+        self.progress(len(fitness) if count is None else count, self._best)

@@ -27,6 +27,11 @@ class Pictures:
     batch_size: int
     place: str  # device, host or disk
 
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return len(self.images) // self.batch_size
+
 
 def even_batches(rows: int, batch_size: int) -> int:
     """Return a batch size of at most `batch_size` that leaves the least padding, e.g. 125 for 5,000 rows and 128."""
@@ -95,23 +100,29 @@ class Forward:
             entry.copy_(state[name])
 
     @torch.inference_mode()
-    def answers(self, pictures: Pictures) -> tuple[torch.Tensor, bool]:
-        """Return right (True) or wrong for each row, [count] bool on the CPU, and whether all logits were finite."""
+    def answers(self, pictures: Pictures, batches: range | None = None) -> tuple[torch.Tensor, bool]:
+        """Return right (True) or wrong for each row, [rows] bool on the CPU, and whether all logits were finite.
+
+        Args:
+            pictures: the split.
+            batches: some of its batches, one after the other; all by default.
+        """
+        batches = range(pictures.batches) if batches is None else batches
         right, finite = [], torch.ones((), dtype=torch.bool, device=self.device)
         # No search among algorithms: which one is fastest differs from run to run, and so would the last bits.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            for start in range(0, len(pictures.images), pictures.batch_size):
-                batch = slice(start, start + pictures.batch_size)
+            for number in batches:
+                batch = slice(number * pictures.batch_size, (number + 1) * pictures.batch_size)
                 images = pictures.images[batch].to(self.device, non_blocking=True)
                 scores = logits(self.model, images.to(memory_format=self.memory_format))
                 labels = pictures.labels[batch]
                 finite &= (torch.isfinite(scores).all(dim=1) | (labels == PADDING)).all()
                 right.append(scores.argmax(dim=1) == labels)
-        return torch.cat(right)[: pictures.count].cpu(), bool(finite)
+        return torch.cat(right)[: pictures.count - batches[0] * pictures.batch_size].cpu(), bool(finite)
 
-    def count(self, pictures: Pictures) -> int | None:
-        """Return how many rows are answered rightly, or None where a logit is not finite."""
-        right, finite = self.answers(pictures)
+    def count(self, pictures: Pictures, batches: range | None = None) -> int | None:
+        """Return how many rows are answered rightly, or None where a logit is not finite; args as `answers`."""
+        right, finite = self.answers(pictures, batches)
         return int(right.sum()) if finite else None
 
 

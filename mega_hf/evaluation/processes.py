@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -84,17 +85,53 @@ class Processes:
         Returns:
             [items, width] int64.
         """
-        results = torch.zeros(items, width, dtype=torch.int64, device=self.device)
+        results = np.zeros((items, width), dtype=np.int64)
         for i in range(self.rank, items, self.count):
             try:
-                results[i] = torch.tensor(measure(i), dtype=torch.int64)
+                results[i] = measure(i)
             except MegaError as error:
                 error.alone = True
                 raise
-        if self.count > 1:
-            with _others_alive():
-                results = reduce(results, "sum")  # all others hold zeros
-        return results.cpu().numpy()
+        return self.add_up(results)  # all others hold zeros
+
+    def add_up(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of an int64 array over all processes, on each of them."""
+        if self.count == 1:
+            return values
+        with _others_alive():
+            return reduce(torch.from_numpy(values).to(self.device), "sum").cpu().numpy()
+
+    def compare(self, what: str, value: object) -> None:
+        """See that all processes hold the same value.
+
+        Args:
+            what: its name, for the error.
+            value: whose text is compared.
+
+        Raises:
+            LaunchError: on every process, where one differs from the first; it names the process and both values.
+        """
+        if self.count == 1:
+            return
+        mine = str(value).encode()
+        proof = hashlib.sha256(mine).digest()
+        proofs = self._gather(np.frombuffer(proof, dtype=np.uint8))
+        others = [rank for rank in range(self.count) if (proofs[rank] != proofs[0]).any()]
+        if not others:
+            return
+        longest = int(self._gather(np.array([len(mine)])).max())
+        texts = self._gather(np.frombuffer(mine.ljust(longest), dtype=np.uint8))
+        first, other = (texts[rank].astype(np.uint8).tobytes().decode().rstrip() for rank in (0, others[0]))
+        raise LaunchError(
+            f"process {others[0]} computes otherwise than process 0", where=what, expected=first, got=other,
+            remedy="the same files, releases and kind of device on every machine; or one of its devices is faulty",
+        )  # fmt: skip
+
+    def _gather(self, row: np.ndarray) -> np.ndarray:
+        """Return the rows of all processes, [processes, width] int64."""
+        rows = np.zeros((self.count, len(row)), dtype=np.int64)
+        rows[self.rank] = row
+        return self.add_up(rows)
 
     def wait(self) -> None:
         """Return when every process has come here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +15,9 @@ from mega_hf.genetic.population import Fitness, Generation, Genes, Individual, P
 from mega_hf.genetic.seeds import Streams
 from mega_hf.genetic.selection import Plan, Planner, plan, winner
 
-# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all of these
-Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int]]]
+# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all
+# of these: (right answers, rows seen, rows not seen)
+Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int]]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
 
     Returns:
         the best individual over all generations; `generations` populations are evaluated, the elite only once.
+
+    Raises:
+        Undecided: the evaluator has seen too few rows to decide a tournament or the elite.
     """
-    population = Population(_founders(parents, search, streams), 1, None)
+    population = _found(parents, search, streams)
     history = []
     while True:
         drawn = search.plan(
@@ -65,21 +71,29 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
         population = _breed(population, fitness, drawn, genes, search, streams)
 
 
-def _founders(parents: torch.Tensor, search: Search, streams: Streams) -> torch.Tensor:
-    """The first population: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if included."""
+def _found(parents: torch.Tensor, search: Search, streams: Streams) -> Population:
+    """The founders: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if included."""
     genomes = torch.empty(search.population_size, parents.shape[1])
     included = len(parents) if search.include_parents else 0
     genomes[:included] = parents[:included]
-    for i in range(included, search.population_size):
-        mix(list(parents), spacings(streams(1, i, "founder"), len(parents)), out=genomes[i])
-    return genomes
+    drawn = [spacings(streams(1, i, "founder"), len(parents)) for i in range(included, search.population_size)]
+    for genome, weights in zip(genomes[included:], drawn, strict=True):
+        mix(list(parents), weights, out=genome)
+    return Population(genomes, 1, None, _prove(drawn, genomes, 1))
+
+
+def _prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
+    """Return the digest of what was drawn for a generation and of one of its genomes, each time another one."""
+    proof = hashlib.sha256(json.dumps(drawn).encode())
+    proof.update(genomes[generation % len(genomes)].numpy().data)
+    return proof.hexdigest()
 
 
 def _best(population: Population, fitness: list[Fitness]) -> Individual:
     # The elite sits at index 0 and ties go to the lower index: only a strictly better child replaces it.
     index = winner(list(range(len(fitness))), fitness)
     if population.elite is not None and index == 0:
-        return population.elite
+        return replace(population.elite, fitness=fitness[0])  # it may have seen more rows since
     return Individual(population.genomes[index].clone(), fitness[index], population.generation, index)
 
 
@@ -98,13 +112,15 @@ def _breed(
     best = _best(population, fitness)
     genomes[0] = best.genome
     best = replace(best, genome=genomes[0])  # a view: no second copy while the children are made
-    for child, (first, second) in enumerate(drawn.pairs, start=1):
-        beta = float(streams(generation, child, "crossover").random())
+    betas = [float(streams(generation, child, "crossover").random()) for child in range(1, len(genomes))]
+    for child, ((first, second), beta) in enumerate(zip(drawn.pairs, betas, strict=True), start=1):
         blend(mates[chosen[first]], mates[chosen[second]], beta, out=genomes[child])
         mutate(genomes[child], genes, search.mutation, streams(generation, child, "mutation"))
-    return Population(genomes, generation, best)
+    return Population(genomes, generation, best, _prove([drawn, chosen, betas], genomes, generation))
 
 
 def _record(generation: int, fitness: list[Fitness]) -> Generation:
-    known = [f.correct for f in fitness if f.correct is not None]
-    return Generation(generation, max(known, default=0), sum(known) / max(1, len(known)), len(fitness) - len(known))
+    best = fitness[winner(list(range(len(fitness))), fitness)].correct or 0
+    counted = [f.correct * (f.seen + f.unseen) / f.seen for f in fitness if f.correct is not None and f.seen]
+    failed = sum(f.correct is None for f in fitness)
+    return Generation(generation, best, sum(counted) / max(1, len(counted)), failed)

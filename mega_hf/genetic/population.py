@@ -9,15 +9,24 @@ import torch
 
 
 class Fitness(NamedTuple):
-    """Right answers on the validation split; `correct` is None where a logit was not finite: the worst of all."""
+    """Right answers on the validation rows seen; `correct` is None where a logit was not finite: the worst of all.
+
+    With rows unseen it is an interval: what they would add is not known.
+    """
 
     correct: int | None
     seen: int
+    unseen: int = 0
 
     @property
-    def rank(self) -> int:
-        """A number to compare by: higher is better."""
+    def low(self) -> int:
+        """What it is at least: higher is better."""
         return -1 if self.correct is None else self.correct
+
+    @property
+    def high(self) -> int:
+        """What it is at most."""
+        return -1 if self.correct is None else self.correct + self.unseen
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Population:
     genomes: torch.Tensor  # [population_size, size] float32, overwritten in place by the next generation
     generation: int  # 1 for the founders
     elite: Individual | None
+    proof: str  # SHA-256 of what was drawn for it, of its mates and of one genome: equal on all processes
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,8 @@ class Generation:
     """One generation's record, for the history and the plot."""
 
     generation: int
-    best: int  # right answers of the best individual
-    mean: float  # of the individuals with a fitness, NaN-free: 0.0 if there are none
+    best: int  # right answers of the best individual, on the rows that it has seen
+    mean: float  # of the individuals with a fitness, as if all had seen all rows; 0.0 if there are none
     failed: int  # individuals with a logit that was not finite
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, cycle, islice
 from typing import NamedTuple
 
@@ -56,6 +56,25 @@ def plan_reference(
     return Plan(tournaments, pairs)
 
 
-def winner(tournament: list[int], fitness: list[Fitness]) -> int:
-    """Return the index of the fittest in a tournament; ties go to the lower index."""
-    return min(tournament, key=lambda i: (-fitness[i].rank, i))
+def winner(tournament: list[int], fitness: Sequence[Fitness]) -> int:
+    """Return the index of the fittest in a tournament; ties go to the lower index.
+
+    Raises:
+        Undecided: rows that were not seen may make another one the fittest.
+    """
+    first, *others = contenders(tournament, fitness)
+    if others:
+        raise Undecided(f"who wins is open between the individuals {[first, *others]}")
+    return first
+
+
+def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
+    """Return the indices of those that may win a tournament, whatever the rows that they have not seen will say."""
+    # If one is sure to win, it is the one that is ahead already.
+    first = min(tournament, key=lambda i: (-fitness[i].low, i))
+    ahead = (-fitness[first].low, first)
+    return [first, *(i for i in tournament if i != first and (-fitness[i].high, i) < ahead)]
+
+
+class Undecided(Exception):
+    """The rows seen so far do not decide a tournament."""

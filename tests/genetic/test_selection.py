@@ -1,7 +1,7 @@
 """Tournaments, their winners, and which winners are paired."""
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mega_hf.genetic.population import Fitness
 from mega_hf.genetic.seeds import named_stream, streams
-from mega_hf.genetic.selection import draw_tournament, plan, plan_reference, winner
+from mega_hf.genetic.selection import Undecided, contenders, draw_tournament, plan, plan_reference, winner
 
 STREAMS = streams(46, "a+b")
 SIZES = st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, 6), st.integers(1, n)))
@@ -63,7 +63,7 @@ def test_everybody_is_drawn_about_as_often():
     assert all(draws[i] == pytest.approx(300, abs=75) for i in range(10))
 
 
-FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10))
+FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10), st.just(0))
 
 
 @given(st.lists(FITNESS, min_size=1, max_size=8), st.randoms(use_true_random=False))
@@ -77,4 +77,27 @@ def test_the_winner_is_the_fittest_and_of_equals_the_first(fitness, random):
 
 def test_no_fitness_is_worse_than_no_right_answer():
     assert winner([0, 1], [Fitness(None, 10), Fitness(0, 10)]) == 1
-    assert Fitness(None, 10).rank < Fitness(0, 10).rank < Fitness(1, 10).rank
+    assert Fitness(None, 10).low < Fitness(0, 10).low < Fitness(1, 10).low
+
+
+# --- Rows that were not seen
+
+
+PARTIAL = st.integers(0, 6).flatmap(
+    lambda seen: st.builds(Fitness, st.none() | st.integers(0, seen), st.just(seen), st.just(6 - seen))
+)
+
+
+@given(st.lists(PARTIAL, min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_who_may_win_is_who_wins_in_some_completion(fitness):
+    """Every way that the unseen rows may be answered, tried one after the other."""
+    tournament = list(range(len(fitness)))
+    may = [range(f.low, f.high + 1) for f in fitness]
+    winners = {winner(tournament, [Fitness(c if c >= 0 else None, 6) for c in whole]) for whole in product(*may)}
+    assert set(contenders(tournament, fitness)) >= winners
+    if len(winners) == 1:
+        assert contenders(tournament, fitness) == [winner(tournament, fitness)] == list(winners)
+    else:
+        with pytest.raises(Undecided, match="open between"):
+            winner(tournament, fitness)

@@ -1,0 +1,144 @@
+"""The journal's lines: what each kind must hold, whoever wrote it, and the checksum that closes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+VERSION = 3
+_SEALED = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}\n', re.DOTALL)
+
+_Digest = Annotated[str, Field(max_length=128)]
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Header(_Line):
+    """What decides the numbers below it; a later one, after an update, replaces the earlier."""
+
+    kind: Literal["header"]
+    version: Literal[VERSION]  # type: ignore[valid-type]
+    recipe: _Digest
+    parents: dict[str, _Digest]
+    data: dict[str, _Digest]
+    device_kind: str
+    forward_path: str
+    batch_size: _Count
+    versions: dict[str, str]
+
+
+class Begun(_Line):
+    """A merge begins, under the key of all that decides it; what stood of it under another key is void."""
+
+    kind: Literal["node"]
+    node: str
+    key: _Digest
+
+
+class Fitness(_Line):
+    """One individual's right answers (null where a logit was not finite) among the `n` rows that it has seen."""
+
+    kind: Literal["fitness"]
+    node: str
+    generation: _Count
+    index: _Count
+    correct: _Count | None
+    n: _Count
+    genome: _Digest
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Fitness:
+        if self.correct is not None and self.correct > self.n:
+            raise ValueError(f"{self.correct} right answers on {self.n} rows")
+        return self
+
+
+class Generation(_Line):
+    """One generation of a merge's history."""
+
+    generation: _Count
+    best: _Count
+    mean: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    failed: _Count
+
+
+class Merged(_Line):
+    """What came of a merge: its best individual, its history, the digests of its weights and files."""
+
+    kind: Literal["merged"]
+    node: str
+    weights: _Digest
+    statistics: _Digest | None
+    file: _Digest
+    folder: _Digest
+    layout: _Digest
+    state: _Digest
+    parameters: _Count
+    correct: _Count
+    n: _Count
+    generation: _Count
+    index: _Count
+    history: list[Generation]
+
+
+class Order(_Line):
+    """The parents from best to worst on validation."""
+
+    kind: Literal["order"]
+    key: _Digest
+    ranking: list[str]
+    correct: dict[str, int]
+    n: _Count
+
+
+_LINES: TypeAdapter[Any] = TypeAdapter(
+    Annotated[Header | Begun | Fitness | Merged | Order, Field(discriminator="kind")]
+)
+
+
+def check_line(line: Any) -> None:
+    """Raise ValueError, in one line of text, where something is no line of a journal."""
+    try:
+        _LINES.validate_python(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at = ".".join(str(part) for part in first["loc"][1:])
+        raise ValueError(f"{at}: {first['msg']}" if at else first["msg"]) from None
+
+
+def seal(line: dict[str, Any], before: int) -> tuple[bytes, int]:
+    """Return a line as it stands in the file, and the checksum of all lines up to it.
+
+    Args:
+        line: what it says.
+        before: the checksum of all lines before it, 0 at the start: so that a line that is lost shows too.
+    """
+    body = json.dumps(line).encode()[:-1]
+    checksum = zlib.crc32(body, before)
+    return body + b', "crc": "%08x"}\n' % checksum, checksum
+
+
+def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
+    """Return what `seal` was given, and its checksum.
+
+    Raises:
+        ValueError: the line, or one before it, is not as it was written.
+    """
+    sealed = _SEALED.fullmatch(raw)
+    if sealed is None:
+        version = re.match(rb'\{"kind": "header", "version": (\d{1,9}),', raw)
+        other = int(version[1]) if version else VERSION
+        is_other = other != VERSION
+        raise ValueError(f"version {other}; this release reads {VERSION}" if is_other else "no checksum at its end")
+    checksum = zlib.crc32(sealed[1], before)
+    if checksum != int(sealed[2], 16):
+        raise ValueError(f"checksum {sealed[2].decode()}, but its content has {checksum:08x}")
+    return json.loads(sealed[1] + b"}"), checksum
