@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mega_hf.comparison import Comparison, compare
-    from mega_hf.errors import DataError, HubError, LaunchError, MegaError, ParentError, RecipeError, RunError
+    from mega_hf.errors import (
+        DataError,
+        HubError,
+        LaunchError,
+        MegaError,
+        ParentError,
+        RecipeError,
+        RunError,
+        VerificationError,
+    )
     from mega_hf.measurement import Measurement, evaluate
     from mega_hf.pipeline import merge, merge_only, train
     from mega_hf.publishing import pull, push
     from mega_hf.recipe import Recipe
     from mega_hf.result import MergeResult, Report
+    from mega_hf.verification import Verification, verify
 
 __version__ = version("mega_hf")
 
@@ -43,6 +53,9 @@ _HOME = {
     "RunError": "errors",
     "LaunchError": "errors",
     "HubError": "errors",
+    "VerificationError": "errors",
+    "verify": "verification",
+    "Verification": "verification",
     "push": "publishing",
     "pull": "publishing",
 }
@@ -60,6 +73,8 @@ __all__ = [
     "RecipeError",
     "Report",
     "RunError",
+    "Verification",
+    "VerificationError",
     "compare",
     "evaluate",
     "merge",
@@ -67,6 +82,7 @@ __all__ = [
     "pull",
     "push",
     "train",
+    "verify",
 ]
 
 

@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   mega-hf evaluate ./runs/x/merged --data ORG/NAME --split test
   mega-hf push runs/x ME/MERGED --license apache-2.0
   mega-hf pull ME/MERGED --out runs/y
+  mega-hf verify ME/MERGED
 """
 
 _CARD = "replace the card that is there, what was written by hand included"
@@ -34,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_card(commands.add_parser("card", help="write a run's card again, from the run folder alone"))
     _add_push(commands.add_parser("push", help="push a finished run to the Hub: model, card, recipe, journal, result"))
     _add_pull(commands.add_parser("pull", help="restore the run folder of a merge that was pushed"))
+    again = "make a merge again from its journal and parents, with no data, and compare; exit code 1 if it is another"
+    _add_verify(commands.add_parser("verify", help=again))
     return parser
 
 
@@ -136,6 +139,27 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="the run folder (default: runs/NAME)")
     add("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(command="pull")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN | ORG/NAME[@REVISION]", help="a run folder, a copy of one, or a merge that was pushed")
+    place = "where a parent lies that was local where the run was made"
+    add("--parent", dest="places", action="append", default=[], type=_place, metavar="NAME=PATH", help=place)
+    add("--parents", type=Path, metavar="DIR", help="where parents that were trained for the run lie")
+    measured = "with the data, measure again: the merged model, and so many random lines of the journal"
+    add("--evaluate", type=_positive, metavar="K", help=measured)
+    add("--data", metavar="PATH", help="the data set, if it was local where the run was made")
+    add("--json", action="store_true", help="print a record instead of sentences")
+    add("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(command="verify")
+
+
+def _place(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text}")
+    return name, path
 
 
 def _positive(text: str) -> int:

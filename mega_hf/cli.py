@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mega_hf.arguments import build_parser
-from mega_hf.errors import MegaError, RecipeError
+from mega_hf.errors import MegaError, RecipeError, VerificationError
 
 if TYPE_CHECKING:
     from mega_hf.nodes import Merged
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten(getattr(args, "quiet", False))
     try:
         return COMMANDS[args.command](args, words)
+    except VerificationError as error:
+        _say_error(f"not verified: {error}")
+        return 1
     except MegaError as error:
         _say_error(f"error: {error}", whole=error.alone)
         return 2
@@ -241,9 +244,24 @@ def _pull(args: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _verify(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.verification import verify
+
+    if args.data and args.evaluate is None:
+        raise RecipeError(
+            "--data is not needed", expected="--data with --evaluate K", got="--data alone",
+            remedy="add --evaluate K to measure again; without it no data is read",
+        )  # fmt: skip
+    verified = verify(
+        args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data
+    )
+    print(json.dumps(verified.to_dict()) if args.json else verified)
+    return 0
+
+
 COMMANDS = {
     "merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card, "push": _push,
-    "pull": _pull,
+    "pull": _pull, "verify": _verify,
 }  # fmt: skip
 
 

@@ -59,6 +59,10 @@ class HubError(MegaError):
     """Something can't be pushed to the Hub, or pulled from it."""
 
 
+class VerificationError(MegaError):
+    """A run's files don't fit together, or don't give what they claim; `where` names the culprit."""
+
+
 class LaunchError(MegaError):
     """The processes did not start as asked."""
 

@@ -17,7 +17,7 @@ from mega_hf.evaluation.fitness import FullEvaluation, Interval
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
-from mega_hf.genetic.evolve import Outcome, Search, evolve
+from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Fitness, Genes
 from mega_hf.genetic.seeds import streams
@@ -189,18 +189,31 @@ def pack(inputs: dict[str, Source]) -> tuple[OpenModel, WeightSpace, torch.Tenso
 def _search(
     name: str, node: Node, space: WeightSpace, vectors: torch.Tensor, known: NodeRecord, workshop: Workshop
 ) -> Outcome:
+    with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
+        report = _accuracy_of(workshop.validation, advance)
+        evaluation = FullEvaluation(
+            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report
+        )
+        return search_node(name, node, space, vectors, evaluation)
+
+
+def search_node(name: str, node: Node, space: WeightSpace, vectors: torch.Tensor, evaluate: Evaluate) -> Outcome:
+    """Search the weights of one node.
+
+    Args:
+        name: the node, whose random streams bear this name.
+        node: its settings.
+        space: its weight space.
+        vectors: its inputs in it, [inputs, size] float32.
+        evaluate: gives each individual its fitness, measured or from a journal.
+    """
     mutation, reference = node.mutation, node.variant == "reference"
     gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
     search = Search(
         node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
         node.founders.include_parents, plan_reference if reference else plan,
     )  # fmt: skip
-    with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
-        report = _accuracy_of(workshop.validation, advance)
-        evaluation = FullEvaluation(
-            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report
-        )
-        return evolve(vectors, _genes(space, vectors), search, streams(node.seed, name), evaluation)
+    return evolve(vectors, _genes(space, vectors), search, streams(node.seed, name), evaluate)
 
 
 def _contenders(tournament: list[int], intervals: list[Interval]) -> list[int]:

@@ -70,15 +70,14 @@ class RunFolder:
             )
         if overwrite:
             return recipe
-        asked, _, held = head.removeprefix(_HEAD).partition(_HOLDS)
-        is_ours = held == hashlib.sha256(body.encode()).hexdigest()
+        asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+        known, is_ours = read_stored(stored)
         if not is_ours and not update:
             raise RunError(
                 "the run's own recipe was changed", where=str(stored), expected="recipe.yaml as the run wrote it",
                 got="other content",
                 remedy="put it back, or --overwrite; another recipe is a file of your own, with --update",
             )  # fmt: skip
-        known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
         if is_ours and recipe.sha256 in (known.sha256, asked):
             return known
         filled = fill_open(recipe, known, _names(body) if is_ours else {})
@@ -162,6 +161,18 @@ class RunFolder:
         journal = Journal(self.journal)
         is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
         return result if is_whole else None
+
+
+def read_stored(stored: Path) -> tuple[Recipe, bool]:
+    """Return the recipe of a run, and whether it stands as the run wrote it.
+
+    Raises:
+        RecipeError: it can't be read.
+    """
+    head, body = _split(stored)
+    held = head.removeprefix(_HEAD).partition(_HOLDS)[2]
+    known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
+    return known, held == hashlib.sha256(body.encode()).hexdigest()
 
 
 def _has_own_words(card: Path) -> bool:

@@ -1,0 +1,239 @@
+"""What a run's files say of it, read from a folder or a repository, and whether they agree with each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mega_hf.absent import is_found_again
+from mega_hf.errors import HubError, MegaError, ParentError, RunError, VerificationError
+from mega_hf.files import file_digest, folder_digest
+from mega_hf.hf import hub
+from mega_hf.hf.models import open_model
+from mega_hf.journal import NAME as JOURNAL
+from mega_hf.journal import Journal, NodeRecord
+from mega_hf.portable import OURS, RECIPE, copied_models
+from mega_hf.recipe import Recipe
+from mega_hf.recipe_checks import is_local
+from mega_hf.result import NAME as RESULT
+from mega_hf.result import MergeResult
+from mega_hf.run_folder import read_stored
+from mega_hf.weights.space import StateDict
+
+_COPY = "another copy of the run"
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """A finished run's recipe, journal and result, which agree with each other; and its model, if it is there."""
+
+    name: str  # what it is called: a folder, or ORG/NAME@COMMIT
+    folder: Path
+    result: MergeResult
+    recipe: Recipe
+    journal: Journal
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What result.json says of the model, the recipe and the journal."""
+        return self.result.record["digests"]
+
+    @cached_property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """What result.json says of each merge, the root last."""
+        return {node["name"]: node for node in self.result.record["nodes"]}
+
+    @property
+    def root(self) -> str:
+        """The name of the final merge."""
+        return next(reversed(self.nodes))
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Each parent's digest."""
+        return {parent["name"]: parent["sha256"] for parent in self.result.record["parents"]}
+
+    @property
+    def rows(self) -> int:
+        """How many validation rows there are."""
+        return self.result.record["data"]["validation"]["rows"]
+
+    @property
+    def ranking(self) -> list[str] | None:
+        """The parents from best to worst, where the recipe orders them by accuracy."""
+        return self.journal.order["ranking"] if self.journal.order and self.recipe.order == "accuracy" else None
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the merged model; None if there is none beside the record."""
+        folders = (self.folder / "merged", self.folder)
+        return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+
+    def record_of(self, name: str) -> NodeRecord:
+        """Return what the journal holds of a merge.
+
+        Raises:
+            VerificationError: nothing.
+        """
+        if name not in self.journal.nodes:
+            raise VerificationError(
+                f"it tells nothing of {name}", where=JOURNAL, expected="a merge's lines", got="none", remedy=_COPY
+            )
+        return self.journal.nodes[name]
+
+    def differ(self, name: str, made: StateDict) -> str:
+        """Say how far a merge's stored weights are from those made again; an empty text if they aren't here."""
+        folder = self.model if name == self.root else self.folder / "nodes" / name
+        try:
+            stored = open_model(folder).state() if folder is not None and folder.is_dir() else {}
+        except ParentError:
+            return ": they can't be read"
+        if not stored:
+            return ""
+        largest, differing, total = largest_difference(stored, made)
+        return f": largest difference {largest:.3g}, in {differing:,} of {total:,} numbers"
+
+    def refuse_changed_files(self) -> None:
+        """Raise VerificationError where a file beside the model's weights is not as the run left it."""
+        if self.model is None:
+            return
+        listed = self.result.record.get("files", {})
+        for name in [name for name in listed if "/" not in name]:
+            file = self.model / name
+            if not file.is_file() or file_digest(file) != listed[name]:
+                raise changed(name, "the model's files", listed[name], file_digest(file) if file.is_file() else "none")
+        left = (self.record_of(self.root).merged or {}).get("folder")
+        if not listed and folder_digest(self.model) != left:
+            raise changed("merged", "the model's files", left, folder_digest(self.model))
+
+
+def read_testimony(run: str | Path) -> Testimony:
+    """Read a run's files and see that they belong together.
+
+    Args:
+        run: a run folder, a copy of one, or a repository ORG/NAME[@REVISION].
+
+    Raises:
+        VerificationError: one was changed; `where` names it.
+        MegaError: there is no finished run, or it can't be fetched.
+    """
+    name, folder = _find(str(run))
+    missing = [file for file in (RESULT, RECIPE, JOURNAL) if not (folder / file).is_file()]
+    if missing:
+        raise RunError(
+            "nothing that can be verified", where=name, expected=f"{RESULT}, {RECIPE} and {JOURNAL}",
+            got=f"no {missing[0]}", remedy="a finished run folder, or what mega-hf push made of one",
+        )  # fmt: skip
+    with _reading(RESULT):
+        result = MergeResult.load(folder)
+        str(result.report)
+    with _reading(RECIPE):
+        recipe, is_whole = read_stored(folder / RECIPE)
+    with _reading(JOURNAL):
+        journal = Journal(folder / JOURNAL)
+    told = Testimony(name, folder, result, recipe, journal)
+    with _reading(RESULT):
+        _check_record(told)
+    _compare(told, is_whole)
+    return told
+
+
+def _find(run: str) -> tuple[str, Path]:
+    """Return a run's name and its folder, which is downloaded if it is a repository's."""
+    path = Path(run).expanduser()
+    if path.is_dir():
+        return run, path
+    if is_local(run) or path.exists() or run.count("/") != 1:
+        raise RunError(
+            "no such run", where=run, expected="a run folder, or ORG/NAME[@REVISION]",
+            got="a file" if path.exists() else "nothing", remedy="check the path",
+        )  # fmt: skip
+    name, _, revision = run.partition("@")
+    hub.check_name(name)
+    source, commit = hub.fetch(name, revision or None, OURS)
+    whole = f"{name}@{commit[:12]}"
+    try:
+        models = copied_models(source, whole)
+    except HubError as error:
+        if not (source / RESULT).is_file():
+            raise
+        raise VerificationError(
+            error.what, where=whole, expected=error.expected, got=error.got, remedy=error.remedy
+        ) from None
+    return whole, hub.fetch(name, commit, [*OURS, *models])[0]
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Name the file that can't be read, whatever a stranger wrote into it."""
+    try:
+        yield
+    except VerificationError:
+        raise
+    except MegaError as error:
+        raise VerificationError(
+            error.what, where=error.where or name, expected=error.expected, got=error.got, remedy=_COPY
+        ) from None
+    except Exception as error:
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise VerificationError(
+            "it can't be read", where=name, expected="what mega-hf wrote", got=got, remedy=_COPY
+        ) from None
+
+
+def _check_record(told: Testimony) -> None:
+    """Touch whatever will be asked of result.json, so that what is missing shows now."""
+    assert told.nodes and told.parents and type(told.rows) is int and told.rows > 0, "nodes, parents, rows"
+    for node in told.nodes.values():
+        assert {"weights", "statistics", "state", "file"} <= node["digests"].keys(), "a node's digests"
+        assert {"correct", "n", "generation", "index"} <= node["search"].keys(), "a node's search"
+        assert isinstance(node["history"], list), "a node's history"
+    json.dumps([told.digests["file"], told.digests["recipe"], told.digests["journal"], told.result.record["recipe"]])
+    for split in ("validation", "test"):
+        assert isinstance(told.result.record["data"][split]["sha256"], str), "the rows' digests"
+    merged = told.result.report.merged
+    assert all(type(merged[split][key]) is int for split in ("validation", "test") for key in ("correct", "n"))
+
+
+def _compare(told: Testimony, is_whole: bool) -> None:
+    """See that recipe, journal and result tell of one run."""
+    if not is_whole or told.recipe.sha256 != told.digests["recipe"]:
+        got = told.recipe.sha256 if is_whole else "other content than its first line says"
+        raise changed(RECIPE, "the recipe", told.digests["recipe"], got)
+    if not is_found_again(told.recipe.to_dict(), told.result.record["recipe"]):
+        raise changed(RESULT, "the recipe in it", "recipe.yaml's", "another")
+    journal = file_digest(told.folder / JOURNAL)
+    if journal != told.digests["journal"]:
+        raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
+    header, data = told.journal.header or {}, told.result.record["data"]
+    said = {"recipe": told.digests["recipe"], "data": {s: data[s]["sha256"] for s in ("validation", "test")}}
+    for key, expected in said.items():
+        if header.get(key) != expected:
+            raise changed(RESULT, f"what it says of the {key}", header.get(key), expected)
+    for name, expected in told.parents.items():
+        if header["parents"].get(name) != expected:
+            raise changed(RESULT, f"what it says of the parent {name}", header["parents"].get(name), expected)
+    if list(told.recipe.nodes(told.ranking)) != list(told.nodes):
+        raise changed(RESULT, "the merges in it", ", ".join(told.recipe.nodes(told.ranking)), ", ".join(told.nodes))
+
+
+def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
+    """Make the error of a file that is not as the run left it."""
+    return VerificationError(f"changed since the run: {what}", where=where, expected=expected, got=got, remedy=_COPY)
+
+
+def largest_difference(a: StateDict, b: StateDict) -> tuple[float, int, int]:
+    """Return the largest difference between two models' entries, how many numbers differ, and of how many."""
+    largest, differing, total = 0.0, 0, 0
+    for name in a.keys() | b.keys():
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            return float("inf"), 0, 0
+        apart = (a[name].double() - b[name].double()).abs()
+        largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
+        differing, total = differing + int((apart != 0).sum()), total + apart.numel()
+    return largest, differing, total

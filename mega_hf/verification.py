@@ -1,0 +1,261 @@
+"""`verify`: recipe, journal and parents give the merged weights again, bit for bit, or an error names what lies."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mega_hf.errors import MegaError, ParentError, RecipeError, VerificationError
+from mega_hf.evaluation.fitness import Genomes, Interval, Replay
+from mega_hf.files import merged_digest
+from mega_hf.genetic.evolve import Outcome
+from mega_hf.genetic.selection import Undecided
+from mega_hf.hf.models import open_model
+from mega_hf.hf.parents import open_parent
+from mega_hf.hf.save import layout_digest, save_model
+from mega_hf.journal import NodeRecord
+from mega_hf.nodes import Source, pack, search_node
+from mega_hf.recipe_checks import absolute
+from mega_hf.remeasuring import Chosen, Remeasured, remeasure
+from mega_hf.settings import Node, ParentRef, TrainedParent, WeightsParent
+from mega_hf.testimony import Testimony, changed, read_testimony
+from mega_hf.tree import base
+from mega_hf.weights.space import StateDict, WeightSpace, digest
+
+_OTHERWISE = "journal.jsonl was changed, or this machine breeds otherwise than the one that made the run"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A run that was reproduced; `str` says so in a few lines."""
+
+    run: str
+    parents: int
+    evaluations: int
+    seconds: float
+    digests: dict[str, str]  # weights, file: of what was made again
+    has_model: bool  # whether there was a model to compare with, and not its digests alone
+    remeasured: Remeasured | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values."""
+        more = {"remeasured": self.remeasured.to_dict() if self.remeasured else None}
+        return {name: value for name, value in vars(self).items() if name != "remeasured"} | more
+
+    def __str__(self) -> str:
+        compared = "the model's own" if self.has_model else "result.json's; there is no model beside it"
+        lines = [
+            f"reproduced bit for bit from {self.parents} parents and {self.evaluations:,} recorded evaluations "
+            f"in {self.seconds:.1f} seconds",
+            f"SHA-256 of the file     {self.digests['file']} ({compared})",
+            f"digest of the weights   {self.digests['weights']}",
+        ]
+        return "\n".join([*lines, str(self.remeasured)] if self.remeasured else lines)
+
+
+def verify(
+    run: str | Path,
+    *,
+    parents: Mapping[str, str] | None = None,
+    trained: str | Path | None = None,
+    evaluate: int | None = None,
+    data: str | None = None,
+) -> Verification:
+    """Make a merge again from its recipe, its journal and its parents, and compare.
+
+    Args:
+        run: a run folder, a copy of one (with or without the model), or a repository ORG/NAME[@REVISION].
+        parents: where parents lie that were local where the run was made: name -> folder or reference.
+        trained: a folder with parents that were trained for the run, each under its name.
+        evaluate: so many random lines of the journal are measured again, and the model's claimed accuracies; this
+            alone needs the data set.
+        data: the data set, where it was local.
+
+    Raises:
+        VerificationError: something was changed, or is not what it claims to be; `where` names it.
+        MegaError: something can't be read, or a parent's place is not known.
+    """
+    began = time.perf_counter()
+    told = read_testimony(run)
+    references = _references(told, dict(parents or {}), Path(trained) if trained is not None else None)
+    sources = {name: _open_source(told, name, *reference) for name, reference in references.items()}
+    nodes = told.recipe.nodes(told.ranking)
+    lines = [(name, *at) for name in nodes for at in told.record_of(name)]
+    wanted = random.SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
+    chosen: list[Chosen] = []
+    with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
+        for name, node in nodes.items():
+            inputs = {parent: sources[parent] for parent in node.parents}
+            kept = {(generation, index) for at, generation, index in wanted if at == name}
+            sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen)
+        root = Path(scratch) / next(reversed(nodes))
+        _compare_model(told, root)
+        digests = {"weights": told.nodes[root.name]["digests"]["weights"], "file": merged_digest(root)}
+        seconds = time.perf_counter() - began
+        first = sources[next(iter(references))]
+        again = remeasure(told, first.open(), told.model or root, chosen, data) if evaluate is not None else None
+    return Verification(told.name, len(references), len(lines), seconds, digests, told.model is not None, again)
+
+
+def _references(
+    told: Testimony, given: dict[str, str], trained: Path | None
+) -> dict[str, tuple[ParentRef, Path | None]]:
+    """Return where each parent is: its reference, and its folder if it was trained for the run."""
+    leaves = told.recipe.leaves(None)
+    unknown = [name for name in given if name not in leaves]
+    if unknown:
+        raise RecipeError(
+            f"there is no parent {unknown[0]}", where="--parent", expected=f"one of {', '.join(leaves)}",
+            got=unknown[0], remedy="mend it",
+        )  # fmt: skip
+    found: dict[str, tuple[ParentRef, Path | None]] = {}
+    for name in leaves:
+        reference, place = told.recipe.parents[base(name)], None
+        if name in given:
+            path = absolute(given[name])
+            is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
+            reference = reference.model_copy(update={"weights": path}) if is_file else path  # type: ignore[union-attr]
+        elif isinstance(reference, TrainedParent):
+            folders = [folder / name for folder in (trained, told.folder / "parents") if folder is not None]
+            place = next((folder for folder in folders if folder.is_dir()), None)
+        found[name] = (reference, place)
+    missing = [name for name, (reference, place) in found.items() if _is_missing(reference, place)]
+    if missing:
+        shown = " ".join(f"--parent {name}=PATH" for name in missing)
+        made = any(isinstance(found[name][0], TrainedParent) for name in missing)
+        more = "; or train them again (mega-hf train), and --parents DIR" if made else ""
+        raise ParentError(
+            "these parents were local where the run was made", where=told.name, expected="a place for each",
+            got=f"none for {', '.join(missing)}", remedy=f"add {shown}{more}",
+        )  # fmt: skip
+    return found
+
+
+def _is_missing(reference: ParentRef, place: Path | None) -> bool:
+    if isinstance(reference, TrainedParent):
+        return place is None
+    text = reference.weights if isinstance(reference, WeightsParent) else reference
+    return text.startswith("absent:")
+
+
+def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path | None) -> Source:
+    opened = open_parent(name, reference, place)
+    claimed = told.parents.get(name, "none")
+    if opened.parent.sha256 != claimed:
+        raise VerificationError(
+            "not the parent that was merged: it is another one, or was changed since", where=f"parent {name}",
+            expected=f"weights {claimed}", got=opened.parent.sha256,
+            remedy="the parent as it was then: --parent NAME=PATH, or its pinned revision",
+        )  # fmt: skip
+    folder = opened.model.folder
+    load = partial(open_model, folder, name) if folder else lambda: open_parent(name, reference, place).model
+    return Source(name, claimed, layout_digest(opened.model), load)
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """A replay that keeps the weights of some individuals, to be measured again."""
+
+    node: str
+    replay: Replay
+    space: WeightSpace
+    kept: set[tuple[int, int]]
+    chosen: list[Chosen]
+
+    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+        known = self.replay(population, tournaments, elite)
+        for index, (correct, seen, unseen) in enumerate(known):
+            if (population.generation, index) in self.kept and not unseen:
+                state = self.space.unpack(population.genomes[index].clone())
+                self.chosen.append(Chosen(self.node, population.generation, index, correct, seen, state))
+        return known
+
+
+def _replay(
+    told: Testimony, name: str, node: Node, inputs: dict[str, Source], target: Path, kept: set[tuple[int, int]],
+    chosen: list[Chosen],
+) -> Source:  # fmt: skip
+    """Make one merge again at `target`, and compare it with what journal and result say of it."""
+    first, space, vectors = pack(inputs)
+    known = told.record_of(name)
+    with _blaming(name, known):
+        replay = Replay(known, told.rows)
+        outcome = search_node(name, node, space, vectors, _Keeping(name, replay, space, kept, chosen))
+    best = outcome.best
+    state = space.unpack(best.genome)
+    save_model(target, first, state)
+    made = {"weights": space.learned_digest(best.genome), "statistics": space.statistics_digest(best.genome)}
+    made |= {"state": digest(state)}
+    _compare_node(told, name, made, outcome, known, state)
+    model = open_model(target, name)
+    return Source(name, digest(model.state()), layout_digest(model), partial(open_model, target, name))
+
+
+@contextmanager
+def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
+    """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
+    try:
+        yield
+    except (LookupError, Undecided, MegaError) as error:
+        if isinstance(error, LookupError):
+            what = f"its lines don't tell of {error.args[0]} of {name}"
+        else:
+            what = error.what if isinstance(error, MegaError) else f"its lines don't decide {name}: {error}"
+        got = error.got if isinstance(error, MegaError) else f"{len(known)} lines of {name}"
+        raise VerificationError(
+            what, where="journal.jsonl", expected=getattr(error, "expected", "a line for each individual"), got=got,
+            remedy=f"{_OTHERWISE}; another copy, or another machine",
+        ) from None  # fmt: skip
+
+
+def _compare_node(
+    told: Testimony, name: str, made: dict[str, str | None], outcome: Outcome, known: NodeRecord, state: StateDict
+) -> None:
+    claimed, line = told.nodes[name]["digests"], known.merged or {}
+    for what in ("weights", "statistics", "state"):
+        if made[what] == claimed[what] == line.get(what):
+            continue
+        if made[what] == line.get(what):
+            raise changed("result.json", f"{what} of {name}", made[what], claimed[what])
+        raise VerificationError(
+            f"the replay gives other {what} than {name} had{told.differ(name, state)}", where="journal.jsonl",
+            expected=claimed[what], got=made[what], remedy=f"{_OTHERWISE}; another copy, or another machine",
+        )  # fmt: skip
+    search = told.nodes[name]["search"]
+    found = {"correct": outcome.best.fitness.correct, "n": outcome.best.fitness.seen}
+    found |= {"generation": outcome.best.generation, "index": outcome.best.index}
+    if any(search[key] != value for key, value in found.items()):
+        raise changed("result.json", f"the best individual of {name}", found, search)
+    history = [vars(generation) for generation in outcome.history]
+    if told.nodes[name]["history"] != history:
+        raise changed("result.json", f"the history of {name}", "what the journal gives", "another")
+
+
+def _compare_model(told: Testimony, made: Path) -> None:
+    """Compare the model's own files with what was made again."""
+    claimed, here = told.digests["file"], merged_digest(made)
+    if told.model is None:
+        if here != claimed:
+            raise changed("result.json", "the file's SHA-256", here, claimed)
+        return
+    stored = merged_digest(told.model)
+    if stored != claimed:
+        name = next((path.name for path in sorted(told.model.glob("*.safetensors"))), "*.safetensors")
+        state = open_model(made).state()
+        difference = told.differ(told.root, state)
+        if stored == here:
+            raise changed("result.json", "the file's SHA-256", here, claimed)
+        raise changed(name, f"the weights{difference}", claimed, stored)
+    if stored != here:
+        raise VerificationError(
+            "the same weights give another file here", where="*.safetensors", expected=stored, got=here,
+            remedy="the releases of safetensors and transformers that made the run; the weights are the same",
+        )  # fmt: skip
+    told.refuse_changed_files()
