@@ -75,8 +75,10 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         from mega_hf.pipeline import merge
 
         result = merge(recipe, out, keep=args.keep, progress=not args.quiet, **options)
-    elif args.keep == "final":
-        folder.drop_intermediates()
+    elif _is_main():
+        folder.tidy()
+        if args.keep == "final":
+            folder.drop_intermediates()
     return _say_result(result, recipe)
 
 
@@ -219,10 +221,13 @@ def _compare(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _card(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.lock import hold
     from mega_hf.report import write_card
     from mega_hf.result import MergeResult
 
-    write_card(MergeResult.load(args.folder), args.overwrite_card)
+    MergeResult.load(args.folder)  # a folder that is no run's gets no lock
+    with hold(args.folder, "wait until it has ended"):
+        write_card(MergeResult.load(args.folder), args.overwrite_card)
     print(args.folder / "README.md")
     return 0
 

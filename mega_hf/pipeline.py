@@ -25,7 +25,6 @@ from mega_hf.result import MergeResult
 from mega_hf.run import Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
-from mega_hf.training import train_missing
 from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
@@ -57,10 +56,12 @@ def merge(
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
-    with start(recipe, out, overwrite, update, parents, progress) as (run, known):
-        result = None if overwrite or update else run.folder.finished()
+    with start(recipe, out, overwrite, update, parents, progress) as run:
+        result = run.finished()
         if result is None:
-            result = _merge_all(recipe, known, run)
+            result = _merge_all(recipe, run.hold(recipe), run)
+        elif run.processes.is_main:
+            run.folder.tidy()
         if keep == "final" and run.processes.is_main:
             run.folder.drop_intermediates()
         return result
@@ -83,8 +84,8 @@ def merge_only(
     Raises:
         MegaError: as `merge`; RecipeError if there is no such node.
     """
-    with start(recipe, out, overwrite, update, parents, progress) as (run, known):
-        return _merge_tree(recipe, known, run, node)[0][-1]
+    with start(recipe, out, overwrite, update, parents, progress) as run:
+        return _merge_tree(recipe, run.hold(recipe), run, node)[0][-1]
 
 
 def train(
@@ -112,7 +113,8 @@ def train(
             "name one that is trained, or leave --parent out" if recipe.trained else "mega-hf merge needs no training"
         )
         raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
-    with start(recipe, out, False, update, parents, progress) as (run, known):
+    with start(recipe, out, False, update, parents, progress) as run:
+        known = run.hold(recipe)
         refuse_absent(known.to_dict())
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
@@ -121,7 +123,7 @@ def train(
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
         keys = train_keys(pinned, names, splits)
         run.create(recipe, pinned, run.check_trained(keys))
-        train_missing(pinned, run.parents, keys, splits, run.processes, run.progress)
+        run.train(pinned, keys, splits)
         wanted = [name for name in pinned.usable if base(name) in names]
         return {name: run.parents / name for name in wanted}
 
@@ -221,7 +223,7 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
     if not to_train:
         return given, recipe
     with run.time("training"):
-        train_missing(recipe, run.parents, keys, splits, run.processes, run.progress)
+        run.train(recipe, keys, splits)
     parents = Parents(splits)
     for name in leaves:
         parents.admit(name, recipe.parents[base(name)], run.parents / name)

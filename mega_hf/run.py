@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import refuse_unwritable
+from mega_hf.hf.data import Splits
 from mega_hf.journal import Journal
+from mega_hf.lock import hold
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
-from mega_hf.run_folder import RunFolder
-from mega_hf.training import outdated, refuse_foreign
+from mega_hf.result import MergeResult
+from mega_hf.run_folder import IN_TRAINING, RunFolder
+from mega_hf.training import is_trained, outdated, refuse_foreign, train_missing
 
 
 @dataclass
@@ -26,9 +29,35 @@ class Run:
     processes: Processes
     progress: Progress
     parents: Path  # where trained parents are kept
+    held: ExitStack  # lets the folder go
     overwrite: bool = False
     update: bool = False
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+    def finished(self) -> MergeResult | None:
+        """Return the result if the run was finished before: then nothing is written, and nothing needs to be held.
+
+        The main process answers for all: another run may finish between two looks.
+        """
+        if self.overwrite or self.update:
+            return None
+        is_done = self.processes.share(1, 1, lambda _: [int(self.folder.finished() is not None)])[0, 0]
+        return MergeResult.load(self.folder.path) if is_done else None
+
+    def hold(self, asked: Recipe) -> Recipe:
+        """Let nobody else write to a folder that is there, and return the recipe to run, as `RunFolder.check` does.
+
+        One that is not there yet is held when `create` makes it.
+
+        Raises:
+            RunError: another run is at work there; or as `RunFolder.check`.
+        """
+        if self.processes.is_main and self.folder.path.is_dir():
+            self.held.enter_context(self.folder.hold())
+        self.processes.wait()
+        known = self.folder.check(asked, self.overwrite, self.update)
+        self.processes.wait()  # everyone has looked before anything is written
+        return known
 
     def check_room(self, recipe: Recipe, names: list[str]) -> None:
         """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
@@ -56,11 +85,38 @@ class Run:
     def create(self, asked: Recipe, recipe: Recipe, replaced: list[str]) -> None:
         """Make the run folder; of parents that will be replaced nothing is claimed any more."""
         if self.processes.is_main:
+            self._hold_new(asked)
             self.folder.create(asked, recipe, self.overwrite, self.update)
             if replaced:
                 self.folder.drop_report()
                 Journal(self.folder.journal).forget(replaced)
         self.processes.wait()
+
+    def _hold_new(self, asked: Recipe) -> None:
+        """Hold the folder if it was not there before; refuse one that another run has begun to fill since."""
+        if self.folder.is_held:
+            return
+        self.held.enter_context(self.folder.hold())
+        if not self.folder.is_new:
+            raise RunError(
+                "another run was here meanwhile", where=str(self.folder.path), expected="a new folder, as before",
+                got="a run", remedy="the same command again, which goes on with it; or another --out",
+            )  # fmt: skip
+
+    def train(self, recipe: Recipe, keys: dict[str, str], splits: Splits) -> None:
+        """Train the parents that are missing; meanwhile nobody else may train where they are kept.
+
+        Raises:
+            MegaError: as `train_missing`; RunError if another run trains there.
+        """
+        missing = self.processes.share(1, 1, lambda _: [int(not is_trained(recipe, self.parents, keys))])[0, 0]
+        if not missing:
+            return
+        with hold(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
+            self.processes.wait()
+            self.check_room(recipe, list(keys))  # again: until now another run may have written there
+            self.check_trained(keys)
+            train_missing(recipe, self.parents, keys, splits, self.processes, self.progress)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -73,15 +129,16 @@ class Run:
 @contextmanager
 def start(
     recipe: Recipe, out: str | Path | None, overwrite: bool, update: bool, parents: str | Path | None, progress: bool
-) -> Iterator[tuple[Run, Recipe]]:
-    """Check the run folder, and gather the processes; gives the run and the recipe with what the folder knows."""
+) -> Iterator[Run]:
+    """Check the run folder, and gather the processes; what the run holds is let go at the end."""
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    known = folder.check(recipe, overwrite, update)
+    folder.check(recipe, overwrite, update)
     processes = Processes()
     try:
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
-        yield Run(folder, processes, Progress(progress and processes.is_main), kept, overwrite, update), known
+        with ExitStack() as held:
+            yield Run(folder, processes, Progress(progress and processes.is_main), kept, held, overwrite, update)
     finally:
         processes.close()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from mega_hf import strict_yaml
@@ -15,6 +17,8 @@ from mega_hf.files import folder_digest, refuse_unwritable, remove, write_whole
 from mega_hf.hf.card_update import has_own_words
 from mega_hf.journal import NAME as JOURNAL
 from mega_hf.journal import Journal
+from mega_hf.lock import NAME as LOCK
+from mega_hf.lock import hold
 from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
@@ -25,6 +29,7 @@ _OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
 _HOLDS = ". Below: "
 _NAMES = "# Pinned from: "
+IN_TRAINING = "wait until it has trained its parents, or another --parents"
 
 
 class RunFolder:
@@ -36,6 +41,31 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the folder, made if it is not there, against other runs; where this object holds it, do nothing.
+
+        Raises:
+            RunError: another run is at work there.
+        """
+        with nullcontext() if self._is_held else hold(self.path):
+            before, self._is_held = self._is_held, True
+            try:
+                yield
+            finally:
+                self._is_held = before
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the folder."""
+        return self._is_held
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing lies there but what a killed run had not finished writing."""
+        return not self.path.exists() or all(path.name.startswith(".mega-") for path in self.path.iterdir())
 
     @property
     def journal(self) -> Path:
@@ -51,15 +81,20 @@ class RunFolder:
             update: another recipe may run what it changes.
 
         Raises:
-            RunError: the folder belongs to another recipe or to something else, or can't be written.
+            RunError: the folder belongs to another recipe or to something else, or can't be written although
+                there is something to write.
         """
-        refuse_unwritable(self.path, "the output folder", "another --out")
-        present = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        stored, present = self.path / "recipe.yaml", {name for name in present if not name.startswith(".mega-")}
-        if not present:
+        try:
+            refuse_unwritable(self.path, "the output folder", "another --out")
+        except RunError:
+            if overwrite or update or not self.path.is_dir() or self.finished() is None:
+                raise
+        stored = self.path / "recipe.yaml"
+        if self.is_new:
             return recipe
         head, body = _split(stored)
         if not head.startswith(_HEAD):
+            present = {p.name for p in self.path.iterdir() if not p.name.startswith(".mega-")}
             is_lost = "journal.jsonl" in present
             raise RunError(
                 "a run folder whose recipe.yaml is lost" if is_lost else "not a run folder",
@@ -112,12 +147,12 @@ class RunFolder:
         stored = self.path / "recipe.yaml"
         digest = asked.sha256
         if overwrite and stored.is_file():
-            for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
-                remove(self.path / name)
+            kept = self.path / "parents"
+            with hold(kept, IN_TRAINING) if kept.is_dir() else nullcontext():  # another run may train there
+                for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
+                    remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
-        inside = (self.path, self.path / "parents", self.path / "nodes")
-        for leftover in [file for folder in inside for file in folder.glob(".mega-*")]:  # of a run that was killed
-            remove(leftover)
+        self._remove_leftovers()
         names, content = names_of_pinned(asked, pinned), pinned.to_yaml()
         if stored.exists():
             head, body = _split(stored)
@@ -140,8 +175,29 @@ class RunFolder:
                 remove(self.path / name)
 
     def drop_intermediates(self) -> None:
-        """Remove the intermediate models; the journal can make each again without an evaluation."""
-        remove(self.path / "nodes")
+        """Remove the intermediate models; the journal can make each again without an evaluation.
+
+        Raises:
+            RunError: another run is at work there.
+        """
+        if (self.path / "nodes").exists():  # else it may be a folder that can't be written
+            with self.hold():
+                remove(self.path / "nodes")
+
+    def tidy(self) -> None:
+        """Remove what a killed run left in a finished folder, where nobody is at work and it can be written."""
+        if self._leftovers() or (self.path / LOCK).exists():
+            with suppress(RunError, OSError), self.hold():
+                self._remove_leftovers()
+
+    def _leftovers(self) -> list[Path]:
+        """Return what a killed run left; those beside trained parents are the training's, which has its own lock."""
+        inside = (self.path, self.path / "nodes")
+        return [file for folder in inside for file in folder.glob(".mega-*") if file.name != LOCK]
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self._leftovers():
+            remove(leftover)
 
     def finished(self) -> MergeResult | None:
         """Return the result of the folder's recipe if there is one and the merged models are still as they were saved.

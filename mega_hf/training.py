@@ -84,8 +84,7 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
             "trained parents can't be kept there", where=str(folder), expected="a folder", got="a file",
             remedy="another --parents",
         )  # fmt: skip
-    made = [m for n in names for m in (n, *(f"{n}@{epoch}" for epoch in recipe.trained[n].train.snapshots))]
-    for path in [folder / one for one in made]:
+    for path in [folder / made for name in names for made in _made(recipe, name)]:
         if path.exists() and not (path / _KEY).is_file():
             raise RunError(
                 "not a parent that was trained here", where=str(path), got="a file" if path.is_file() else "a folder",
@@ -107,6 +106,45 @@ def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
             if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:  # anything else is damaged, and made again
                 found.setdefault(name, path)
     return found
+
+
+def is_trained(recipe: Recipe, folder: Path, keys: Mapping[str, str]) -> bool:
+    """Say whether every parent is there as `keys` say, and nothing of a training lies beside it.
+
+    Args:
+        recipe: which snapshots are kept.
+        folder: where the parents lie.
+        keys: name -> the digest of all that decides its training.
+    """
+
+    def is_done(name: str) -> bool:
+        models = {folder / made for made in _made(recipe, name)} | set(folder.glob(f"{name}@*"))
+        left = any(list(folder.glob(pattern)) for pattern in _leftovers(name))
+        return not left and all(_is_whole(model, keys[name]) for model in models)
+
+    return all(is_done(name) for name in keys)
+
+
+def _made(recipe: Recipe, name: str) -> list[str]:
+    """Name what the training of a parent leaves: the parent and its snapshots."""
+    return [name, *(f"{name}@{epoch}" for epoch in recipe.trained[name].train.snapshots)]
+
+
+def _leftovers(name: str) -> tuple[str, str]:
+    """Return patterns of what a killed training leaves; no name holds @ or ~."""
+    return f".mega-{name}", f".mega-{name}[@~]*"
+
+
+def _is_stamped(model: Path, key: str) -> bool:
+    """Say whether a model was made by the training with this key."""
+    stamp = model / _KEY
+    return stamp.is_file() and stamp.read_bytes().split()[:1] == [key.encode()]
+
+
+def _is_whole(model: Path, key: str) -> bool:
+    """Say whether a model was made by the training with this key, and is unchanged since."""
+    digest = folder_digest(model, leave_out=_KEY).encode() if _is_stamped(model, key) else b""
+    return bool(digest) and (model / _KEY).read_bytes().split()[1:] == [digest]
 
 
 def _first_line(file: Path) -> str:
@@ -135,11 +173,10 @@ class _Trainer:
     def make(self, name: str) -> None:
         """Train a parent unless it is there with all its snapshots."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (f".mega-{name}", f".mega-{name}[@~]*"):  # no name holds @ or ~
+        for pattern in _leftovers(name):
             for leftover in list(self._folder.glob(pattern)):
                 remove(leftover)  # of a process that was killed
-        train = self._recipe.trained[name].train
-        if not all(self._has(made) for made in (name, *(f"{name}@{epoch}" for epoch in train.snapshots))):
+        if not all(self._has(made) for made in _made(self._recipe, name)):
             with reproducible(self._recipe.threads, self._processes.device):
                 self._train(name)
         remove(self._state(name))
@@ -201,13 +238,10 @@ class _Trainer:
 
     def _has(self, made: str) -> bool:
         """Say whether a model is there, made by these settings and unchanged since."""
-        file = self._folder / made / _KEY
-        stamp = file.read_bytes().split() if file.is_file() else []
-        if stamp[:1] != [self._key(made).encode()]:
-            return False
-        is_whole = stamp[1:] == [folder_digest(file.parent, leave_out=_KEY).encode()]
-        if not is_whole:
-            logger.warning("%s was changed since it was trained: it is trained again", file.parent)
+        model, key = self._folder / made, self._key(made)
+        is_whole = _is_whole(model, key)
+        if not is_whole and _is_stamped(model, key):
+            logger.warning("%s was changed since it was trained: it is trained again", model)
         return is_whole
 
     def _key(self, made: str) -> str:

@@ -47,3 +47,9 @@ def weights_of(folder: Path) -> bytes:
 
 def file_of(folder: Path, node: str) -> bytes:
     return (folder / "nodes" / node / "model.safetensors").read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file in a folder, the lock aside."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".mega-lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

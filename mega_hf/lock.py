@@ -1,0 +1,78 @@
+"""One run at a time in a folder: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mega_hf.errors import RunError
+
+NAME = ".mega-lock"
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def hold(folder: Path, remedy: str = "wait until it has ended, or another --out") -> Iterator[None]:
+    """Hold a folder, made if it is not there, against every other run; the lock file is gone afterwards.
+
+    Args:
+        folder: which one.
+        remedy: what to do where another run is at work there.
+
+    Raises:
+        RunError: another run is at work there.
+    """
+    descriptor = _acquire(folder, remedy)
+    try:
+        os.truncate(descriptor, 0)  # what a killed run wrote
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        (folder / NAME).unlink(missing_ok=True)  # while it is held: nobody removes a lock that another one took
+        os.close(descriptor)
+
+
+def _acquire(folder: Path, remedy: str) -> int:
+    """Return the open lock file, locked; `kill -9` frees it too, since the system closes what a process had open."""
+    path = folder / NAME
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, folder, remedy)
+            if _is_there(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # whoever held it has removed it since it was opened: nobody else would see this lock
+
+
+def _lock(descriptor: int, folder: Path, remedy: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        raise RunError(
+            "another run is at work here", where=str(folder), expected="one run at a time in a folder",
+            got=f"process {holder} at work" if holder.isdecimal() else "another process at work", remedy=remedy,
+        ) from None  # fmt: skip
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logger.warning("%s: no locks in this file system; start no second run in this folder", folder)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Say whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
