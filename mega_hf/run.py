@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mega_hf.errors import RunError
+from mega_hf.errors import LaunchError, RunError
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import refuse_unwritable
 from mega_hf.hf.data import Splits
@@ -19,6 +20,8 @@ from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
 from mega_hf.run_folder import IN_TRAINING, RunFolder
 from mega_hf.training import is_trained, outdated, refuse_foreign, train_missing
+
+_PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
 
 @dataclass
@@ -91,6 +94,21 @@ class Run:
                 self.folder.drop_report()
                 Journal(self.folder.journal).forget(replaced)
         self.processes.wait()
+        self._refuse_unshared()
+
+    def _refuse_unshared(self) -> None:
+        """Raise LaunchError where this process does not see the folder that the main process made."""
+        end = time.monotonic() + (_PATIENCE if self.processes.span_machines else 0)
+        while not (self.folder.path / "recipe.yaml").is_file():
+            if time.monotonic() > end:
+                error = LaunchError(
+                    f"process {self.processes.rank}, on {platform.node()}, does not see the run folder",
+                    where=str(self.folder.path), expected="a folder that all machines share", got="no recipe there",
+                    remedy="--out on a file system that all machines share, by the same path",
+                )  # fmt: skip
+                error.alone = True
+                raise error
+            time.sleep(1)
 
     def _hold_new(self, asked: Recipe) -> None:
         """Hold the folder if it was not there before; refuse one that another run has begun to fill since."""
@@ -139,6 +157,7 @@ def start(
         _refuse_mixture(kept, folder.path)
         with ExitStack() as held:
             yield Run(folder, processes, Progress(progress and processes.is_main), kept, held, overwrite, update)
+        processes.leave()
     finally:
         processes.close()
 

@@ -52,6 +52,7 @@ from typing import Any, NamedTuple  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
+from tests.started import started  # noqa: E402, F401
 
 
 class Answer(NamedTuple):

@@ -22,7 +22,6 @@ from tests import tiny, trainings
 from tests.run_files import contents
 
 ROUNDS = 100 * int(os.environ.get("MEGA_HF_SOAK", "1"))
-started = runs.started
 
 
 @pytest.fixture(scope="module")

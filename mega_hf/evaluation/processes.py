@@ -6,8 +6,6 @@ import hashlib
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from mega_hf.errors import LaunchError, MegaError
+from mega_hf.evaluation.watch import end_with_launcher, end_with_others, spans_machines
 
 _LAUNCHER = "MEGA_HF_LAUNCHER"  # the process that started this one and its like
 CPU_COMMAND = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m mega_hf ..."
@@ -43,8 +42,11 @@ class Processes:
         timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))  # others wait while a parent is trained
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
+        self._leave = lambda: None
         if self.count > 1:
-            _end_with_launcher()
+            end_with_launcher(int(os.environ.get(_LAUNCHER, os.getppid())))
+        if spans_machines(os.environ, self.count):
+            self._leave = end_with_others(self.rank, self.count)
         if started != self.count:
             got = f"{self.count} for each of {started} processes"
             raise LaunchError("the processes don't see each other", expected=started, got=got, remedy=CPU_COMMAND)
@@ -138,22 +140,19 @@ class Processes:
         with _others_alive():
             self._accelerator.wait_for_everyone()
 
+    @property
+    def span_machines(self) -> bool:
+        """Whether some of the processes run on other machines."""
+        return spans_machines(os.environ, self.count)
+
+    def leave(self) -> None:
+        """Say that this process has done all of its work; the others may go on."""
+        self._leave()
+
     def close(self) -> None:
         """Leave the process group in order."""
         if self.count > 1:
             self._accelerator.end_training()
-
-
-def _end_with_launcher() -> None:
-    """End this process when its launcher is gone, killed perhaps: nobody would end it, and it would go on writing."""
-    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(0.5)
-        os._exit(1)  # as from a kill: a run resumes from that
-
-    threading.Thread(target=watch, daemon=True, name="launcher").start()
 
 
 @contextmanager
