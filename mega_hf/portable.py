@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from mega_hf.lines import seal, unseal
 from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.result import NAME as RESULT
-from mega_hf.result import MergeResult
+from mega_hf.result import MergeResult, encode_record
 from mega_hf.run_folder import CARD, RunFolder, portable_recipe
 
 Files = Mapping[str, Path | bytes]  # path in the repository -> a file here, or what is to stand in it
@@ -53,22 +52,25 @@ def portable_files(
         for node in result.record["nodes"][:-1]:
             kept = _model_files(folder / "nodes" / node["name"])
             files |= {f"nodes/{node['name']}/{path.name}": path for path in kept}
-    recipe = Recipe.from_dict(result.record["recipe"])
-    journal = _portable_journal(folder / JOURNAL, recipe.sha256)
-    digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
     models = {name: file_digest(content) for name, content in files.items()}
-    copied = result.record | {
-        "recipe": recipe.to_dict(), "digests": digests, "repository": repository, "revision": revision,
-        "licence": dict(licence), "files": models,
-    }  # fmt: skip
-    files[RECIPE] = portable_recipe(folder / RECIPE, recipe)
-    files[JOURNAL] = journal
-    files[RESULT] = (json.dumps(copied, indent=1, ensure_ascii=False) + "\n").encode()
+    record, written = portable_record(result)
+    copied = record | {"repository": repository, "revision": revision, "licence": dict(licence), "files": models}
+    files |= written
+    files[RESULT] = encode_record(copied)
     for name, plot in PLOTS.items():
         if name != "tree.png" or result.has_tree:
             files[name] = folder / name if (folder / name).is_file() else plot(copied)
     files[CARD] = render_card(MergeResult(copied, folder)).encode()
     return files
+
+
+def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return a run's record for a copy, and the recipe and the journal that it tells of, by their names."""
+    recipe = Recipe.from_dict(result.record["recipe"])
+    journal = _portable_journal(result.folder / JOURNAL, recipe.sha256)
+    digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
+    written = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
+    return result.record | {"recipe": recipe.to_dict(), "digests": digests}, written
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import time
@@ -33,7 +32,7 @@ from mega_hf.nodes import Merged, pack
 from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
-from mega_hf.result import NAME, VERSION, MergeResult
+from mega_hf.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run_folder import RunFolder
 from mega_hf.sources import Parents
 from mega_hf.statistics import mcnemar
@@ -132,7 +131,7 @@ def write_run_files(folder: Path, record: dict[str, Any]) -> None:
         (folder / "README.md").replace(kept)
         logger.warning("%s; the card that was there is now %s", error.what, kept)
         write_card(result)
-    write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / NAME, encode_record(record))
 
 
 def write_card(result: MergeResult, overwrite: bool = False) -> None:

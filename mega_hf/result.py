@@ -166,6 +166,11 @@ class MergeResult:
         return cls(record, Path(folder))
 
 
+def encode_record(record: dict[str, Any]) -> bytes:
+    """Return what result.json holds."""
+    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _accuracy(counted: dict[str, int]) -> float:
     return counted["correct"] / counted["n"]
 

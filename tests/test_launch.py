@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,53 @@ def test_two_processes_give_the_file_of_one(command, tmp_path: Path, whole: Merg
     assert done.stdout.count("McNemar") == 1, "each process speaks"
     assert_one_result(tmp_path, whole)
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
+
+
+def test_four_processes_give_the_file_of_one(command, tmp_path: Path, whole: MergeResult) -> None:
+    """With five children a generation, four processes share the last one batch by batch."""
+    words = [*LAUNCH[:-1], "4", *PLAIN, "--multi_gpu", "-m", "mega_hf", *command]
+    done = subprocess.run(words, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_one_result(tmp_path, whole)
+    assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 4
+
+
+BROKEN = """
+import os, sys
+import mega_hf.genetic.evolve as evolve
+import mega_hf.report as report
+from mega_hf.cli import main
+
+blend, versions = evolve.blend, report.versions
+if os.environ["RANK"] == "1" and sys.argv.pop(1) == "computes":
+    evolve.blend = lambda a, b, beta, out: blend(a, b, beta, out).mul_(1.0000001)
+elif os.environ["RANK"] == "1":
+    report.versions = lambda: versions() | {"torch": "0.1"}
+else:
+    sys.argv.pop(1)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "where", "said"),
+    [
+        ("computes", "generation 2", []),
+        ("installed", "versions", ["'torch': '0.1'", f"'torch': '{version('torch')}'"]),
+    ],
+)
+def test_a_process_that_computes_otherwise_stops_the_run(
+    fault: str, where: str, said: list[str], command, tmp_path: Path, whole: MergeResult, mega
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = [*LAUNCH, *PLAIN, "--multi_gpu", str(tmp_path / "broken.py"), fault, *command]
+    done = subprocess.run(words, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True)
+    assert done.returncode != 0
+    for part in (f"{where}: process 1 computes otherwise than process 0", "expected:", "got:", "remedy:", *said):
+        assert part in done.stderr, done.stderr
+    assert b'"generation": 2' not in b"".join(journal(tmp_path)), "nothing that was bred otherwise was used"
+    assert mega(*command).code == 0
+    assert_one_result(tmp_path, whole)
 
 
 def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(

@@ -36,6 +36,8 @@ def render_card(result: MergeResult) -> str:
         p=format_p(record["paired"]["p"]),
         own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",
         recipe=strict_yaml.dump(record["recipe"]),
+        places=[plain(p["name"]) for p in record["parents"] if not {"hub", "train"} & p.keys()],
+        trained=any("train" in p for p in record["parents"]),
         local=[".".join(key) for key in absent_keys(record["recipe"])],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
