@@ -1,6 +1,6 @@
 """What a file from a stranger may ask of this machine; each is read no further than its bound.
 
-    recipe.yaml        1 MiB, 32 levels
+    recipe.yaml        1 MiB, 32 levels, 50,000 values; texts of 4,096 printable characters
     JSON of a model    16 MiB, 64 levels, a million values, numbers up to a million either way
     result.json        32 MiB, 64 levels
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,28 @@ JSON_BYTES = 16 * 2**20
 RESULT_BYTES = 32 * 2**20
 JSON_LEVELS = 64
 RECIPE_LEVELS = 32
+RECIPE_VALUES = 50_000
+RECIPE_TEXT = 4096  # the longest path that a system takes
 WHOLE = 1_000_000  # no class, channel or layer is counted higher
 VALUES = 1_000_000
 TEXT = 100_000
-
 
 _END = object()
 
 
 class Beyond(ValueError):
     """Something is larger, deeper or stranger than what is read."""
+
+
+def harmless(text: object) -> str:
+    """Return a text with its lines kept and without anything else that a terminal obeys."""
+    lines = str(text).replace("\t", " ").split("\n")
+    return "\n".join("".join(c if c.isprintable() or c == "\xa0" else "?" for c in line) for line in lines)
+
+
+def is_plain(text: str) -> bool:
+    """Say whether a text is one line without controls, marks of direction and what no text holds."""
+    return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -110,10 +110,15 @@ def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
 
 
 def _first_line(file: Path) -> str:
+    return _first_bytes(file, 65).decode(errors="replace").partition("\n")[0]
+
+
+def _first_bytes(file: Path, most: int) -> bytes:
+    """Return how a file begins, nothing of one that is not there; what a stamp would hold is short."""
     if not file.is_file():
-        return ""
+        return b""
     with file.open("rb") as opened:
-        return opened.read(65).decode(errors="replace").partition("\n")[0]
+        return opened.read(most)
 
 
 class _Trainer:
@@ -202,7 +207,7 @@ class _Trainer:
     def _has(self, made: str) -> bool:
         """Say whether a model is there, made by these settings and unchanged since."""
         file = self._folder / made / _KEY
-        stamp = file.read_bytes().split() if file.is_file() else []
+        stamp = _first_bytes(file, 200).split()
         if stamp[:1] != [self._key(made).encode()]:
             return False
         is_whole = stamp[1:] == [folder_digest(file.parent, leave_out=_KEY).encode()]

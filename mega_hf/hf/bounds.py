@@ -12,6 +12,7 @@ So a model that is opened, and one that is refused, takes at most four times its
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,8 @@ from mega_hf.limits import Beyond
 HEADER_BYTES = 25_000_000
 SIDE = 4096  # pixels
 _SMALLEST_CROP = 0.1  # crop_pct: pictures are enlarged by its inverse
+
+_DEPTH = re.compile(r"(^|_)(depth|depths|layer|layers|block|blocks|stages)$")
 
 # Keys whose texts choose what a library opens or runs, wherever they stand: a plain name at most.
 _CHOOSING = {
@@ -115,6 +118,17 @@ def refuse_reach(config: dict[str, Any]) -> None:
         raise Beyond("quantization_config: quantized weights can't be merged")
     if config.get("model_args") is not None:
         refuse_arguments(config["model_args"])
+
+
+def refuse_depth(tree: Any, allowed: Allowance) -> None:
+    """Raise Beyond where a model would be deeper than it has tensors: libraries list its layers before they build."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            inner = value if isinstance(value, list) else [value]
+            counts = [one for one in inner if isinstance(one, int | float)]
+            if _DEPTH.search(str(key)) and max(counts, default=0) > allowed.tensors:
+                raise Beyond(f"{key}: {max(counts)}; at most {allowed.tensors:,} by what is stored")
+            refuse_depth(value, allowed)
 
 
 def refuse_shards(index: Any, folder: Path) -> None:

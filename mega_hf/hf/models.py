@@ -16,7 +16,7 @@ from torch import nn
 
 from mega_hf.errors import MegaError, ParentError, library_errors
 from mega_hf.hf import cifar_resnet
-from mega_hf.hf.bounds import Allowance, refuse_arguments, refuse_pictures, rehearsal
+from mega_hf.hf.bounds import Allowance, refuse_arguments, refuse_depth, refuse_pictures, rehearsal
 from mega_hf.hf.opened import IRRELEVANT, OpenModel, by_entry, plain
 from mega_hf.hf.stored import allowance, read_config, read_dtypes, stored_dtypes, weight_files
 from mega_hf.hf.transformers_models import open_transformers, unweighted_transformers
@@ -46,6 +46,7 @@ def open_model(folder: Path, name: str = "") -> OpenModel:
         "load it with timm or transformers alone to see what is missing",
     ):  # fmt: skip
         allowed = allowance(weight_files(folder, name), name)
+        refuse_depth(config, allowed)
         is_timm = "model_type" not in config
         opened = _open_timm(folder, config, dtypes, allowed) if is_timm else open_transformers(folder, dtypes, allowed)
         refuse_pictures(list(opened.picture_shape))
@@ -69,6 +70,7 @@ def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) ->
     ):
         files = sorted(folder.glob("*.safetensors"))
         allowed = allowance(files, name) if files else Allowance()
+        refuse_depth(config, allowed)
         if "model_type" in config:
             built = unweighted_transformers(folder, dtypes, allowed)
         else:
@@ -138,7 +140,9 @@ def build_timm(
             raise Beyond("no name of an architecture")
         refuse_arguments(arch_args)
         refuse_beyond([num_classes, arch_args, data_config or {}], JSON_LEVELS, WHOLE, VALUES)
-        with rehearsal(allowed or Allowance()) as built:
+        allowed = allowed or Allowance()
+        refuse_depth(arch_args, allowed)
+        with rehearsal(allowed) as built:
             built.append(build())
         return build()
     except MegaError:
