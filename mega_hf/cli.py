@@ -10,10 +10,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from mega_hf.arguments import build_parser
 from mega_hf.errors import MegaError, RecipeError, VerificationError
+from mega_hf.limits import harmless
 
 if TYPE_CHECKING:
     from mega_hf.nodes import Merged
@@ -85,20 +86,20 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
 def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
     from mega_hf.estimate import estimate
 
-    print(estimate(recipe, args.num_processes or 1, args.only))
+    _say(estimate(recipe, args.num_processes or 1, args.only))
     if recipe.push and args.only is None:
         _check_push(recipe)
-        print(f"The merge would then be pushed to {recipe.push.repo}.")
+        _say(f"The merge would then be pushed to {recipe.push.repo}.")
     return 0
 
 
 def _say_result(result: MergeResult, recipe: Recipe) -> int:
     if _is_main():
-        print(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}", flush=True)
+        _say(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}")
         if recipe.push:
             from mega_hf.publishing import push
 
-            print(push(result, recipe.push.repo, **recipe.push.model_dump(exclude={"repo"})))
+            _say(push(result, recipe.push.repo, **recipe.push.model_dump(exclude={"repo"})))
     return 0
 
 
@@ -113,7 +114,7 @@ def _check_push(recipe: Recipe) -> None:
 def _say_node(merged: Merged) -> int:
     if _is_main():
         correct, rows = merged.record["correct"], merged.record["n"]
-        print(
+        _say(
             f"{merged.name}: {100 * correct / rows:.2f} % on validation ({correct} of {rows} right, selected on)\n"
             f"{merged.folder}\nThe report follows when the whole tree is run: the same command without --only."
         )
@@ -141,7 +142,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
         recipe, args.out, parent=args.parent, update=args.update, parents=args.parents, progress=not args.quiet
     )
     if _is_main():
-        print("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
+        _say("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
     return 0
 
 
@@ -201,7 +202,7 @@ def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
 
     data = Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
     measured = evaluate(args.model, data, args.split, args.batch_size)
-    print(json.dumps(measured.to_dict()) if args.json else measured)
+    _say(json.dumps(measured.to_dict()) if args.json else measured)
     return 0
 
 
@@ -216,7 +217,7 @@ def _compare(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.comparison import compare
 
     comparison = compare(args.models)
-    print(json.dumps(comparison.to_dict()) if args.json else comparison)
+    _say(json.dumps(comparison.to_dict()) if args.json else comparison)
     return 0 if comparison.mergeable else 1
 
 
@@ -228,7 +229,7 @@ def _card(args: argparse.Namespace, words: list[str]) -> int:
     MergeResult.load(args.folder)  # a folder that is no run's gets no lock
     with hold(args.folder, "wait until it has ended"):
         write_card(MergeResult.load(args.folder), args.overwrite_card)
-    print(args.folder / "README.md")
+    _say(args.folder / "README.md")
     return 0
 
 
@@ -237,7 +238,7 @@ def _push(args: argparse.Namespace, words: list[str]) -> int:
 
     where = {"private": args.private, "create_pr": args.create_pr, "branch": args.branch, "message": args.message}
     what = {"license": args.license, "with_nodes": args.with_nodes, "overwrite_card": args.overwrite_card}
-    print((plan_push if args.dry_run else push)(args.folder, args.repository, **where, **what))
+    _say((plan_push if args.dry_run else push)(args.folder, args.repository, **where, **what))
     return 0
 
 
@@ -245,7 +246,7 @@ def _pull(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.publishing import pull
 
     result = pull(args.repository, args.out)
-    print(f"{result.report}\n\n{result.merged}\n{result.folder / 'recipe.yaml'}")
+    _say(f"{result.report}\n\n{result.merged}\n{result.folder / 'recipe.yaml'}")
     return 0
 
 
@@ -260,7 +261,7 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
     verified = verify(
         args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data
     )
-    print(json.dumps(verified.to_dict()) if args.json else verified)
+    _say(json.dumps(verified.to_dict()) if args.json else verified)
     return 0
 
 
@@ -297,4 +298,9 @@ def _say_error(text: str, whole: bool = False) -> None:
     """Print an error; of one that all processes meet, all but the main process print the first line."""
     rank = os.environ.get("RANK", "0")
     shown = text if whole or rank == "0" else text.splitlines()[0]
-    print(f"mega-hf: {shown}" if rank == "0" else f"mega-hf: process {rank}: {shown}", file=sys.stderr)
+    _say(f"mega-hf: {shown}" if rank == "0" else f"mega-hf: process {rank}: {shown}", file=sys.stderr)
+
+
+def _say(text: object, file: TextIO | None = None) -> None:
+    """Print what may hold others' words: no name, label or path of theirs reaches the terminal as a command to it."""
+    print(harmless(text), file=file, flush=True)

@@ -11,6 +11,7 @@ import torch
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import disagreements, resolve
 from mega_hf.recipe_checks import absolute
+from mega_hf.result import printable
 from mega_hf.weights.space import build_space, digest
 
 
@@ -74,6 +75,7 @@ def compare(models: list[str]) -> Comparison:
 def _describe(name: str, model: OpenModel) -> dict[str, Any]:
     weights = sum(p.numel() for p in model.model.parameters())
     shown = ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "") if model.labels else "no names"
+    shown = printable(shown)  # a label with an end of line would add lines of its own to the answer
     kinds = sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})
     return {
         "model": name, "library": model.library, "architecture": model.structure.get("architecture"),

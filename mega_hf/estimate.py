@@ -16,7 +16,7 @@ from mega_hf.evaluation.forward import Forward, choose_batch_size
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.fit import time_training
-from mega_hf.hf.models import OpenModel
+from mega_hf.hf.models import OpenModel, try_model
 from mega_hf.hf.parents import open_unweighted
 from mega_hf.hf.train import check_training
 from mega_hf.recipe import Recipe
@@ -158,7 +158,8 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     models = check_training(recipe, to_train, splits)
     models |= {leaf: open_unweighted(leaf, recipe.parents[leaf]) for leaf in leaves if base(leaf) not in to_train}
     matched = refuse_unlike(models, splits)[1]
-    model = next(iter(models.values()))
+    first, model = next(iter(models.items()))
+    try_model(model, first)
     device = Processes().device
     training = _train(recipe, to_train, model, splits, device)
     rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)

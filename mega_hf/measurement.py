@@ -10,7 +10,7 @@ from typing import Any
 from mega_hf.evaluation.forward import Forward, even_batches, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import load_split, match_classes
-from mega_hf.hf.models import open_model
+from mega_hf.hf.models import open_model, try_model
 from mega_hf.hf.parents import resolve
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.recipe_checks import absolute, is_local
@@ -63,6 +63,7 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     if is_local(model) and (Path(reference) / "recipe.yaml").exists():
         reference = str(MergeResult.load(reference).merged)
     opened = open_model(resolve(reference, model)[0], model)
+    try_model(opened, model)
     rows, names, classes = load_split(data, split)
     mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
     device = Processes().device

@@ -34,6 +34,7 @@ Merges = Annotated[
 ]
 
 
+MOST_SNAPSHOTS = 10_000
 RESERVED = ("merged", "uniform_soup")  # what a report calls models of its own
 
 
@@ -42,7 +43,7 @@ class Recipe(Strict):
 
     name: Name
     data: Data
-    parents: Annotated[dict[Name, ParentRef], Field(min_length=1)]
+    parents: Annotated[dict[Name, ParentRef], Field(min_length=1, max_length=500)]
     train: Train | None = None  # shared by the parents that are trained
     merge: Merge = Merge()  # shared by all nodes
     merges: Merges = "joint"
@@ -60,6 +61,9 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        snapshots = sum(parent.train.checkpoints for parent in self.trained.values())
+        if snapshots > MOST_SNAPSHOTS:  # each has a name, and they are listed
+            raise impossible("parents", f"at most {MOST_SNAPSHOTS:,} snapshots in all", f"{snapshots:,}", "fewer")
         for name, parent in self.trained.items():
             if parent.train.arch is None and parent.train.source is None:
                 where, remedy = ["parents", name] if self.train else ["train"], "add train: {arch: ...}"
@@ -199,7 +203,12 @@ class Recipe(Strict):
     def from_dict(cls, tree: dict[str, Any], label: str = "recipe", base: Path | None = None) -> Recipe:
         """Check a recipe given as a dict; relative paths are relative to `base` (the working folder)."""
         origin = strict_yaml.Origin(label, base or Path.cwd())
-        return cls.from_document(strict_yaml.Document(json.loads(json.dumps(tree)), {(): origin}))
+        try:
+            copied = json.loads(json.dumps(tree))
+        except (ValueError, TypeError, RecursionError) as error:
+            remedy = "a dict of texts, numbers, lists and dicts"
+            raise RecipeError("not a recipe", where=label, expected="plain values", got=error, remedy=remedy) from None
+        return cls.from_document(strict_yaml.Document(copied, {(): origin}))
 
     @classmethod
     def from_document(
@@ -208,6 +217,7 @@ class Recipe(Strict):
         """Apply overrides, make paths absolute, check everything that needs no download."""
         for assignment in overrides:
             document.override(assignment)
+        recipe_checks.refuse_strange(document)
         recipe_checks.resolve_paths(document)
         try:
             recipe = cls.model_validate(absent.mark(document.tree))
@@ -215,7 +225,13 @@ class Recipe(Strict):
             raise RecipeError.join(recipe_checks.all_findings(error.errors(), document)) from None
         recipe._expected.update(document.found_again)
         if check_files:
-            recipe_checks.check_files(recipe.to_dict(), document)
+            try:
+                recipe_checks.check_files(recipe.to_dict(), document)
+            except OSError as error:  # a name longer than any, a folder that may not be entered
+                remedy = "check the paths"
+                raise RecipeError(
+                    "a path can't be used", expected="readable paths", got=error, remedy=remedy
+                ) from None
         return recipe
 
     def to_dict(self) -> dict[str, Any]:

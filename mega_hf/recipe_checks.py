@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RecipeError
+from mega_hf.limits import RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, is_plain
 from mega_hf.strict_yaml import Document, Location
 from mega_hf.tree import base
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)[\w./-]+)?$")
 _DATA_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _TIMM = re.compile(r"^timm:[\w.]+$")
 _PICKLES = (".bin", ".pth", ".pt", ".pkl", ".ckpt", ".tar", ".h5")
@@ -29,7 +31,46 @@ def is_local(reference: str) -> bool:
 
 def absolute(reference: str) -> str:
     """Make a folder's path absolute, relative to the working folder; leave any other reference alone."""
-    return str(Path(reference).expanduser().resolve()) if is_local(reference) else reference
+    return str(_home(reference).resolve()) if is_local(reference) else reference
+
+
+def _home(text: str) -> Path:
+    """Return a path whose ~ is spelled out, unless nobody has that name or home: then it is said to be missing."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def refuse_strange(document: Document) -> None:
+    """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a terminal."""
+    waiting: list[tuple[Location, Any]] = [((), document.tree)]
+    seen = 0
+    while waiting:
+        at, value = waiting.pop()
+        seen += 1
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += [((*at, key), one) for key, one in inner]
+        named = at[-1] if at else ""
+        problem = None
+        if len(at) > RECIPE_LEVELS or seen > RECIPE_VALUES:
+            problem = (f"at most {RECIPE_LEVELS} levels and {RECIPE_VALUES:,} values", "more")
+        elif any(isinstance(text, str) and not is_plain(text) for text in (value, named)):
+            problem = ("printable characters, without marks of direction", ascii(value if at else named)[:200])
+        elif isinstance(value, str) and len(value) > RECIPE_TEXT:
+            problem = (f"a text of at most {RECIPE_TEXT:,} characters", f"{len(value):,}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problem = ("a finite number", str(value))
+        elif isinstance(value, int) and value.bit_length() > 200:
+            problem = ("a smaller number", "one of dozens of digits")
+        elif value is not None and not isinstance(value, str | int | float | dict | list):
+            problem = ("a text, a number, true, false, a list or a mapping", type(value).__name__)
+        if problem:
+            where = tuple(ascii(part)[1:-1][:100] if isinstance(part, str) else part for part in at)
+            raise RecipeError(
+                f"{'.'.join(map(str, where))}: not usable", where=document.origin(at).label, expected=problem[0],
+                got=problem[1], remedy="mend it",
+            )  # fmt: skip
 
 
 def resolve_paths(document: Document) -> None:
@@ -38,7 +79,7 @@ def resolve_paths(document: Document) -> None:
     def placed(at: Location, text: Any, always: bool = False) -> Any:
         if not isinstance(text, str) or not (always or is_local(text)):
             return text
-        path = Path(text).expanduser()
+        path = _home(text)
         return os.path.abspath(document.origin(at).base / path)  # links are followed when it is read, not here
 
     data, parents, train = (document.tree.get(key) for key in ("data", "parents", "train"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
+from mega_hf.limits import RESULT_BYTES, parse_json, read_bytes
+from mega_hf.result_checks import check_record
 from mega_hf.statistics import wilson_interval
 
 VERSION = 1
@@ -145,22 +146,24 @@ class MergeResult:
         """
         path = Path(folder) / NAME
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(read_bytes(path, RESULT_BYTES))
             version = record["version"]
+            if version == VERSION:
+                check_record(record)
         except FileNotFoundError:
             remedy = "finish the run: the same mega-hf merge command resumes it"
             raise RunError("no finished run", where=str(folder), expected=NAME, got="none", remedy=remedy) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "delete it; the same mega-hf merge command makes it again"
             raise RunError(
-                "unreadable", where=str(path), expected="a result", got=repr(error), remedy=remedy
+                "unreadable", where=str(path), expected="a result", got=printable(repr(error))[:500], remedy=remedy
             ) from None
         if version != VERSION:
             raise RunError(
                 "another version",
                 where=str(path),
                 expected=f"version {VERSION}",
-                got=version,
+                got=printable(version)[:100],
                 remedy="read it with the release of mega_hf that wrote it, or merge again",
             )
         return cls(record, Path(folder))

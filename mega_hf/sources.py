@@ -14,7 +14,7 @@ from mega_hf.errors import ParentError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, match_classes
-from mega_hf.hf.models import OpenModel, open_model, open_weights
+from mega_hf.hf.models import OpenModel, open_model, open_weights, try_model
 from mega_hf.hf.parents import (
     OpenParent,
     Parent,
@@ -63,6 +63,8 @@ class Parents:
             DataError: it lacks a class of the data set.
         """
         opened = open_parent(name, reference, trained)
+        if self.first is None:
+            try_model(opened.model, name)  # the others are refused unless they are as it is
         self.first = self.first or opened
         self.mapping, self.matched = self.expect({name: opened.model})
         refuse_values(self.first, opened)  # of the first itself: weights that are not finite

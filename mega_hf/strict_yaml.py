@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from mega_hf.absent import is_placeholder
-from mega_hf.errors import RecipeError
+from mega_hf.errors import MegaError, RecipeError
+from mega_hf.limits import RECIPE_BYTES, RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, read_bytes
 
 Location = tuple[str | int, ...]
 
@@ -103,16 +104,16 @@ def read(path: Path) -> Document:
         RecipeError: the file is missing, unreadable, not YAML, or holds a duplicate key or an alias.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, RECIPE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise RecipeError(
             "no such recipe", got=path, remedy="check the path; recipes/ holds examples", expected="a YAML file"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(
             f"the recipe can't be read: {error}",
             got=path,
-            expected="a YAML file in UTF-8",
+            expected=f"a YAML file in UTF-8 of at most {RECIPE_BYTES:,} bytes",
             remedy="check the path and the file",
         ) from None
     document = parse(text, str(path), path.resolve().parent, top="")
@@ -130,33 +131,46 @@ def read(path: Path) -> Document:
 def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
     """Parse YAML text; with `top`, the parsed value is put under that one key."""
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise RecipeError(
-                    "YAML aliases are not used in recipes",
-                    where=f"{label}:{line}",
-                    got=f"*{event.anchor}",
-                    expected="plain values",
-                    remedy="write the value out",
-                )
+        _refuse_bombs(text, label)
         loader = _Loader(text)
         node = loader.get_single_node()
         document = Document({}, {(): Origin(label if top else f"{label}:1", base)})
         value = _value(loader, node, (), document, label, base) if node is not None else {}
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except MegaError:
+        raise
+    except Exception as error:  # its constructors raise whatever they met in !!int, !!timestamp, !!bool
         mark = getattr(error, "problem_mark", None)
         where = f"{label}:{mark.line + 1}" if mark else label
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise RecipeError(
             "not YAML",
             where=where,
             expected="YAML",
-            got=problem,
+            got=str(problem)[:500],
             remedy="mend this line: often it is indentation, a colon or a quote",
         ) from None
     document.tree = {top: value} if top else value
     return document
+
+
+def _refuse_bombs(text: str, label: str) -> None:
+    """Raise RecipeError where YAML would grow: it is looked at event by event, which takes no memory of note."""
+    level = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        where = f"{label}:{event.start_mark.line + 1 if event.start_mark else 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(
+                "YAML aliases are not used in recipes",
+                where=where,
+                got=f"*{str(event.anchor)[:100]}",
+                expected="plain values",
+                remedy="write the value out",
+            )
+        size = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
+        if level > RECIPE_LEVELS or number > RECIPE_VALUES or size > RECIPE_TEXT:
+            expected = f"{RECIPE_LEVELS} levels, {RECIPE_VALUES:,} values, texts of {RECIPE_TEXT:,} characters at most"
+            raise RecipeError("too much", where=where, expected=expected, got="more", remedy="make it smaller")
 
 
 def _value(loader: _Loader, node: yaml.Node, at: Location, document: Document, label: str, base: Path) -> Any:
@@ -168,7 +182,7 @@ def _value(loader: _Loader, node: yaml.Node, at: Location, document: Document, l
         return loader.construct_object(node)
     tree: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else str(key_node.value)
+        key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else "a key of several"
         origin = Origin(f"{label}:{key_node.start_mark.line + 1}", base)
         if key in tree:
             first = document.origins[(*at, key)].label

@@ -137,21 +137,25 @@ def _leftovers(name: str) -> tuple[str, str]:
 
 def _is_stamped(model: Path, key: str) -> bool:
     """Say whether a model was made by the training with this key."""
-    stamp = model / _KEY
-    return stamp.is_file() and stamp.read_bytes().split()[:1] == [key.encode()]
+    return _first_bytes(model / _KEY, 200).split()[:1] == [key.encode()]
 
 
 def _is_whole(model: Path, key: str) -> bool:
     """Say whether a model was made by the training with this key, and is unchanged since."""
     digest = folder_digest(model, leave_out=_KEY).encode() if _is_stamped(model, key) else b""
-    return bool(digest) and (model / _KEY).read_bytes().split()[1:] == [digest]
+    return bool(digest) and _first_bytes(model / _KEY, 200).split()[1:] == [digest]
 
 
 def _first_line(file: Path) -> str:
+    return _first_bytes(file, 65).decode(errors="replace").partition("\n")[0]
+
+
+def _first_bytes(file: Path, most: int) -> bytes:
+    """Return how a file begins, nothing of one that is not there; what a stamp would hold is short."""
     if not file.is_file():
-        return ""
+        return b""
     with file.open("rb") as opened:
-        return opened.read(65).decode(errors="replace").partition("\n")[0]
+        return opened.read(most)
 
 
 class _Trainer:

@@ -12,16 +12,34 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mega_hf import strict_yaml
 from mega_hf.absent import absent_keys
+from mega_hf.errors import MegaError, RunError
 from mega_hf.hf.card_update import Card, seal, split_card
 from mega_hf.hf.licences import agreed_licence, licence_of
-from mega_hf.result import MergeResult, format_p
+from mega_hf.result import MergeResult, format_p, printable
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _OWN = "cifar_resnet"  # what our own architectures are called
 
 
 def render_card(result: MergeResult) -> str:
-    """Return the card, front matter included: of a pushed run's record, as it stands in its repository."""
+    """Return the card, front matter included: of a pushed run's record, as it stands in its repository.
+
+    Raises:
+        RunError: result.json does not hold what a card says.
+    """
+    try:
+        return _rendered(result)
+    except MegaError:
+        raise
+    except Exception as error:  # a record changed by hand, or a stranger's
+        raise RunError(
+            "no card can be made of this result", where=str(result.folder), expected="result.json as a run wrote it",
+            got=printable(f"{type(error).__name__}: {error}")[:300],
+            remedy="delete it; the same mega-hf merge command makes it again",
+        ) from None  # fmt: skip
+
+
+def _rendered(result: MergeResult) -> str:
     record = result.record
     card = ModelCard.from_template(
         _metadata(record, result.report.merged),

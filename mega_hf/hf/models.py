@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +14,18 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from mega_hf.errors import ParentError, library_errors
+from mega_hf.errors import MegaError, ParentError, library_errors
 from mega_hf.hf import cifar_resnet
-from mega_hf.hf.quiet import without_bars
-from mega_hf.hf.stored import read_config, read_dtypes, stored_dtypes
+from mega_hf.hf.bounds import Allowance, refuse_arguments, refuse_depth, refuse_pictures, rehearsal
+from mega_hf.hf.opened import IRRELEVANT, OpenModel, by_entry, plain
+from mega_hf.hf.stored import allowance, read_config, read_dtypes, stored_dtypes, weight_files
+from mega_hf.hf.transformers_models import open_transformers, unweighted_transformers
+from mega_hf.limits import JSON_LEVELS, VALUES, WHOLE, Beyond, refuse_beyond
 
 assert cifar_resnet.default_cfgs, "imported to register its names with timm"
 
-# What two configurations may differ in without computing another function at inference.
-_IRRELEVANT = {
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "architectures",
-    "label_names", "num_classes", "num_labels", "initializer_range", "hidden_dropout_prob", "drop_rate",
-    "attention_probs_dropout_prob", "drop_path_rate", "problem_type", "pretrained_cfg", "do_pooling",
-}  # fmt: skip
+_ARCHITECTURE = re.compile(r"[\w.-]{1,200}")
 _PICTURE = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-
-
-@dataclass(frozen=True)
-class OpenModel:
-    """A loaded classifier and everything that must be the same in models that are merged."""
-
-    model: nn.Module  # float32, evaluation mode, on the CPU
-    library: str  # timm or transformers
-    structure: dict[str, Any]  # architecture and the arguments that decide its function
-    labels: tuple[str, ...] | None  # class names by index, if the model knows them
-    num_classes: int
-    preprocessing: dict[str, Any]
-    transform: Callable[[Image.Image], torch.Tensor]  # a picture to [channels, height, width] float32
-    dtypes: dict[str, torch.dtype]  # of the floating entries, as stored; empty where that is not known
-    folder: Path | None  # None if it was made from an architecture's name
-
-    @property
-    def picture_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the model takes."""
-        channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
-        return channels, height, width
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the state dict, in the dtypes that it was stored in."""
-        return {k: v.to(self.dtypes.get(k, v.dtype), copy=True) for k, v in self.model.state_dict().items()}
-
-    def learned(self) -> set[str]:
-        """Return the names of the learned weights."""
-        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-
-    def tied(self) -> dict[str, str]:
-        """Return second names of tensors that have several: second name -> first name."""
-        first: dict[int, str] = {}
-        tied = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            known = first.setdefault(id(parameter), name)
-            if known != name:
-                tied[name] = known
-        return tied
 
 
 def open_model(folder: Path, name: str = "") -> OpenModel:
@@ -87,7 +45,12 @@ def open_model(folder: Path, name: str = "") -> OpenModel:
         f"the model {name} can't be loaded", str(folder), "a classifier",
         "load it with timm or transformers alone to see what is missing",
     ):  # fmt: skip
-        return _open_transformers(folder, dtypes) if "model_type" in config else _open_timm(folder, config, dtypes)
+        allowed = allowance(weight_files(folder, name), name)
+        refuse_depth(config, allowed)
+        is_timm = "model_type" not in config
+        opened = _open_timm(folder, config, dtypes, allowed) if is_timm else open_transformers(folder, dtypes, allowed)
+        refuse_pictures(list(opened.picture_shape))
+        return opened
 
 
 def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> OpenModel:
@@ -105,34 +68,60 @@ def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) ->
     with library_errors(
         f"{name} can't be built", str(folder), "a classifier's config.json", "save it with its own library"
     ):
-        is_timm = "model_type" not in config
-        return _unweighted_timm(folder, config, dtypes) if is_timm else _unweighted_transformers(folder, dtypes)
+        files = sorted(folder.glob("*.safetensors"))
+        allowed = allowance(files, name) if files else Allowance()
+        refuse_depth(config, allowed)
+        if "model_type" in config:
+            built = unweighted_transformers(folder, dtypes, allowed)
+        else:
+            built = _unweighted_timm(folder, config, dtypes, allowed)
+        refuse_pictures(list(built.picture_shape))
+        return built
 
 
-def _unweighted_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:
-    from transformers import AutoConfig, AutoModelForImageClassification
+def try_model(opened: OpenModel, name: str) -> None:
+    """Show a model one picture, before a run depends on it.
 
-    model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    return _describe_transformers(model.float(), folder, dtypes)
+    Raises:
+        ParentError: it can't take pictures as its preprocessing makes them, or does not answer with its classes.
+    """
+    expected = f"{opened.num_classes} numbers for a picture of the size that its preprocessing makes"
+    with library_errors(f"the model {name} can't be run", str(opened.folder or ""), expected, "mend its config.json"):
+        picture = opened.transform(Image.new("RGB", (32, 32)))[None]
+        with torch.inference_mode():
+            answer = opened.model.eval()(picture)
+        shape = tuple(getattr(answer, "logits", answer).shape)
+        if shape != (1, opened.num_classes):
+            raise ValueError(f"an answer of shape {shape}")
 
 
-def _unweighted_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype]) -> OpenModel:
+def _unweighted_timm(
+    folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance
+) -> OpenModel:
     known = config.get("pretrained_cfg", {})
     data_config = {key: known[key] for key in _PICTURE if key in known}
     arguments = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
     model = build_timm(
-        config["architecture"], config.get("num_classes", known.get("num_classes", 1000)), arguments, data_config
+        config["architecture"],
+        config.get("num_classes", known.get("num_classes", 1000)),
+        arguments,
+        data_config,
+        allowed,
     )
     return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)
 
 
 def build_timm(
-    arch: str, num_classes: int, arch_args: dict[str, Any], data_config: dict[str, Any] | None = None
+    arch: str,
+    num_classes: int,
+    arch_args: dict[str, Any],
+    data_config: dict[str, Any] | None = None,
+    allowed: Allowance | None = None,
 ) -> nn.Module:
     """Make a timm model with fresh weights.
 
     Raises:
-        ParentError: timm knows no such architecture, or it takes no such arguments.
+        ParentError: timm knows no such architecture, it takes no such arguments, or the model is larger than allowed.
     """
     unknown = [key for key in data_config or {} if key not in _PICTURE]
     if unknown:
@@ -141,8 +130,23 @@ def build_timm(
             remedy="mend it, or leave it out",
         )  # fmt: skip
     overlay = {"num_classes": num_classes, **(data_config or {})}
+
+    def build() -> nn.Module:
+        given = copy.deepcopy(arch_args)  # timm takes keys out of what it is given
+        return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **given).eval()
+
     try:
-        return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arch_args).eval()
+        if not _ARCHITECTURE.fullmatch(arch):  # a source of timm's, as hf-hub:, or a path
+            raise Beyond("no name of an architecture")
+        refuse_arguments(arch_args)
+        refuse_beyond([num_classes, arch_args, data_config or {}], JSON_LEVELS, WHOLE, VALUES)
+        allowed = allowed or Allowance()
+        refuse_depth(arch_args, allowed)
+        with rehearsal(allowed) as built:
+            built.append(build())
+        return build()
+    except MegaError:
+        raise
     except Exception as error:  # architectures raise whatever they met
         given = arch_args | (data_config or {})
         if given and timm.is_model(arch.partition(".")[0]):
@@ -168,11 +172,11 @@ def open_weights(
     Raises:
         ParentError: the file is damaged, or holds other entries than the architecture.
     """
-    model = build_timm(arch, num_classes, arch_args, data_config)
     dtypes = read_dtypes(weights, name)
+    model = build_timm(arch, num_classes, arch_args, data_config, allowance([weights], name))
     try:
         model.load_state_dict(load_file(weights))
-    except RuntimeError as error:
+    except Exception as error:  # of the architecture's own hooks
         message = " ".join(str(error).split())[:500]
         raise ParentError(
             f"{name}: the weights don't fit {arch}",
@@ -202,6 +206,7 @@ def describe_timm(
         "mend data_config" if folder is None else "mend pretrained_cfg in config.json",
     ):  # fmt: skip
         config = resolve_model_data_config(model)
+        refuse_pictures(config)
         mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
         if mode is None:
             raise ParentError(
@@ -213,14 +218,14 @@ def describe_timm(
     pool = getattr(model, "global_pool", None)
     structure = structure | {"global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)}
     return OpenModel(
-        model=model.eval(), library="timm", structure=_json(structure), labels=labels,
+        model=model.eval(), library="timm", structure=plain(structure), labels=labels,
         num_classes=int(model.num_classes),  # type: ignore[arg-type]
-        preprocessing=_json({k: config[k] for k in _PICTURE if k in config}),
-        transform=lambda picture: inner(picture.convert(mode)), dtypes=_by_entry(model, dtypes), folder=folder,
+        preprocessing=plain({k: config[k] for k in _PICTURE if k in config}),
+        transform=lambda picture: inner(picture.convert(mode)), dtypes=by_entry(model, dtypes), folder=folder,
     )  # fmt: skip
 
 
-def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype]) -> OpenModel:
+def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance) -> OpenModel:
     if not (folder / "model.safetensors").is_file():  # timm would take a pickle that lies beside another name
         raise ParentError(
             "timm reads one unsharded file",
@@ -229,7 +234,15 @@ def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dty
             got="none",
             remedy="save it unsharded as model.safetensors",
         )
+    with rehearsal(allowed) as built:
+        built.append(timm.create_model(f"local-dir:{folder}", pretrained=False))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    stored, classes = model.pretrained_cfg["num_classes"], model.num_classes
+    if stored != classes:  # timm would leave the head as it was drawn
+        raise ParentError(
+            "num_classes and the arguments differ", where=str(folder), expected=f"{stored} classes", got=classes,
+            remedy="mend num_classes or model_args in config.json",
+        )  # fmt: skip
     return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)
 
 
@@ -245,56 +258,5 @@ def _timm_structure(config: dict[str, Any]) -> dict[str, Any]:
 def timm_structure(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return what decides a timm model's function, less what `describe_timm` reads off the model itself."""
     # Their defaults may be written out or not; img_size stands in the preprocessing too.
-    read_off = _IRRELEVANT | {"in_chans", "global_pool", "img_size"}
+    read_off = IRRELEVANT | {"in_chans", "global_pool", "img_size"}
     return {"architecture": arch, **{k: v for k, v in arguments.items() if k not in read_off}}
-
-
-def _open_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:
-    from transformers import AutoModelForImageClassification
-
-    with without_bars():
-        model, info = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
-        )
-    lost = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
-    if lost:
-        raise ParentError(
-            "weights are missing", where=str(folder), expected="all of the model's", got=f"no {lost[0]}",
-            remedy="save the whole model, head included, with save_pretrained",
-        )  # fmt: skip
-    return _describe_transformers(model, folder, dtypes)
-
-
-def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    unnamed = all(str(name) == f"LABEL_{i}" for i, name in enumerate(names))
-    structure = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
-    kind = next(iter(set(dtypes.values())), torch.float32)
-    return OpenModel(
-        model=model.eval(), library="transformers",
-        structure=_json({"architecture": type(model).__name__} | structure),
-        labels=None if unnamed else tuple(map(str, names)), num_classes=model.config.num_labels,
-        preprocessing={k: v for k, v in _json(processor.to_dict()).items() if not k.startswith("_")},
-        transform=lambda picture: _processed(processor, picture), folder=folder,
-        dtypes=_by_entry(model, dtypes, default=kind),
-    )  # fmt: skip
-
-
-def _processed(processor: Any, picture: Image.Image) -> torch.Tensor:
-    return processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-
-
-def _by_entry(
-    model: nn.Module, stored: dict[str, torch.dtype], default: torch.dtype | None = None
-) -> dict[str, torch.dtype]:
-    """Match stored dtypes with the model's entries; where names differ on disk, the file's one dtype holds."""
-    kinds = set(stored.values())
-    default = next(iter(kinds)) if len(kinds) == 1 else default or torch.float32
-    return {k: stored.get(k, default) for k, v in model.state_dict().items() if v.is_floating_point()}
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

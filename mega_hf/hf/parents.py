@@ -22,7 +22,7 @@ from mega_hf.hf.models import (
     unweighted_model,
 )
 from mega_hf.hf.refusals import explain, set_timeout
-from mega_hf.hf.stored import read_dtypes, stored_dtypes
+from mega_hf.hf.stored import allowance, read_dtypes, stored_dtypes
 from mega_hf.recipe_checks import check_parent, is_local
 from mega_hf.settings import ParentRef, TrainedParent, WeightsParent
 from mega_hf.weights.space import build_space, difference, digest
@@ -152,8 +152,9 @@ def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
         ParentError: as `open_parent`.
     """
     if isinstance(reference, WeightsParent):
-        dtypes = read_dtypes(Path(reference.weights), name)
-        model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config)
+        weights = Path(reference.weights)
+        dtypes, allowed = read_dtypes(weights, name), allowance([weights], name)
+        model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config, allowed)
         return describe_timm(model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None)
     assert isinstance(reference, str), "parents that are trained here are built by train.py"
     folder, _ = resolve(reference, name, only_configuration=True)

@@ -1,0 +1,101 @@
+"""A run's result.json with any value replaced, and its other records: read whole, or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mega_hf.errors import RunError
+from mega_hf.hf.card import render_card
+from mega_hf.plots import plot_fitness
+from mega_hf.result import MergeResult
+from tests.hostile.cases import DEEP, bounded, cases, mutated, used
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+KINDS = ["cifar10-resnet20-pair-default-46", "cifar10-resnet20-tree4"]
+
+
+def _record(kind: str) -> Any:
+    record = json.loads((CARDS / kind / "result.json").read_text())
+    record["history"] = record["history"][:2]  # so that most cases change something else
+    for node in record["nodes"]:
+        node["history"] = node["history"][:1]
+    return record
+
+
+def _loaded(folder: Path, content: str) -> Any:
+    (folder / "result.json").write_text(content, encoding="utf-8", errors="surrogatepass")
+    return MergeResult.load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_value_of_a_result(kind: str, tmp_path: Path) -> None:
+    uses = [lambda result: str(result.report), lambda result: result.history, render_card]
+
+    @cases(300)
+    @given(mutated(_record(kind), ["merged", "parent", "a b", [{}], 2001]))
+    def check(record: Any) -> None:
+        used(lambda: _loaded(tmp_path, json.dumps(record)), *uses)
+
+    check()
+
+
+def test_any_value_of_what_is_plotted(tmp_path: Path) -> None:
+    @cases(15)
+    @given(mutated(_record(KINDS[1]), ["merged", 500]))
+    def check(record: Any) -> None:
+        used(lambda: _loaded(tmp_path, json.dumps(record)), lambda r: plot_fitness(r.record))
+
+    check()
+
+
+def test_any_bytes_of_a_result(tmp_path: Path) -> None:
+    valid = json.dumps(_record(KINDS[0])).encode()
+    at = st.integers(0, len(valid) - 1)
+
+    @cases(300)
+    @given(st.lists(st.tuples(at, st.integers(0, 255)), max_size=3), st.none() | at)
+    def check(changes: list[tuple[int, int]], end: int | None) -> None:
+        content = bytearray(valid)
+        for place, byte in changes:
+            content[place] = byte
+        (tmp_path / "result.json").write_bytes(content[:end])
+        used(lambda: MergeResult.load(tmp_path), lambda result: str(result.report))
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, "", "NaN", '"x"', "[1]", '{"version": 1}', '{"version": 1e999}', " " * 2**26]
+)
+def test_what_is_no_result(content: str, tmp_path: Path) -> None:
+    with bounded(), pytest.raises(RunError):
+        _loaded(tmp_path, content)
+
+
+def test_a_result_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "result.json")
+    with bounded(), pytest.raises(RunError, match="not a regular file"):
+        MergeResult.load(tmp_path)
+
+
+def test_a_version_that_a_terminal_would_obey(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        _loaded(tmp_path, json.dumps({"version": "\x1b[2J"}))
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stamp", [b"", b"\xff" * 10**6, b"x\n" * 10**6, b"\n"])
+def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
+    from mega_hf.training import outdated
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train.sha256").write_bytes(stamp)
+    with bounded():
+        assert outdated(tmp_path, {"a": "0" * 64}) == {}
