@@ -7,41 +7,61 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
-from mega_hf.errors import MegaError, RecipeError
+from mega_hf.errors import RecipeError, Terminated
+from mega_hf.failures import open_streams, say
+from mega_hf.interruption import SIGNALS, heard
 
 if TYPE_CHECKING:
     from mega_hf.nodes import Merged
     from mega_hf.recipe import Recipe
     from mega_hf.result import MergeResult
 
-WORKING = "readable inputs, and a disk with room that can be written"
-AGAIN = "mend it; the same command goes on where it stopped"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 or 143 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    args = build_parser().parse_args(words)
-    _quieten(getattr(args, "quiet", False))
+    with heard() as interruption:
+        try:
+            open_streams()
+            code = _run(words)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            if isinstance(error, Terminated):
+                interruption.number = signal.SIGTERM  # a launcher of torch's may have heard it
+            if interruption.number is not None or isinstance(error, KeyboardInterrupt):
+                return interruption.end()  # whatever the signal's exception became on its way
+            failed = say(error)
+            if failed is None:
+                raise
+            return failed
+
+
+def program() -> NoReturn:
+    """Run the command that this process was started for, and end the process."""
+    code = main()
+    if code > 128:
+        os._exit(code)  # nothing that is left to do is worth waiting for
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the work is done
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
     try:
-        return COMMANDS[args.command](args, words)
-    except MegaError as error:
-        _say_error(f"error: {error}", whole=error.alone)
-        return 2
-    except KeyboardInterrupt:
-        _say_error("interrupted: what was done is kept; the same command goes on from there")
-        return 130
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        _say_error(f"error: {MegaError('the system refused', expected=WORKING, got=error, remedy=AGAIN)}")
-        return 2
+        args = build_parser().parse_args(words)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    _quieten(getattr(args, "quiet", False))
+    return COMMANDS[args.command](args, words)
 
 
 def _merge(args: argparse.Namespace, words: list[str]) -> int:
@@ -273,10 +293,3 @@ def _quieten(no_bars: bool) -> None:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _say_error(text: str, whole: bool = False) -> None:
-    """Print an error; of one that all processes meet, all but the main process print the first line."""
-    rank = os.environ.get("RANK", "0")
-    shown = text if whole or rank == "0" else text.splitlines()[0]
-    print(f"mega-hf: {shown}" if rank == "0" else f"mega-hf: process {rank}: {shown}", file=sys.stderr)
