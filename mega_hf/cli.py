@@ -6,14 +6,16 @@ import argparse
 import json
 import logging
 import os
-import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
-from mega_hf.errors import MegaError, RecipeError, VerificationError
+from mega_hf.errors import RecipeError, Terminated
+from mega_hf.failures import open_streams, say
+from mega_hf.interruption import SIGNALS, heard
 from mega_hf.limits import harmless
 
 if TYPE_CHECKING:
@@ -21,35 +23,51 @@ if TYPE_CHECKING:
     from mega_hf.recipe import Recipe
     from mega_hf.result import MergeResult
 
-WORKING = "readable inputs, and a disk with room that can be written"
-AGAIN = "mend it; the same command goes on where it stopped"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 or 143 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    args = build_parser().parse_args(words)
-    _quieten(getattr(args, "quiet", False))
+    with heard() as interruption:
+        try:
+            open_streams()
+            code = _run(words)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            if isinstance(error, Terminated):
+                interruption.number = signal.SIGTERM  # a launcher of torch's may have heard it
+            if interruption.number is not None or isinstance(error, KeyboardInterrupt):
+                return interruption.end()  # whatever the signal's exception became on its way
+            failed = say(error)
+            if failed is None:
+                raise
+            return failed
+
+
+def program() -> NoReturn:
+    """Run the command that this process was started for, and end the process."""
+    code = main()
+    if code > 128:
+        os._exit(code)  # nothing that is left to do is worth waiting for
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the work is done
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
     try:
-        return COMMANDS[args.command](args, words)
-    except VerificationError as error:
-        _say_error(f"not verified: {error}")
-        return 1
-    except MegaError as error:
-        _say_error(f"error: {error}", whole=error.alone)
-        return 2
-    except KeyboardInterrupt:
-        _say_error("interrupted: what was done is kept; the same command goes on from there")
-        return 130
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        _say_error(f"error: {MegaError('the system refused', expected=WORKING, got=error, remedy=AGAIN)}")
-        return 2
+        args = build_parser().parse_args(words)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    _quieten(getattr(args, "quiet", False))
+    return COMMANDS[args.command](args, words)
 
 
 def _merge(args: argparse.Namespace, words: list[str]) -> int:
-    recipe = _recipe(args)
+    from mega_hf.asked import asked_recipe
+
+    recipe = asked_recipe(args)
     if args.only is not None and args.push:
         remedy = "--only alone; then the whole tree with --push"
         raise RecipeError("a part of a tree is not pushed", expected="--only or --push", got="both", remedy=remedy)
@@ -144,55 +162,6 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
     if _is_main():
         _say("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
     return 0
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    from mega_hf.recipe import Recipe
-
-    first = args.sources[0]
-    if len(args.sources) == 1:
-        if not first.endswith((".yaml", ".yml")) and not Path(first).is_file():
-            remedy = "name a second model, or a recipe that ends in .yaml"
-            raise RecipeError(
-                "one parent only", expected="RECIPE.yaml, or two models or more", got=first, remedy=remedy
-            )
-        shortcuts = {"data.path": args.data, "data.validation": args.validation, "data.test": args.test}
-        shortcuts["push.repo"] = args.push
-        return Recipe.from_yaml(first, [*args.overrides, *(f"{k}={v}" for k, v in shortcuts.items() if v)])
-    if not args.data:
-        raise RecipeError(
-            "no data set",
-            expected="--data ORG/NAME or ./FOLDER",
-            got="nothing",
-            remedy="name the data set with --data",
-        )
-    from mega_hf.strict_yaml import Document, Origin
-
-    data = {"path": args.data, "validation": args.validation, "test": args.test}
-    parents = _names(args.sources)
-    name = args.out.name if args.out else "+".join(parents)
-    tree = {"name": _plain(name) or "merge", "data": data, "parents": parents}
-    tree |= {"push": {"repo": args.push}} if args.push else {}
-    return Recipe.from_document(Document(tree, {(): Origin("command line", Path.cwd())}), args.overrides)
-
-
-def _plain(text: str) -> str:
-    """Make a name of letters, digits and . _ + - out of anything, perhaps an empty one."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("._+-")[:100]
-
-
-def _names(references: list[str]) -> dict[str, str]:
-    """Name parents given on the command line after their folders or repositories."""
-    from mega_hf.recipe import RESERVED
-
-    names: dict[str, str] = {}
-    for reference in references:
-        stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2].replace("+", "-")) or "parent"
-        name, copy = stem, 2
-        while name in names or name in RESERVED:
-            name, copy = f"{stem}-{copy}", copy + 1
-        names[name] = reference
-    return names
 
 
 def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
@@ -294,13 +263,6 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say_error(text: str, whole: bool = False) -> None:
-    """Print an error; of one that all processes meet, all but the main process print the first line."""
-    rank = os.environ.get("RANK", "0")
-    shown = text if whole or rank == "0" else text.splitlines()[0]
-    _say(f"mega-hf: {shown}" if rank == "0" else f"mega-hf: process {rank}: {shown}", file=sys.stderr)
-
-
-def _say(text: object, file: TextIO | None = None) -> None:
+def _say(text: object) -> None:
     """Print what may hold others' words: no name, label or path of theirs reaches the terminal as a command to it."""
-    print(harmless(text), file=file, flush=True)
+    print(harmless(text), flush=True)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESUMES = "the same command goes on where it stopped"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: like Ctrl-C, no error of anyone's."""
 
 
 class MegaError(Exception):
@@ -78,7 +87,53 @@ def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterato
         got, said = error.got, error.remedy
         raise type(error)(error.what, expected=error.expected, got=got, remedy=said, where=where) from None
     except Exception as error:
+        refuse_shortage(error, where)
         got = " ".join(str(error).split())[:500]
         raise ParentError(
             f"{what}: {type(error).__name__}", where=where, expected=expected, got=got, remedy=remedy
         ) from error
+
+
+def refuse_shortage(error: Exception, where: object = "") -> None:
+    """Raise the `shortage` that an error is, if it is one; for those who call every error a fault of their input."""
+    short = shortage(error, where)
+    if short is not None:
+        raise short from error
+
+
+def shortage(error: BaseException, where: object = "") -> RunError | None:
+    """Return as an error of ours that a disk has no room or fails, or that memory is out; None for anything else.
+
+    Args:
+        error: what was raised; libraries raise errors of their own because of the system's.
+        where: what was being written.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MegaError):
+        code, got = _system_code(cause), " ".join(str(cause).split())[:300] or type(cause).__name__
+        short = None
+        if code in _NO_ROOM:
+            remedy = f"make room, or raise the limit; {_RESUMES}"
+            short = RunError("can't be written", where=str(where), expected="room", got=got, remedy=remedy)
+        elif code == errno.EIO:
+            remedy = f"see to the disk; {_RESUMES}"
+            short = RunError("the disk fails", where=str(where), expected="a working disk", got=got, remedy=remedy)
+        elif code == errno.ENOMEM:
+            remedy = f"a smaller evaluation.batch_size, or fewer processes; {_RESUMES}"
+            short = RunError("out of memory", expected="room for models and pictures", got=got, remedy=remedy)
+        if short is not None:
+            short.alone = True  # other processes may have had enough
+            return short
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _system_code(error: BaseException) -> int | None:
+    """Return the system's error number behind an error: torch and safetensors have it in the text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return errno.ENOMEM
+    code = re.search(r"\(os error (\d+)\)", text)  # as Rust writes it
+    return int(code[1]) if code else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mega_hf.errors import RunError
+from mega_hf.errors import RunError, refuse_shortage
 
 
 def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
@@ -52,33 +53,52 @@ def folder_digest(folder: Path, leave_out: str = "") -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        RunError: there is no room.
+    """
     temporary = path.with_name(f".mega-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
+    with _whole_or_gone(path, temporary):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does not exist yet."""
+    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does not exist yet.
+
+    Raises:
+        RunError: there is no room.
+    """
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".mega-{path.name}")
-    remove(temporary)
-    try:
-        fill(temporary)
-    except BaseException:
+    with _whole_or_gone(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
+        fill(temporary)
+        for file in [path for path in temporary.rglob("*") if path.is_file()]:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        remove(path)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def _whole_or_gone(path: Path, temporary: Path) -> Iterator[None]:
+    """Leave nothing half-written, and say it as an error of ours if there was no room."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # on a disk that fails; the next run removes it
+            remove(temporary)
+        if isinstance(error, Exception):
+            refuse_shortage(error, path)
         raise
-    for file in [path for path in temporary.rglob("*") if path.is_file()]:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    remove(path)
-    temporary.replace(path)
-    _sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:

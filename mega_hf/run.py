@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mega_hf.errors import LaunchError, RunError
+from mega_hf.errors import LaunchError, RunError, refuse_shortage
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import refuse_unwritable
 from mega_hf.hf.data import Splits
@@ -155,11 +155,21 @@ def start(
     try:
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
-        with ExitStack() as held:
+        with ExitStack() as held, _shortage_said(folder.path):
             yield Run(folder, processes, Progress(progress and processes.is_main), kept, held, overwrite, update)
         processes.leave()
     finally:
         processes.close()
+
+
+@contextmanager
+def _shortage_said(folder: Path) -> Iterator[None]:
+    """Say a full disk or a lack of memory as an error of ours, wherever in the run it was met."""
+    try:
+        yield
+    except Exception as error:
+        refuse_shortage(error, folder)
+        raise
 
 
 def _refuse_mixture(parents: Path, run: Path) -> None:

@@ -17,7 +17,7 @@ from accelerate.utils import reduce
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from mega_hf.errors import LaunchError, MegaError
+from mega_hf.errors import LaunchError, MegaError, Terminated
 from mega_hf.evaluation.watch import end_with_launcher, end_with_others, spans_machines
 
 _LAUNCHER = "MEGA_HF_LAUNCHER"  # the process that started this one and its like
@@ -37,14 +37,16 @@ class Processes:
 
     def __init__(self) -> None:
         check_launch(os.environ)
+        if "WORLD_SIZE" in os.environ:
+            end_with_launcher(
+                int(os.environ.get(_LAUNCHER, os.getppid()))
+            )  # before it waits for the others, which may never come
         # Without a GPU, Accelerator(cpu=False) under a launcher gives N processes that all think they are main.
         cpu = not torch.cuda.is_available() or _wants_cpu()
         timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))  # others wait while a parent is trained
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
         self._leave = lambda: None
-        if self.count > 1:
-            end_with_launcher(int(os.environ.get(_LAUNCHER, os.getppid())))
         if spans_machines(os.environ, self.count):
             self._leave = end_with_others(self.rank, self.count)
         if started != self.count:
@@ -210,13 +212,14 @@ def launch(count: int, arguments: list[str]) -> int:
     flags = ["--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
     flags += ["--dynamo_backend", "no", "--main_process_port", "0", *(["--multi_gpu"] if count > 1 else [])]
     parsed = launch_command_parser().parse_args([*flags, "-m", "mega_hf", *arguments])
+    parsed.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours; an older torch takes them all
     with _environment(count, on_cpu):
         try:
             launch_command(parsed)
         except ChildFailedError as error:
             return _explain(error)
-        except SignalException:
-            raise KeyboardInterrupt from None
+        except SignalException as error:
+            raise (Terminated if error.sigval == signal.SIGTERM else KeyboardInterrupt) from None
     return 0
 
 

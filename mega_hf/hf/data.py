@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from mega_hf.errors import DataError
+from mega_hf.errors import DataError, refuse_shortage
 from mega_hf.hf.refusals import explain, is_of_hub, set_timeout
 from mega_hf.hf.rows import Split, check_labels, hash_rows, select_rows
 from mega_hf.recipe_checks import is_local
@@ -95,6 +95,7 @@ def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]
             revision = resolve_revision(data.path, revision=data.revision, repo_type="dataset").resolved
         whole = datasets.load_dataset(data.path, data.name, revision=revision)
     except Exception as error:  # datasets raises whatever its readers met
+        refuse_shortage(error, datasets.config.HF_DATASETS_CACHE)  # where it writes what it has read
         what, expected = "the data set can't be read", "a data set"
         got = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"

@@ -9,8 +9,9 @@ from typing import Any
 
 import timm
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 
-from mega_hf.errors import ParentError
+from mega_hf.errors import ParentError, refuse_shortage
 from mega_hf.hf.licences import read_licence
 from mega_hf.hf.models import (
     OpenModel,
@@ -70,6 +71,7 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
             snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_BELOW)
         )
     except Exception as error:
+        refuse_shortage(error, HF_HUB_CACHE)
         raise _explain(error, repository, revision, name or reference) from None
     problem = check_parent(str(folder))
     if problem and not only_configuration:

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 
-from mega_hf.errors import DataError, ParentError
+from mega_hf.errors import DataError, ParentError, refuse_shortage
 from mega_hf.hf.data import Splits, match_classes
 from mega_hf.hf.fit import update
 from mega_hf.hf.models import OpenModel, build_timm, describe_timm, timm_structure
@@ -225,6 +225,7 @@ def _try(name: str, model: OpenModel, rows: int) -> None:
             update(model.model.train(), optimizer, images, labels, 0.0)
             model.model.eval().zero_grad(set_to_none=True)
     except Exception as error:  # architectures raise whatever they met; nothing of it is our user's traceback
+        refuse_shortage(error)
         raise ParentError(
             f"{name} can't be trained: {type(error).__name__}", expected="a model that takes the pictures",
             got=" ".join(str(error).split())[:300],

@@ -1,0 +1,124 @@
+"""Ctrl-C and SIGTERM: they end a command within seconds, whatever it is at, and it says that it can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from mega_hf.errors import Terminated
+
+GRACE = 10.0  # seconds that a command has to end by itself: any kill is safe, since all files appear whole
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Interruption:
+    """What has come to end a command.
+
+    Attributes:
+        number: the first signal that came, None as long as there is none; later ones change nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.is_over = False
+        self._ended = threading.Event()
+
+    def end(self) -> int:
+        """Say what ended the command, and return its exit code."""
+        self._ended.set()
+        with suppress(OSError):
+            sys.stderr.write(self._line())
+            sys.stderr.flush()
+        return self._code()
+
+    def _line(self) -> str:
+        """Return what is said: of several processes by the main one."""
+        word = _WORDS[signal.Signals(self.number or signal.SIGINT)]
+        said = f"mega-hf: {word}: what was done is kept; the same command goes on from there\n"
+        return said if os.environ.get("RANK", "0") == "0" else ""
+
+    def _code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Raise, in the main thread, what no `except Exception` swallows."""
+        if self.number is None and not self.is_over:
+            self.number = number
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def watch(self, pipe: int) -> None:
+        """End the process where a signal has come and it does not end: in a long call into C, or swallowed."""
+        while (number := os.read(pipe, 1)[0]) not in SIGNALS:
+            if number == 0:
+                return
+        if not self._ended.wait(GRACE):
+            self.number = self.number or number
+            os.write(2, self._line().encode())  # no lock, no buffer: the main thread may be anywhere
+            os._exit(self._code())
+
+
+@contextmanager
+def heard() -> Iterator[Interruption]:
+    """Let a signal raise KeyboardInterrupt in the main thread, and end the process if that does not.
+
+    A process that a launcher started ends at once by the SIGTERM that it is sent, and so, where the launcher is ours
+    and speaks for all, by SIGINT. What the caller ignores, as a script's background jobs do Ctrl-C, stays ignored.
+    """
+    interruption = Interruption()
+    numbers: tuple[signal.Signals, ...] = SIGNALS
+    if "WORLD_SIZE" in os.environ:
+        numbers = (signal.SIGINT,) if "MEGA_HF_LAUNCHER" not in os.environ else ()
+        if not numbers:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    numbers = tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+    if not numbers or threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    watcher = threading.Thread(target=interruption.watch, args=(reading,), daemon=True, name="interruption")
+    watcher.start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # written to by the system's own handler
+    handlers = {number: signal.signal(number, interruption.receive) for number in numbers}
+    try:
+        yield interruption
+    finally:
+        interruption.is_over = True
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.write(writing, b"\0")
+        interruption._ended.set()
+        watcher.join()
+        os.close(reading)
+        os.close(writing)
+
+
+_masks: list[set[int]] = []
+
+
+def _block() -> None:
+    """Let no signal reach a child that still holds its parent's handlers, and its pipe."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _forget() -> None:
+    """Let a forked child end by signals as any process."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__func__", None) is Interruption.receive:
+            signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+    _unblock()
+
+
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
