@@ -50,12 +50,19 @@ class RunFolder:
         Raises:
             RunError: another run is at work there.
         """
-        with nullcontext() if self._is_held else hold(self.path):
-            before, self._is_held = self._is_held, True
+        if self._is_held:
+            yield
+            return
+        with hold(self.path):
+            self._is_held = True
             try:
                 yield
+            except BaseException:
+                with suppress(OSError):  # on a disk that fails; the next run removes it
+                    self._remove_leftovers()
+                raise
             finally:
-                self._is_held = before
+                self._is_held = False
 
     @property
     def is_held(self) -> bool:
