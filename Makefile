@@ -15,6 +15,9 @@ test: .venv/installed-dev  ## set everything up and run the suite
 real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in ../shared
 	$(BIN)/python -m pytest -m real
 
+soak: .venv/installed-dev  ## the tests of faults in their long form: about an hour; prints a table
+	$(BIN)/python -m tests.soak
+
 fix: .venv/installed-dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
@@ -45,4 +48,4 @@ clean:  ## remove what was built; runs stay
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@ .venv/installed
 
-.PHONY: help quickstart test real fix lint types check clean
+.PHONY: help quickstart test real soak fix lint types check clean

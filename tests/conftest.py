@@ -24,7 +24,7 @@ _LAUNCHED = (
     "ALL_PROXY",
 )
 for _name in list(os.environ):
-    if (_name.startswith(_FOREIGN) and _name != "MEGA_HF_SOAK") or _name.upper() in _LAUNCHED:
+    if (_name.startswith(_FOREIGN) and not _name.startswith("MEGA_HF_SOAK")) or _name.upper() in _LAUNCHED:
         del os.environ[_name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A suite that a script started in the background inherits this, and hands it on to commands that are interrupted.

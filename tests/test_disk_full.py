@@ -19,8 +19,8 @@ from mega_hf import MergeResult, Recipe, merge
 from mega_hf.cli import COMMANDS
 from mega_hf.errors import MegaError, ParentError, RunError, library_errors, shortage
 from mega_hf.files import write_folder
+from tests import soak, tiny, trainings
 from tests import started as runs
-from tests import tiny, trainings
 
 ROUNDS = 3 * int(os.environ.get("MEGA_HF_SOAK", "1"))
 
@@ -34,6 +34,7 @@ def _limited(command: list[str], limit: int, **environment: str) -> subprocess.C
 
     words = [*runs.MEGA, *command]
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
+    soak.count()
     return subprocess.run(words, preexec_fn=limit_files, capture_output=True, text=True, env=env, timeout=120)
 
 
@@ -110,6 +111,7 @@ def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(pair, small: P
                 file.flush()
         os.truncate(ballast, ballast.stat().st_size - 1024 * free)
         answer = mega(*command)
+        soak.count()
         if answer.code == 0:
             break
         assert answer.code == 2 and "expected: room" in answer.err and "No space left" in answer.err, answer.err

@@ -17,10 +17,10 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.interruption import heard
+from tests import soak, tiny
 from tests import started as runs
-from tests import tiny
 
-SOAK = int(os.environ.get("MEGA_HF_SOAK", "1"))
+TIMES = int(os.environ.get("MEGA_HF_SOAK", "1"))
 MERGE = tiny.MERGE | {"generations": 20}
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -44,6 +44,7 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
     code = process.wait(30)
     said = (folder / "err").read_text()
     ended = time.monotonic() - began
+    soak.count()
     assert ended < 12, said
     is_late = (folder / "out" / "result.json").exists() and ended < 3  # all was done
     assert code == CODES[number] or (code == 0 and is_late), said
@@ -57,7 +58,7 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
 def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: MergeResult, started, mega) -> None:
     command = ["merge", str(pair.write(tmp_path, merge=MERGE)), "--out", str(tmp_path / "out"), "--quiet"]
     draw = random.Random(processes)
-    for number, at_all in [(signal.SIGINT, True), (signal.SIGTERM, False)] * (SOAK + processes - 1):
+    for number, at_all in [(signal.SIGINT, True), (signal.SIGTERM, False)] * (TIMES + processes - 1):
         process = runs.begin([*runs.MEGA, *command, "--num-processes", str(processes)], tmp_path)
         started.append(process)
         time.sleep(0.5 + draw.random() * 6 * processes)

@@ -17,8 +17,8 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, lock, merge
 from mega_hf.errors import RunError
+from tests import soak, tiny, trainings
 from tests import started as runs
-from tests import tiny, trainings
 from tests.run_files import contents
 
 ROUNDS = 100 * int(os.environ.get("MEGA_HF_SOAK", "1"))
@@ -85,6 +85,7 @@ def test_of_several_at_one_moment_in_a_folder_that_is_not_there_one_wins(tmp_pat
     for thread in threads:
         thread.join()
     assert won == list(range(ROUNDS))
+    soak.count(count * ROUNDS)
 
 
 CONTEND = """
@@ -112,6 +113,7 @@ def test_processes_that_take_it_in_turns_never_meet(tmp_path: Path) -> None:
     said = [process.communicate(timeout=120)[1] for process in several]
     assert [process.returncode for process in several] == [0] * 4, said
     assert list((tmp_path / "run").iterdir()) == []
+    soak.count(4 * 2 * ROUNDS)
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch, caplog) -> None:

@@ -17,10 +17,10 @@ from torch.distributed import TCPStore
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.evaluation.watch import spans_machines
-from tests import tiny
+from tests import soak, tiny
 from tests.started import LONG, assert_one_result, begin, journal, wait_for_journal
 
-SOAK = "MEGA_HF_SOAK" in os.environ
+LONG_FORM = "MEGA_HF_SOAK" in os.environ
 DEATHS = [(1, "worker"), (0, "all"), (1, "frozen"), (0, "worker"), (1, "all"), (0, "frozen")]
 Started = list[subprocess.Popen[str]]
 
@@ -67,7 +67,7 @@ def work_of(process: subprocess.Popen[str]) -> psutil.Process:
     return worker
 
 
-@pytest.mark.parametrize("processes", [2, 4] if SOAK else [4])
+@pytest.mark.parametrize("processes", [2, 4] if LONG_FORM else [4])
 def test_two_launchers_give_the_file_of_one_process(
     processes: int, command, tmp_path: Path, whole: MergeResult, started: Started
 ) -> None:
@@ -77,7 +77,7 @@ def test_two_launchers_give_the_file_of_one_process(
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == processes
 
 
-@pytest.mark.parametrize(("machine", "what"), DEATHS if SOAK else DEATHS[:3])
+@pytest.mark.parametrize(("machine", "what"), DEATHS if LONG_FORM else DEATHS[:3])
 def test_when_one_machine_dies_the_other_ends(
     machine: int, what: str, command, tmp_path: Path, whole: MergeResult, started: Started, mega
 ) -> None:
@@ -91,6 +91,7 @@ def test_when_one_machine_dies_the_other_ends(
         victim.send_signal(signal.SIGSTOP if what == "frozen" else signal.SIGKILL)
     rest = [both[1 - machine]] if what == "frozen" else both
     assert all(code != 0 for code in wait(rest, 60)), said(tmp_path)
+    soak.count()
     if what == "frozen":
         assert f"process {machine} has given no sign of life" in said(tmp_path)
         both[machine].kill()

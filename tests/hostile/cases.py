@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mega_hf.errors import MegaError
 from tests.broken import PARTS
+from tests.soak import count
 
 SECONDS = 20  # for one case
 MEBIBYTES = 512  # for all cases of a module, as hf/bounds.py promises beside the weights
@@ -49,6 +50,7 @@ def bounded() -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise Hang(f"more than {SECONDS} s")
 
+    count()
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:

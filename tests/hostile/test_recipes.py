@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.errors import RecipeError
+from mega_hf.failures import say
 from mega_hf.limits import harmless
 from mega_hf.recipe import Recipe
 from tests.hostile.cases import HOSTILE, bounded, cases, mutated, used
@@ -119,8 +120,6 @@ def test_many_snapshots_are_not_listed(recipe_tree: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize("value", [one for one in HOSTILE if isinstance(one, str)], ids=ascii)
 def test_nothing_that_is_printed_is_obeyed(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from mega_hf.cli import _say_error
-
-    _say_error(f"error: {value}\n  expected: x")
+    say(RecipeError(value, expected="x"))
     assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
     assert harmless("a\nb\tc") == "a\nb c"
