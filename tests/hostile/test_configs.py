@@ -21,7 +21,7 @@ from tests.hostile.cases import DEEP, bounded, cases, mutated, used
 # What would reach out of the folder, or build something huge, if a library were given it.
 MODEL_ARGS: dict[str, Any] = {
     "checkpoint_path": "/etc/passwd", "pretrained": True, "pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"},
-    "depth": 10**6, "embed_dim": 10**6, "img_size": 10**6, "mlp_ratio": 1e9, "cache_dir": "/tmp/x", "in_chans": 10**6,
+    "depth": 10**6, "embed_dim": 10**6, "img_size": 10**6, "mlp_ratio": 1e9, "cache_dir": "../x", "in_chans": 10**6,
     "num_classes": 7, "layers": [300] * 3, "block": "x", "pretrained_strict": False, "features_only": True,
 }  # fmt: skip
 TOP: dict[str, Any] = {
