@@ -55,7 +55,7 @@ def test_any_value_of_a_configuration(kind: str, folders: dict[str, Path], tmp_p
     folder = _copied(folders[kind], tmp_path / "x")
     valid = json.loads((folders[kind] / "config.json").read_text())
 
-    @cases(40 if kind == "wrapped" else 100)
+    @cases(40 if kind == "wrapped" else 80)
     @given(mutated(valid, ["resnet18", "vit_base_patch16_224"]), st.none() | st.sampled_from(ADDED))
     def check(config: Any, added: Any) -> None:
         if added is not None:
