@@ -1,7 +1,7 @@
 """What a file from a stranger may ask of this machine; each is read no further than its bound.
 
     recipe.yaml        1 MiB, 32 levels, 50,000 values; texts of 4,096 printable characters
-    JSON of a model    16 MiB, 64 levels, a million values, numbers up to a million either way
+    JSON of a model    16 MiB, 64 levels, 500,000 values, numbers up to a million either way
     result.json        32 MiB, 64 levels
 
 Numbers are finite, and no text has more than 100,000 characters.
@@ -27,7 +27,7 @@ RECIPE_LEVELS = 32
 RECIPE_VALUES = 50_000
 RECIPE_TEXT = 4096  # the longest path that a system takes
 WHOLE = 1_000_000  # no class, channel or layer is counted higher
-VALUES = 1_000_000
+VALUES = 500_000
 TEXT = 100_000
 
 _END = object()

@@ -118,7 +118,7 @@ def test_no_code_of_a_recipe_is_run(tmp_path):
 
 
 def test_deep_nesting_ends_in_a_message(tmp_path):
-    with pytest.raises(RecipeError, match="not YAML"):
+    with pytest.raises(RecipeError, match="too much"):
         _read(tmp_path, "a: " + "[" * 800 + "]" * 800)
 
 

@@ -4,6 +4,7 @@
 - A model is first built on torch's meta device, where weights take no memory, and building stops where it registers
   more tensors or modules than the stored ones explain. Only a model with at most twice the stored numbers and 16
   million beside is then built and loaded; one of which the configuration alone is here, with at most 2^31 numbers.
+- There are at most 100,000 classes, and no more layers than stored tensors allow.
 - Pictures have at most 4,096 pixels a side once prepared.
 
 So a model that is opened, and one that is refused, takes at most four times its weights' size as float32 and 512 MiB.
@@ -30,6 +31,7 @@ from mega_hf.limits import Beyond
 
 HEADER_BYTES = 25_000_000
 SIDE = 4096  # pixels
+CLASSES = 100_000  # transformers makes a name for each before it builds anything
 _SMALLEST_CROP = 0.1  # crop_pct: pictures are enlarged by its inverse
 
 _DEPTH = re.compile(r"(^|_)(depth|depths|layer|layers|block|blocks|stages)$")
@@ -112,6 +114,9 @@ def refuse_reach(config: dict[str, Any]) -> None:
             for key in _CHOOSING.intersection(value):
                 if any(mark in str(value[key]) for mark in "/\\:") and value[key] is not None:
                     raise Beyond(f"{key}: {str(value[key])[:200]}, which is no plain name")
+            for key in ("num_labels", "num_classes"):
+                if isinstance(value.get(key), int | float) and value[key] > CLASSES:
+                    raise Beyond(f"{key}: {value[key]:,}; at most {CLASSES:,}")
         elif isinstance(value, list):
             waiting += value
     if config.get("quantization_config") is not None:

@@ -240,7 +240,7 @@ def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dty
     stored, classes = model.pretrained_cfg["num_classes"], model.num_classes
     if stored != classes:  # timm would leave the head as it was drawn
         raise ParentError(
-            "num_classes and the arguments differ", where=str(folder), expected=f"{stored} classes", got=classes,
+            "num_classes and the arguments differ", where=str(folder), expected=f"{stored} classes", got=f"{classes}",
             remedy="mend num_classes or model_args in config.json",
         )  # fmt: skip
     return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)

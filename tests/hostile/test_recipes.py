@@ -53,7 +53,7 @@ def test_any_value_of_a_recipe(recipe_tree: dict[str, Any], tmp_path: Path) -> N
     file = tmp_path / "r.yaml"
     extra = ["c", "d@2", "absent:{", {"local": "x", "sha256": "y"}, {"train": {"seed": 5}}, 10**8, "pairwise", "joint"]
 
-    @cases(500)
+    @cases(300)
     @given(mutated(recipe_tree, extra))
     def check(tree: Any) -> None:
         text = yaml.dump(tree, allow_unicode=True, sort_keys=False)
@@ -70,7 +70,7 @@ def test_any_text_of_a_recipe(recipe_tree: dict[str, Any], tmp_path: Path) -> No
         st.integers(0, len(lines) - 1), st.sampled_from(TEXTS), st.sampled_from(["value", "line", "cut", "byte"])
     )
 
-    @cases(400)
+    @cases(300)
     @given(st.lists(change, min_size=1, max_size=2), st.binary(max_size=3))
     def check(changes: list[tuple[int, str, str]], noise: bytes) -> None:
         written = [line.encode() for line in lines]

@@ -38,7 +38,7 @@ def _loaded(folder: Path, content: str) -> Any:
 def test_any_value_of_a_result(kind: str, tmp_path: Path) -> None:
     uses = [lambda result: str(result.report), lambda result: result.history, render_card]
 
-    @cases(300)
+    @cases(200)
     @given(mutated(_record(kind), ["merged", "parent", "a b", [{}], 2001]))
     def check(record: Any) -> None:
         used(lambda: _loaded(tmp_path, json.dumps(record)), *uses)
@@ -59,7 +59,7 @@ def test_any_bytes_of_a_result(tmp_path: Path) -> None:
     valid = json.dumps(_record(KINDS[0])).encode()
     at = st.integers(0, len(valid) - 1)
 
-    @cases(300)
+    @cases(200)
     @given(st.lists(st.tuples(at, st.integers(0, 255)), max_size=3), st.none() | at)
     def check(changes: list[tuple[int, int]], end: int | None) -> None:
         content = bytearray(valid)
