@@ -92,12 +92,20 @@ class MergeResult:
     @property
     def report(self) -> Report:
         """The table of all models."""
-        return Report(self.record["models"], self.record["paired"])
+        return Report(self._entry("models"), self._entry("paired"))
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One record a generation: {generation, best, mean, failed}, in right answers."""
-        return self.record["history"]
+        return self._entry("history")
+
+    def _entry(self, key: str) -> Any:
+        if self.record.get(key) is None:
+            raise RunError(
+                "not a whole result", where=str(self.folder / NAME), expected=f"the entry {key}", got="none",
+                remedy="delete it; the same mega-hf merge command makes it again",
+            )  # fmt: skip
+        return self.record[key]
 
     @property
     def has_tree(self) -> bool:

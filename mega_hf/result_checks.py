@@ -54,10 +54,10 @@ class _Generation(_Lenient):
 
 class _Node(_Lenient):
     name: Name
-    parents: list[Input]
-    level: _Level
-    search: _Counted
-    history: list[_Generation]
+    parents: list[Input] | None = None
+    level: _Level | None = None
+    search: _Counted | None = None
+    history: list[_Generation] | None = None
 
 
 class _Parent(_Lenient):
@@ -84,10 +84,10 @@ class _Record(_Lenient):
     architecture: str = ""
     parameters: _Number = 0
     recipe: _Text = {}
-    models: Annotated[list[_Model], Field(min_length=1)]
-    paired: _Paired
+    models: Annotated[list[_Model], Field(min_length=1)] | None = None
+    paired: _Paired | None = None
     search: _Counted | None = None
-    history: list[_Generation]
+    history: list[_Generation] = []
     nodes: Annotated[list[_Node], Field(min_length=1)] | None = None
     parents: list[_Parent] = []
     data: _Data | None = None
@@ -98,9 +98,16 @@ class _Record(_Lenient):
 
     @model_validator(mode="after")
     def _named(self) -> _Record:
-        if sum(model.role == "merged" for model in self.models) != 1:
+        told = [one for node in self.nodes or () for one in (node.parents, node.level, node.search, node.history)]
+        if self.models is not None and None in told:
+            raise ValueError("nodes: one without parents, level, search or history")
+        if self.models is not None and sum(model.role == "merged" for model in self.models) != 1:
             raise ValueError("models: not one merged model")
-        if self.paired.against not in [model.name for model in self.models]:
+        if (
+            self.models is not None
+            and self.paired is not None
+            and self.paired.against not in [model.name for model in self.models]
+        ):
             raise ValueError("paired.against: no such model")
         return self
 
