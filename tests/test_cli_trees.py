@@ -64,9 +64,11 @@ def test_killed_and_resumed_it_gives_the_same_file(
             time.sleep(0.002)
     finally:
         # The launcher's workers have process groups of their own: one that is left would write on.
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        workers = psutil.Process(process.pid).children(recursive=True)
+        for one in [*workers, process]:
             one.kill()
         process.wait()
+        psutil.wait_procs(workers, timeout=20)  # until then they hold the folder
     assert not (out / "result.json").exists()
     assert mega(*words).code == 0
     assert weights_of(out) == weights_of(whole.folder)

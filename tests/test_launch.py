@@ -12,11 +12,13 @@ import psutil
 import pytest
 
 from mega_hf import MergeResult, Recipe, merge
+from tests import started as runs
 from tests import tiny, trainings
 from tests.started import LONG, MEGA, assert_one_result, begin, journal, measured, wait_for_journal, workers_of
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2"]
 PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+started = runs.started
 
 
 @pytest.fixture(scope="module")
