@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from secrets import SystemRandom
 from typing import Any
 
 from mega_hf.errors import MegaError, ParentError, RecipeError, VerificationError
@@ -88,7 +88,8 @@ def verify(
     sources = {name: _open_source(told, name, *reference) for name, reference in references.items()}
     nodes = told.recipe.nodes(told.ranking)
     lines = [(name, *at) for name in nodes for at in told.record_of(name)]
-    wanted = random.SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
+    # By no seed: a forger must not know which lines will be measured again.
+    wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
     chosen: list[Chosen] = []
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
         for name, node in nodes.items():

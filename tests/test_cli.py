@@ -270,10 +270,10 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
 
     count, calls = Forward.count, iter(range(100))
 
-    def interrupted(self: Forward, pictures: Any) -> int | None:
+    def interrupted(self: Forward, pictures: Any, batches: range) -> int | None:
         if next(calls) == 8:
             raise KeyboardInterrupt
-        return count(self, pictures)
+        return count(self, pictures, batches)
 
     monkeypatch.setattr(Forward, "count", interrupted)
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "out")

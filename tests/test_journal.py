@@ -64,12 +64,6 @@ def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
         assert all(known.find(*key, f"{key[0]}{key[1]}") == counted for key, counted in fitness.items())
 
 
-def test_another_nodes_individuals_are_not_found(path):
-    _begun(path)
-    assert _known(path, "c+d").find(1, 0, "10") is None
-    assert _known(path).find(1, 0, "10") == (0, 9)
-
-
 def test_what_was_measured_under_another_key_is_void(path):
     """Another key means other parents, rows or settings: the same name, but another merge."""
     _begun(path).finish(OUTCOME)

@@ -138,13 +138,16 @@ def test_a_second_run_is_refused_until_the_first_is_killed(
     started.append(first)
     runs.wait_for_journal(tmp_path, 4, first)
     everyone = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+    for process in everyone[1:] or everyone:
+        process.suspend()  # it must not end before the others have tried
     for words in (command, [*command, "--overwrite"]):
         refused = mega(*words)
         assert refused.code == 2
         for part in ("another run is at work here", "expected:", "process ", "remedy:", "--out"):
             assert part in refused.err, refused.err
     assert first.poll() is None, (tmp_path / "err").read_text()
-    first.kill()
+    for process in everyone:
+        process.kill()
     assert not psutil.wait_procs(everyone, timeout=30)[1]
     assert (tmp_path / "out" / lock.NAME).exists(), "it had ended before it was killed"
     assert mega(*command).code == 0
