@@ -110,3 +110,19 @@ def test_real_parents_from_a_hub_and_back_to_it(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", STRANGER], env=other, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout.split()[-1]) == record["models"][-1]["test"]["correct"]
+
+
+PUBLISHED = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/journal.jsonl"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_every_published_run_is_verified(folder: Path, mega) -> None:
+    """Those whose parents were trained for them alone are verified where they were made: their parents are not here."""
+    parents = json.loads((folder / "result.json").read_text())["parents"]
+    if any("local" not in parent for parent in parents):
+        pytest.skip("its parents were trained for it")
+    places = [word for p in parents for word in ("--parent", f"{p['name']}={ZOO / p['local']}")]
+    answer = mega("verify", folder, *places)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith(f"reproduced bit for bit from {len(parents)} parents and ")
+    assert json.loads((folder / "result.json").read_text())["digests"]["file"] in answer.out
