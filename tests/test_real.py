@@ -117,7 +117,7 @@ PUBLISHED = sorted(path.parent for path in (Path(__file__).parent.parent / "mode
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
 def test_every_published_run_is_verified(folder: Path, mega) -> None:
-    """Those whose parents were trained for them alone are verified where they were made: their parents are not here."""
+    """Those whose parents were trained for them are verified where they were made: their parents are not here."""
     parents = json.loads((folder / "result.json").read_text())["parents"]
     if any("local" not in parent for parent in parents):
         pytest.skip("its parents were trained for it")
