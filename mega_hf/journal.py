@@ -49,13 +49,13 @@ class NodeRecord:
         """Yield (generation, index) of each individual that was recorded, in the order of the lines."""
         return iter(self._known)
 
-    def find(self, generation: int, index: int, genome: str) -> Counted | None:
+    def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
         """Return what was recorded of an individual, or None.
 
         Args:
             generation: 1 for the founders.
             index: its place in the generation.
-            genome: its digest.
+            genome: its digest; None if it does not matter.
 
         Raises:
             RunError: another genome was recorded there.
@@ -64,7 +64,7 @@ class NodeRecord:
         if known is None:
             return None
         counted, there = known
-        if there != genome:
+        if genome is not None and there != genome:
             raise RunError(
                 f"individual {index} of generation {generation} of {self.node} is not the one that was recorded",
                 where=str(self.journal.path), expected=f"genome {there}", got=genome,

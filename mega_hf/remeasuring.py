@@ -124,10 +124,16 @@ def remeasure(told: Testimony, first: OpenModel, model: Path, chosen: list[Chose
     return Remeasured(counted, lines, processes.device_kind, str(header.get("device_kind")))
 
 
+def place_of(given: str) -> str:
+    """Return the absolute path of what is there, or a reference as it is given."""
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else absolute(given)
+
+
 def _load(told: Testimony, data: str | None) -> Splits:
     wanted = told.recipe.data
     if data is not None:
-        wanted = wanted.model_copy(update={"path": absolute(data)})
+        wanted = wanted.model_copy(update={"path": place_of(data)})
     if wanted.path.startswith("absent:"):
         raise RecipeError(
             "the data set was local where the run was made", expected="a place for it", got="none",

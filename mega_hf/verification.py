@@ -12,8 +12,8 @@ from pathlib import Path
 from secrets import SystemRandom
 from typing import Any
 
-from mega_hf.errors import MegaError, ParentError, RecipeError, VerificationError
-from mega_hf.evaluation.fitness import Genomes, Interval, Replay
+from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
+from mega_hf.evaluation.fitness import Genomes, Interval, Replay, Unrecorded
 from mega_hf.files import merged_digest
 from mega_hf.genetic.evolve import Outcome
 from mega_hf.genetic.selection import Undecided
@@ -22,13 +22,13 @@ from mega_hf.hf.parents import open_parent
 from mega_hf.hf.save import layout_digest, save_model
 from mega_hf.journal import NodeRecord
 from mega_hf.nodes import Source, pack, search_node
-from mega_hf.recipe_checks import absolute
-from mega_hf.remeasuring import Chosen, Remeasured, remeasure
+from mega_hf.remeasuring import Chosen, Remeasured, place_of, remeasure
 from mega_hf.settings import Node, ParentRef, TrainedParent, WeightsParent
 from mega_hf.testimony import Testimony, changed, read_testimony
 from mega_hf.tree import base
 from mega_hf.weights.space import StateDict, WeightSpace, digest
 
+_COPY = "another copy of the run, or another machine"
 _OTHERWISE = "journal.jsonl was changed, or this machine breeds otherwise than the one that made the run"
 
 
@@ -120,7 +120,7 @@ def _references(
     for name in leaves:
         reference, place = told.recipe.parents[base(name)], None
         if name in given:
-            path = absolute(given[name])
+            path = place_of(given[name])
             is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
             reference = reference.model_copy(update={"weights": path}) if is_file else path  # type: ignore[union-attr]
         elif isinstance(reference, TrainedParent):
@@ -186,9 +186,19 @@ def _replay(
     """Make one merge again at `target`, and compare it with what journal and result say of it."""
     first, space, vectors = pack(inputs)
     known = told.record_of(name)
+
+    def search(strict: bool, kept: set[tuple[int, int]]) -> Outcome:
+        """Search again by the journal."""
+        keeping = _Keeping(name, Replay(known, told.rows, strict), space, kept, chosen)
+        return search_node(name, node, space, vectors, keeping)
+
     with _blaming(name, known):
-        replay = Replay(known, told.rows)
-        outcome = search_node(name, node, space, vectors, _Keeping(name, replay, space, kept, chosen))
+        try:
+            outcome = search(True, kept)
+        except RunError as error:  # bred otherwise: by how much, in the end?
+            state = space.unpack(search(False, set()).best.genome)
+            error.what += told.differ(name, state)
+            raise
     best = outcome.best
     state = space.unpack(best.genome)
     save_model(target, first, state)
@@ -204,16 +214,16 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
     """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
     try:
         yield
-    except (LookupError, Undecided, MegaError) as error:
-        if isinstance(error, LookupError):
-            what = f"its lines don't tell of {error.args[0]} of {name}"
-        else:
-            what = error.what if isinstance(error, MegaError) else f"its lines don't decide {name}: {error}"
-        got = error.got if isinstance(error, MegaError) else f"{len(known)} lines of {name}"
+    except (Unrecorded, Undecided) as error:
+        lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
         raise VerificationError(
-            what, where="journal.jsonl", expected=getattr(error, "expected", "a line for each individual"), got=got,
-            remedy=f"{_OTHERWISE}; another copy, or another machine",
+            lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",
+            remedy=_COPY,
         ) from None  # fmt: skip
+    except RunError as error:
+        raise VerificationError(
+            error.what, where="journal.jsonl", expected=error.expected, got=error.got, remedy=f"{_OTHERWISE}; {_COPY}"
+        ) from None
 
 
 def _compare_node(
@@ -227,7 +237,7 @@ def _compare_node(
             raise changed("result.json", f"{what} of {name}", made[what], claimed[what])
         raise VerificationError(
             f"the replay gives other {what} than {name} had{told.differ(name, state)}", where="journal.jsonl",
-            expected=claimed[what], got=made[what], remedy=f"{_OTHERWISE}; another copy, or another machine",
+            expected=claimed[what], got=made[what], remedy=f"{_OTHERWISE}; {_COPY}",
         )  # fmt: skip
     search = told.nodes[name]["search"]
     found = {"correct": outcome.best.fitness.correct, "n": outcome.best.fitness.seen}

@@ -194,3 +194,31 @@ def test_a_pulled_merge_is_a_parent_like_any_other(place: Place, pushed: dict[st
     answer = place.run("compare", "me/m", "org/a", "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["mergeable"]
+
+
+def test_a_stranger_verifies_it_by_the_cards_command(place: Place, pushed: dict[str, Any], tmp_path: Path) -> None:
+    files = place.hub.repositories["models", "me/m"].files("main")
+    command = next(line for line in files["README.md"].decode().splitlines() if line.startswith("mega-hf verify"))
+    answer = place.run(*command.split()[1:])
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("reproduced bit for bit from 2 parents and 21 recorded evaluations")
+    assert pushed["digests"]["file"] in answer.out and "the model's own" in answer.out
+    assert place.run("verify", "me/m@main", "--evaluate", "3").code == 0
+    for name, blamed in (
+        ("model.safetensors", "model.safetensors"),
+        ("journal.jsonl", "journal"),
+        ("recipe.yaml", "r"),
+    ):
+        forged = tmp_path / name
+        forged.mkdir()
+        for one, content in files.items():
+            (forged / one).write_bytes(
+                content if one != name else content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+            )
+        repository = f"me/forged-{name.replace('.', '-')}"
+        place.hub.add("models", repository, forged)
+        answer = place.run("verify", repository)
+        assert (answer.code, answer.out) == (1, ""), answer.err
+        assert "not verified" in answer.err and blamed in answer.err, answer.err
+    assert place.run("verify", "me/nothing").code == 2
+    assert "not a merge that mega-hf pushed" in place.run("verify", "org/a").err

@@ -38,8 +38,8 @@ class Genomes(Protocol):
 class Record(Protocol):
     """Where every fitness is kept before it is used; the journal is one."""
 
-    def find(self, generation: int, index: int, genome: str) -> Counted | None:
-        """Return what was recorded of an individual, or None."""
+    def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
+        """Return what was recorded of an individual, or None; its genome's digest is compared, if it is given."""
 
     def find_genome(self, genome: str) -> Counted | None:
         """Return what was recorded of a genome, in whatever generation, or None."""
@@ -55,30 +55,36 @@ def digest_genome(genome: torch.Tensor) -> str:
     return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
 
 
+class Unrecorded(Exception):
+    """The record does not hold an individual."""
+
+
 class Replay:
     """Every fitness from the record; nothing is measured.
 
     Args:
         record: the journal.
         rows: of the validation split.
+        strict: whether genomes must be those that were recorded.
     """
 
-    def __init__(self, record: Record, rows: int) -> None:
-        self.record, self.rows = record, rows
+    def __init__(self, record: Record, rows: int, strict: bool = True) -> None:
+        self.record, self.rows, self.strict = record, rows, strict
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
         """Return what the record holds of each individual.
 
         Raises:
-            LookupError: it does not hold one; its text names it.
+            Unrecorded: it does not hold one.
         """
         known = []
         for index, genome in enumerate(population.genomes):
-            counted = self.record.find(population.generation, index, digest_genome(genome))
+            digest = digest_genome(genome) if self.strict else None
+            counted = self.record.find(population.generation, index, digest)
             if counted is None and index == 0 and elite is not None:
                 counted = elite[:2]
             if counted is None:
-                raise LookupError(f"individual {index} of generation {population.generation}")
+                raise Unrecorded(f"individual {index} of generation {population.generation}")
             known.append((*counted, self.rows - counted[1]))
         return known
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mega_hf.evaluation.fitness import FullEvaluation, Replay
+from mega_hf.evaluation.fitness import FullEvaluation, Replay, Unrecorded
 from mega_hf.evaluation.forward import Forward, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.genetic.evolve import Search, evolve
@@ -257,7 +257,7 @@ def test_a_replay_takes_what_is_recorded_and_names_what_is_missing(space):
     population = _population(space, generation=2)
     replay = Replay(Record({(2, 1): (3, 20), (2, 2): (None, 30), (2, 3): (4, ROWS)}), ROWS)
     assert replay(population, [], (9, 30, 0)) == [(9, 30, 0), (3, 20, 10), (None, 30, 0), (4, 30, 0)]
-    with pytest.raises(LookupError, match="individual 0 of generation 2"):
+    with pytest.raises(Unrecorded, match="individual 0 of generation 2"):
         replay(population, [], None)
 
 
