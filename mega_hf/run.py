@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.files import refuse_unwritable
 from mega_hf.hf.data import Splits
 from mega_hf.journal import Journal
+from mega_hf.lock import NAME as LOCK
 from mega_hf.lock import hold
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
@@ -129,6 +130,9 @@ class Run:
         """
         missing = self.processes.share(1, 1, lambda _: [int(not is_trained(recipe, self.parents, keys))])[0, 0]
         if not missing:
+            if self.processes.is_main and (self.parents / LOCK).exists():
+                with suppress(RunError, OSError), hold(self.parents):
+                    pass  # of a run that was killed at the end of its training; who is at work there keeps it
             return
         with hold(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
             self.processes.wait()
