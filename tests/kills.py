@@ -63,7 +63,8 @@ class Killer:
                 kills[_stage(out)] += 1
             self._finish(out)
             again = sum(count - 1 for count in Counter(self._log(out).read_text().splitlines()).values())
-            in_flight = (kills.total() - before) * self.processes
+            # One for each process; and while the main one writes a round down, the others have begun the next.
+            in_flight = (kills.total() - before) * (2 * self.processes - 1)
             tally["runs"] += 1
             tally["other results"] += _outcome(out) != self.whole
             tally["measured again"] += max(0, again - in_flight)
