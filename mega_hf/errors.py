@@ -15,6 +15,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM has come: like Ctrl-C, no error of anyone's."""
 
 
+_SHOWN = 20  # findings in one message
+
+
 class MegaError(Exception):
     """An error that the user can do something about.
 
@@ -44,11 +47,13 @@ class RecipeError(MegaError):
 
     @classmethod
     def join(cls, findings: list[RecipeError]) -> RecipeError:
-        """Make one error of several, each on lines of its own."""
+        """Make one error of several, each on lines of its own and said once; of many the first are shown."""
         if len(findings) == 1:
             return findings[0]
+        said = list(dict.fromkeys(map(str, findings)))
         joined = cls(f"{len(findings)} problems in the recipe")
-        joined.args = ("\n".join([joined.what + ":", *map(str, findings)]),)
+        more = [f"and {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
+        joined.args = ("\n".join([joined.what + ":", *said[:_SHOWN], *more]),)
         return joined
 
 

@@ -112,6 +112,13 @@ def test_a_name_that_would_be_a_path_or_a_command(
         Recipe.from_dict(tree, base=tmp_path)
 
 
+def test_many_findings_are_not_all_shown(recipe_tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = recipe_tree | {"merges": {"top": {"parents": list(range(3000))}}}
+    with bounded(), pytest.raises(RecipeError, match="3000 problems") as caught:
+        Recipe.from_dict(tree, base=tmp_path)
+    assert len(str(caught.value)) < 2000, "one and the same finding is said once"
+
+
 def test_many_snapshots_are_not_listed(recipe_tree: dict[str, Any], tmp_path: Path) -> None:
     tree = recipe_tree | {"train": recipe_tree["train"] | {"epochs": 10**9, "checkpoints": 10**9}}
     with bounded(), pytest.raises(RecipeError, match="at most 10,000 snapshots"):
