@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -13,7 +14,9 @@ from types import FrameType
 from mega_hf.errors import Terminated
 
 GRACE = 10.0  # seconds that a command has to end by itself: any kill is safe, since all files appear whole
+IMPORT_GRACE = 2.0  # and an import, of which nothing is kept
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN = 0.1  # seconds until a signal that came in an import is sent again
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -27,6 +30,7 @@ class Interruption:
     def __init__(self) -> None:
         self.number: int | None = None
         self.is_over = False
+        self._is_importing = False  # when the signal came
         self._ended = threading.Event()
 
     def end(self) -> int:
@@ -47,8 +51,14 @@ class Interruption:
         return 128 + (self.number or signal.SIGINT)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Raise, in the main thread, what no `except Exception` swallows."""
+        """Raise in the main thread what no `except Exception` swallows; an import ends first, and it is repeated.
+
+        A library's initialisation in C++ may import in its turn, and aborts where that raises (torch.distributed).
+        """
         if self.number is None and not self.is_over:
+            self._is_importing = _is_importing(frame)
+            if self._is_importing:
+                return
             self.number = number
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
@@ -57,10 +67,22 @@ class Interruption:
         while (number := os.read(pipe, 1)[0]) not in SIGNALS:
             if number == 0:
                 return
-        if not self._ended.wait(GRACE):
+        began = time.monotonic()
+        while not (is_ended := self._ended.wait(_AGAIN)):
+            if time.monotonic() - began > (IMPORT_GRACE if self._is_importing else GRACE):
+                break
+            if self.number is None:
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+        if not is_ended:
             self.number = self.number or number
             os.write(2, self._line().encode())  # no lock, no buffer: the main thread may be anywhere
             os._exit(self._code())
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager
@@ -90,12 +112,12 @@ def heard() -> Iterator[Interruption]:
         yield interruption
     finally:
         interruption.is_over = True
+        interruption._ended.set()
+        os.write(writing, b"\0")
+        watcher.join()  # it sends signals: not to the handlers that were there before
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
-        os.write(writing, b"\0")
-        interruption._ended.set()
-        watcher.join()
         os.close(reading)
         os.close(writing)
 

@@ -154,6 +154,30 @@ def test_whatever_a_command_is_at_it_ends_and_says_so_once(body: str, number: si
     assert said == f"mega-hf: {WORDS[number]}: what was done is kept; the same command goes on from there\n"
 
 
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("seconds", [0.5, 60])
+def test_an_import_is_not_torn_apart(seconds: float, number: signal.Signals, tmp_path: Path) -> None:
+    """What raises while torch.distributed is imported ends in abort(): a signal waits, but not for long."""
+    slow = f"""
+        import os, time
+        try:
+            print("importing", flush=True)
+            time.sleep({seconds})
+        except BaseException:
+            os.abort()
+        """
+    (tmp_path / "slow.py").write_text(textwrap.dedent(slow))
+    body = f"""
+        interruption.GRACE = 60
+        sys.path.append({str(tmp_path)!r})
+        import slow
+        time.sleep(60)
+        """
+    process = _begin(body)
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    assert _end(process, number, times=2).count("the same command goes on") == 1
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_launched_process_ends_by_sigterm_without_a_word(rank: str) -> None:
     process = _begin("time.sleep(60)", WORLD_SIZE="2", RANK=rank)
