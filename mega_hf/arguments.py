@@ -127,6 +127,9 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("--message", metavar="M", help="the commit's first line")
     add("--license", metavar="L", help="e.g. apache-2.0; needed where the parents have none, or not the same")
     add("--with-nodes", action="store_true", help="the intermediate models of a tree too")
+    without = "leave out the parents that were trained for the run; nobody who lacks them can verify it"
+    add("--without-parents", action="store_true", help=without)
+    add("--parents", type=Path, metavar="DIR", help="where those parents lie, if not in the run folder")
     add("--overwrite-card", action="store_true", help=_CARD)
     add("--dry-run", action="store_true", help="check everything and say what would be sent; send nothing")
     add("--quiet", action="store_true", help="no progress bars")

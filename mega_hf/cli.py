@@ -98,7 +98,7 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         folder.tidy()
         if args.keep == "final":
             folder.drop_intermediates()
-    return _say_result(result, recipe)
+    return _say_result(result, recipe, args.parents)
 
 
 def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -111,13 +111,13 @@ def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
     return 0
 
 
-def _say_result(result: MergeResult, recipe: Recipe) -> int:
+def _say_result(result: MergeResult, recipe: Recipe, parents: Path | None) -> int:
     if _is_main():
         _say(f"{result.report}\n\n{result.merged}\n{result.folder / 'README.md'}")
         if recipe.push:
             from mega_hf.publishing import push
 
-            _say(push(result, recipe.push.repo, **recipe.push.model_dump(exclude={"repo"})))
+            _say(push(result, recipe.push.repo, parents=parents, **recipe.push.model_dump(exclude={"repo"})))
     return 0
 
 
@@ -207,6 +207,7 @@ def _push(args: argparse.Namespace, words: list[str]) -> int:
 
     where = {"private": args.private, "create_pr": args.create_pr, "branch": args.branch, "message": args.message}
     what = {"license": args.license, "with_nodes": args.with_nodes, "overwrite_card": args.overwrite_card}
+    what |= {"with_parents": not args.without_parents, "parents": args.parents}
     _say((plan_push if args.dry_run else push)(args.folder, args.repository, **where, **what))
     return 0
 

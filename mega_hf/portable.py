@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf import strict_yaml
-from mega_hf.errors import HubError, RunError
+from mega_hf.errors import HubError, ParentError, RunError
 from mega_hf.files import file_digest, write_folder
 from mega_hf.hf.card import render_card
 from mega_hf.journal import NAME as JOURNAL
@@ -31,7 +31,12 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}")
 
 
 def portable_files(
-    result: MergeResult, repository: str, licence: Mapping[str, Any], with_nodes: bool = False, revision: str = ""
+    result: MergeResult,
+    repository: str,
+    licence: Mapping[str, Any],
+    with_nodes: bool = False,
+    revision: str = "",
+    parents: Mapping[str, Path] | None = None,
 ) -> dict[str, Path | bytes]:
     """Return the files of a run's copy: the model at the root, beside it card, recipe, journal, result and plots.
 
@@ -41,6 +46,7 @@ def portable_files(
         licence: the front matter's license, with its name and link if it has them.
         with_nodes: the intermediate models of a tree too, under nodes/NAME.
         revision: the branch, if it is another than main.
+        parents: those that were trained for the run, under parents/NAME: name -> folder.
 
     Raises:
         RunError: intermediate models are asked for, and were dropped.
@@ -52,6 +58,7 @@ def portable_files(
         for node in result.record["nodes"][:-1]:
             kept = _model_files(folder / "nodes" / node["name"])
             files |= {f"nodes/{node['name']}/{path.name}": path for path in kept}
+    files |= parent_files(parents or {})
     models = {name: file_digest(content) for name, content in files.items()}
     record, written = portable_record(result)
     copied = record | {"repository": repository, "revision": revision, "licence": dict(licence), "files": models}
@@ -71,6 +78,51 @@ def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, byte
     digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
     written = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
     return result.record | {"recipe": recipe.to_dict(), "digests": digests}, written
+
+
+def trained_parents(result: MergeResult, elsewhere: Path | None = None) -> tuple[dict[str, Path], list[str]]:
+    """Find the parents that were trained for a run: they exist nowhere else, and train otherwise on another processor.
+
+    Args:
+        result: a finished run.
+        elsewhere: the folder in which it trained them, if that is not its own.
+
+    Returns:
+        name -> folder, with what else those trainings left, so that nothing is trained again where they are given; and
+        the names of the parents that are not there any more as they were merged.
+    """
+    merged = {parent["name"]: parent["sha256"] for parent in result.record["parents"] if "train" in parent}
+    if not merged:
+        return {}, []
+    from mega_hf.sources import trained_for  # not above: it loads timm, which most pushes do not need
+    from mega_hf.training import is_unchanged, made_by
+
+    folder, recipe = elsewhere or result.folder / "parents", Recipe.from_dict(result.record["recipe"])
+    found = {name: folder / name for name, sha256 in merged.items() if _holds(folder / name, sha256)}
+    made = [model for name in trained_for(recipe, list(merged)) for model in made_by(recipe, name)]
+    found |= {name: folder / name for name in made if name not in merged and is_unchanged(folder / name)}
+    return found, [name for name in merged if name not in found]
+
+
+def _holds(folder: Path, sha256: str) -> bool:
+    """Say whether a folder holds a model with these weights."""
+    from mega_hf.hf.models import open_model
+    from mega_hf.weights.space import digest
+
+    try:
+        return folder.is_dir() and digest(open_model(folder).state()) == sha256
+    except ParentError:
+        return False
+
+
+def parent_files(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
+    """Return the files of trained parents by their place in a copy: parents/NAME/FILE."""
+    return {
+        f"parents/{name}/{path.name}": path
+        for name, folder in folders.items()
+        for path in _model_files(folder)
+        if path.suffix in (".json", ".safetensors", ".sha256")
+    }
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -215,9 +267,11 @@ def _distrusting(repository: str) -> Iterator[None]:
 
 
 def _is_harmless(name: object) -> bool:
-    """Say whether a file's name is one that a push gives: NAME, or nodes/NODE/NAME."""
+    """Say whether a file's name is one that a push gives: NAME, nodes/NODE/NAME or parents/PARENT/NAME."""
     parts = str(name).split("/")
-    folders = len(parts) == 1 or (len(parts) == 3 and parts[0] == "nodes" and _NODE.fullmatch(parts[1]) is not None)
+    folders = len(parts) == 1 or (
+        len(parts) == 3 and parts[0] in ("nodes", "parents") and _NODE.fullmatch(parts[1]) is not None
+    )
     return folders and _FILE.fullmatch(parts[-1]) is not None and name not in OURS
 
 

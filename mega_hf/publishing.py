@@ -27,6 +27,7 @@ from mega_hf.portable import (
     refuse_changed,
     refuse_filled,
     restore,
+    trained_parents,
 )
 from mega_hf.private import refuse_private, refuse_tokens
 from mega_hf.recipe import Recipe
@@ -69,6 +70,8 @@ def push(
     message: str | None = None,
     license: str | None = None,
     with_nodes: bool = False,
+    with_parents: bool = True,
+    parents: str | Path | None = None,
     overwrite_card: bool = False,
 ) -> Pushed:
     """Push a finished run to the Hub, in one commit: model, card, recipe, journal, result and plots.
@@ -84,6 +87,8 @@ def push(
         message: the commit's first line.
         license: the Hub's identifier; needed where the parents have none, or not the same.
         with_nodes: the intermediate models of a tree too.
+        with_parents: the parents that were trained for the run too, without which nobody else can verify it.
+        parents: the folder in which they lie, if not the run's own.
         overwrite_card: replace the card there, what was written by hand included.
 
     Raises:
@@ -91,7 +96,7 @@ def push(
     """
     packing = _prepare(
         run, repository, private=private, create_pr=create_pr, branch=branch, message=message, license=license,
-        with_nodes=with_nodes, overwrite_card=overwrite_card,
+        with_nodes=with_nodes, with_parents=with_parents, parents=parents, overwrite_card=overwrite_card,
     )  # fmt: skip
     logger.info("pushing to %s", repository)
     digest = packing.result.record["digests"]["file"]
@@ -162,14 +167,16 @@ class _Packing:
     target: Target
     license: str | None
     with_nodes: bool
+    parents: Mapping[str, Path]
     overwrite_card: bool
 
     def files(self, remote: Remote) -> dict[str, Path | bytes]:
         """Return the files to send, once everything in them has been checked."""
         there, here = self._card_there(remote), None if self.overwrite_card else card_there(self.result)
         files = portable_files(
-            self.result, self.target.repository, self.choose_licence(remote), self.with_nodes, self.target.branch or ""
-        )
+            self.result, self.target.repository, self.choose_licence(remote), self.with_nodes,
+            self.target.branch or "", self.parents,
+        )  # fmt: skip
         refuse_private({**files, "the commit's message": self.target.message.encode()}, hub.get_token())
         card = files[CARD]
         assert isinstance(card, bytes)
@@ -230,7 +237,7 @@ def _refuse_parent(parents: Mapping[str, str], repository: str) -> None:
 def _prepare(
     run: str | Path | MergeResult, repository: str, *, private: bool = False, create_pr: bool = False,
     branch: str | None = None, message: str | None = None, license: str | None = None, with_nodes: bool = False,
-    overwrite_card: bool = False,
+    with_parents: bool = True, parents: str | Path | None = None, overwrite_card: bool = False,
 ) -> _Packing:  # fmt: skip
     """See who pushes what, and where to."""
     result = run if isinstance(run, MergeResult) else MergeResult.load(run)
@@ -238,7 +245,20 @@ def _prepare(
     refuse_changed(result)
     target = Target(repository, private, branch, create_pr, message or _title(result))
     hub.check_account(target)
-    return _Packing(result, target, license, with_nodes, overwrite_card)
+    trained = _trained(result, Path(parents) if parents is not None else None) if with_parents else {}
+    return _Packing(result, target, license, with_nodes, trained, overwrite_card)
+
+
+def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
+    """Return the folders of the parents that were trained for the run, and say which are lost."""
+    found, lost = trained_parents(result, elsewhere)
+    if lost:
+        logger.warning(
+            "the trained parents %s are not in %s as they were merged, and nobody without them can verify this merge: "
+            "--parents DIR says where they lie",
+            ", ".join(lost), elsewhere or result.folder / "parents",
+        )  # fmt: skip
+    return found
 
 
 def _title(result: MergeResult) -> str:

@@ -84,7 +84,7 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
             "trained parents can't be kept there", where=str(folder), expected="a folder", got="a file",
             remedy="another --parents",
         )  # fmt: skip
-    for path in [folder / made for name in names for made in _made(recipe, name)]:
+    for path in [folder / made for name in names for made in made_by(recipe, name)]:
         if path.exists() and not (path / _KEY).is_file():
             raise RunError(
                 "not a parent that was trained here", where=str(path), got="a file" if path.is_file() else "a folder",
@@ -118,14 +118,14 @@ def is_trained(recipe: Recipe, folder: Path, keys: Mapping[str, str]) -> bool:
     """
 
     def is_done(name: str) -> bool:
-        models = {folder / made for made in _made(recipe, name)} | set(folder.glob(f"{name}@*"))
+        models = {folder / made for made in made_by(recipe, name)} | set(folder.glob(f"{name}@*"))
         left = any(list(folder.glob(pattern)) for pattern in _leftovers(name))
         return not left and all(_is_whole(model, keys[name]) for model in models)
 
     return all(is_done(name) for name in keys)
 
 
-def _made(recipe: Recipe, name: str) -> list[str]:
+def made_by(recipe: Recipe, name: str) -> list[str]:
     """Name what the training of a parent leaves: the parent and its snapshots."""
     return [name, *(f"{name}@{epoch}" for epoch in recipe.trained[name].train.snapshots)]
 
@@ -138,6 +138,12 @@ def _leftovers(name: str) -> tuple[str, str]:
 def _is_stamped(model: Path, key: str) -> bool:
     """Say whether a model was made by the training with this key."""
     return _first_bytes(model / _KEY, 200).split()[:1] == [key.encode()]
+
+
+def is_unchanged(model: Path) -> bool:
+    """Say whether a folder is a model as some training has left it."""
+    stamp = _first_line(model / _KEY)
+    return bool(stamp) and _is_whole(model, stamp)
 
 
 def _is_whole(model: Path, key: str) -> bool:
@@ -180,7 +186,7 @@ class _Trainer:
         for pattern in _leftovers(name):
             for leftover in list(self._folder.glob(pattern)):
                 remove(leftover)  # of a process that was killed
-        if not all(self._has(made) for made in _made(self._recipe, name)):
+        if not all(self._has(made) for made in made_by(self._recipe, name)):
             with reproducible(self._recipe.threads, self._processes.device):
                 self._train(name)
         remove(self._state(name))

@@ -56,6 +56,7 @@ def _rendered(result: MergeResult) -> str:
         recipe=strict_yaml.dump(record["recipe"]),
         places=[plain(p["name"]) for p in record["parents"] if not {"hub", "train"} & p.keys()],
         trained=any("train" in p for p in record["parents"]),
+        with_parents=_has_parents(record),
         local=[".".join(key) for key in absent_keys(record["recipe"])],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
@@ -66,6 +67,12 @@ def _rendered(result: MergeResult) -> str:
     )
     front, body = split_card(str(card))
     return f"---\n{strict_yaml.dump(front)}---\n\n{seal(body)}"
+
+
+def _has_parents(record: dict[str, Any]) -> bool:
+    """Say whether all parents that were trained for the run lie beside the card."""
+    folders = {str(name).split("/")[1] for name in record.get("files", ()) if str(name).startswith("parents/")}
+    return bool(folders) and folders >= {p["name"] for p in record["parents"] if "train" in p}
 
 
 def card_there(result: MergeResult) -> Card | None:

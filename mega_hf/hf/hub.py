@@ -215,7 +215,7 @@ def stale_paths(remote: Remote, files: Mapping[str, Path | bytes]) -> list[str]:
     """Return what a push removes: what would be loaded in its place, and what an earlier push left."""
 
     def is_stale(path: str) -> bool:
-        left = remote.record is not None and (path.startswith("nodes/") or path == "tree.png")
+        left = remote.record is not None and (path.startswith(("nodes/", "parents/")) or path == "tree.png")
         return left or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
 
     return [path for path in remote.paths if path not in files and is_stale(path)]
