@@ -6,16 +6,18 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from mega_hf import MergeResult, ParentError, Recipe, RecipeError, VerificationError, merge, verify
 from mega_hf.evaluation.forward import Forward
 from mega_hf.files import file_digest
-from mega_hf.genetic.crossover import blend
+from mega_hf.genetic.crossover import blend, mix
 from mega_hf.portable import portable_files
 from tests import tiny, trainings
 from tests.run_files import EVALUATIONS, journal, journal_of
@@ -237,14 +239,21 @@ def test_a_parent_that_is_another_one_is_named(pair: tiny.Pair, copied: Path, tm
         verify(copied, parents={"b": str(tmp_path / "b")})
 
 
-def test_a_machine_that_rounds_otherwise_is_told_by_how_much(copied: Path, monkeypatch) -> None:
+def test_a_machine_that_rounds_otherwise_is_told_by_how_much(pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
     """Not a bare no: what differs in the seventh digit everywhere was rounded, what differs by more was changed."""
-    monkeypatch.setattr("mega_hf.genetic.evolve.blend", lambda *words, out: blend(*words, out=out).mul_(1 + 1e-7))
-    with pytest.raises(VerificationError, match=r"^journal.jsonl: individual 1 of generation 2") as caught:
-        verify(copied)
+    bred = tiny.MERGE | {"founders": {"include_parents": False}}  # every individual: whoever wins was computed
+    merge(Recipe.from_dict(pair.recipe(merge=bred)), tmp_path / "out")
+    for name, breed in (("mix", mix), ("blend", blend)):
+        monkeypatch.setattr(f"mega_hf.genetic.evolve.{name}", partial(_rounded, breed))
+    with pytest.raises(VerificationError, match=r"^journal.jsonl: individual 0 of generation 1") as caught:
+        verify(tmp_path / "out")
     assert "another machine" in str(caught.value)
     found = re.search(r"largest difference (\S+), in ([\d,]+) of ([\d,]+) numbers", str(caught.value))
     assert found is not None and 0 < float(found[1]) < 1e-4
+
+
+def _rounded(breed: Callable[..., torch.Tensor], *words: Any, out: torch.Tensor) -> torch.Tensor:
+    return breed(*words, out=out).mul_(1 + 1e-7)
 
 
 def test_a_forged_count_is_found_by_measuring(copied: Path) -> None:
