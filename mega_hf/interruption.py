@@ -30,7 +30,7 @@ class Interruption:
     def __init__(self) -> None:
         self.number: int | None = None
         self.is_over = False
-        self._is_importing = False  # when the signal came
+        self._is_importing = False  # when a signal came
         self._ended = threading.Event()
 
     def end(self) -> int:
@@ -71,7 +71,7 @@ class Interruption:
         while not (is_ended := self._ended.wait(_AGAIN)):
             if time.monotonic() - began > (IMPORT_GRACE if self._is_importing else GRACE):
                 break
-            if self.number is None:
+            if self._is_importing and self.number is None:
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
         if not is_ended:
             self.number = self.number or number

@@ -41,7 +41,7 @@ def main() -> int:
         rows.append(_kill(processes))
         print(rows[-1], file=sys.stderr, flush=True)
     for what, tests in TESTS.items():
-        rows.append(_test(what, tests, os.environ.get("MEGA_HF_SOAK", "10")))
+        rows.append(_test(what, tests, os.environ.get("MEGA_HF_SOAK", "5")))
         print(rows[-1], file=sys.stderr, flush=True)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     print("\n".join([lines[0], "|---|---|---|---|", *lines[1:]]))

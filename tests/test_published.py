@@ -14,6 +14,7 @@ from tests import results_table
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
+CARRYING = [folder for folder in CARDS if (folder / "parents").is_dir()]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
@@ -35,6 +36,14 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
     assert record["search"]["evaluations"] == size + (generations - 1) * (size - 1)
     assert len(record["history"]) == generations
     assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a path of one machine"
+
+
+@pytest.mark.parametrize("folder", CARRYING, ids=lambda path: path.name)
+def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
+    """On whatever processor this runs; those of other parents are verified where these lie (tests/test_real.py)."""
+    answer = mega("verify", folder)
+    assert answer.code == 0, answer.err
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["digests"]["file"] in answer.out
 
 
 @pytest.mark.parametrize(("page", "prefix"), results_table.PAGES.items())
