@@ -24,11 +24,12 @@ NAMES = ("bar", "dash", "slash")
 ROWS = {"train": 120, "validation": 60, "test": 90}
 SIZE = 8
 # Few individuals, but several generations that find something: a run that stops improving at its founders would
-# have the same merged file however its children were bred.
+# have the same merged file however its children were bred. The noise is small, so that children win on every
+# processor, though each of them trains the tiny parents to other weights.
 MERGE: dict[str, Any] = {
     "population_size": 6,
     "generations": 5,
-    "mutation": {"rate": 0.2, "std": 0.4, "scope": "element", "relative": True},
+    "mutation": {"rate": 0.2, "std": 0.1, "scope": "element", "relative": True},
     "seed": 46,
 }
 
