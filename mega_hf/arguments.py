@@ -150,7 +150,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     place = "where a parent lies that was local where the run was made"
     add("--parent", dest="places", action="append", default=[], type=_place, metavar="NAME=PATH", help=place)
     add("--parents", type=Path, metavar="DIR", help="where parents that were trained for the run lie")
-    measured = "with the data, measure again: the merged model, and so many random lines of the journal"
+    measured = "with the data, measure again: every model of the report, and so many random lines of the journal"
     add("--evaluate", type=_positive, metavar="K", help=measured)
     add("--data", metavar="PATH", help="the data set, if it was local where the run was made")
     add("--json", action="store_true", help="print a record instead of sentences")

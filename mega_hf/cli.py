@@ -229,8 +229,9 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
             remedy="add --evaluate K to measure again; without it no data is read",
         )  # fmt: skip
     verified = verify(
-        args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data
-    )
+        args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,
+        progress=not args.quiet,
+    )  # fmt: skip
     _say(json.dumps(verified.to_dict()) if args.json else verified)
     return 0
 

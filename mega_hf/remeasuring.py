@@ -6,18 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mega_hf.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import RecipeError, VerificationError
 from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
-from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.rows import Split, fill_pictures
+from mega_hf.nodes import Source
+from mega_hf.progress import Progress
 from mega_hf.recipe_checks import absolute
 from mega_hf.sources import refuse_unlike
-from mega_hf.testimony import Testimony
+from mega_hf.testimony import Testimony, changed
+from mega_hf.tree import levels
 from mega_hf.weights.space import StateDict
-
-TOLERANCE = 1 / 1000  # of the rows: how far another machine's rounding may move a count; one row always
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Count:
 class Remeasured:
     """What was measured again, all of it within rounding of what was claimed; `str` is some lines."""
 
-    model: list[Count]  # the merged model's, on validation and test
+    model: list[Count]  # the merged model's, on test and validation
+    others: list[Count]  # of parents, baselines and intermediates, likewise
+    paired: list[Count]  # test rows that only one of the two gets right
     lines: list[Count]
     device_kind: str
     claimed_on: str
@@ -67,12 +70,11 @@ class Remeasured:
             f"{one.what:<23} {_percent(one)} measured again, {_percent(one, claimed=True)} claimed"
             for one in self.model
         ]
-        largest = max((line.difference for line in self.lines), default=0)
-        same = sum(line.difference == 0 for line in self.lines)
-        said.append(
-            f"lines of the journal    {same} of {len(self.lines)} measured again alike, largest difference {largest} "
-            f"of {self.lines[0].rows if self.lines else 0:,} rows"
-        )
+        said += [
+            f"the other models' counts {_alike(self.others)}",
+            f"the paired test's       {_alike(self.paired)}",
+            f"lines of the journal    {_alike(self.lines)}",
+        ]
         if self.device_kind != self.claimed_on:
             said.append(
                 f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may round otherwise"
@@ -80,23 +82,33 @@ class Remeasured:
         return "\n".join(said)
 
 
-def remeasure(told: Testimony, first: OpenModel, model: Path, chosen: list[Chosen], data: str | None) -> Remeasured:
-    """Measure the merged model and some individuals again.
+@dataclass(frozen=True)
+class Makings:
+    """What the replay made, for measuring again."""
+
+    parents: list[Source]
+    merges: list[Source]  # the root last
+    chosen: list[Chosen]  # of the journal
+    scratch: Path  # where baselines may be written
+
+
+def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progress) -> Remeasured:
+    """Measure some individuals again, and every model that the report tells of.
 
     Args:
         told: what the run says.
-        first: the first parent's model, into which weights are written.
-        model: the merged model's folder.
-        chosen: the individuals.
+        made: what the replay made.
         data: where the data set lies, if it was local where the run was made.
+        progress: shows how far it is.
 
     Raises:
         VerificationError: the rows are others, or a count is further off than rounding may move it.
         MegaError: the data set can't be read.
     """
     splits = _load(told, data)
-    mapping, _ = refuse_unlike({"the first parent": first}, splits)
-    processes, header = Processes(), told.journal.header or {}
+    first, processes, header = made.parents[0].open(), Processes(), told.journal.header or {}
+    mapping, matched = refuse_unlike({"the first parent": first}, splits)
+    _compare_data(told, splits, matched)
 
     def place(split: Split) -> Pictures:
         """Decode and transform a split as the run did."""
@@ -105,23 +117,50 @@ def remeasure(told: Testimony, first: OpenModel, model: Path, chosen: list[Chose
         fill_pictures(split, mapping, first.transform, pictures.images, pictures.labels)
         return pictures
 
-    validation, forward = place(splits.validation), Forward(first.model, processes.device)
+    validation, test = place(splits.validation), place(splits.test)
+    lines = _count_lines(made.chosen, Forward(first.model, processes.device), validation, progress)
+    models, paired = _count_models(told, made, validation, test, processes, progress)
+    merged, others = models[-2:], models[:-2]
+    return Remeasured(merged, others, paired, lines, processes.device_kind, str(header.get("device_kind")))
+
+
+def _count_lines(chosen: list[Chosen], forward: Forward, validation: Pictures, progress: Progress) -> list[Count]:
     lines = []
-    for one in chosen:
-        forward.write(one.state)
-        what = f"individual {one.index} of generation {one.generation} of {one.node}"
-        lines.append(Count(what, one.correct, forward.count(validation), one.rows))
-        _refuse(lines[-1], "journal.jsonl")
-    plain, claimed = (
-        Forward(open_model(model, "merged").model, processes.device, plain=True),
-        told.result.report.merged,
-    )
-    counted = []
-    for split, pictures in (("test", place(splits.test)), ("validation", validation)):
-        right = int(plain.answers(pictures)[0].sum())
-        counted.append(Count(f"accuracy on {split}", claimed[split]["correct"], right, claimed[split]["n"]))
-        _refuse(counted[-1], "result.json")
-    return Remeasured(counted, lines, processes.device_kind, str(header.get("device_kind")))
+    with progress.bar("journal", len(chosen), "evaluations") as advance:
+        for one in chosen:
+            forward.write(one.state)
+            what = f"individual {one.index} of generation {one.generation} of {one.node}"
+            lines.append(Count(what, one.correct, forward.count(validation), one.rows))
+            _refuse(lines[-1], "journal.jsonl")
+            advance(1, "")
+    return lines
+
+
+def _count_models(
+    told: Testimony, made: Makings, validation: Pictures, test: Pictures, processes: Processes, progress: Progress
+) -> tuple[list[Count], list[Count]]:
+    """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
+    save_baselines({source.name: source for source in made.parents}, made.scratch)
+    level = levels({name: node.parents for name, node in told.recipe.nodes(told.ranking).items()})
+    merges = [(source, level[source.name]) for source in made.merges]
+    candidates, report = list_candidates(made.parents, merges, made.scratch), told.result.report
+    with progress.bar("models", len(candidates), "models") as advance:
+        right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
+    counts = []
+    for claimed, found in zip(report.models, count(candidates, right, validation.count), strict=True):
+        name = "the merged model" if claimed["role"] == "merged" else claimed["name"]
+        for split in ("test", "validation"):
+            said, measured = claimed[split], found[split]
+            counts.append(Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"]))
+            _refuse(counts[-1], "result.json")
+    pairing, rows = pair(candidates, right, validation.count, report.paired["against"]), test.count
+    paired = [
+        Count(f"test rows that only {who} gets right", report.paired[key], getattr(pairing, key), rows)
+        for key, who in (("only_merged_right", "the merged model"), ("only_other_right", pairing.against))
+    ]
+    for one in paired:
+        _refuse(one, "result.json")
+    return counts, paired
 
 
 def place_of(given: str) -> str:
@@ -150,12 +189,30 @@ def _load(told: Testimony, data: str | None) -> Splits:
     return splits
 
 
-def _refuse(count: Count, where: str) -> None:
-    if count.difference > max(1, TOLERANCE * count.rows):
+def _refuse(one: Count, where: str) -> None:
+    if one.difference > tolerance(one.rows):
         raise VerificationError(
-            f"{count.what} is not what was claimed", where=where, expected=f"{count.claimed} right of {count.rows}",
-            got=count.found, remedy="it was changed, or this device rounds otherwise than the one that made the run",
+            f"{one.what} is not what was claimed", where=where, expected=f"{one.claimed} right of {one.rows}",
+            got=one.found, remedy="it was changed, or this device rounds otherwise than the one that made the run",
         )  # fmt: skip
+
+
+def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
+    """Compare what the record says of the data beside its digests with what is there."""
+    said: dict[str, Any] = told.result.record["data"]
+    found = {"classes": splits.classes, "shared_pictures": splits.shared_pictures, "matched": matched}
+    for what, value in found.items():
+        if said.get(what) != value:
+            raise changed("result.json", f"what it says of the data's {what}", value, said.get(what))
+    for split, rows in (("validation", len(splits.validation)), ("test", len(splits.test))):
+        if said[split]["rows"] != rows:
+            raise changed("result.json", f"how many {split} rows there are", rows, said[split]["rows"])
+
+
+def _alike(counts: list[Count]) -> str:
+    same, largest = sum(one.difference == 0 for one in counts), max((one.difference for one in counts), default=0)
+    more = f", largest difference {largest:,} of {counts[0].rows:,} rows" if largest else ""
+    return f"{same} of {len(counts)} measured again alike{more}"
 
 
 def _percent(count: Count, claimed: bool = False) -> str:

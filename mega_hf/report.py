@@ -7,39 +7,33 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from mega_hf.baselines import BASELINES
+from mega_hf.candidates import best_parent, count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import HubError, MegaError, RunError
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Pictures
 from mega_hf.evaluation.processes import Processes
-from mega_hf.files import file_digest, remove, write_folder, write_whole
+from mega_hf.files import file_digest, remove, write_whole
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
-from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split
-from mega_hf.hf.save import save_model
 from mega_hf.journal import Journal
-from mega_hf.nodes import Merged, pack
+from mega_hf.nodes import Merged
 from mega_hf.plots import plot_fitness, plot_tree
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run_folder import RunFolder
 from mega_hf.sources import Parents
-from mega_hf.statistics import mcnemar
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE = 1 / 1000  # of the rows: how far plain eager mode may count from the search's own forward path
 _LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy")
 
 
@@ -55,14 +49,6 @@ class Finding:
     validation: Pictures
     forward_path: str
     notices: list[str]
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    name: str
-    role: str
-    open: Callable[[], OpenModel]
-    level: int | None = None  # in the tree: 0 for parents
 
 
 def header(
@@ -103,15 +89,18 @@ def write_report(
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
     if processes.is_main:
-        _save_baselines(finding.parents, scratch)
+        save_baselines(finding.parents.sources, scratch)
     processes.wait()
-    candidates = _candidates(finding.parents, merged, scratch)
+    levels = [(one.source, one.level) for one in merged]
+    candidates = list_candidates(finding.parents.sources.values(), levels, scratch)
     test = finding.load(finding.splits.test)
-    right = _measure(candidates, finding.validation, test, processes)
+    right = measure(candidates, finding.validation, test, processes)
     processes.wait()
     if processes.is_main:
         remove(scratch)
-    models, paired = _compare(candidates, right, len(finding.splits.validation))
+    rows = len(finding.splits.validation)
+    models = count(candidates, right, rows)
+    paired = pair(candidates, right, rows, best_parent(models)).to_dict()
     _refuse_drift(merged, models)
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
@@ -153,61 +142,13 @@ def write_card(result: MergeResult, overwrite: bool = False) -> None:
     write_whole(file, card.encode())
 
 
-def _save_baselines(parents: Parents, scratch: Path) -> None:
-    remove(scratch)
-    first, space, vectors = pack(parents.sources)
-    for name, baseline in BASELINES.items():
-        state = space.unpack(baseline(vectors))
-        write_folder(scratch / name, lambda path, state=state: save_model(path, first, state))  # type: ignore[misc]
-
-
-def _candidates(parents: Parents, merged: list[Merged], scratch: Path) -> list[_Candidate]:
-    """Return the models level by level: parents, baselines, intermediates, the final model."""
-    candidates = [_Candidate(name, "parent", source.open, 0) for name, source in parents.sources.items()]
-    candidates += [_Candidate(name, "baseline", partial(open_model, scratch / name)) for name in BASELINES]
-    *intermediates, root = merged
-    candidates += [
-        _Candidate(one.name, "intermediate", one.source.open, one.level)
-        for one in sorted(intermediates, key=lambda one: one.level)
-    ]
-    return [*candidates, _Candidate("merged", "merged", root.source.open, root.level)]
-
-
-def _measure(candidates: list[_Candidate], validation: Pictures, test: Pictures, processes: Processes) -> np.ndarray:
-    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows] int64."""
-
-    def answers(i: int) -> list[int]:
-        forward = Forward(candidates[i].open().model, processes.device, plain=True)
-        return torch.cat([forward.answers(pictures)[0] for pictures in (validation, test)]).int().tolist()
-
-    return processes.share(len(candidates), validation.count + test.count, answers)
-
-
-def _compare(
-    candidates: list[_Candidate], right: np.ndarray, rows: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Count, and test the merged model against the parent that is best on validation (ties: first listed)."""
-    models = []
-    for candidate, bits in zip(candidates, right, strict=True):
-        counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
-        counted |= {} if candidate.level is None else {"level": candidate.level}
-        for split, part in (("validation", bits[:rows]), ("test", bits[rows:])):
-            counted[split] = {"correct": int(part.sum()), "n": len(part)}
-        models.append(counted)
-    parents = [i for i, c in enumerate(candidates) if c.role == "parent"]
-    best = max(parents, key=lambda i: int(right[i, :rows].sum()))
-    test = right[:, rows:].astype(bool)
-    return models, mcnemar(candidates[best].name, test[-1], test[best]).to_dict()
-
-
 def _refuse_drift(merged: list[Merged], models: list[dict[str, Any]]) -> None:
     measured = {model["name"]: model["validation"] for model in models if model["role"] == "intermediate"}
     measured[merged[-1].name] = models[-1]["validation"]
     for one in merged:
         saved, rows = measured[one.name]["correct"], measured[one.name]["n"]
         low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
-        # One row may always differ: rounding can turn a near-tie between two classes.
-        if max(low - saved, saved - high) > max(1, _TOLERANCE * rows):
+        if max(low - saved, saved - high) > tolerance(rows):  # plain eager mode rounds otherwise than the search did
             raise RunError(
                 f"the saved model {one.name} answers otherwise than the one that was searched",
                 expected=f"{low} right of {rows} validation rows", got=saved,

@@ -32,6 +32,9 @@ class Paired:
 def mcnemar(against: str, merged: np.ndarray, other: np.ndarray) -> Paired:
     """Compare right ([n] bool) of the merged model with right of the model called `against`."""
     only_merged, only_other = int((merged & ~other).sum()), int((~merged & other).sum())
-    differing = only_merged + only_other
-    p = float(binomtest(min(only_merged, only_other), differing).pvalue) if differing else 1.0
-    return Paired(against, only_merged, only_other, p)
+    return Paired(against, only_merged, only_other, sign_test(only_merged, only_other))
+
+
+def sign_test(ups: int, downs: int) -> float:
+    """Return the two-sided p of so many differences in favour and against, were both equally likely; 1 for none."""
+    return float(binomtest(min(ups, downs), ups + downs).pvalue) if ups + downs else 1.0

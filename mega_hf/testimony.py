@@ -26,6 +26,10 @@ from mega_hf.run_folder import read_stored
 from mega_hf.weights.space import StateDict
 
 _COPY = "another copy of the run"
+OTHERWISE = (  # why a replay gives something else
+    "journal.jsonl was changed, or this machine breeds otherwise than the one that made the run; another copy of the "
+    "run, or another machine"
+)
 
 
 @dataclass(frozen=True)

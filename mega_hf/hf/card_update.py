@@ -75,6 +75,19 @@ def has_own_words(text: str) -> bool:
     )
 
 
+def tells_of(card: str, generated: str) -> bool:
+    """Say whether a card holds what was generated, word by word, whatever was written by hand beside it.
+
+    Raises:
+        HubError: its generated part was changed by hand, or its front matter can't be read.
+    """
+    (front, body), (wanted, new_body) = split_card(card), split_card(generated)
+    found, new = _MARKS.search(_plain(body)), _MARKS.search(new_body)
+    _written_by_hand(_plain(body), new_body, "README.md")
+    same_front = all(front.get(key) == wanted[key] for key in _GENERATED if key in wanted)
+    return found is not None and new is not None and found[1] == new[1] and same_front
+
+
 def update_card(new: str, replaced: Sequence[Card]) -> str:
     """Return a card with what was written by hand into those that it replaces; of two such sections the first's.
 

@@ -1,0 +1,117 @@
+"""The models that a report compares: parents, baselines, a tree's merges; each is measured as its user runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mega_hf.baselines import BASELINES
+from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.processes import Processes
+from mega_hf.files import remove, write_folder
+from mega_hf.hf.models import OpenModel, open_model
+from mega_hf.hf.save import save_model
+from mega_hf.nodes import Source, pack
+from mega_hf.statistics import Paired, mcnemar
+
+_TOLERANCE = 1 / 1000  # of the rows
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the report."""
+
+    name: str
+    role: str  # parent, baseline, intermediate or merged
+    open: Callable[[], OpenModel]
+    level: int | None = None  # in the tree: 0 for parents; None for baselines
+
+
+def tolerance(rows: int) -> int:
+    """Return by how many right answers two ways of computing one model may differ: near-ties that rounding turns."""
+    return max(1, int(_TOLERANCE * rows))
+
+
+def save_baselines(parents: dict[str, Source], folder: Path) -> None:
+    """Write the baselines' models, each to FOLDER/NAME."""
+    remove(folder)
+    first, space, vectors = pack(parents)
+    for name, baseline in BASELINES.items():
+        state = space.unpack(baseline(vectors))
+        write_folder(folder / name, lambda path, state=state: save_model(path, first, state))  # type: ignore[misc]
+
+
+def list_candidates(
+    parents: Iterable[Source], merges: Iterable[tuple[Source, int]], baselines: Path
+) -> list[Candidate]:
+    """Return the models level by level: parents, baselines, intermediates, the final model.
+
+    Args:
+        parents: in the recipe's order.
+        merges: each with its level, the root last.
+        baselines: the folder of `save_baselines`.
+    """
+    candidates = [Candidate(source.name, "parent", source.open, 0) for source in parents]
+    candidates += [Candidate(name, "baseline", partial(open_model, baselines / name)) for name in BASELINES]
+    *intermediates, (root, top) = merges
+    candidates += [
+        Candidate(source.name, "intermediate", source.open, level)
+        for source, level in sorted(intermediates, key=lambda one: one[1])
+    ]
+    return [*candidates, Candidate("merged", "merged", root.open, top)]
+
+
+def measure(
+    candidates: list[Candidate],
+    validation: Pictures,
+    test: Pictures,
+    processes: Processes,
+    advance: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows] int64.
+
+    Args:
+        candidates: the models; each process loads some of them, one after the other.
+        validation: the validation split's pictures.
+        test: the test split's.
+        processes: who takes part.
+        advance: called after each model that this process has measured.
+    """
+
+    def answers(i: int) -> list[int]:
+        forward = Forward(candidates[i].open().model, processes.device, plain=True)
+        right = torch.cat([forward.answers(pictures)[0] for pictures in (validation, test)]).int().tolist()
+        advance()
+        return right
+
+    return processes.share(len(candidates), validation.count + test.count, answers)
+
+
+def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:
+    """Return each model's row of the report, from what `measure` returned of so many validation rows."""
+    models = []
+    for candidate, bits in zip(candidates, right, strict=True):
+        counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
+        counted |= {} if candidate.level is None else {"level": candidate.level}
+        for split, part in (("validation", bits[:rows]), ("test", bits[rows:])):
+            counted[split] = {"correct": int(part.sum()), "n": len(part)}
+        models.append(counted)
+    return models
+
+
+def best_parent(models: list[dict[str, Any]]) -> str:
+    """Return the parent that is best on validation, of equals the first: the one that the merged model is held to."""
+    parents = [model for model in models if model["role"] == "parent"]
+    return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
+
+
+def pair(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
+    """Test the merged model against another one on the test rows; args as `count`."""
+    test = right[:, rows:].astype(bool)
+    return mcnemar(against, test[-1], test[[one.name for one in candidates].index(against)])

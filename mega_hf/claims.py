@@ -1,0 +1,205 @@
+"""What result.json and the card say of a run, held against what was made again and against each other: no data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mega_hf.baselines import BASELINES
+from mega_hf.candidates import best_parent, tolerance
+from mega_hf.errors import HubError, VerificationError
+from mega_hf.files import merged_digest
+from mega_hf.genetic.evolve import Outcome
+from mega_hf.hf.card import card_there, render_card
+from mega_hf.hf.card_update import tells_of
+from mega_hf.hf.models import open_model
+from mega_hf.hf.opened import OpenModel
+from mega_hf.journal import NodeRecord
+from mega_hf.result import NAME as RESULT
+from mega_hf.run_folder import CARD
+from mega_hf.settings import Node
+from mega_hf.statistics import sign_test
+from mega_hf.testimony import OTHERWISE, Testimony, changed
+from mega_hf.tree import levels
+from mega_hf.weights.space import StateDict
+
+
+def compare_node(
+    told: Testimony, name: str, made: dict[str, Any], outcome: Outcome, known: NodeRecord, state: StateDict
+) -> None:
+    """Compare a merge's digests, its best individual and its history with what the replay gave.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    claimed, line = told.nodes[name]["digests"], known.merged or {}
+    for what in ("weights", "statistics", "state"):
+        if made[what] == claimed[what] == line.get(what):
+            continue
+        if made[what] == line.get(what):
+            raise changed(RESULT, f"{what} of {name}", made[what], claimed[what])
+        raise VerificationError(
+            f"the replay gives other {what} than {name} had{told.differ(name, state)}", where="journal.jsonl",
+            expected=claimed[what], got=made[what], remedy=OTHERWISE,
+        )  # fmt: skip
+    if told.result.record["parameters"] != made["parameters"]:
+        raise changed(RESULT, "the number of parameters", made["parameters"], told.result.record["parameters"])
+    search, best = told.nodes[name]["search"], outcome.best
+    found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
+    found |= {"generation": best.generation, "index": best.index}
+    if any(search.get(key) != value for key, value in found.items()):
+        raise changed(RESULT, f"the best individual of {name}", found, search)
+    if told.nodes[name]["history"] != [vars(generation) for generation in outcome.history]:
+        raise changed(RESULT, f"the history of {name}", "what the journal gives", "another")
+    _compare_validation(told, name, best.fitness.low, best.fitness.high)
+
+
+def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None:
+    """Compare a merge's row of the table with the search's own count: the same weights on the same rows."""
+    wanted = ("merged", "merged") if name == told.root else (name, "intermediate")
+    row = next((m for m in told.result.report.models if (m["name"], m["role"]) == wanted), None)
+    if row is None:
+        raise changed(RESULT, "the table of models", f"a row of {name}", "none")
+    counted, allowed = row["validation"]["correct"], tolerance(told.rows)
+    if not low - allowed <= counted <= high + allowed:
+        expected = f"{low} of {told.rows}, as the search counted, up to {allowed} either way"
+        raise changed(RESULT, f"{name} on validation", expected, counted)
+
+
+def compare_file(told: Testimony, name: str, made: Path) -> None:
+    """Compare the SHA-256 that is claimed of a merge's file with the one of the file made again.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    if name == told.root:
+        return  # `compare_model` does, and the file itself if it is there
+    claimed, here = told.nodes[name]["digests"]["file"], merged_digest(made)
+    if here != claimed:
+        was = (told.record_of(name).merged or {}).get("file")
+        raise changed(RESULT, f"file of {name}", here, claimed) if was == here else _other_file(claimed, here)
+
+
+def compare_model(told: Testimony, made: Path) -> None:
+    """Compare the merged model's own files with what was made again.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    claimed, here = told.digests["file"], merged_digest(made)
+    if told.model is None:
+        if here != claimed:
+            raise changed(RESULT, "the file's SHA-256", here, claimed)
+        return
+    stored = merged_digest(told.model)
+    if stored != claimed:
+        if stored == here:
+            raise changed(RESULT, "the file's SHA-256", here, claimed)
+        name = next((path.name for path in sorted(told.model.glob("*.safetensors"))), "*.safetensors")
+        difference = told.differ(told.root, open_model(made).state())
+        raise changed(name, f"the weights{difference}", claimed, stored)
+    if stored != here:
+        raise _other_file(stored, here)
+    told.refuse_changed_files()
+
+
+def _other_file(expected: str, got: str) -> VerificationError:
+    return VerificationError(
+        "the same weights give another file here", where="*.safetensors", expected=expected, got=got,
+        remedy="the releases of safetensors and transformers that made the run; the weights are the same",
+    )  # fmt: skip
+
+
+def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel) -> None:
+    """See that nothing in result.json contradicts the recipe, the parents, or itself; nor the card result.json.
+
+    Args:
+        told: what the run says.
+        nodes: the recipe's merges.
+        first: the first parent's model.
+
+    Raises:
+        VerificationError: something does.
+    """
+    record, level = told.result.record, levels({name: node.parents for name, node in nodes.items()})
+    root = told.nodes[told.root]
+    facts: dict[str, tuple[Any, Any]] = {
+        "the name": (told.recipe.name, record.get("name")),
+        "the library": (first.library, record.get("library")),
+        "the architecture": (first.structure.get("architecture", ""), record.get("architecture")),
+        "the number of channels": (first.picture_shape[0], record.get("channels")),
+        "the search": (root["search"], record.get("search")),
+        "the history": (root["history"], record.get("history")),
+        "the digests": ({**told.digests, **root["digests"]}, told.digests),
+    }
+    for name, node in nodes.items():
+        said = told.nodes[name]
+        facts[f"the parents of {name}"] = (node.parents, said.get("parents"))
+        facts[f"the level of {name}"] = (level[name], said.get("level"))
+        facts[f"the settings of {name}"] = (node.settings, said.get("merge"))
+    for what, (expected, got) in facts.items():
+        if _plain(expected) != _plain(got):
+            raise changed(RESULT, what, _short(expected), _short(got))
+    _compare_table(told, nodes, level)
+    _compare_paired(told)
+    _compare_card(told)
+
+
+def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
+    models, rows = (
+        told.result.report.models,
+        {s: told.result.record["data"][s]["rows"] for s in ("validation", "test")},
+    )
+    below = sorted([name for name in nodes if name != told.root], key=lambda name: level[name])
+    expected: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in told.recipe.leaves(None)]
+    expected += [(name, "baseline", None) for name in BASELINES]
+    expected += [(name, "intermediate", level[name]) for name in below] + [("merged", "merged", level[told.root])]
+    got = [(model["name"], model["role"], model.get("level")) for model in models]
+    if expected != got:
+        raise changed(RESULT, "the table of models", expected, got)
+    for model in models:
+        for split, count in rows.items():
+            if model[split]["n"] != count:
+                raise changed(RESULT, f"{model['name']} on {split}", f"{count} rows", f"{model[split]['n']} rows")
+
+
+def _compare_paired(told: Testimony) -> None:
+    """The paired test tells of the same rows as the table, and its p follows from its counts."""
+    report = told.result.report
+    paired, against = report.paired, best_parent(report.models)
+    if paired["against"] != against:
+        raise changed(RESULT, "whom the paired test is against", against, paired["against"])
+    other = next(model for model in report.models if model["name"] == against)
+    gain = report.merged["test"]["correct"] - other["test"]["correct"]
+    only_merged, only_other = paired["only_merged_right"], paired["only_other_right"]
+    if only_merged - only_other != gain:
+        raise changed(
+            RESULT, "the paired test", f"{gain} right answers apart, as in the table", only_merged - only_other
+        )
+    p = sign_test(only_merged, only_other)
+    if not math.isclose(p, paired["p"], rel_tol=1e-6):
+        raise changed(RESULT, "the paired test's p", p, paired["p"])
+
+
+def _compare_card(told: Testimony) -> None:
+    """The generated part of a card, if one lies there, is what this result gives."""
+    try:
+        there = card_there(told.result)
+        if there is not None and not tells_of(there.text, render_card(told.result)):
+            raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
+    except HubError as error:
+        raise VerificationError(
+            error.what, where=CARD, expected=error.expected, got=error.got, remedy="another copy of the run"
+        ) from None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:98]} ... {text[-98:]}"
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
