@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.absent import refuse_absent
-from mega_hf.errors import HubError
+from mega_hf.errors import HubError, RunError
 from mega_hf.files import refuse_unwritable
 from mega_hf.hf import hub
 from mega_hf.hf.card import card_there, render_card
@@ -250,13 +250,18 @@ def _prepare(
 
 
 def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
-    """Return the folders of the parents that were trained for the run, and say which are lost."""
+    """Return the folders of the parents that were trained for the run.
+
+    Raises:
+        RunError: some are lost.
+    """
     found, lost = trained_parents(result, elsewhere)
     if lost:
-        logger.warning(
-            "the trained parents %s are not in %s as they were merged, and nobody without them can verify this merge: "
-            "--parents DIR says where they lie",
-            ", ".join(lost), elsewhere or result.folder / "parents",
+        raise RunError(
+            "parents that were trained for the run are not there as they were merged",
+            where=str(elsewhere or result.folder / "parents"), expected="each, for others to verify the merge by",
+            got=f"no {', '.join(lost)}",
+            remedy="--parents DIR says where they lie; --without-parents pushes what nobody else can verify",
         )  # fmt: skip
     return found
 

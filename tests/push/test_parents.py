@@ -90,9 +90,14 @@ def test_where_they_lie_can_be_said_and_what_is_lost_is_told(
     shutil.copyfile(tmp_path / "elsewhere/a/model.safetensors", tmp_path / "elsewhere/b/model.safetensors")
     (tmp_path / "elsewhere" / "a@1" / "config.json").write_text("{")
     answer = run("push", tmp_path / "run", name, *MIT, "--parents", tmp_path / "elsewhere")
-    assert answer.code == 0 and "the trained parents a@1, b are not in" in answer.err, answer.err
-    assert parents_in(hub, name) == {f"parents/{parent}/{file}" for parent in ("a", "a@2") for file in FILES}
-    assert f"mega-hf verify {name} --parents DIR\n" in sent(hub, name)["README.md"].decode()
+    assert answer.code == 2 and "elsewhere: parents that were trained" in answer.err, answer.err
+    assert "no a@1, b\n" in answer.err and "--without-parents" in answer.err
+    assert f"/{name}" not in str(hub.repositories), "nothing was sent"
+    for lost in ("a@1", "b"):
+        shutil.rmtree(tmp_path / "elsewhere" / lost)
+        shutil.copytree(trained.folder / "parents" / lost, tmp_path / "elsewhere" / lost)
+    assert run("push", tmp_path / "run", name, *MIT, "--parents", tmp_path / "elsewhere").code == 0
+    assert len(parents_in(hub, name)) == 12
 
 
 def test_a_merge_pushes_those_that_it_shares_with_others(
