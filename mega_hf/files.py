@@ -81,6 +81,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         remove(temporary)
         fill(temporary)
         for file in [path for path in temporary.rglob("*") if path.is_file()]:
+            file.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         remove(path)
@@ -112,6 +113,13 @@ def remove(path: Path) -> None:
         remove(gone)
         path.replace(gone)
     shutil.rmtree(gone)
+
+
+def _umask() -> int:
+    """Return which rights new files don't get; the system tells only who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, and their digests."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,16 @@ def test_remove_takes_files_folders_links_and_nothing(tmp_path):
     assert _names(tmp_path) == ["f", "kept"]
     remove(tmp_path / "kept")
     assert _names(tmp_path) == []
+
+
+def test_whoever_may_read_new_files_may_read_those_of_a_folder(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        os.close(os.open(folder / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "model", fill)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "private").stat().st_mode & 0o777 == 0o640
