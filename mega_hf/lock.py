@@ -13,13 +13,14 @@ from pathlib import Path
 from mega_hf.errors import RunError
 
 NAME = ".mega-lock"
+_WAIT = "wait until it has ended, or another --out"
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path, remedy: str = "wait until it has ended, or another --out") -> Iterator[None]:
+def hold(folder: Path, remedy: str = _WAIT) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other run; the lock file is gone afterwards.
 
     Args:
@@ -37,6 +38,16 @@ def hold(folder: Path, remedy: str = "wait until it has ended, or another --out"
     finally:
         (folder / NAME).unlink(missing_ok=True)  # while it is held: nobody removes a lock that another one took
         os.close(descriptor)
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise RunError where another run is at work, before anything is loaded; it is `hold` that keeps it out."""
+    if (folder / NAME).is_file() and os.access(folder / NAME, os.R_OK | os.W_OK):
+        descriptor = os.open(folder / NAME, os.O_RDWR)
+        try:
+            _lock(descriptor, folder, _WAIT)
+        finally:
+            os.close(descriptor)
 
 
 def _acquire(folder: Path, remedy: str) -> int:

@@ -50,6 +50,24 @@ def test_it_is_taken_once_and_leaves_nothing(tmp_path: Path) -> None:
         assert list(folder.iterdir()) == []
 
 
+def test_it_is_asked_for_without_being_taken(tmp_path: Path) -> None:
+    lock.refuse_held(tmp_path / "none")
+    lock.refuse_held(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with lock.hold(tmp_path), pytest.raises(RunError, match="at work here"):
+        lock.refuse_held(tmp_path)
+    (tmp_path / lock.NAME).write_text("7\n")  # a killed run's
+    lock.refuse_held(tmp_path)
+
+
+def test_a_second_command_loads_nothing(mega, pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mega_hf.pipeline.merge", lambda *_, **__: pytest.fail("it was begun"))
+    recipe = pair.write(tmp_path)
+    with lock.hold(tmp_path / "out"):
+        answer = mega("merge", recipe, "--out", tmp_path / "out")
+        assert answer.code == 2 and f"{tmp_path / 'out'}: another run is at work here" in answer.err
+
+
 def test_an_error_lets_it_go(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), lock.hold(tmp_path):
         raise KeyboardInterrupt
