@@ -11,7 +11,6 @@ Names are loaded when they are first used, so that `import mega_hf` needs neithe
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from mega_hf.result import MergeResult, Report
     from mega_hf.verification import Verification, verify
 
-__version__ = version("mega_hf")
+__version__: str
 
 _HOME = {
     "Recipe": "recipe",
@@ -87,6 +86,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("mega_hf")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

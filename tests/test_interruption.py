@@ -27,6 +27,31 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 started = runs.started
 
 
+EARLY = """
+import os, runpy, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mega_hf.cli":
+            os.kill(os.getpid(), int(sys.argv[1]))
+
+sys.meta_path.insert(0, Finder())
+runpy.run_module("mega_hf", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_before_anything_is_loaded_too(number: signal.Signals) -> None:
+    words = [sys.executable, "-c", EARLY, str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=_hear_interrupts)
+    assert done.returncode == CODES[number], done.stderr
+    assert done.stderr == f"mega-hf: {WORDS[number]}: nothing was begun; the same command goes on from there\n"
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # --- Real runs
 
 
@@ -49,7 +74,7 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
     is_late = (folder / "out" / "result.json").exists() and ended < 3  # all was done
     assert code == CODES[number] or (code == 0 and is_late), said
     assert said.count("the same command goes on") == (code > 0) and "Traceback" not in said, said
-    assert code == 0 or f"mega-hf: {WORDS[number]}: what was done is kept" in said
+    assert code == 0 or f"mega-hf: {WORDS[number]}: " in said
     assert not psutil.wait_procs(everyone, timeout=20)[1], "someone is left"
 
 
