@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mega_hf import __version__
 from mega_hf.baselines import BASELINES
 from mega_hf.candidates import best_parent, tolerance
 from mega_hf.errors import HubError, VerificationError
@@ -45,8 +46,9 @@ def compare_node(
             f"the replay gives other {what} than {name} had{told.differ(name, state)}", where="journal.jsonl",
             expected=claimed[what], got=made[what], remedy=OTHERWISE,
         )  # fmt: skip
-    if told.result.record["parameters"] != made["parameters"]:
-        raise changed(RESULT, "the number of parameters", made["parameters"], told.result.record["parameters"])
+    parameters = told.result.record.get("parameters")
+    if parameters != made["parameters"]:
+        raise changed(RESULT, "the number of parameters", made["parameters"], parameters)
     search, best = told.nodes[name]["search"], outcome.best
     found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
     found |= {"generation": best.generation, "index": best.index}
@@ -113,13 +115,16 @@ def _other_file(expected: str, got: str) -> VerificationError:
     )  # fmt: skip
 
 
-def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel) -> None:
+def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel) -> list[str]:
     """See that nothing in result.json contradicts the recipe, the parents, or itself; nor the card result.json.
 
     Args:
         told: what the run says.
         nodes: the recipe's merges.
         first: the first parent's model.
+
+    Returns:
+        what could not be compared, in words.
 
     Raises:
         VerificationError: something does.
@@ -145,7 +150,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
             raise changed(RESULT, what, _short(expected), _short(got))
     _compare_table(told, nodes, level)
     _compare_paired(told)
-    _compare_card(told)
+    return _compare_card(told)
 
 
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
@@ -184,16 +189,19 @@ def _compare_paired(told: Testimony) -> None:
         raise changed(RESULT, "the paired test's p", p, paired["p"])
 
 
-def _compare_card(told: Testimony) -> None:
+def _compare_card(told: Testimony) -> list[str]:
     """The generated part of a card, if one lies there, is what this result gives."""
+    release = told.result.record["environment"]["versions"]["mega_hf"]
     try:
         there = card_there(told.result)
-        if there is not None and not tells_of(there.text, render_card(told.result)):
-            raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
+        is_told = there is None or tells_of(there.text, render_card(told.result))
     except HubError as error:
         raise VerificationError(
             error.what, where=CARD, expected=error.expected, got=error.got, remedy="another copy of the run"
         ) from None
+    if not is_told and release == __version__:
+        raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
+    return [] if is_told else [f"README.md was written by mega_hf {release}, in other words than {__version__} has"]
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
-from mega_hf.errors import RecipeError, Terminated
+from mega_hf.errors import RecipeError, Terminated, VerificationError
 from mega_hf.failures import open_streams, say
 from mega_hf.interruption import SIGNALS, heard
 from mega_hf.limits import harmless
@@ -81,6 +81,7 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
     is_part = args.only is not None
     result = None if args.overwrite or args.update or is_part else folder.finished()
     if result is None:
+        _refuse_busy(out)
         if not is_part:
             _check_push(recipe)
         code = _launched(args, words)
@@ -139,6 +140,14 @@ def _say_node(merged: Merged) -> int:
     return 0
 
 
+def _refuse_busy(out: Path) -> None:
+    """Refuse at once where another run is at work; the processes of one run, which share the folder, ask nothing."""
+    if "WORLD_SIZE" not in os.environ:
+        from mega_hf.lock import refuse_held
+
+        refuse_held(out)
+
+
 def _launched(args: argparse.Namespace, words: list[str]) -> int | None:
     """Run the same command in several processes, where it should be and isn't yet, and return its exit code."""
     from mega_hf.evaluation.processes import default_processes, is_launched, launch
@@ -151,6 +160,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.recipe import Recipe
 
     recipe = Recipe.from_yaml(args.recipe, args.overrides)
+    _refuse_busy(args.out or Path("runs") / recipe.name)
     code = _launched(args, words)
     if code is not None:
         return code
@@ -228,11 +238,16 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
             "--data is not needed", expected="--data with --evaluate K", got="--data alone",
             remedy="add --evaluate K to measure again; without it no data is read",
         )  # fmt: skip
-    verified = verify(
-        args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,
-        progress=not args.quiet,
-    )  # fmt: skip
-    _say(json.dumps(verified.to_dict()) if args.json else verified)
+    try:
+        verified = verify(
+            args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,
+            progress=not args.quiet,
+        )  # fmt: skip
+    except VerificationError as error:
+        if args.json:
+            _say(json.dumps({"reproduced": False, **error.to_dict()}))
+        raise
+    _say(json.dumps({"reproduced": True, **verified.to_dict()}) if args.json else verified)
     return 0
 
 

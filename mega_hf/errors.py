@@ -41,6 +41,11 @@ class MegaError(Exception):
         lines += [f"  remedy:   {remedy}"] if remedy else []
         super().__init__("\n".join(lines))
 
+    def to_dict(self) -> dict[str, str | None]:
+        """Return its parts as texts."""
+        parts = {"where": self.where, "what": self.what, "expected": self.expected, "got": self.got}
+        return {name: None if part is None else str(part) for name, part in (parts | {"remedy": self.remedy}).items()}
+
 
 class RecipeError(MegaError):
     """The recipe, an override or an argument is not usable. Several findings are shown in one message."""

@@ -245,7 +245,8 @@ class Journal:
 def _damaged(where: str, number: int, error: Exception) -> RunError:
     back = f"cut it off there (head -n {number - 1}), and what follows is evaluated again; or " if number > 1 else ""
     return RunError(
-        "a damaged line", where=where, expected="a journal's line, as it was written", got=error,
+        "a damaged line, or one before it is missing", where=where,
+        expected="a journal's line, as it was written", got=error,
         remedy=f"put a copy back; or {back}--overwrite starts afresh",
     )  # fmt: skip
 

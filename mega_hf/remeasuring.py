@@ -67,11 +67,12 @@ class Remeasured:
 
     def __str__(self) -> str:
         said = [
-            f"{one.what:<23} {_percent(one)} measured again, {_percent(one, claimed=True)} claimed"
+            f"accuracy on {one.what.split()[-1]:<11} {_percent(one)} measured again, "
+            f"{_percent(one, claimed=True)} claimed"
             for one in self.model
         ]
         said += [
-            f"the other models' counts {_alike(self.others)}",
+            f"other models' counts    {_alike(self.others)}",
             f"the paired test's       {_alike(self.paired)}",
             f"lines of the journal    {_alike(self.lines)}",
         ]

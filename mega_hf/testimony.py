@@ -100,6 +100,8 @@ class Testimony:
         if not stored:
             return ""
         largest, differing, total = largest_difference(stored, made)
+        if largest == 0:
+            return ": the same numbers, in a file that is another one"
         return f": largest difference {largest:.3g}, in {differing:,} of {total:,} numbers"
 
     def refuse_changed_files(self) -> None:
@@ -200,6 +202,8 @@ def _check_record(told: Testimony) -> None:
     json.dumps([told.digests["file"], told.digests["recipe"], told.digests["journal"], told.result.record["recipe"]])
     for split in ("validation", "test"):
         assert isinstance(told.result.record["data"][split]["sha256"], str), "the rows' digests"
+    assert isinstance(told.result.record["environment"]["versions"]["mega_hf"], str), "the release"
+    assert {"against", "only_merged_right", "only_other_right", "p"} <= told.result.report.paired.keys(), "paired"
     merged = told.result.report.merged
     assert all(type(merged[split][key]) is int for split in ("validation", "test") for key in ("correct", "n"))
 

@@ -43,6 +43,7 @@ class Verification:
     seconds: float
     digests: dict[str, str]  # weights, file: of what was made again
     has_model: bool  # whether there was a model to compare with, and not its digests alone
+    unchecked: list[str]  # what of the run's claims was not, in words
     remeasured: Remeasured | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,8 +59,8 @@ class Verification:
             f"SHA-256 of the file     {self.digests['file']} ({compared})",
             f"digest of the weights   {self.digests['weights']}",
         ]
-        unseen = "not checked: accuracies on the test rows, which need the data: --evaluate K"
-        return "\n".join([*lines, str(self.remeasured) if self.remeasured else unseen])
+        lines += [str(self.remeasured)] if self.remeasured else []
+        return "\n".join([*lines, *(f"not checked: {what}" for what in self.unchecked)])
 
 
 def verify(
@@ -103,12 +104,13 @@ def verify(
             sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen)
         root = Path(scratch) / next(reversed(nodes))
         compare_model(told, root)
-        compare_record(told, nodes, leaves[0].open())
+        unseen = compare_record(told, nodes, leaves[0].open())
         digests = {"weights": told.nodes[root.name]["digests"]["weights"], "file": merged_digest(root)}
         seconds = time.perf_counter() - began
+        unseen += ["accuracies on the test rows, which need the data: --evaluate K"] if evaluate is None else []
         made = Makings(leaves, [sources[name] for name in nodes], chosen, Path(scratch) / ".baselines")
         again = remeasure(told, made, data, Progress(progress)) if evaluate is not None else None
-    return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, again)
+    return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
 
 
 def _references(
@@ -136,10 +138,11 @@ def _references(
     missing = [name for name, (reference, place) in found.items() if _is_missing(reference, place)]
     if missing:
         shown = " ".join(f"--parent {name}=PATH" for name in missing)
-        made = any(isinstance(found[name][0], TrainedParent) for name in missing)
-        more = "; or train them again (mega-hf train), and --parents DIR" if made else ""
+        made = [isinstance(found[name][0], TrainedParent) for name in missing]
+        were = "trained for the run, and don't lie beside it" if all(made) else "local where the run was made"
+        more = "; or --parents DIR, where mega-hf train made them again" if any(made) else ""
         raise ParentError(
-            "these parents were local where the run was made", where=told.name, expected="a place for each",
+            f"these parents were {were}", where=told.name, expected="a place for each",
             got=f"none for {', '.join(missing)}", remedy=f"add {shown}{more}",
         )  # fmt: skip
     return found
@@ -153,7 +156,14 @@ def _is_missing(reference: ParentRef, place: Path | None) -> bool:
 
 
 def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path | None) -> Source:
-    opened = open_parent(name, reference, place)
+    try:
+        opened = open_parent(name, reference, place)
+    except ParentError as error:
+        if place is None:
+            raise
+        raise VerificationError(
+            error.what, where=f"parent {name}", expected=error.expected, got=error.got, remedy=_COPY
+        ) from None
     claimed = told.parents.get(name, "none")
     if opened.parent.sha256 != claimed:
         raise VerificationError(

@@ -112,6 +112,11 @@ def test_whatever_is_claimed_to_have_been_measured_is_measured_again(told: str, 
         verify(copied, evaluate=1)
 
 
+def test_a_card_of_another_release_is_said_not_to_be_compared(copied: Path) -> None:
+    edit(copied, lambda record: record["environment"]["versions"].update(mega_hf="0.0.7"))
+    assert "not checked: README.md was written by mega_hf 0.0.7" in str(verify(copied))
+
+
 def test_words_of_ones_own_in_a_card_are_no_lie(copied: Path) -> None:
     append(copied / "README.md", "\n## Mine\n\n99.99 %\n")
     assert verify(copied).parents == 2

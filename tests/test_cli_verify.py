@@ -12,12 +12,16 @@ def test_the_command(copied: Path, mega) -> None:
     answer = mega("verify", copied)
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.startswith("reproduced bit for bit from 2 parents and 26 recorded evaluations in ")
-    assert json.loads(mega("verify", copied, "--json", "--evaluate", "2").out)["remeasured"]["lines"][0]["rows"] == 60
+    told = json.loads(mega("verify", copied, "--json", "--evaluate", "2").out)
+    assert (told["reproduced"], told["remeasured"]["lines"][0]["rows"]) == (True, 60)
     file = copied / "merged" / "config.json"
     file.write_text(file.read_text() + " ")
     answer = mega("verify", copied)
     assert (answer.code, answer.out) == (1, "")
     assert answer.err.startswith("mega-hf: not verified: merged: changed since the run")
+    answer = mega("verify", copied, "--json")
+    told = json.loads(answer.out)
+    assert (answer.code, told["reproduced"], told["where"]) == (1, False, "merged")
 
 
 @pytest.mark.parametrize(

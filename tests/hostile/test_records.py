@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mega_hf import claims
 from mega_hf.errors import RunError
 from mega_hf.hf.card import render_card
+from mega_hf.hf.models import open_model
 from mega_hf.plots import plot_fitness
 from mega_hf.result import MergeResult
+from mega_hf.testimony import _check_record, _reading, read_testimony
+from mega_hf.tree import levels
 from tests.hostile.cases import DEEP, bounded, cases, mutated, used
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -102,3 +107,25 @@ def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
     (tmp_path / "a" / "train.sha256").write_bytes(stamp)
     with bounded():
         assert outdated(tmp_path, {"a": "0" * 64}) == {}
+
+
+def test_any_value_that_verify_holds_against_a_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Past the digests, which a forger sets: whatever the replay does not need."""
+    told = read_testimony(CARDS / KINDS[1])
+    nodes, first = told.recipe.nodes(None), open_model(folders["timm"])
+
+    def doubted(record: Any) -> None:
+        with _reading("result.json"):
+            doubtful = replace(told, folder=tmp_path, result=_loaded(tmp_path, json.dumps(record)))
+            _check_record(doubtful)
+        claims._compare_table(doubtful, nodes, levels({name: node.parents for name, node in nodes.items()}))
+        claims._compare_paired(doubtful)
+        claims._compare_card(doubtful)
+        claims.compare_record(doubtful, nodes, first)
+
+    @cases(200)
+    @given(mutated(told.result.record, ["merged", "parent", "a b", [{}], 2001]))
+    def check(record: Any) -> None:
+        used(lambda: record, doubted)
+
+    check()
