@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mega_hf import __version__
 from mega_hf.baselines import BASELINES
 from mega_hf.candidates import best_parent, tolerance
-from mega_hf.errors import HubError, VerificationError
+from mega_hf.errors import HubError, RunError, VerificationError
 from mega_hf.files import merged_digest
 from mega_hf.genetic.evolve import Outcome
 from mega_hf.hf.card import card_there, render_card
-from mega_hf.hf.card_update import tells_of
+from mega_hf.hf.card_update import has_own_words, split_card, tells_of
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
+from mega_hf.hf.parents import disagreements
 from mega_hf.journal import NodeRecord
+from mega_hf.origins import compare_order, compare_origins
 from mega_hf.result import NAME as RESULT
 from mega_hf.run_folder import CARD
 from mega_hf.settings import Node
 from mega_hf.statistics import sign_test
-from mega_hf.testimony import OTHERWISE, Testimony, changed
+from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
 from mega_hf.tree import levels
 from mega_hf.weights.space import StateDict
 
@@ -72,17 +75,23 @@ def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None
 
 
 def compare_file(told: Testimony, name: str, made: Path) -> None:
-    """Compare the SHA-256 that is claimed of a merge's file with the one of the file made again.
+    """Compare an intermediate model, or its SHA-256 where it was not kept, with the one made again.
 
     Raises:
         VerificationError: they differ.
     """
     if name == told.root:
-        return  # `compare_model` does, and the file itself if it is there
+        return  # `compare_model` does
     claimed, here = told.nodes[name]["digests"]["file"], merged_digest(made)
     if here != claimed:
         was = (told.record_of(name).merged or {}).get("file")
         raise changed(RESULT, f"file of {name}", here, claimed) if was == here else _other_file(claimed, here)
+    folder = told.folder / "nodes" / name
+    if folder.is_dir():
+        if merged_digest(folder) != here:
+            difference = told.differ(name, open_model(made).state())
+            raise changed(f"nodes/{name}", f"the weights{difference}", here, merged_digest(folder))
+        _compare_configuration(folder, made, f"nodes/{name}", os.listdir(folder))
 
 
 def compare_model(told: Testimony, made: Path) -> None:
@@ -106,6 +115,19 @@ def compare_model(told: Testimony, made: Path) -> None:
     if stored != here:
         raise _other_file(stored, here)
     told.refuse_changed_files()
+    _compare_configuration(told.model, made, "merged", told.beside_model)
+
+
+def _compare_configuration(stored: Path, made: Path, where: str, names: Iterable[str]) -> None:
+    """Compare what else decides a stored model's answers, and see that nothing lies there to be loaded with it."""
+    differing = disagreements(open_model(made, "made again"), open_model(stored, "stored"))
+    if differing:
+        what, expected, got = differing[0]
+        raise changed(where, f"the model's {what}", expected, got)
+    foreign = [name for name in names if is_loaded(name) and not (made / name).exists()]
+    if foreign:
+        expected = ", ".join(sorted(path.name for path in made.iterdir()))
+        raise changed(where, "files that would be loaded with the model", expected, ", ".join(sorted(foreign)))
 
 
 def _other_file(expected: str, got: str) -> VerificationError:
@@ -130,7 +152,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         VerificationError: something does.
     """
     record, level = told.result.record, levels({name: node.parents for name, node in nodes.items()})
-    root = told.nodes[told.root]
+    root, header, environment = told.nodes[told.root], told.journal.header or {}, record["environment"]
     facts: dict[str, tuple[Any, Any]] = {
         "the name": (told.recipe.name, record.get("name")),
         "the library": (first.library, record.get("library")),
@@ -138,6 +160,8 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         "the number of channels": (first.picture_shape[0], record.get("channels")),
         "the search": (root["search"], record.get("search")),
         "the history": (root["history"], record.get("history")),
+        "the device": (header["device_kind"], environment.get("device_kind")),
+        "the forward path": (header["forward_path"], environment.get("forward_path")),
         "the digests": ({**told.digests, **root["digests"]}, told.digests),
     }
     for name, node in nodes.items():
@@ -148,9 +172,11 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     for what, (expected, got) in facts.items():
         if _plain(expected) != _plain(got):
             raise changed(RESULT, what, _short(expected), _short(got))
+    compare_origins(told)
+    compare_order(told)
     _compare_table(told, nodes, level)
     _compare_paired(told)
-    return _compare_card(told)
+    return [*_compare_card(told), *_unchecked(told)]
 
 
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
@@ -190,18 +216,35 @@ def _compare_paired(told: Testimony) -> None:
 
 
 def _compare_card(told: Testimony) -> list[str]:
-    """The generated part of a card, if one lies there, is what this result gives."""
+    """The generated part of a card, if one lies there, is what this result gives; return what it says beside that."""
     release = told.result.record["environment"]["versions"]["mega_hf"]
     try:
-        there = card_there(told.result)
-        is_told = there is None or tells_of(there.text, render_card(told.result))
-    except HubError as error:
+        there, new = card_there(told.result), render_card(told.result)
+        if there is None:
+            return [f"the card: there is no {CARD}"]
+        is_told, other_figures = tells_of(there.text, new)
+    except (HubError, RunError) as error:
+        where = CARD if isinstance(error, HubError) else RESULT
         raise VerificationError(
-            error.what, where=CARD, expected=error.expected, got=error.got, remedy="another copy of the run"
+            error.what, where=where, expected=error.expected, got=error.got, remedy="another copy of the run"
         ) from None
-    if not is_told and release == __version__:
+    if other_figures or (not is_told and release == __version__):
         raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
-    return [] if is_told else [f"README.md was written by mega_hf {release}, in other words than {__version__} has"]
+    if not is_told:
+        return [f"{CARD}, which mega_hf {release} wrote in other words than {__version__} has"]
+    is_own = split_card(there.text)[0] != split_card(new)[0] or has_own_words(there.text)
+    return [f"what was written into {CARD} by hand"] if is_own else []
+
+
+def _unchecked(told: Testimony) -> list[str]:
+    """Return what a record says that nothing here depends on."""
+    trained = [parent["name"] for parent in told.result.record["parents"] if "train" in parent]
+    repository = told.result.record.get("repository")
+    unseen = [f"how {', '.join(trained)} were trained: their weights are taken as they lie there"] if trained else []
+    if repository and not told.name.startswith(f"{repository}@"):
+        unseen.append(f"{repository}, which the card says that it lies in")
+    unseen += ["what else lies in the repository: it can't be asked"] if told.paths == [] else []
+    return [*unseen, "plots, times, releases, and what is said of licences and under Limits"]
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
-from mega_hf.errors import RecipeError, Terminated, VerificationError
+from mega_hf.errors import MegaError, RecipeError, Terminated, VerificationError
 from mega_hf.failures import open_streams, say
 from mega_hf.interruption import SIGNALS, heard
 from mega_hf.limits import harmless
@@ -243,9 +243,10 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
             args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,
             progress=not args.quiet,
         )  # fmt: skip
-    except VerificationError as error:
-        if args.json:
-            _say(json.dumps({"reproduced": False, **error.to_dict()}))
+    except MegaError as error:
+        if args.json:  # not known where it could not be tried
+            is_false = isinstance(error, VerificationError)
+            _say(json.dumps({"reproduced": False if is_false else None, **error.to_dict()}))
         raise
     _say(json.dumps({"reproduced": True, **verified.to_dict()}) if args.json else verified)
     return 0

@@ -137,8 +137,9 @@ class Journal:
     def begin(self, header: dict[str, Any], update: bool = False) -> None:
         """Write the header of a new journal, or check that the one there describes the same run.
 
-        Parents that the header does not know yet are added to it. With `update` a new header takes the place of one
-        that differs: the keys of the nodes decide what is still good.
+        Parents that the header does not know yet are added to it, and so is a recipe that is written otherwise
+        by now. With `update` a new header takes the place of one that differs: the keys of the nodes decide what is
+        still good.
 
         Raises:
             RunError: parents, data, device kind or forward path are not those that the journal was begun with.
@@ -162,7 +163,7 @@ class Journal:
             logger.warning("begun with other releases, which may round otherwise: %s", was)
         if not update:  # those that an update does not need may be others by the time that they are needed
             header = header | {"parents": there["parents"] | header["parents"]}
-        if differing or header["parents"] != there["parents"]:
+        if differing or any(header[key] != there[key] for key in ("parents", "recipe")):
             self.append({"kind": "header", "version": VERSION} | header)
 
     def forget(self, parents: Collection[str]) -> None:

@@ -30,7 +30,7 @@ class Header(_Line):
     data: dict[str, _Digest]
     device_kind: str
     forward_path: str
-    batch_size: _Count
+    batch_size: Annotated[int, Field(ge=1, lt=2**53)]
     versions: dict[str, str]
 
 

@@ -30,6 +30,7 @@ class Chosen:
     index: int
     correct: int | None
     rows: int
+    unseen: int  # of these, when it was measured: they may have been right or wrong
     state: StateDict
 
 
@@ -41,13 +42,14 @@ class Count:
     claimed: int | None
     found: int | None
     rows: int
+    unseen: int = 0  # rows that the claim says nothing of
 
     @property
     def difference(self) -> int:
         """In rows; all of them where one of the two was not finite and the other was."""
         if self.claimed is None or self.found is None:
             return 0 if self.claimed == self.found else self.rows
-        return abs(self.claimed - self.found)
+        return max(self.claimed - self.found, self.found - self.claimed - self.unseen, 0)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
     """
     splits = _load(told, data)
     first, processes, header = made.parents[0].open(), Processes(), told.journal.header or {}
+    if header["batch_size"] > len(splits.validation):
+        raise changed("journal.jsonl", "the batch size", f"at most {len(splits.validation)}", header["batch_size"])
     mapping, matched = refuse_unlike({"the first parent": first}, splits)
     _compare_data(told, splits, matched)
 
@@ -131,7 +135,7 @@ def _count_lines(chosen: list[Chosen], forward: Forward, validation: Pictures, p
         for one in chosen:
             forward.write(one.state)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            lines.append(Count(what, one.correct, forward.count(validation), one.rows))
+            lines.append(Count(what, one.correct, forward.count(validation), one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
             advance(1, "")
     return lines

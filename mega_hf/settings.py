@@ -48,6 +48,11 @@ class Sample(Strict):
     seed: Seed = 46
     stratify: bool = True
 
+    @property
+    def text(self) -> str:
+        """Say in words which rows these are."""
+        return f"{self.size} rows of {self.split} (seed {self.seed})"
+
 
 class Data(Strict):
     """A data set with a picture column and a label column; splits are `datasets` slices or samples."""

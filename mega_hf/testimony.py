@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from mega_hf.run_folder import read_stored
 from mega_hf.weights.space import StateDict
 
 _COPY = "another copy of the run"
+_LOADED = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "processor_config.json",
+    "adapter_config.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl", "*.py",
+)  # fmt: skip
 OTHERWISE = (  # why a replay gives something else
     "journal.jsonl was changed, or this machine breeds otherwise than the one that made the run; another copy of the "
     "run, or another machine"
@@ -41,6 +46,7 @@ class Testimony:
     result: MergeResult
     recipe: Recipe
     journal: Journal
+    paths: list[str] | None = None  # of all files in a repository, none where it can't be asked; None for a folder
 
     @property
     def digests(self) -> dict[str, str]:
@@ -62,6 +68,11 @@ class Testimony:
         """Each parent's digest."""
         return {parent["name"]: parent["sha256"] for parent in self.result.record["parents"]}
 
+    def licence_of(self, name: str) -> dict[str, Any]:
+        """Return the licence that result.json gives a parent, as its card's front matter has it."""
+        said: dict[str, Any] = next((parent for parent in self.result.record["parents"] if parent["name"] == name), {})
+        return {key: value for key, value in said.items() if key.startswith("license")}
+
     @property
     def rows(self) -> int:
         """How many validation rows there are."""
@@ -71,6 +82,13 @@ class Testimony:
     def ranking(self) -> list[str] | None:
         """The parents from best to worst, where the recipe orders them by accuracy."""
         return self.journal.order["ranking"] if self.journal.order and self.recipe.order == "accuracy" else None
+
+    @property
+    def beside_model(self) -> list[str]:
+        """The names of all files in the merged model's folder, or at the root of its repository."""
+        assert self.model is not None
+        here = [path.name for path in self.model.iterdir() if path.is_file()]
+        return [path for path in self.paths if "/" not in path] if self.paths else here
 
     @property
     def model(self) -> Path | None:
@@ -128,7 +146,7 @@ def read_testimony(run: str | Path) -> Testimony:
         VerificationError: one was changed; `where` names it.
         MegaError: there is no finished run, or it can't be fetched.
     """
-    name, folder = _find(str(run))
+    name, folder, paths = _find(str(run))
     missing = [file for file in (RESULT, RECIPE, JOURNAL) if not (folder / file).is_file()]
     if missing:
         raise RunError(
@@ -142,18 +160,35 @@ def read_testimony(run: str | Path) -> Testimony:
         recipe, is_whole = read_stored(folder / RECIPE)
     with _reading(JOURNAL):
         journal = Journal(folder / JOURNAL)
-    told = Testimony(name, folder, result, recipe, journal)
+    told = Testimony(name, folder, result, recipe, journal, paths)
+    _refuse_models(told)
     with _reading(RESULT):
         _check_record(told)
     _compare(told, is_whole)
     return told
 
 
-def _find(run: str) -> tuple[str, Path]:
-    """Return a run's name and its folder, which is downloaded if it is a repository's."""
+def is_loaded(name: str) -> bool:
+    """Say whether a library would load a file of this name with a model."""
+    return any(fnmatchcase(name, pattern) for pattern in _LOADED)
+
+
+def _refuse_models(told: Testimony) -> None:
+    """See that it is clear which model is meant: one, and none that was not fetched."""
+    places = [folder for folder in (told.folder / "merged", told.folder) if any(folder.glob("*.safetensors"))]
+    if len(places) > 1:
+        raise changed("*.safetensors", "where the model lies", "in merged, or beside result.json", "both")
+    weights = [path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path]
+    unknown = [path for path in weights if path not in told.result.record.get("files", {})]
+    if unknown:
+        raise changed(RESULT, "the model's files", "every file with its SHA-256", f"none of {', '.join(unknown)}")
+
+
+def _find(run: str) -> tuple[str, Path, list[str] | None]:
+    """Return a run's name, its folder, which is downloaded if it is a repository's, and what that one holds."""
     path = Path(run).expanduser()
     if path.is_dir():
-        return run, path
+        return run, path, None
     if is_local(run) or path.exists() or run.count("/") != 1:
         raise RunError(
             "no such run", where=run, expected="a run folder, or ORG/NAME[@REVISION]",
@@ -171,7 +206,7 @@ def _find(run: str) -> tuple[str, Path]:
         raise VerificationError(
             error.what, where=whole, expected=error.expected, got=error.got, remedy=error.remedy
         ) from None
-    return whole, hub.fetch(name, commit, [*OURS, *models])[0]
+    return whole, hub.fetch(name, commit, [*OURS, *models])[0], hub.list_files(name, commit)
 
 
 @contextmanager

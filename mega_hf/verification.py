@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from secrets import SystemRandom
@@ -16,7 +16,6 @@ from mega_hf.claims import compare_file, compare_model, compare_node, compare_re
 from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
 from mega_hf.evaluation.fitness import Genomes, Interval, Replay, Unrecorded
 from mega_hf.files import merged_digest
-from mega_hf.genetic.evolve import Outcome
 from mega_hf.genetic.selection import Undecided
 from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import open_parent
@@ -104,10 +103,13 @@ def verify(
             sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen)
         root = Path(scratch) / next(reversed(nodes))
         compare_model(told, root)
+        if told.model is not None:
+            load = partial(open_model, told.model, "merged")
+            sources[root.name] = replace(sources[root.name], load=load)
         unseen = compare_record(told, nodes, leaves[0].open())
         digests = {"weights": told.nodes[root.name]["digests"]["weights"], "file": merged_digest(root)}
         seconds = time.perf_counter() - began
-        unseen += ["accuracies on the test rows, which need the data: --evaluate K"] if evaluate is None else []
+        unseen += ["accuracies, and the counts in the journal: that takes the data, --evaluate K"] * (evaluate is None)
         made = Makings(leaves, [sources[name] for name in nodes], chosen, Path(scratch) / ".baselines")
         again = remeasure(told, made, data, Progress(progress)) if evaluate is not None else None
     return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
@@ -171,10 +173,9 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
             expected=f"weights {claimed}", got=opened.parent.sha256,
             remedy="the parent as it was then: --parent NAME=PATH, or its pinned revision",
         )  # fmt: skip
-    source = {**opened.parent.source, **(opened.parent.licence or {})}
-    said = next(parent for parent in told.result.record["parents"] if parent["name"] == name)
-    if {"hub", "train"} & source.keys() and any(said.get(key) != value for key, value in source.items()):
-        raise changed("result.json", f"where the parent {name} came from", source, said)
+    licence, said = opened.parent.licence or {}, told.licence_of(name)
+    if "hub" in opened.parent.source and said != licence:  # of another folder's card nothing follows
+        raise changed("result.json", f"the licence of the parent {name}", licence, said)
     folder = opened.model.folder
     load = partial(open_model, folder, name) if folder else lambda: open_parent(name, reference, place).model
     return Source(name, claimed, layout_digest(opened.model), load)
@@ -193,9 +194,10 @@ class _Keeping:
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
         known = self.replay(population, tournaments, elite)
         for index, (correct, seen, unseen) in enumerate(known):
-            if (population.generation, index) in self.kept and not unseen:
+            if (population.generation, index) in self.kept:
                 state = self.space.unpack(population.genomes[index].clone())
-                self.chosen.append(Chosen(self.node, population.generation, index, correct, seen, state))
+                at = (self.node, population.generation, index)
+                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state))
         return known
 
 
@@ -206,19 +208,17 @@ def _replay(
     """Make one merge again at `target`, and compare it with what journal and result say of it."""
     first, space, vectors = pack(inputs)
     known = told.record_of(name)
-
-    def search(strict: bool, kept: set[tuple[int, int]]) -> Outcome:
-        """Search again by the journal."""
-        keeping = _Keeping(name, Replay(known, told.rows, strict), space, kept, chosen)
-        return search_node(name, node, space, vectors, keeping)
-
+    replay = Replay(known, told.rows)
     with _blaming(name, known):
+        _refuse_few(node, known)
         try:
-            outcome = search(True, kept)
+            outcome = search_node(name, node, space, vectors, _Keeping(name, replay, space, kept, chosen))
         except RunError as error:  # bred otherwise: by how much, in the end?
-            state = space.unpack(search(False, set()).best.genome)
+            loosely = search_node(name, node, space, vectors, Replay(known, told.rows, strict=False))
+            state = space.unpack(loosely.best.genome)
             error.what += told.differ(name, state)
             raise
+    _refuse_more(name, known, replay.asked)
     best = outcome.best
     state = space.unpack(best.genome)
     save_model(target, first, state)
@@ -228,6 +228,24 @@ def _replay(
     compare_file(told, name, target)
     model = open_model(target, name)
     return Source(name, digest(model.state()), layout_digest(model), partial(open_model, target, name))
+
+
+def _refuse_few(node: Node, known: NodeRecord) -> None:
+    """See that the founders were recorded, before room is made for as many as the recipe asks for."""
+    founders = {index for generation, index in known if generation == 1}
+    if len(founders) < node.population_size:
+        raise Unrecorded(f"the {node.population_size - len(founders)} other founders")
+
+
+def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
+    """See that the search had to do with every line: others tell of nothing, and would be counted all the same."""
+    more = [at for at in known if at not in asked]
+    if more:
+        generation, index = more[0]
+        raise VerificationError(
+            f"lines that no search of {name} asks for", where="journal.jsonl", expected=f"{len(asked)} at most",
+            got=f"{len(more)} more, the first on individual {index} of generation {generation}", remedy=_COPY,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mega_hf.files import file_digest
-from tests.run_files import journal_of
+from mega_hf.files import file_digest, folder_digest
+from mega_hf.recipe import Recipe
+from mega_hf.report import write_card
+from mega_hf.result import MergeResult
+from mega_hf.run_folder import _stamped
+from tests.run_files import journal, journal_of
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -39,3 +43,26 @@ def claim(folder: Path, *at: str | int, value: Any) -> None:
         inner[at[-1]] = value
 
     edit(folder, change)
+
+
+def settle(folder: Path) -> None:
+    """Forge what the journal says of the model's folder, and the card."""
+    lines = journal(folder)
+    for line in lines:
+        if line["kind"] == "merged":
+            line["folder"] = folder_digest(folder / "merged")
+    rewrite(folder, lines)
+    write_card(MergeResult.load(folder), overwrite=True)
+
+
+def give_recipe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Forge the recipe, wherever it or its digest stands."""
+    tree = Recipe.from_yaml(folder / "recipe.yaml").to_dict()
+    change(tree)
+    recipe = Recipe.from_dict(tree)
+    (folder / "recipe.yaml").write_bytes(_stamped(recipe.sha256, recipe.to_yaml()))
+    edit(folder, lambda record: record["digests"].update(recipe=recipe.sha256))
+    changed = {key: tree[key] for key in ("merge", "merges", "order")}
+    edit(folder, lambda record: record["recipe"].update(changed))
+    lines = journal(folder)
+    rewrite(folder, [line | {"recipe": recipe.sha256} if line["kind"] == "header" else line for line in lines])

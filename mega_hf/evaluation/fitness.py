@@ -70,6 +70,7 @@ class Replay:
 
     def __init__(self, record: Record, rows: int, strict: bool = True) -> None:
         self.record, self.rows, self.strict = record, rows, strict
+        self.asked: set[tuple[int, int]] = set()  # (generation, index) of whatever the search had to do with
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
         """Return what the record holds of each individual.
@@ -80,6 +81,7 @@ class Replay:
         known = []
         for index, genome in enumerate(population.genomes):
             digest = digest_genome(genome) if self.strict else None
+            self.asked.add((population.generation, index))
             counted = self.record.find(population.generation, index, digest)
             if counted is None and index == 0 and elite is not None:
                 counted = elite[:2]

@@ -75,8 +75,10 @@ def has_own_words(text: str) -> bool:
     )
 
 
-def tells_of(card: str, generated: str) -> bool:
-    """Say whether a card holds what was generated, word by word, whatever was written by hand beside it.
+def tells_of(card: str, generated: str) -> tuple[bool, bool]:
+    """Say whether a card holds what was generated, word by word, and whether its front matter has other figures.
+
+    What was written by hand beside it is no matter.
 
     Raises:
         HubError: its generated part was changed by hand, or its front matter can't be read.
@@ -84,8 +86,9 @@ def tells_of(card: str, generated: str) -> bool:
     (front, body), (wanted, new_body) = split_card(card), split_card(generated)
     found, new = _MARKS.search(_plain(body)), _MARKS.search(new_body)
     _written_by_hand(_plain(body), new_body, "README.md")
-    same_front = all(front.get(key) == wanted[key] for key in _GENERATED if key in wanted)
-    return found is not None and new is not None and found[1] == new[1] and same_front
+    is_same = all(front.get(key) == wanted[key] for key in _GENERATED if key in wanted)
+    is_told = found is not None and new is not None and found[1] == new[1] and is_same
+    return is_told, front.get("model-index") != wanted.get("model-index")
 
 
 def update_card(new: str, replaced: Sequence[Card]) -> str:

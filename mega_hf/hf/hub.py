@@ -253,5 +253,14 @@ def fetch(repository: str, revision: str | None, names: Iterable[str], afresh: b
     return folder, folder.name
 
 
+def list_files(repository: str, commit: str) -> list[str]:
+    """Return the paths of all files of a repository; none where only the cache can be asked."""
+    try:
+        with saying(repository):
+            return _api().list_repo_files(repository, revision=commit)
+    except HubError:
+        return []
+
+
 def _api() -> HfApi:
     return HfApi(library_name="mega_hf", library_version=__version__)

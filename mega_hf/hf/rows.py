@@ -71,11 +71,7 @@ def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, lab
         DataError: there is no such split, or it is empty.
     """
     if isinstance(spec, Sample):
-        origin, indices, text = (
-            spec.split,
-            _draw(spec, whole, label),
-            f"{spec.size} rows of {spec.split} (seed {spec.seed})",
-        )
+        origin, indices, text = spec.split, _draw(spec, whole, label), spec.text
     else:
         origin, indices, text = *_slice(spec, whole), spec
     if not len(indices):

@@ -69,6 +69,23 @@ def test_a_forged_one_is_named(trained: MergeResult, run: Commands, hub: Hub, na
     assert not (tmp_path / "pulled").exists()
 
 
+@pytest.mark.parametrize("foreign", ["model.safetensors", "model-2.safetensors", "adapter_config.json", "x.bin"])
+def test_what_would_be_loaded_from_a_repository_is_its_own(
+    foreign: str, trained: MergeResult, run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
+    assert run("push", trained.folder, name, *MIT).code == 0
+    for path, content in sent(hub, name).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    shutil.copyfile(tmp_path / "parents/b/model.safetensors", tmp_path / foreign)
+    record = json.loads((tmp_path / "result.json").read_text())
+    record["files"].pop(foreign, None)
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    hub.add("models", name, tmp_path)
+    answer = run("verify", name)
+    assert (answer.code, answer.out) == (1, "") and foreign in answer.err, answer.err
+
+
 def test_they_stay_here_when_asked_to_and_leave_nothing_there(
     trained: MergeResult, run: Commands, hub: Hub, name: str
 ) -> None:

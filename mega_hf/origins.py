@@ -1,0 +1,113 @@
+"""Where result.json says that parents and data came from, held against recipe.yaml, and what it says of the order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mega_hf.absent import MARK, is_placeholder, places
+from mega_hf.candidates import tolerance
+from mega_hf.errors import VerificationError
+from mega_hf.recipe_checks import is_local
+from mega_hf.result import NAME as RESULT
+from mega_hf.settings import ParentRef, Sample, TrainedParent, WeightsParent
+from mega_hf.testimony import Testimony, changed
+from mega_hf.tree import base
+
+_BESIDE = {"name", "sha256", "license", "license_name", "license_link"}
+
+
+def compare_origins(told: Testimony) -> None:
+    """See that result.json gives parents and data the origin that recipe.yaml gives them.
+
+    Raises:
+        VerificationError: it gives another one.
+    """
+    parents = told.result.record["parents"]
+    names, leaves = [parent["name"] for parent in parents], told.recipe.leaves(None)
+    if sorted(names) != sorted(leaves):
+        raise changed(RESULT, "its parents", ", ".join(leaves), ", ".join(names))
+    for parent in parents:
+        given = {key: value for key, value in parent.items() if key not in _BESIDE}
+        expected = _origin_of(parent["name"], told.recipe.parents[base(parent["name"])])
+        if given != expected:
+            raise changed(RESULT, f"where the parent {parent['name']} came from", expected, given)
+    wanted, data = told.recipe.data, told.result.record["data"]
+    is_here = is_local(wanted.path) or wanted.path.startswith(MARK)
+    source = {"local": _name(wanted.path)} if is_here else {"hub": wanted.path, "revision": wanted.revision}
+    if data["source"] != source:
+        raise changed(RESULT, "where the data came from", source, data["source"])
+    for split in ("validation", "test"):
+        spec = getattr(wanted, split)
+        said = spec.text if isinstance(spec, Sample) else spec
+        if data[split]["spec"] != said:
+            raise changed(RESULT, f"what the {split} rows are", said, data[split]["spec"])
+    _compare_placeholders(told)
+
+
+def _origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
+    """Return what a record says of a parent: as `open_parent`, but from the recipe alone."""
+    if isinstance(reference, WeightsParent):
+        return {"weights": _name(reference.weights), "arch": reference.arch}
+    if isinstance(reference, TrainedParent):
+        epoch, start = name.partition("@")[2], reference.train.source
+        said: dict[str, Any] = {"seed": reference.train.seed} | ({"epoch": int(epoch)} if epoch else {})
+        return {"train": said | ({"from": _name(start)} if start else {})}
+    if is_local(reference) or reference.startswith(MARK):
+        return {"local": _name(reference)}
+    repository, _, revision = reference.partition("@")
+    return {"hub": repository, "revision": revision}
+
+
+def _name(place: str) -> str:
+    """Return what a folder or file is called, here or where the run was made; of other references all."""
+    if place.startswith(MARK):
+        return str(json.loads(place.removeprefix(MARK))["local"])
+    return Path(place).name if is_local(place) else place
+
+
+def _compare_placeholders(told: Testimony) -> None:
+    """What stands in a recipe for something local names its content: that of the parents and rows of this run."""
+    ours, data = told.recipe.to_dict(), told.result.record["data"]
+    known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in ("validation", "test")}}
+    for name, sha256 in told.parents.items():
+        known |= {f"parents.{name}": sha256, f"parents.{name}.weights": sha256}
+    here = {key: inner[key[-1]] for key, inner in places(ours)}
+    for where, tree in (("recipe.yaml", ours), (RESULT, told.result.record["recipe"])):
+        for key, value in _placeholders(tree):
+            name, content = ".".join(key), value.get("sha256")
+            if content is not None and content != known.get(name, content):
+                raise changed(where, f"the content of {name}", known[name], content)
+            written: Any = here.get(key)
+            local = written["local"] if is_placeholder(written) else Path(str(written)).name
+            if value["local"] != local:
+                raise changed(where, f"what {name} was called", local, value["local"])
+
+
+def _placeholders(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    return ((key, inner[key[-1]]) for key, inner in places(tree) if is_placeholder(inner[key[-1]]))
+
+
+def compare_order(told: Testimony) -> None:
+    """See that `order: accuracy` took the parents in the order of the accuracies that the run recorded.
+
+    Raises:
+        VerificationError: it did not.
+    """
+    if told.recipe.order != "accuracy":
+        return
+    names, order = list(told.recipe.parents), told.journal.order
+    if order is None or sorted(order["ranking"]) != sorted(names) or order["correct"].keys() != set(names):
+        raise VerificationError(
+            "it does not rank the parents", where="journal.jsonl", expected=", ".join(names),
+            got=order and order["ranking"], remedy="another copy of the run",
+        )  # fmt: skip
+    ranking = sorted(names, key=lambda name: -order["correct"][name])
+    if ranking != order["ranking"]:
+        raise changed("journal.jsonl", "the parents' order", ranking, order["ranking"])
+    for model in told.result.report.models:
+        counted = order["correct"].get(model["name"]) if model["role"] == "parent" else None
+        if counted is not None and abs(max(counted, 0) - model["validation"]["correct"]) > tolerance(told.rows):
+            raise changed(RESULT, f"{model['name']} on validation", counted, model["validation"]["correct"])
