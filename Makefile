@@ -15,7 +15,7 @@ test: .venv/installed-dev  ## set everything up and run the suite
 real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in ../shared
 	$(BIN)/python -m pytest -m real
 
-soak: .venv/installed-dev  ## the tests of faults in their long form: about an hour; prints a table
+soak: .venv/installed-dev  ## the tests of faults in their long form: about 40 minutes; prints a table
 	$(BIN)/python -m tests.soak
 
 fix: .venv/installed-dev  ## format, and mend what can be mended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -283,3 +284,12 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
     assert kept.count(b"fitness") == 8
     assert mega("merge", pair.write(tmp_path), "--out", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "journal.jsonl").read_bytes().startswith(kept)
+
+
+def test_threads_wait_without_taking_a_core(mega, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    mega("compare", "./a")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    mega("compare", "./a")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE", "what the user says is changed"
