@@ -22,8 +22,11 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "tree of four seeds": ("", {"strict": "cifar10-resnet20-tree4"}),
     "tree of eight seeds": ("82.2 (ResNet-56)", {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS}),
     "three snapshots of one training": ("", {"default": "snapshots-cifar10-resnet20"}),
-    "three fine-tunes of one trunk": ("", {"default": "finetunes-cifar10-resnet20"}),
-    "two fine-tunes, 381 evaluations of 5,000 rows": ("", {"strict": "cifar10-resnet20-finetunes"}),
+    "three fine-tunes of one trunk": (
+        "",
+        {s: f"finetunes-cifar10-resnet20-{s}" for s in ("strict", "reference")}
+        | {"default": "finetunes-cifar10-resnet20"},
+    ),
 }
 HEAD = ["experiment", "the paper claims", "best parent", "uniform soup", *SETTINGS]
 

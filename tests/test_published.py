@@ -35,6 +35,7 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
     size, generations = settings["population_size"], settings["generations"]
     assert record["search"]["evaluations"] == size + (generations - 1) * (size - 1)
     assert len(record["history"]) == generations
+    assert (folder / "journal.jsonl").is_file(), "nobody can verify it"
     assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a path of one machine"
 
 
