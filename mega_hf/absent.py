@@ -10,7 +10,17 @@ from typing import Any
 from mega_hf.errors import RecipeError
 
 # In a Recipe such a place is a text, as every other reference is; in YAML and JSON it is the mapping.
-MARK = "absent:"
+_MARK = "absent:"
+
+
+def is_absent(reference: str) -> bool:
+    """Say whether a recipe's reference stands for something that is not here."""
+    return reference.startswith(_MARK)
+
+
+def name_there(reference: str) -> str:
+    """Return what something that is not here was called where the recipe was run."""
+    return str(json.loads(reference.removeprefix(_MARK))["local"])
 
 
 def is_placeholder(value: object) -> bool:
@@ -27,13 +37,13 @@ def mark(tree: Any) -> Any:
     tree = copy.deepcopy(tree)
     for key, inner in places(tree):
         value = inner[key[-1]]
-        if isinstance(value, str) and value.startswith(MARK):
+        if isinstance(value, str) and is_absent(value):
             raise RecipeError(
                 f"{'.'.join(key)}: not a place", expected="a reference, a path, or {local: NAME, sha256: ...}",
                 got=value, remedy="mend it",
             )  # fmt: skip
         if is_placeholder(value):
-            inner[key[-1]] = MARK + json.dumps(value)
+            inner[key[-1]] = _MARK + json.dumps(value)
     return tree
 
 
@@ -42,8 +52,8 @@ def unmark(tree: dict[str, Any]) -> dict[str, Any]:
     tree = copy.deepcopy(tree)
     for key, inner in places(tree):
         value = inner[key[-1]]
-        if isinstance(value, str) and value.startswith(MARK):
-            inner[key[-1]] = json.loads(value.removeprefix(MARK))
+        if isinstance(value, str) and is_absent(value):
+            inner[key[-1]] = json.loads(value.removeprefix(_MARK))
     return tree
 
 

@@ -33,11 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands.add_parser("evaluate", help="measure one model on one split"))
     _add_compare(commands.add_parser("compare", help="say whether models can be merged; exit code 1 if not"))
     _add_card(commands.add_parser("card", help="write a run's card again, from the run folder alone"))
-    _add_push(
-        commands.add_parser(
-            "push", help="push a finished run to the Hub: model, card, recipe, journal, result, parents"
-        )
-    )
+    sent = "push a finished run to the Hub: model, card, recipe, journal, result, parents"
+    _add_push(commands.add_parser("push", help=sent))
     _add_pull(commands.add_parser("pull", help="restore the run folder of a merge that was pushed"))
     again = "make a merge again from its journal and parents, with no data, and compare; exit code 1 if it is another"
     _add_verify(commands.add_parser("verify", help=again))

@@ -47,6 +47,15 @@ def save_baselines(parents: dict[str, Source], folder: Path) -> None:
         write_folder(folder / name, lambda path, state=state: save_model(path, first, state))  # type: ignore[misc]
 
 
+def list_rows(parents: Iterable[str], merges: Iterable[tuple[str, int]]) -> list[tuple[str, str, int | None]]:
+    """Return (name, role, level) of each row of the report, level by level; args as `list_candidates`, by name."""
+    *intermediates, (_, top) = merges
+    rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in parents]
+    rows += [(name, "baseline", None) for name in BASELINES]
+    rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
+    return [*rows, ("merged", "merged", top)]
+
+
 def list_candidates(
     parents: Iterable[Source], merges: Iterable[tuple[Source, int]], baselines: Path
 ) -> list[Candidate]:
@@ -57,14 +66,12 @@ def list_candidates(
         merges: each with its level, the root last.
         baselines: the folder of `save_baselines`.
     """
-    candidates = [Candidate(source.name, "parent", source.open, 0) for source in parents]
-    candidates += [Candidate(name, "baseline", partial(open_model, baselines / name)) for name in BASELINES]
-    *intermediates, (root, top) = merges
-    candidates += [
-        Candidate(source.name, "intermediate", source.open, level)
-        for source, level in sorted(intermediates, key=lambda one: one[1])
-    ]
-    return [*candidates, Candidate("merged", "merged", root.open, top)]
+    parents, merges = list(parents), list(merges)
+    opens: dict[str, Callable[[], OpenModel]] = {name: partial(open_model, baselines / name) for name in BASELINES}
+    opens |= {source.name: source.open for source in (*parents, *(source for source, _ in merges))}
+    opens["merged"] = merges[-1][0].open
+    rows = list_rows([source.name for source in parents], [(source.name, level) for source, level in merges])
+    return [Candidate(name, role, opens[name], level) for name, role, level in rows]
 
 
 def measure(

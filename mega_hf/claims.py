@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -10,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf import __version__
-from mega_hf.baselines import BASELINES
-from mega_hf.candidates import best_parent, tolerance
+from mega_hf.candidates import best_parent, list_rows, tolerance
 from mega_hf.errors import HubError, RunError, VerificationError
 from mega_hf.files import merged_digest
 from mega_hf.genetic.evolve import Outcome
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import has_own_words, split_card, tells_of
 from mega_hf.hf.models import open_model
-from mega_hf.hf.opened import OpenModel
+from mega_hf.hf.opened import OpenModel, plain
 from mega_hf.hf.parents import disagreements
 from mega_hf.journal import NodeRecord
 from mega_hf.origins import compare_order, compare_origins
 from mega_hf.result import NAME as RESULT
 from mega_hf.run_folder import CARD
-from mega_hf.settings import Node
+from mega_hf.settings import Node, inputs_of
 from mega_hf.statistics import sign_test
 from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
 from mega_hf.tree import levels
@@ -74,33 +72,31 @@ def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None
         raise changed(RESULT, f"{name} on validation", expected, counted)
 
 
-def compare_file(told: Testimony, name: str, made: Path) -> None:
+def compare_intermediate(told: Testimony, name: str, made: OpenModel) -> None:
     """Compare an intermediate model, or its SHA-256 where it was not kept, with the one made again.
 
     Raises:
         VerificationError: they differ.
     """
-    if name == told.root:
-        return  # `compare_model` does
-    claimed, here = told.nodes[name]["digests"]["file"], merged_digest(made)
+    claimed, here = told.nodes[name]["digests"]["file"], merged_digest(_folder_of(made))
     if here != claimed:
         was = (told.record_of(name).merged or {}).get("file")
         raise changed(RESULT, f"file of {name}", here, claimed) if was == here else _other_file(claimed, here)
     folder = told.folder / "nodes" / name
     if folder.is_dir():
-        if merged_digest(folder) != here:
-            difference = told.differ(name, open_model(made).state())
-            raise changed(f"nodes/{name}", f"the weights{difference}", here, merged_digest(folder))
+        stored = merged_digest(folder)
+        if stored != here:
+            raise changed(f"nodes/{name}", f"the weights{told.differ(name, made.state())}", here, stored)
         _compare_configuration(folder, made, f"nodes/{name}", os.listdir(folder))
 
 
-def compare_model(told: Testimony, made: Path) -> None:
-    """Compare the merged model's own files with what was made again.
+def compare_model(told: Testimony, made: OpenModel) -> None:
+    """Compare the final model, or its SHA-256 where it is not there, with the one made again.
 
     Raises:
         VerificationError: they differ.
     """
-    claimed, here = told.digests["file"], merged_digest(made)
+    claimed, here = told.digests["file"], merged_digest(_folder_of(made))
     if told.model is None:
         if here != claimed:
             raise changed(RESULT, "the file's SHA-256", here, claimed)
@@ -110,24 +106,28 @@ def compare_model(told: Testimony, made: Path) -> None:
         if stored == here:
             raise changed(RESULT, "the file's SHA-256", here, claimed)
         name = next((path.name for path in sorted(told.model.glob("*.safetensors"))), "*.safetensors")
-        difference = told.differ(told.root, open_model(made).state())
-        raise changed(name, f"the weights{difference}", claimed, stored)
+        raise changed(name, f"the weights{told.differ(told.root, made.state())}", claimed, stored)
     if stored != here:
         raise _other_file(stored, here)
     told.refuse_changed_files()
     _compare_configuration(told.model, made, "merged", told.beside_model)
 
 
-def _compare_configuration(stored: Path, made: Path, where: str, names: Iterable[str]) -> None:
+def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Iterable[str]) -> None:
     """Compare what else decides a stored model's answers, and see that nothing lies there to be loaded with it."""
-    differing = disagreements(open_model(made, "made again"), open_model(stored, "stored"))
+    differing, folder = disagreements(made, open_model(stored, "stored")), _folder_of(made)
     if differing:
         what, expected, got = differing[0]
         raise changed(where, f"the model's {what}", expected, got)
-    foreign = [name for name in names if is_loaded(name) and not (made / name).exists()]
+    foreign = [name for name in names if is_loaded(name) and not (folder / name).exists()]
     if foreign:
-        expected = ", ".join(sorted(path.name for path in made.iterdir()))
+        expected = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise changed(where, "files that would be loaded with the model", expected, ", ".join(sorted(foreign)))
+
+
+def _folder_of(made: OpenModel) -> Path:
+    assert made.folder is not None, "it was saved before it was opened"
+    return made.folder
 
 
 def _other_file(expected: str, got: str) -> VerificationError:
@@ -151,7 +151,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     Raises:
         VerificationError: something does.
     """
-    record, level = told.result.record, levels({name: node.parents for name, node in nodes.items()})
+    record, level = told.result.record, levels(inputs_of(nodes))
     root, header, environment = told.nodes[told.root], told.journal.header or {}, record["environment"]
     facts: dict[str, tuple[Any, Any]] = {
         "the name": (told.recipe.name, record.get("name")),
@@ -170,7 +170,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         facts[f"the level of {name}"] = (level[name], said.get("level"))
         facts[f"the settings of {name}"] = (node.settings, said.get("merge"))
     for what, (expected, got) in facts.items():
-        if _plain(expected) != _plain(got):
+        if plain(expected) != plain(got):
             raise changed(RESULT, what, _short(expected), _short(got))
     compare_origins(told)
     compare_order(told)
@@ -180,21 +180,16 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
 
 
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
-    models, rows = (
-        told.result.report.models,
-        {s: told.result.record["data"][s]["rows"] for s in ("validation", "test")},
-    )
-    below = sorted([name for name in nodes if name != told.root], key=lambda name: level[name])
-    expected: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in told.recipe.leaves(None)]
-    expected += [(name, "baseline", None) for name in BASELINES]
-    expected += [(name, "intermediate", level[name]) for name in below] + [("merged", "merged", level[told.root])]
+    models, data = told.result.report.models, told.result.record["data"]
+    expected = list_rows(told.recipe.leaves(None), [(name, level[name]) for name in nodes])
     got = [(model["name"], model["role"], model.get("level")) for model in models]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)
     for model in models:
-        for split, count in rows.items():
-            if model[split]["n"] != count:
-                raise changed(RESULT, f"{model['name']} on {split}", f"{count} rows", f"{model[split]['n']} rows")
+        for split in ("validation", "test"):
+            rows, said = data[split]["rows"], model[split]["n"]
+            if said != rows:
+                raise changed(RESULT, f"{model['name']} on {split}", f"{rows} rows", f"{said} rows")
 
 
 def _compare_paired(told: Testimony) -> None:
@@ -225,9 +220,7 @@ def _compare_card(told: Testimony) -> list[str]:
         is_told, other_figures = tells_of(there.text, new)
     except (HubError, RunError) as error:
         where = CARD if isinstance(error, HubError) else RESULT
-        raise VerificationError(
-            error.what, where=where, expected=error.expected, got=error.got, remedy="another copy of the run"
-        ) from None
+        raise VerificationError.blaming(where, error, "another copy of the run") from None
     if other_figures or (not is_told and release == __version__):
         raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
     if not is_told:
@@ -250,7 +243,3 @@ def _unchecked(told: Testimony) -> list[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else f"{text[:98]} ... {text[-98:]}"
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

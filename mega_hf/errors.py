@@ -81,6 +81,11 @@ class HubError(MegaError):
 class VerificationError(MegaError):
     """A run's files don't fit together, or don't give what they claim; `where` names the culprit."""
 
+    @classmethod
+    def blaming(cls, where: str, error: MegaError, remedy: str | None) -> VerificationError:
+        """Make one of another error that a culprit is to blame for."""
+        return cls(error.what, expected=error.expected, got=error.got, remedy=remedy, where=where)
+
 
 class LaunchError(MegaError):
     """The processes did not start as asked."""

@@ -80,8 +80,9 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
         fill(temporary)
+        rights = 0o666 & ~_umask()  # safetensors makes files that nobody else can read
         for file in [path for path in temporary.rglob("*") if path.is_file()]:
-            file.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
+            file.chmod(rights)
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         remove(path)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mega_hf.absent import MARK, is_placeholder, places
+from mega_hf.absent import is_absent, is_placeholder, places
 from mega_hf.candidates import tolerance
 from mega_hf.errors import VerificationError
+from mega_hf.hf.parents import origin_of
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME as RESULT
-from mega_hf.settings import ParentRef, Sample, TrainedParent, WeightsParent
+from mega_hf.settings import Sample
 from mega_hf.testimony import Testimony, changed
 from mega_hf.tree import base
 
@@ -31,12 +31,13 @@ def compare_origins(told: Testimony) -> None:
         raise changed(RESULT, "its parents", ", ".join(leaves), ", ".join(names))
     for parent in parents:
         given = {key: value for key, value in parent.items() if key not in _BESIDE}
-        expected = _origin_of(parent["name"], told.recipe.parents[base(parent["name"])])
+        expected = origin_of(parent["name"], told.recipe.parents[base(parent["name"])])
         if given != expected:
             raise changed(RESULT, f"where the parent {parent['name']} came from", expected, given)
     wanted, data = told.recipe.data, told.result.record["data"]
-    is_here = is_local(wanted.path) or wanted.path.startswith(MARK)
-    source = {"local": _name(wanted.path)} if is_here else {"hub": wanted.path, "revision": wanted.revision}
+    source: dict[str, Any] = {"hub": wanted.path, "revision": wanted.revision}
+    if is_local(wanted.path) or is_absent(wanted.path):
+        source = origin_of("data", wanted.path)
     if data["source"] != source:
         raise changed(RESULT, "where the data came from", source, data["source"])
     for split in ("validation", "test"):
@@ -45,27 +46,6 @@ def compare_origins(told: Testimony) -> None:
         if data[split]["spec"] != said:
             raise changed(RESULT, f"what the {split} rows are", said, data[split]["spec"])
     _compare_placeholders(told)
-
-
-def _origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
-    """Return what a record says of a parent: as `open_parent`, but from the recipe alone."""
-    if isinstance(reference, WeightsParent):
-        return {"weights": _name(reference.weights), "arch": reference.arch}
-    if isinstance(reference, TrainedParent):
-        epoch, start = name.partition("@")[2], reference.train.source
-        said: dict[str, Any] = {"seed": reference.train.seed} | ({"epoch": int(epoch)} if epoch else {})
-        return {"train": said | ({"from": _name(start)} if start else {})}
-    if is_local(reference) or reference.startswith(MARK):
-        return {"local": _name(reference)}
-    repository, _, revision = reference.partition("@")
-    return {"hub": repository, "revision": revision}
-
-
-def _name(place: str) -> str:
-    """Return what a folder or file is called, here or where the run was made; of other references all."""
-    if place.startswith(MARK):
-        return str(json.loads(place.removeprefix(MARK))["local"])
-    return Path(place).name if is_local(place) else place
 
 
 def _compare_placeholders(told: Testimony) -> None:

@@ -6,18 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mega_hf.absent import is_absent
 from mega_hf.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import RecipeError, VerificationError
 from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.nodes import Source
 from mega_hf.progress import Progress
 from mega_hf.recipe_checks import absolute
 from mega_hf.sources import refuse_unlike
 from mega_hf.testimony import Testimony, changed
-from mega_hf.tree import levels
 from mega_hf.weights.space import StateDict
 
 
@@ -89,6 +90,7 @@ class Remeasured:
 class Makings:
     """What the replay made, for measuring again."""
 
+    first: OpenModel  # the first parent's, into which weights are written
     parents: list[Source]
     merges: list[Source]  # the root last
     chosen: list[Chosen]  # of the journal
@@ -109,7 +111,7 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
         MegaError: the data set can't be read.
     """
     splits = _load(told, data)
-    first, processes, header = made.parents[0].open(), Processes(), told.journal.header or {}
+    first, processes, header = made.first, Processes(), told.journal.header or {}
     if header["batch_size"] > len(splits.validation):
         raise changed("journal.jsonl", "the batch size", f"at most {len(splits.validation)}", header["batch_size"])
     mapping, matched = refuse_unlike({"the first parent": first}, splits)
@@ -146,8 +148,7 @@ def _count_models(
 ) -> tuple[list[Count], list[Count]]:
     """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
     save_baselines({source.name: source for source in made.parents}, made.scratch)
-    level = levels({name: node.parents for name, node in told.recipe.nodes(told.ranking).items()})
-    merges = [(source, level[source.name]) for source in made.merges]
+    merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
     candidates, report = list_candidates(made.parents, merges, made.scratch), told.result.report
     with progress.bar("models", len(candidates), "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
@@ -178,7 +179,7 @@ def _load(told: Testimony, data: str | None) -> Splits:
     wanted = told.recipe.data
     if data is not None:
         wanted = wanted.model_copy(update={"path": place_of(data)})
-    if wanted.path.startswith("absent:"):
+    if is_absent(wanted.path):
         raise RecipeError(
             "the data set was local where the run was made", expected="a place for it", got="none",
             remedy="add --data PATH",

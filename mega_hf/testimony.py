@@ -93,8 +93,12 @@ class Testimony:
     @property
     def model(self) -> Path | None:
         """The folder of the merged model; None if there is none beside the record."""
-        folders = (self.folder / "merged", self.folder)
-        return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+        return next(iter(self.models), None)
+
+    @property
+    def models(self) -> list[Path]:
+        """Every folder that may be the merged model's: a run's, a copy's."""
+        return [folder for folder in (self.folder / "merged", self.folder) if any(folder.glob("*.safetensors"))]
 
     def record_of(self, name: str) -> NodeRecord:
         """Return what the journal holds of a merge.
@@ -175,8 +179,7 @@ def is_loaded(name: str) -> bool:
 
 def _refuse_models(told: Testimony) -> None:
     """See that it is clear which model is meant: one, and none that was not fetched."""
-    places = [folder for folder in (told.folder / "merged", told.folder) if any(folder.glob("*.safetensors"))]
-    if len(places) > 1:
+    if len(told.models) > 1:
         raise changed("*.safetensors", "where the model lies", "in merged, or beside result.json", "both")
     weights = [path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path]
     unknown = [path for path in weights if path not in told.result.record.get("files", {})]
@@ -203,9 +206,7 @@ def _find(run: str) -> tuple[str, Path, list[str] | None]:
     except HubError as error:
         if not (source / RESULT).is_file():
             raise
-        raise VerificationError(
-            error.what, where=whole, expected=error.expected, got=error.got, remedy=error.remedy
-        ) from None
+        raise VerificationError.blaming(whole, error, error.remedy) from None
     return whole, hub.fetch(name, commit, [*OURS, *models])[0], hub.list_files(name, commit)
 
 
@@ -217,9 +218,7 @@ def _reading(name: str) -> Iterator[None]:
     except VerificationError:
         raise
     except MegaError as error:
-        raise VerificationError(
-            error.what, where=error.where or name, expected=error.expected, got=error.got, remedy=_COPY
-        ) from None
+        raise VerificationError.blaming(error.where or name, error, _COPY) from None
     except Exception as error:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise VerificationError(

@@ -12,7 +12,8 @@ from pathlib import Path
 from secrets import SystemRandom
 from typing import Any
 
-from mega_hf.claims import compare_file, compare_model, compare_node, compare_record
+from mega_hf.absent import is_absent
+from mega_hf.claims import compare_intermediate, compare_model, compare_node, compare_record
 from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
 from mega_hf.evaluation.fitness import Genomes, Interval, Replay, Unrecorded
 from mega_hf.files import merged_digest
@@ -96,22 +97,25 @@ def verify(
     wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
     chosen: list[Chosen] = []
     leaves = list(sources.values())
+    first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
         for name, node in nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
             kept = {(generation, index) for at, generation, index in wanted if at == name}
             sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen)
         root = Path(scratch) / next(reversed(nodes))
-        compare_model(told, root)
         if told.model is not None:
             load = partial(open_model, told.model, "merged")
             sources[root.name] = replace(sources[root.name], load=load)
-        unseen = compare_record(told, nodes, leaves[0].open())
+        unseen = compare_record(told, nodes, first)
         digests = {"weights": told.nodes[root.name]["digests"]["weights"], "file": merged_digest(root)}
         seconds = time.perf_counter() - began
-        unseen += ["accuracies, and the counts in the journal: that takes the data, --evaluate K"] * (evaluate is None)
-        made = Makings(leaves, [sources[name] for name in nodes], chosen, Path(scratch) / ".baselines")
-        again = remeasure(told, made, data, Progress(progress)) if evaluate is not None else None
+        if evaluate is None:
+            again = None
+            unseen.append("accuracies, and the counts in the journal: that takes the data, --evaluate K")
+        else:
+            made = Makings(first, leaves, [sources[name] for name in nodes], chosen, Path(scratch) / ".baselines")
+            again = remeasure(told, made, data, Progress(progress))
     return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
 
 
@@ -154,7 +158,7 @@ def _is_missing(reference: ParentRef, place: Path | None) -> bool:
     if isinstance(reference, TrainedParent):
         return place is None
     text = reference.weights if isinstance(reference, WeightsParent) else reference
-    return text.startswith("absent:")
+    return is_absent(text)
 
 
 def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path | None) -> Source:
@@ -163,9 +167,7 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
     except ParentError as error:
         if place is None:
             raise
-        raise VerificationError(
-            error.what, where=f"parent {name}", expected=error.expected, got=error.got, remedy=_COPY
-        ) from None
+        raise VerificationError.blaming(f"parent {name}", error, _COPY) from None
     claimed = told.parents.get(name, "none")
     if opened.parent.sha256 != claimed:
         raise VerificationError(
@@ -225,8 +227,11 @@ def _replay(
     weights, statistics = space.learned_digest(best.genome), space.statistics_digest(best.genome)
     made = {"weights": weights, "statistics": statistics, "state": digest(state), "parameters": space.learned_size}
     compare_node(told, name, made, outcome, known, state)
-    compare_file(told, name, target)
     model = open_model(target, name)
+    if name == told.root:
+        compare_model(told, model)
+    else:
+        compare_intermediate(told, name, model)
     return Source(name, digest(model.state()), layout_digest(model), partial(open_model, target, name))
 
 
@@ -260,6 +265,4 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
             remedy=_COPY,
         ) from None  # fmt: skip
     except RunError as error:
-        raise VerificationError(
-            error.what, where="journal.jsonl", expected=error.expected, got=error.got, remedy=OTHERWISE
-        ) from None
+        raise VerificationError.blaming("journal.jsonl", error, OTHERWISE) from None

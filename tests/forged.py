@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from mega_hf import MergeResult, VerificationError, verify
 from mega_hf.files import file_digest, folder_digest
 from mega_hf.recipe import Recipe
 from mega_hf.report import write_card
-from mega_hf.result import MergeResult
 from mega_hf.run_folder import _stamped
 from tests.run_files import journal, journal_of
 
@@ -66,3 +68,10 @@ def give_recipe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     edit(folder, lambda record: record["recipe"].update(changed))
     lines = journal(folder)
     rewrite(folder, [line | {"recipe": recipe.sha256} if line["kind"] == "header" else line for line in lines])
+
+
+def assert_named(folder: Path, change: Callable[[Path], Any], said: str) -> None:
+    """Change a run, and see that `verify` says who lies."""
+    change(folder)
+    with pytest.raises(VerificationError, match=said):
+        verify(folder)

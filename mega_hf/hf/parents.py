@@ -11,6 +11,7 @@ import timm
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from mega_hf.absent import is_absent, name_there
 from mega_hf.errors import ParentError, refuse_shortage
 from mega_hf.hf.licences import read_licence
 from mega_hf.hf.models import (
@@ -100,31 +101,45 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         ParentError: as `resolve` and `open_model`.
     """
     pinned: ParentRef = reference
-    source: dict[str, Any]
     if isinstance(reference, WeightsParent):
         file = Path(reference.weights)
         model = open_weights(
             reference.arch, file, reference.num_classes, reference.arch_args, name, reference.data_config
         )
-        source = {"weights": file.name, "arch": reference.arch}
     elif isinstance(reference, TrainedParent):
         assert trained is not None, "trained parents are made before they are opened"
-        model, source = open_model(trained, name), {"train": _training(name, reference)}
+        model = open_model(trained, name)
     else:
         folder, pinned = resolve(reference, name)
         model = open_model(folder, name)
-        repository, _, commit = pinned.partition("@")
-        source = {"local": folder.name} if is_local(reference) else {"hub": repository, "revision": commit}
     licence = read_licence(model.folder) if isinstance(reference, str) else None
-    return OpenParent(Parent(name, digest(model.state()), source, licence), model, pinned)
+    return OpenParent(Parent(name, digest(model.state()), origin_of(name, pinned), licence), model, pinned)
 
 
-def _training(name: str, reference: TrainedParent) -> dict[str, Any]:
-    """Say how a parent was trained: its seed, which snapshot it is, what it started from; never a path."""
-    epoch, start = name.partition("@")[2], reference.train.source
-    said: dict[str, Any] = {"seed": reference.train.seed}
-    said |= {"epoch": int(epoch)} if epoch else {}
-    return said | ({"from": Path(start).name if is_local(start) else start} if start else {})
+def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
+    """Say where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}; never by a path.
+
+    Args:
+        name: its name, `NAME@EPOCH` for a snapshot.
+        reference: what the recipe says of it, the revision pinned.
+    """
+    if isinstance(reference, WeightsParent):
+        return {"weights": _called(reference.weights), "arch": reference.arch}
+    if isinstance(reference, TrainedParent):
+        epoch, start = name.partition("@")[2], reference.train.source
+        said: dict[str, Any] = {"seed": reference.train.seed}
+        said |= {"epoch": int(epoch)} if epoch else {}
+        is_here = start and (is_local(start) or is_absent(start))
+        return {"train": said | ({"from": _called(start) if is_here else start} if start else {})}
+    if is_local(reference) or is_absent(reference):
+        return {"local": _called(reference)}
+    repository, _, commit = reference.partition("@")
+    return {"hub": repository, "revision": commit}
+
+
+def _called(place: str) -> str:
+    """Return the name of a folder or a file, here or where the recipe was run."""
+    return name_there(place) if is_absent(place) else Path(place).name
 
 
 def refuse_values(first: OpenParent, other: OpenParent) -> None:
