@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mega_hf.benchmark import Benchmark, bench
     from mega_hf.comparison import Comparison, compare
     from mega_hf.errors import (
         DataError,
@@ -55,11 +56,14 @@ _HOME = {
     "VerificationError": "errors",
     "verify": "verification",
     "Verification": "verification",
+    "bench": "benchmark",
+    "Benchmark": "benchmark",
     "push": "publishing",
     "pull": "publishing",
 }
 
 __all__ = [
+    "Benchmark",
     "Comparison",
     "DataError",
     "HubError",
@@ -74,6 +78,7 @@ __all__ = [
     "RunError",
     "Verification",
     "VerificationError",
+    "bench",
     "compare",
     "evaluate",
     "merge",

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   mega-hf push runs/x ME/MERGED --license apache-2.0
   mega-hf pull ME/MERGED --out runs/y
   mega-hf verify ME/MERGED
+  mega-hf bench RECIPE.yaml
 """
 
 _CARD = "replace the card that is there, what was written by hand included"
@@ -38,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pull(commands.add_parser("pull", help="restore the run folder of a merge that was pushed"))
     again = "make a merge again from its journal and parents, with no data, and compare; exit code 1 if it is another"
     _add_verify(commands.add_parser("verify", help=again))
+    timed = "run a recipe's search and time it against bare loops and a naive search; what it makes is removed"
+    _add_bench(commands.add_parser("bench", help=timed))
     return parser
 
 
@@ -56,9 +59,19 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="NODE", help="run one merge of a tree, with what it needs; no report")
     keep = "all intermediate models of a tree, or the final one alone (default: all)"
     add("--keep", choices=("all", "final"), default="all", help=keep)
+    _add_computing(parser)
     add("--push", metavar="ORG/NAME", help="push the merge to the Hub once it is made (as push.repo in the recipe)")
     _add_running(parser, may_overwrite=True)
     parser.set_defaults(command="merge")
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
+    """Add how a search computes."""
+    add = parser.add_argument
+    paths = "how the model runs; auto: as the run was begun, else compiled where that saves time (default: auto)"
+    add("--forward", choices=("auto", "eager", "compiled"), default="auto", help=paths)
+    full = "measure every individual on every row; the result is the same, only later"
+    add("--full-evaluation", action="store_true", help=full)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -71,14 +84,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_running(parser: argparse.ArgumentParser, may_overwrite: bool) -> None:
     """Add what merge and train have in common."""
     add = parser.add_argument
-    add(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key: merge.seed=7",
-    )
+    _add_recipe(parser)
     add("--out", type=Path, help="the run folder (default: runs/NAME)")
     kept = "where trained parents are kept (default: parents/ in the run folder)"
     add("--parents", type=Path, metavar="DIR", help=kept)
@@ -87,6 +93,13 @@ def _add_running(parser: argparse.ArgumentParser, may_overwrite: bool) -> None:
     if may_overwrite:
         everything = "start afresh: all that an earlier run left in the run folder is deleted, its parents too"
         fresh.add_argument("--overwrite", action="store_true", help=everything)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add what changes a recipe, and who works on it."""
+    add = parser.add_argument
+    override = "override a key: merge.seed=7"
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=override)
     add("--num-processes", type=_positive, metavar="N", help="processes (default: every GPU, else one)")
     add("--quiet", action="store_true", help="no progress bars")
 
@@ -157,6 +170,17 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print a record instead of sentences")
     add("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(command="verify")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE.yaml", help="whose search is timed")
+    _add_recipe(parser)
+    _add_computing(parser)
+    add("--out", type=Path, help="a run folder to work in, removed at the end (default: runs/NAME.bench)")
+    add("--parents", type=Path, metavar="DIR", help="where trained parents lie, else they are trained first")
+    add("--json", action="store_true", help="print a record instead of a table")
+    parser.set_defaults(command="bench")
 
 
 def _place(text: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mega_hf.baselines import BASELINES
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove, write_folder
 from mega_hf.hf.models import OpenModel, open_model
@@ -31,6 +31,7 @@ class Candidate:
     role: str  # parent, baseline, intermediate or merged
     open: Callable[[], OpenModel]
     level: int | None = None  # in the tree: 0 for parents; None for baselines
+    sha256: str | None = None  # of its state dict, where that is known: models that are the same are measured once
 
 
 def tolerance(rows: int) -> int:
@@ -70,8 +71,10 @@ def list_candidates(
     opens: dict[str, Callable[[], OpenModel]] = {name: partial(open_model, baselines / name) for name in BASELINES}
     opens |= {source.name: source.open for source in (*parents, *(source for source, _ in merges))}
     opens["merged"] = merges[-1][0].open
+    contents = {source.name: source.sha256 for source in (*parents, *(source for source, _ in merges))}
+    contents["merged"] = merges[-1][0].sha256
     rows = list_rows([source.name for source in parents], [(source.name, level) for source, level in merges])
-    return [Candidate(name, role, opens[name], level) for name, role, level in rows]
+    return [Candidate(name, role, opens[name], level, contents.get(name)) for name, role, level in rows]
 
 
 def measure(
@@ -91,13 +94,19 @@ def measure(
         advance: called after each model that this process has measured.
     """
 
+    models: dict[str, Candidate] = {}
+    for candidate in candidates:
+        models.setdefault(candidate.sha256 or candidate.name, candidate)
+    different = list(models.values())
+
     def answers(i: int) -> list[int]:
-        forward = Forward(candidates[i].open().model, processes.device, plain=True)
-        right = torch.cat([forward.answers(pictures)[0] for pictures in (validation, test)]).int().tolist()
+        forward = Forward(different[i].open().model, processes.device, PLAIN)
+        right = torch.cat([forward.answers(pictures).right for pictures in (validation, test)]).int().tolist()
         advance()
         return right
 
-    return processes.share(len(candidates), validation.count + test.count, answers)
+    right = processes.share(len(different), validation.count + test.count, answers)
+    return right[[list(models).index(candidate.sha256 or candidate.name) for candidate in candidates]]
 
 
 def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:

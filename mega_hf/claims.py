@@ -52,6 +52,9 @@ def compare_node(
         raise changed(RESULT, "the number of parameters", made["parameters"], parameters)
     search, best = told.nodes[name]["search"], outcome.best
     found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
+    if "pictures_evaluated" in search:  # since version 4 of the journal
+        full = told.recipe.nodes(told.ranking)[name].evaluations * told.rows
+        found |= {"pictures_evaluated": known.pictures, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
         raise changed(RESULT, f"the best individual of {name}", found, search)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
+from mega_hf.environment import let_threads_sleep, quieten
 from mega_hf.errors import MegaError, RecipeError, Terminated, VerificationError
 from mega_hf.failures import open_streams, say
 from mega_hf.interruption import SIGNALS, heard
@@ -60,10 +60,8 @@ def _run(words: list[str]) -> int:
     except SystemExit:
         sys.stdout.flush()
         raise
-    _quieten(getattr(args, "quiet", False))
-    # Before torch is loaded. Threads that spin while they wait take the core that the others need: beside one busy
-    # process, a small network's forward pass on 2 cores took 40 times as long; alone it is a fifth slower so.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quieten(getattr(args, "quiet", False))
+    let_threads_sleep()
     return COMMANDS[args.command](args, words)
 
 
@@ -91,6 +89,7 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         if code is not None:
             return code
         options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
+        options |= {"forward": args.forward, "full_evaluation": args.full_evaluation}
         if is_part:
             from mega_hf.pipeline import merge_only
 
@@ -255,9 +254,27 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.recipe import Recipe
+
+    recipe = Recipe.from_yaml(args.recipe, args.overrides)
+    code = _launched(args, words)
+    if code is not None:
+        return code
+    from mega_hf.benchmark import bench
+
+    found = bench(
+        recipe, args.out, parents=args.parents, forward=args.forward, full_evaluation=args.full_evaluation,
+        progress=not args.quiet,
+    )  # fmt: skip
+    if _is_main():
+        _say(json.dumps(found.to_dict()) if args.json else found)
+    return 0
+
+
 COMMANDS = {
     "merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card, "push": _push,
-    "pull": _pull, "verify": _verify,
+    "pull": _pull, "verify": _verify, "bench": _bench,
 }  # fmt: skip
 
 
@@ -268,16 +285,6 @@ def _without_count(words: list[str]) -> list[str]:
         at = kept.index("--num-processes")
         del kept[at : at + 2]
     return kept
-
-
-def _quieten(no_bars: bool) -> None:
-    """Let our own lines stand alone: warnings of ours, errors of the libraries'."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mega_hf").setLevel(os.environ.get("MEGA_HF_VERBOSITY", "info").upper())
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if no_bars:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _is_main() -> bool:

@@ -122,7 +122,8 @@ class Estimate:
             ]
         lines += [
             f"time         {_about(self.minutes)} on {self.processes} x {self.device} "
-            f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights)",
+            f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights), all rows "
+            "for every individual: losers see fewer, and a long search is compiled",
         ]
         if self.recipe.order == "accuracy":
             lines += ["order        by validation accuracy: who is paired with whom is known once they are measured"]

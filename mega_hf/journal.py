@@ -32,6 +32,7 @@ class NodeRecord:
         key: the digest of everything that decides the merge; lines under another key are void.
         merged: the line that says what came of it, if it was finished.
         seconds: spent on evaluations, over all processes and resumptions.
+        pictures: forwarded for them.
     """
 
     journal: Journal
@@ -39,6 +40,7 @@ class NodeRecord:
     key: str
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
+    pictures: int = 0
     _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
     _genomes: dict[str, Counted] = field(default_factory=dict)
 
@@ -73,12 +75,23 @@ class NodeRecord:
             )  # fmt: skip
         return counted
 
+    def genome(self, generation: int, index: int) -> str | None:
+        """Return the digest of the genome that was recorded there, or None."""
+        return self._known[generation, index][1] if (generation, index) in self._known else None
+
     def find_genome(self, genome: str) -> Counted | None:
         """Return what was recorded of a genome, by its digest, in whatever generation; or None."""
         return self._genomes.get(genome)
 
     def add(
-        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, write: bool = True
+        self,
+        generation: int,
+        index: int,
+        genome: str,
+        fitness: Counted,
+        seconds: float,
+        pictures: int = 0,
+        write: bool = True,
     ) -> None:
         """Append a fitness and flush it to the disk before anyone uses it; of two on one individual the later holds.
 
@@ -88,10 +101,12 @@ class NodeRecord:
             genome: its digest.
             fitness: right answers, rows seen.
             seconds: that it took.
+            pictures: that were forwarded for it: none where its genome was known.
             write: on the main process; the others keep it in memory.
         """
         line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
         line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4)}
+        line |= {"pictures": pictures}
         if write:
             self.journal.append(line)
         else:
@@ -103,6 +118,8 @@ class NodeRecord:
         self._known[line["generation"], line["index"]] = (counted, line["genome"])
         self._genomes[line["genome"]] = counted
         self.seconds += line["seconds"]
+        pictures = line.get("pictures")
+        self.pictures += pictures if pictures is not None else line["n"] if line["seconds"] else 0
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Append what came of the merge (its best individual, its history, digests), unless that stands there."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-VERSION = 3
+VERSION = 4
+_READ = (3, 4)  # 3 lacks `pictures`
 _SEALED = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}\n', re.DOTALL)
 
 _Digest = Annotated[str, Field(max_length=128)]
@@ -24,7 +25,7 @@ class Header(_Line):
     """What decides the numbers below it; a later one, after an update, replaces the earlier."""
 
     kind: Literal["header"]
-    version: Literal[VERSION]  # type: ignore[valid-type]
+    version: Literal[_READ]  # type: ignore[valid-type]
     recipe: _Digest
     parents: dict[str, _Digest]
     data: dict[str, _Digest]
@@ -53,6 +54,7 @@ class Fitness(_Line):
     n: _Count
     genome: _Digest
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    pictures: _Count | None = None  # that were forwarded for it; as many as rows in version 3
 
     @model_validator(mode="after")
     def _possible(self) -> Fitness:
@@ -136,7 +138,7 @@ def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
     if sealed is None:
         version = re.match(rb'\{"kind": "header", "version": (\d{1,9}),', raw)
         other = int(version[1]) if version else VERSION
-        is_other = other != VERSION
+        is_other = other not in _READ
         raise ValueError(f"version {other}; this release reads {VERSION}" if is_other else "no checksum at its end")
     checksum = zlib.crc32(sealed[1], before)
     if checksum != int(sealed[2], 16):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_hf.evaluation.forward import Forward, even_batches, place_pictures
+from mega_hf.evaluation.forward import PLAIN, Forward, even_batches, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import load_split, match_classes
 from mega_hf.hf.models import open_model, try_model
@@ -70,5 +70,5 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     pictures = place_pictures(len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5)
     fill_pictures(rows, mapping, opened.transform, pictures.images, pictures.labels)
     began = time.perf_counter()
-    right, _ = Forward(opened.model, device, plain=True).answers(pictures)
+    right = Forward(opened.model, device, PLAIN).answers(pictures).right
     return Measurement(model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched)

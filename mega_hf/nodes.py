@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.fitness import FullEvaluation, Interval
+from mega_hf.evaluation.fitness import Evaluation, Interval
 from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
@@ -42,6 +43,8 @@ class Workshop:
     processes: Processes
     progress: Progress
     context: list[Any]  # what decides every fitness beside weights: data, classes, preprocessing, device, path
+    memory: Memory  # of the validation rows
+    full: bool  # measure every individual on every row
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Merged:
     record: dict[str, Any]  # digests: file, weights, statistics, state, layout; correct, n, generation, index, history
     evaluations: int
     measured: int  # of these, in this run; the others stood in the journal
+    pictures: int  # that were forwarded for them
+    pictures_full: int  # that full evaluation would have forwarded
     seconds: float  # spent on evaluations
     reused: bool  # taken from the run folder
 
@@ -92,6 +97,7 @@ class Merged:
     def describe(self) -> dict[str, Any]:
         """Return what a result says of it."""
         best = {key: self.record[key] for key in ("correct", "n", "generation", "index")}
+        best |= {"pictures_evaluated": self.pictures, "pictures_full": self.pictures_full}
         return {
             "name": self.name, "parents": self.node.parents, "level": self.level, "merge": self.node.settings,
             "search": {**best, "evaluations": self.evaluations, "node": self.name},
@@ -131,7 +137,12 @@ def merge_node(
     workshop.processes.compare(f"{name} in the run folder", reused)  # and so nothing is written before all have looked
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
-    return Merged(name, node, level, target, record, len(known), len(known) - before, known.seconds, reused)
+    genome = known.genome(record["generation"], record["index"])
+    if genome is not None and record["n"] == workshop.validation.count:
+        workshop.memory.keep(genome, record["correct"])  # a founder of the next merge: it is not measured again
+    full = node.evaluations * workshop.validation.count
+    made = len(known) - before
+    return Merged(name, node, level, target, record, len(known), made, known.pictures, full, known.seconds, reused)
 
 
 def _make(
@@ -191,9 +202,10 @@ def _search(
 ) -> Outcome:
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
-        evaluation = FullEvaluation(
-            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report
-        )
+        evaluation = Evaluation(
+            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report,
+            workshop.memory, workshop.full,
+        )  # fmt: skip
         return search_node(name, node, space, vectors, evaluation)
 
 
@@ -216,8 +228,9 @@ def search_node(name: str, node: Node, space: WeightSpace, vectors: torch.Tensor
     return evolve(vectors, _genes(space, vectors), search, streams(node.seed, name), evaluate)
 
 
-def _contenders(tournament: list[int], intervals: list[Interval]) -> list[int]:
-    return contenders(tournament, [Fitness(*interval) for interval in intervals])
+def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:
+    fitness = [Fitness(*interval) for interval in intervals]
+    return {i for contest in contests for i in contenders(contest, fitness)}
 
 
 def _accuracy_of(pictures: Pictures, advance: Callable[[int, str], None]) -> Callable[[int, int], None]:

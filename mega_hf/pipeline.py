@@ -11,7 +11,9 @@ from typing import Any, Literal
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
 from mega_hf.errors import RecipeError
-from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
+from mega_hf.evaluation.compiling import choose_path, compile_everywhere
+from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, choose_batch_size, place_pictures
+from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.parents import open_parent
@@ -22,7 +24,7 @@ from mega_hf.nodes import Merged, Workshop, merge_node
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
-from mega_hf.run import Run, start
+from mega_hf.run import How, Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
 from mega_hf.tree import base
@@ -38,6 +40,8 @@ def merge(
     update: bool = False,
     keep: Literal["all", "final"] = "all",
     parents: str | Path | None = None,
+    forward: Literal["auto", "eager", "compiled"] = "auto",
+    full_evaluation: bool = False,
     progress: bool = False,
 ) -> MergeResult:
     """Merge the parents of a recipe and leave a run folder behind.
@@ -51,12 +55,15 @@ def merge(
         update: run what another recipe, or other parents or data, change of an earlier run, and keep the rest.
         keep: `final` drops the intermediate models of a tree once the report is made.
         parents: the folder in which trained parents are looked for and left; the run folder's own by default.
+        forward: run the model `compiled` or `eager`; `auto` goes on as the run was begun, and begins compiled where
+            that saves time. The two round differently, so a result is promised for each.
+        full_evaluation: measure every individual on every row; the result is the same, and takes longer.
         progress: show bars on standard error.
 
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
-    with start(recipe, out, overwrite, update, parents, progress) as run:
+    with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
         result = run.finished()
         if result is None:
             result = _merge_all(recipe, run.hold(recipe), run)
@@ -75,6 +82,8 @@ def merge_only(
     overwrite: bool = False,
     update: bool = False,
     parents: str | Path | None = None,
+    forward: Literal["auto", "eager", "compiled"] = "auto",
+    full_evaluation: bool = False,
     progress: bool = False,
 ) -> Merged:
     """Make one merge of a tree and those that it needs; the test split is not looked at, no report is made.
@@ -84,7 +93,7 @@ def merge_only(
     Raises:
         MegaError: as `merge`; RecipeError if there is no such node.
     """
-    with start(recipe, out, overwrite, update, parents, progress) as run:
+    with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
         return _merge_tree(recipe, run.hold(recipe), run, node)[0][-1]
 
 
@@ -128,6 +137,15 @@ def train(
         return {name: run.parents / name for name in wanted}
 
 
+def search(recipe: Recipe, run: Run) -> tuple[list[Merged], Finding]:
+    """Make all merges of a recipe in a run that was started, without a report; the last is the root.
+
+    Raises:
+        MegaError: as `merge`.
+    """
+    return _merge_tree(recipe, run.hold(recipe), run)
+
+
 def _merge_all(asked: Recipe, recipe: Recipe, run: Run) -> MergeResult:
     merged, finding = _merge_tree(asked, recipe, run)
     return write_report(finding, merged, run.folder, run.processes, run.seconds)
@@ -151,9 +169,9 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     load = _Loader(parents, batch_size, run.processes, recipe.evaluation.memory_share)
     with run.time("pictures"):
         pictures = load(splits.validation)
-    forward = Forward(parents.model.model, run.processes.device)
     journal = Journal(run.folder.journal)
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
+    forward = _prepare_forward(parents, pictures, journal, recipe, run)
     head = header(recipe, parents, splits, run.processes.device_kind, forward.path, batch_size)
     for what, value in (head | {"journal": journal.checksum}).items():
         run.processes.compare(what.replace("_", " "), value)
@@ -163,11 +181,30 @@ def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None
     ranking = None
     if recipe.order == "accuracy":
         ranking = rank(parents, journal, forward, pictures, run.processes, context)
-    workshop = Workshop(run.folder, forward, pictures, journal, run.processes, run.progress, context)
+    memory = Memory(rows)
+    workshop = Workshop(
+        run.folder, forward, pictures, journal, run.processes, run.progress, context, memory, run.how.full
+    )
     root = next(reversed(recipe.nodes(ranking)))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
     return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
+
+
+def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run) -> Forward:
+    """Return the resident model, which runs as was asked, else as it did when the run was begun."""
+    device, asked = run.processes.device, {"eager": EAGER, "compiled": COMPILED}.get(run.how.forward)
+    path = asked or (journal.header or {}).get("forward_path")
+    forward = Forward(parents.model.model, device)
+    if path is None:
+        evaluations = sum(node.evaluations for node in recipe.nodes().values())
+        path = choose_path(forward.model, pictures, evaluations * pictures.count, device)
+    if path == COMPILED and journal.header is None:
+        with run.time("compiling"):
+            compile_everywhere(forward, pictures, run.processes)
+    else:
+        forward.path = path
+    return forward
 
 
 def _digests(recipe: Recipe, parents: Parents, splits: Splits) -> dict[str, Any]:

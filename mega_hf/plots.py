@@ -46,7 +46,9 @@ def _draw_search(axes: Any, record: dict[str, Any]) -> None:
     generations = [g["generation"] for g in record["history"]]
     best, mean = ([100 * g[key] / n for g in record["history"]] for key in ("best", "mean"))
     axes.plot(generations, best, color="#c1272d", lw=2, label="best", marker=".")
-    axes.plot(generations, mean, color="#1f77b4", lw=1.2, label="mean")
+    shown = record["search"].get("pictures_evaluated")
+    is_bound = shown is not None and shown < record["search"]["pictures_full"]  # losers were not measured to their end
+    axes.plot(generations, mean, color="#1f77b4", lw=1.2, label="mean, at most" if is_bound else "mean")
     parents = [m for m in record["models"] if m["role"] == "parent"]
     for i, model in enumerate(parents):
         _line(axes, model, _PARENT_COLOURS[i % len(_PARENT_COLOURS)], "--")

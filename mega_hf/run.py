@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mega_hf.errors import LaunchError, RunError, refuse_shortage
 from mega_hf.evaluation.processes import Processes
@@ -25,6 +26,19 @@ from mega_hf.training import is_trained, outdated, refuse_foreign, train_missing
 _PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
 
+@dataclass(frozen=True)
+class How:
+    """How a search computes; its winner is the same for each way of evaluating, and for one forward path.
+
+    Attributes:
+        forward: `compiled`, `eager`, or `auto`: as the run was begun, else compiled where that saves time.
+        full: measure every individual on every row.
+    """
+
+    forward: Literal["auto", "eager", "compiled"] = "auto"
+    full: bool = False
+
+
 @dataclass
 class Run:
     """One run at work: where, with whom, and what it was asked for."""
@@ -36,6 +50,7 @@ class Run:
     held: ExitStack  # lets the folder go
     overwrite: bool = False
     update: bool = False
+    how: How = How()
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
     def finished(self) -> MergeResult | None:
@@ -150,7 +165,13 @@ class Run:
 
 @contextmanager
 def start(
-    recipe: Recipe, out: str | Path | None, overwrite: bool, update: bool, parents: str | Path | None, progress: bool
+    recipe: Recipe,
+    out: str | Path | None,
+    overwrite: bool,
+    update: bool,
+    parents: str | Path | None,
+    progress: bool,
+    how: How | None = None,
 ) -> Iterator[Run]:
     """Check the run folder, and gather the processes; what the run holds is let go at the end."""
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
@@ -160,7 +181,16 @@ def start(
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
         with ExitStack() as held, _shortage_said(folder.path):
-            yield Run(folder, processes, Progress(progress and processes.is_main), kept, held, overwrite, update)
+            yield Run(
+                folder,
+                processes,
+                Progress(progress and processes.is_main),
+                kept,
+                held,
+                overwrite,
+                update,
+                how or How(),
+            )
         processes.leave()
     finally:
         processes.close()

@@ -15,7 +15,8 @@ from typing import Any
 from mega_hf.absent import is_absent
 from mega_hf.claims import compare_intermediate, compare_model, compare_node, compare_record
 from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
-from mega_hf.evaluation.fitness import Genomes, Interval, Replay, Unrecorded
+from mega_hf.evaluation.fitness import Genomes, Interval
+from mega_hf.evaluation.replay import Replay, Unrecorded
 from mega_hf.files import merged_digest
 from mega_hf.genetic.selection import Undecided
 from mega_hf.hf.models import open_model

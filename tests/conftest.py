@@ -149,14 +149,14 @@ def treed_copy(treed: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gets the node's name of each individual that is measured."""
-    from mega_hf.evaluation.fitness import FullEvaluation
+    from mega_hf.evaluation.fitness import Evaluation
 
     seen: list[str] = []
-    measure = FullEvaluation._measure
+    measure = Evaluation._measure
 
-    def spy(self: FullEvaluation, population: Any, index: int, batches: range) -> list[int]:
+    def spy(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
         seen.append(self.record.node)  # type: ignore[attr-defined]
-        return measure(self, population, index, batches)
+        return measure(self, population, index, rows)
 
-    monkeypatch.setattr(FullEvaluation, "_measure", spy)
+    monkeypatch.setattr(Evaluation, "_measure", spy)
     return seen

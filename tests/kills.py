@@ -144,16 +144,16 @@ class Killer:
 
 def _log_measures(file: Path) -> None:
     """Write down every individual that is begun to be measured; what is shared by batches is one by each process."""
-    from mega_hf.evaluation.fitness import FullEvaluation
+    from mega_hf.evaluation.fitness import Evaluation
 
-    measure = FullEvaluation._measure
+    measure = Evaluation._measure
 
-    def spy(self: FullEvaluation, population: Any, index: int, batches: range) -> list[int]:
+    def spy(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
         with file.open("a") as log:
-            log.write(f"{self.record.node} {population.generation} {index} {batches}\n")  # type: ignore[attr-defined]
-        return measure(self, population, index, batches)
+            log.write(f"{self.record.node} {population.generation} {index} {rows.tolist()}\n")  # type: ignore[attr-defined]
+        return measure(self, population, index, rows)
 
-    FullEvaluation._measure = spy  # type: ignore[method-assign]
+    Evaluation._measure = spy  # type: ignore[method-assign]
 
 
 def _die_at(access: int, out: str) -> None:

@@ -267,16 +267,16 @@ def test_arguments_that_make_no_sense(pair: tiny.Pair, tmp_path: Path, mega) -> 
 
 
 def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch) -> None:
-    from mega_hf.evaluation.forward import Forward
+    from mega_hf.evaluation.fitness import Evaluation
 
-    count, calls = Forward.count, iter(range(100))
+    measure, calls = Evaluation._measure, iter(range(100))
 
-    def interrupted(self: Forward, pictures: Any, batches: range) -> int | None:
+    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
         if next(calls) == 8:
             raise KeyboardInterrupt
-        return count(self, pictures, batches)
+        return measure(self, population, index, rows)
 
-    monkeypatch.setattr(Forward, "count", interrupted)
+    monkeypatch.setattr(Evaluation, "_measure", interrupted)
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "out")
     assert answer.code == 130
     assert "the same command goes on" in answer.err

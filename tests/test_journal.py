@@ -105,7 +105,7 @@ def test_the_order_is_read_back(path):
 def test_every_line_is_on_the_disk_at_once(path):
     journal = _begun(path, 0)
     for index in range(3):
-        journal.add(2, index, f"2{index}", (None, 9), 1.23456)
+        journal.add(2, index, f"2{index}", (None, 9), 1.23456, 4)
         last = json.loads(path.read_text().splitlines()[-1])
         assert len(last.pop("crc")) == 8
         assert last == {"kind": "fitness", "node": "a+b", "generation": 2, "index": index} | {
@@ -113,6 +113,7 @@ def test_every_line_is_on_the_disk_at_once(path):
             "n": 9,
             "genome": f"2{index}",
             "seconds": 1.2346,
+            "pictures": 4,
         }
     assert len(path.read_text().splitlines()) == 5
 
@@ -147,7 +148,7 @@ def test_the_header_is_the_first_line(path):
     _begun(path)
     header = json.loads(path.read_text().splitlines()[0])
     assert len(header.pop("crc")) == 8
-    assert header == {"kind": "header", "version": 3} | HEADER
+    assert header == {"kind": "header", "version": 4} | HEADER
 
 
 @pytest.mark.parametrize(

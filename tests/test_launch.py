@@ -21,16 +21,25 @@ PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "
 started = runs.started
 
 
+SMALL = {"batch_size": 10}  # six batches a model: losers are known before they are measured to the end
+
+
 @pytest.fixture(scope="module")
 def whole(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
     """The run that nothing disturbed, by one process."""
-    return merge(Recipe.from_dict(pair.recipe(merge=LONG)), tmp_path_factory.mktemp("whole") / "out")
+    return merge(Recipe.from_dict(pair.recipe(merge=LONG, evaluation=SMALL)), tmp_path_factory.mktemp("whole") / "out")
 
 
 @pytest.fixture
 def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
     """The words after `mega-hf` that make the same run in a folder of its own."""
-    return ["merge", str(pair.write(tmp_path, merge=LONG)), "--out", str(tmp_path / "out"), "--quiet"]
+    return [
+        "merge",
+        str(pair.write(tmp_path, merge=LONG, evaluation=SMALL)),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
 
 
 def test_the_winner_is_a_child(whole: MergeResult) -> None:

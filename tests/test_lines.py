@@ -77,7 +77,7 @@ def test_a_strangers_line_with_a_right_checksum_is_read_with_care(path, line):
         Journal(path)
 
 
-@pytest.mark.parametrize("version", [2, 4])
+@pytest.mark.parametrize("version", [2, 5])
 def test_another_version_of_the_format_is_refused(path, version):
     line = {"kind": "header", "version": version} | HEADER
     path.write_bytes(json.dumps(line).encode() + b"\n" if version == 2 else journal_of([line]))

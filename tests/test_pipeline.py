@@ -47,7 +47,7 @@ def test_the_journal(finished: MergeResult) -> None:
     assert header["forward_path"]
     assert len(fitness) == EVALUATIONS
     assert {frozenset(line) for line in fitness} == {
-        frozenset(["kind", "node", "generation", "index", "correct", "n", "genome", "seconds", "crc"])
+        frozenset(["kind", "node", "generation", "index", "correct", "n", "genome", "seconds", "pictures", "crc"])
     }
     generations = [[line["index"] for line in fitness if line["generation"] == g] for g in range(1, 6)]
     assert generations == [list(range(6)), *[list(range(1, 6))] * 4], "the elite keeps its fitness"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from mega_hf import MergeResult, Recipe, RecipeError, merge, merge_only
-from mega_hf.evaluation.fitness import FullEvaluation
+from mega_hf import MergeResult, Recipe, RecipeError, merge, merge_only, verify
+from mega_hf.evaluation.fitness import Evaluation
 from tests import tiny
 from tests.run_files import EVALUATIONS, FILES, file_of, journal, names, weights_of
 
+MEASURED = 3 * EVALUATIONS - 2  # the last merge's parents, whom the searches before it measured, are known
 Four = dict[str, Any]  # a recipe of four parents
 
 
@@ -24,7 +25,7 @@ def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Pa
     merge_only(recipe, "c+d", out)
     assert len(measured) == EVALUATIONS, "it was there"
     whole = merge(recipe, out)
-    assert len(measured) == 3 * EVALUATIONS
+    assert len(measured) == MEASURED
     assert weights_of(out) == weights_of(treed.folder)
     assert merge(recipe, out).record == whole.record, "the run is known as finished"
     with pytest.raises(RecipeError, match=r"no such node[\s\S]*a\+b, c\+d, a\+b\+c\+d"):
@@ -32,24 +33,50 @@ def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Pa
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, 3 * EVALUATIONS - 1])
+@pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, MEASURED - 1])
 def test_interrupted_anywhere_it_gives_the_same_file(
     stop: int, four: Four, treed: MergeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, calls = FullEvaluation._measure, iter(range(1000))
+    measure, calls = Evaluation._measure, iter(range(1000))
 
-    def interrupted(self: FullEvaluation, population: Any, index: int, batches: range) -> list[int]:
+    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return measure(self, population, index, batches)
+        return measure(self, population, index, rows)
 
-    monkeypatch.setattr(FullEvaluation, "_measure", interrupted)
+    monkeypatch.setattr(Evaluation, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge(Recipe.from_dict(four), tmp_path / "out")
     result = merge(Recipe.from_dict(four), tmp_path / "out")
-    assert next(calls) == 3 * EVALUATIONS + 1, "something was measured twice"
+    assert next(calls) == MEASURED + 1, "something was measured twice"
     assert weights_of(result.folder) == weights_of(treed.folder)
     assert result.record["models"] == treed.record["models"]
+
+
+@pytest.mark.parametrize("stop", [1, 30, 100, 150])
+def test_interrupted_between_two_batches_it_gives_the_same_file(
+    stop: int, pair: tiny.Pair, finished: MergeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen of those in flight is lost, of the others nothing."""
+    measure, calls = Evaluation._measure, iter(range(1000))
+
+    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return measure(self, population, index, rows)
+
+    monkeypatch.setattr(Evaluation, "_measure", interrupted)
+    recipe = Recipe.from_dict(pair.recipe(evaluation={"batch_size": 4}))
+    with pytest.raises(KeyboardInterrupt):
+        merge(recipe, tmp_path / "out")
+    kept = journal(tmp_path / "out", "fitness")
+    result = merge(recipe, tmp_path / "out")
+    assert weights_of(result.folder) == weights_of(finished.folder)
+    assert journal(result.folder, "fitness")[: len(kept)] == kept
+    assert len(journal(result.folder, "fitness")) == EVALUATIONS, "something was recorded twice"
+    search = result.record["search"]
+    assert search["pictures_evaluated"] < search["pictures_full"] == 60 * EVALUATIONS
+    assert verify(result.folder).evaluations == EVALUATIONS
 
 
 def test_dropped_intermediates_can_be_made_again(four: Four, treed: MergeResult, treed_copy: Path, measured) -> None:

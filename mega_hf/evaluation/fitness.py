@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.memory import Memory, quantize
 from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.space import WeightSpace
 
+logger = logging.getLogger(__name__)
+
 Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
 Interval = tuple[int | None, int, int]  # right answers, rows seen, rows not seen
-Contenders = Callable[[list[int], list[Interval]], list[int]]
+Contenders = Callable[[list[list[int]], list[Interval]], set[int]]
 
 
 class Genomes(Protocol):
@@ -45,9 +51,9 @@ class Record(Protocol):
         """Return what was recorded of a genome, in whatever generation, or None."""
 
     def add(
-        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, write: bool = True
+        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, pictures: int, write: bool
     ) -> None:
-        """Keep a fitness; only one process writes."""
+        """Keep a fitness and what it took; only one process writes."""
 
 
 def digest_genome(genome: torch.Tensor) -> str:
@@ -55,44 +61,47 @@ def digest_genome(genome: torch.Tensor) -> str:
     return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
 
 
-class Unrecorded(Exception):
-    """The record does not hold an individual."""
+@dataclass
+class Seen:
+    """What is known of one genome of a generation.
 
-
-class Replay:
-    """Every fitness from the record; nothing is measured.
-
-    Args:
-        record: the journal.
-        rows: of the validation split.
-        strict: whether genomes must be those that were recorded.
+    Attributes:
+        genome: its digest.
+        unseen: [rows] bool.
+        correct: right answers on the rows seen; None where a logit was not finite.
+        told: what a journal says of it where it does not say which rows were seen; until some are.
+        seconds: that measuring took since it was recorded.
+        pictures: that were forwarded since it was recorded.
     """
 
-    def __init__(self, record: Record, rows: int, strict: bool = True) -> None:
-        self.record, self.rows, self.strict = record, rows, strict
-        self.asked: set[tuple[int, int]] = set()  # (generation, index) of whatever the search had to do with
+    genome: str
+    unseen: np.ndarray
+    correct: int | None = 0
+    told: Counted | None = None
+    seconds: float = 0.0
+    pictures: int = 0
 
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
-        """Return what the record holds of each individual.
+    @property
+    def counted(self) -> Counted:
+        """Right answers, rows seen."""
+        return self.told or (self.correct, int(len(self.unseen) - self.unseen.sum()))
 
-        Raises:
-            Unrecorded: it does not hold one.
-        """
-        known = []
-        for index, genome in enumerate(population.genomes):
-            digest = digest_genome(genome) if self.strict else None
-            self.asked.add((population.generation, index))
-            counted = self.record.find(population.generation, index, digest)
-            if counted is None and index == 0 and elite is not None:
-                counted = elite[:2]
-            if counted is None:
-                raise Unrecorded(f"individual {index} of generation {population.generation}")
-            known.append((*counted, self.rows - counted[1]))
-        return known
+    @property
+    def interval(self) -> Interval:
+        """Right answers, rows seen, rows not seen."""
+        correct, seen = self.counted
+        return correct, seen, len(self.unseen) - seen
 
 
-class FullEvaluation:
-    """Every individual on every validation row, but none twice; the work is shared out over the processes.
+class Evaluation:
+    """Individuals on validation rows: as many rows as decide who wins, none twice, shared out over the processes.
+
+    A contest, a tournament or the one for the elite, is decided when one individual is left that may win it, and
+    that one has seen all rows. Until then those that may win are measured batch by batch, each time the one that may
+    still have most right answers (one for each process): the others then lose without being measured to the end. The
+    rows that others were wrong about come first, so that losers are known early. What an individual answers on a row
+    depends neither on the other rows of its batch nor on their order: so every contest has the winner that full
+    evaluation gives it.
 
     Args:
         forward: the resident model.
@@ -100,8 +109,10 @@ class FullEvaluation:
         space: turns a genome into a state dict.
         processes: who takes part.
         record: the journal: what it knows is not measured again.
-        contenders: says which individuals may win a tournament, given what was seen of each.
+        contenders: says which individuals may win some contest, given what was seen of each.
         progress: called with (individuals measured or known, best right answers so far).
+        memory: what is known of the rows, and of genomes that were measured elsewhere.
+        full: measure every individual on every row.
     """
 
     def __init__(
@@ -113,30 +124,42 @@ class FullEvaluation:
         record: Record,
         contenders: Contenders,
         progress: Callable[[int, int], None],
+        memory: Memory,
+        full: bool = False,
     ) -> None:
         self.forward, self.pictures, self.space, self.processes = forward, pictures, space, processes
-        self.record, self.contenders, self.progress, self._best = record, contenders, progress, 0
+        self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
+        self.full, self._best, self._resident = full, 0, (0, 0)
+        self._order_bound: bool | None = None
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
-        """Return a fitness for each individual; of one that the record saw in part, the rest only where it matters.
+        """Return for each individual what was seen of it: enough to decide every tournament and the elite.
 
         Raises:
             LaunchError: the processes do not hold the same population.
         """
-        generation = population.generation
-        self.processes.compare(f"generation {generation}", population.proof)
+        self.processes.compare(f"generation {population.generation}", population.proof)
         genomes = self._digest(population)
-        known: dict[int, Counted] = {} if elite is None else {0: elite[:2]}
+        known: dict[str, Seen] = {}  # individuals that are the same share one
         for index, genome in enumerate(genomes):
-            counted = self.record.find(generation, index, genome)
-            known |= {} if counted is None else {index: counted}
-        self._report({i: counted for i, counted in known.items() if i >= (elite is not None)})
-        missing = [i for i in range(len(genomes)) if i not in known]
-        fresh = {genomes[i]: i for i in reversed(missing) if self.record.find_genome(genomes[i]) is None}
-        known |= self._measure_all(population, genomes, sorted(fresh.values()))
-        known |= self._copy(generation, genomes, [i for i in missing if i not in known])
-        open_ = self._undecided([*tournaments, list(range(len(genomes)))], self._intervals(known))
-        return self._intervals(known | self._measure_all(population, genomes, open_, again=True))
+            first = elite if index == 0 else None
+            known[genome] = known.get(genome) or self._recall(population.generation, index, genome, first)
+        seen = [known[genome] for genome in genomes]
+        contests = [*tournaments, list(range(len(seen)))]
+        waiting, counted = set(range(len(seen))), {0} if elite else set[int]()
+        while True:
+            needed = self._needed(contests, seen)
+            if needed and not self.full and self._is_order_bound(seen[min(needed)]):
+                self.full = True
+                continue
+            settled = sorted((waiting | needed) - needed)
+            self._settle(population.generation, settled, seen, is_elite_known=elite is not None)
+            self._report([seen[i] for i in settled], len({*settled} - counted))
+            waiting, counted = (waiting | needed) - {*settled}, counted | {*settled}
+            if not needed:
+                self.memory.fade()
+                return [one.interval for one in seen]
+            self._round(population, self._choose(needed, seen), seen)
 
     def _digest(self, population: Genomes) -> list[str]:
         """Return the digest of each genome; each process makes its share of them."""
@@ -147,63 +170,109 @@ class FullEvaluation:
         made = self.processes.share(len(population.genomes), 4, words)
         return [row.astype(">u4").tobytes().hex() for row in made]
 
-    def _intervals(self, known: dict[int, Counted]) -> list[Interval]:
-        return [(*known[i], self.pictures.count - known[i][1]) for i in range(len(known))]
+    def _recall(self, generation: int, index: int, genome: str, elite: Interval | None) -> Seen:
+        """Return what the record, or the memory, has of an individual."""
+        counted = self.record.find(generation, index, genome)
+        counted = counted or (elite[:2] if elite else None) or self.record.find_genome(genome)
+        rows = self.pictures.count
+        if self.memory.knows(genome) and (counted is None or counted[1] < rows):
+            counted = (self.memory.correct(genome), rows)
+        unseen = np.ones(rows, dtype=bool)
+        if counted is not None and counted[1] == rows:
+            self.memory.keep(genome, counted[0])
+            return Seen(genome, ~unseen, counted[0])
+        return Seen(genome, unseen, told=counted)
 
-    def _undecided(self, contests: list[list[int]], intervals: list[Interval]) -> list[int]:
-        """Return the individuals whose unseen rows may decide a contest."""
-        found = {i for contest in contests if len(may := self.contenders(contest, intervals)) > 1 for i in may}
-        return sorted(i for i in found if intervals[i][2])
+    def _needed(self, contests: list[list[int]], seen: list[Seen]) -> set[int]:
+        """Return the individuals whose unseen rows may decide a contest, and all that are the same."""
+        intervals = [one.interval for one in seen]
+        may = set(range(len(seen))) if self.full else self.contenders(contests, intervals)
+        genomes = {seen[i].genome for i in may if intervals[i][2]}
+        return {i for i, one in enumerate(seen) if one.genome in genomes}
 
-    def _copy(self, generation: int, genomes: list[str], indices: list[int]) -> dict[int, Counted]:
-        """Record individuals whose genomes were measured already, as others."""
-        known: dict[int, Counted] = {}
-        for i in indices:
-            counted = self.record.find_genome(genomes[i])
-            assert counted is not None, "it was measured"
-            known |= self._keep(generation, i, genomes[i], counted, 0.0)
-        self._report(known)
-        return known
+    def _is_order_bound(self, one: Seen) -> bool:
+        """Say, on all processes alike, whether the order of rows may change an answer: then it must not be chosen."""
+        if self._order_bound is None:
+            one.pictures += self.forward.tried_for_order(self.pictures)
+            bound = np.array([not self.forward.is_order_free(self.pictures)], dtype=np.int64)
+            self._order_bound = bool(self.processes.add_up(bound)[0])
+            if self._order_bound and self.processes.is_main:
+                logger.warning("on this device answers depend on a row's place in its batch: all rows are measured")
+        return self._order_bound
 
-    def _measure_all(
-        self, population: Genomes, genomes: list[str], indices: Sequence[int], again: bool = False
-    ) -> dict[int, Counted]:
-        """Measure individuals, one for each process at a time: what a round measured is safe before the next."""
-        known: dict[int, Counted] = {}
-        for start in range(0, len(indices), self.processes.count):
-            chosen = indices[start : start + self.processes.count]
-            measured: dict[int, Counted] = {}
-            for i, (correct, failed, microseconds) in zip(chosen, self._round(population, chosen), strict=True):
-                counted = (None if failed else correct, self.pictures.count)
-                measured |= self._keep(population.generation, i, genomes[i], counted, microseconds / 1e6)
-            self._report(measured, 0 if again else len(measured))
-            known |= measured
-        return known
+    def _choose(self, needed: set[int], seen: list[Seen]) -> list[int]:
+        """Return, for each process one, those that may still have most right answers."""
 
-    def _round(self, population: Genomes, indices: Sequence[int]) -> list[list[int]]:
-        """Return [right answers, batches with a logit that was not finite, microseconds] for each individual.
+        def order(i: int) -> tuple[int, int]:
+            correct, _, unseen = seen[i].interval
+            return -(correct or 0) - unseen, i
+
+        first = {seen[i].genome: i for i in sorted(needed, reverse=True)}
+        return sorted(first.values(), key=order)[: self.processes.count]
+
+    def _round(self, population: Genomes, indices: list[int], seen: list[Seen]) -> None:
+        """Show individuals their next rows.
 
         The batches of all are one row of work, cut into equal parts: with as many individuals as processes, each
-        process has a whole one; with fewer, as at the end of a generation, they share each.
+        process has its own; with fewer, as at the end of a generation, they share them.
         """
-        batches, counted = self.pictures.batches, np.zeros((len(indices), 3), dtype=np.int64)
-        first, last = (len(indices) * batches * (self.processes.rank + i) // self.processes.count for i in (0, 1))
+        size, rows = self.pictures.batch_size, []
+        batches = math.ceil(self.processes.count / len(indices))
+        for one in (seen[i] for i in indices):
+            one.correct, one.told = (0, None) if one.told else (one.correct, None)
+            next_ = self.memory.hardest(one.unseen, batches * size)
+            rows.append(np.flatnonzero(one.unseen) if self.full else next_)
+        longest = max(map(len, rows))
+        found = np.zeros((len(indices), 2 + 2 * longest), dtype=np.int64)  # failed, microseconds, right, margins
+        parts = [(row, at) for row in range(len(indices)) for at in range(0, len(rows[row]), size)]
+        share = self.processes.part(len(parts))
         for row, index in enumerate(indices):
-            part = range(max(first - row * batches, 0), min(last - row * batches, batches))
-            if part:
-                counted[row] = self._measure(population, index, part)
-        return self.processes.add_up(counted).tolist()
+            mine = [parts[i][1] for i in share if parts[i][0] == row]
+            if mine:
+                chosen = slice(mine[0], min(mine[-1] + size, len(rows[row])))
+                failed, seconds, right, margins = self._measure(population, index, rows[row][chosen])
+                found[row, :2] = failed, int(1e6 * seconds)
+                found[row, 2:][chosen], found[row, 2 + longest :][chosen] = right, margins
+        for row, answers in enumerate(self.processes.add_up(found)):
+            n = len(rows[row])
+            self._take(seen[indices[row]], rows[row], answers[:2], answers[2 : 2 + n], answers[2 + longest :][:n])
 
-    def _measure(self, population: Genomes, index: int, batches: range) -> list[int]:
+    def _measure(
+        self, population: Genomes, index: int, rows: np.ndarray
+    ) -> tuple[bool, float, np.ndarray, np.ndarray]:
+        """Return whether a logit was not finite, the seconds that it took, right answers and margins, row by row."""
         began = time.perf_counter()
-        self.forward.write(self.space.unpack(population.genomes[index]))
-        correct = self.forward.count(self.pictures, batches)
-        return [correct or 0, correct is None, int((time.perf_counter() - began) * 1e6)]
+        if self._resident != (population.generation, index):
+            self.forward.write(self.space.unpack(population.genomes[index]))
+            self._resident = (population.generation, index)
+        right, margin, finite = self.forward.answers(self.pictures, torch.from_numpy(rows))
+        return not finite, time.perf_counter() - began, right.numpy(), quantize(margin.numpy())
 
-    def _keep(self, generation: int, index: int, genome: str, counted: Counted, seconds: float) -> dict[int, Counted]:
-        self.record.add(generation, index, genome, counted, seconds, write=self.processes.is_main)
-        return {index: counted}
+    def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, right: np.ndarray, margins: np.ndarray) -> None:
+        """Add to what is known of an individual, and of the rows; `cost`: processes that failed, microseconds."""
+        failed, microseconds = cost.tolist()
+        one.seconds, one.pictures = one.seconds + microseconds / 1e6, one.pictures + len(rows)
+        one.unseen[rows] = False
+        if failed or one.correct is None:
+            one.correct, one.unseen[:] = None, False  # nothing is worse: the other rows don't matter
+        else:
+            one.correct += int(right.sum())
+            self.memory.learn(rows, margins)
+        if not one.unseen.any():
+            self.memory.keep(one.genome, one.correct)
 
-    def _report(self, fitness: dict[int, Counted], count: int | None = None) -> None:
-        self._best = max([self._best, *(correct or 0 for correct, _ in fitness.values())])
-        self.progress(len(fitness) if count is None else count, self._best)
+    def _settle(self, generation: int, indices: list[int], seen: list[Seen], is_elite_known: bool) -> None:
+        """Record individuals that are measured no further; an elite that was known stands in its own generation."""
+        for i in indices:
+            one = seen[i]
+            carried = i == 0 and is_elite_known and not one.pictures
+            if not carried and self.record.find(generation, i, one.genome) != one.counted:
+                is_main = self.processes.is_main
+                self.record.add(generation, i, one.genome, one.counted, one.seconds, one.pictures, write=is_main)
+                one.seconds, one.pictures = 0.0, 0  # another of the same genome has cost nothing
+
+    def _report(self, settled: list[Seen], count: int) -> None:
+        if not settled:
+            return
+        self._best = max([self._best, *(one.correct or 0 for one in settled if not one.interval[2])])
+        self.progress(count, self._best)

@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 import torch
 from torch import nn
 
+from mega_hf.errors import RunError
 from mega_hf.evaluation.processes import is_gpu
 from mega_hf.weights.space import StateDict
 
-PADDING = -1  # the label of a row that only fills up the last batch
+# Ways of running a model, as the journal's header calls them.
+PLAIN = "eager float32 contiguous"  # as a user's own code would
+EAGER = "eager float32 channels-last"
+COMPILED = "compiled float32 channels-last"
+
+_APART = 1e-3  # of the largest margin: how far apart the compiled model's margins may be from the eager ones
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A split's transformed pictures, padded to whole batches: every forward pass has one shape."""
+    """A split's transformed pictures, and the one shape of all batches that are made of them."""
 
-    images: torch.Tensor  # [batches * batch_size, channels, height, width] float32, on the device where they fit
-    labels: torch.Tensor  # [batches * batch_size] int64 on the device, PADDING at the end
-    count: int  # rows that count
+    images: torch.Tensor  # [rows, channels, height, width] float32, on the device where they fit
+    labels: torch.Tensor  # [rows] int64 on the device
     batch_size: int
     place: str  # device, host or disk
 
     @property
-    def batches(self) -> int:
-        """How many batches there are."""
-        return len(self.images) // self.batch_size
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.labels)
+
+    def select(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one whole batch of some rows (at most a batch of them), filled up by rows that are not looked at."""
+        filling = rows[:1].expand(self.batch_size - len(rows))
+        rows = torch.cat([rows, filling])
+        return self.images[rows.to(self.images.device)], self.labels[rows.to(self.labels.device)]
+
+
+class Answers(NamedTuple):
+    """What a model answered on some rows, in their order; on the CPU."""
+
+    right: torch.Tensor  # [rows] bool
+    margin: torch.Tensor  # [rows] float32: the right class's logit less the largest of the others
+    finite: bool  # whether all logits were
 
 
 def even_batches(rows: int, batch_size: int) -> int:
@@ -53,19 +75,16 @@ def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: t
         device: where the model is.
         share: what part of the device's (else the machine's) free memory they may take.
     """
-    padded = math.ceil(rows / batch_size) * batch_size
-    size = (padded, *shape)
+    size = (rows, *shape)
     needed = 4 * math.prod(size)
-    labels = torch.full((padded,), PADDING, dtype=torch.int64, device=device)
+    labels = torch.zeros(rows, dtype=torch.int64, device=device)
     if is_gpu(device) and needed <= share * torch.cuda.mem_get_info(device)[0]:
-        return Pictures(_zeros(size, device), labels, rows, batch_size, "device")
+        return Pictures(_zeros(size, device), labels, batch_size, "device")
     if needed <= share * psutil.virtual_memory().available:
-        return Pictures(
-            _zeros(size, torch.device("cpu")), labels, rows, batch_size, "host" if is_gpu(device) else "device"
-        )
+        return Pictures(_zeros(size, torch.device("cpu")), labels, batch_size, "host" if is_gpu(device) else "device")
     with tempfile.NamedTemporaryFile(prefix="mega_hf-pictures-") as file:  # unlinked at once, freed when unmapped
         mapped = np.memmap(file, dtype=np.float32, mode="w+", shape=size)
-        return Pictures(torch.from_numpy(mapped), labels, rows, batch_size, "disk")
+        return Pictures(torch.from_numpy(mapped), labels, batch_size, "disk")
 
 
 def _zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -79,20 +98,17 @@ class Forward:
     Args:
         model: in evaluation mode, float32; it is moved to `device` and kept.
         device: where it runs.
-        plain: run as a user's own code would: contiguous instead of channels-last.
+        path: how: PLAIN, EAGER, or COMPILED, which takes place when the first rows are asked.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, plain: bool = False) -> None:
-        self.device = device
-        self.memory_format = torch.contiguous_format if plain else torch.channels_last
+    def __init__(self, model: nn.Module, device: torch.device, path: str = EAGER) -> None:
+        self.device, self.path = device, path
+        self.memory_format = torch.contiguous_format if path == PLAIN else torch.channels_last
         self.model = model.to(device).to(memory_format=self.memory_format).eval().requires_grad_(False)
+        self._eager: Callable[[torch.Tensor], torch.Tensor] = lambda images: logits(self.model, images)
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._is_order_free: bool | None = None
         self._entries = self.model.state_dict()
-
-    @property
-    def path(self) -> str:
-        """What the journal's header calls this way of running."""
-        name = "contiguous" if self.memory_format == torch.contiguous_format else "channels-last"
-        return f"eager float32 {name}"
 
     def write(self, state: StateDict) -> None:
         """Copy weights and buffers into the resident model in place, rounded already to the parents' dtype."""
@@ -100,30 +116,103 @@ class Forward:
             entry.copy_(state[name])
 
     @torch.inference_mode()
-    def answers(self, pictures: Pictures, batches: range | None = None) -> tuple[torch.Tensor, bool]:
-        """Return right (True) or wrong for each row, [rows] bool on the CPU, and whether all logits were finite.
+    def answers(self, pictures: Pictures, rows: torch.Tensor | None = None) -> Answers:
+        """Return what the resident model answers.
 
         Args:
             pictures: the split.
-            batches: some of its batches, one after the other; all by default.
+            rows: [any] int64 on the CPU, of the split; all by default. Whichever they are, each batch has one shape.
         """
-        batches = range(pictures.batches) if batches is None else batches
-        right, finite = [], torch.ones((), dtype=torch.bool, device=self.device)
+        if self.path == COMPILED and self._compiled is None:
+            self._compile_as_before(pictures)
+        return self._answers(pictures, torch.arange(pictures.count) if rows is None else rows)
+
+    def _answers(self, pictures: Pictures, rows: torch.Tensor) -> Answers:
+        found = []
         # No search among algorithms: which one is fastest differs from run to run, and so would the last bits.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            for number in batches:
-                batch = slice(number * pictures.batch_size, (number + 1) * pictures.batch_size)
-                images = pictures.images[batch].to(self.device, non_blocking=True)
-                scores = logits(self.model, images.to(memory_format=self.memory_format))
-                labels = pictures.labels[batch]
-                finite &= (torch.isfinite(scores).all(dim=1) | (labels == PADDING)).all()
-                right.append(scores.argmax(dim=1) == labels)
-        return torch.cat(right)[: pictures.count - batches[0] * pictures.batch_size].cpu(), bool(finite)
+            for chosen in rows.split(pictures.batch_size):
+                images, labels = pictures.select(chosen)
+                images = images.to(self.device, non_blocking=True).to(memory_format=self.memory_format)
+                found.append([part[: len(chosen)] for part in _judge(self.run(images), labels)])
+        right, margin, finite = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        return Answers(right, margin, bool(finite.all()))
 
-    def count(self, pictures: Pictures, batches: range | None = None) -> int | None:
-        """Return how many rows are answered rightly, or None where a logit is not finite; args as `answers`."""
-        right, finite = self.answers(pictures, batches)
-        return int(right.sum()) if finite else None
+    def tried_for_order(self, pictures: Pictures) -> int:
+        """Return how many pictures `is_order_free` shows: some batches, twice."""
+        return 2 * min(3 * pictures.batch_size, pictures.count)
+
+    def is_order_free(self, pictures: Pictures) -> bool:
+        """Say whether rows are answered alike, to the last bit, wherever they stand in a batch, as tried on some.
+
+        Each row has sums of its own, which the kernels measured build in one order; nothing promises it for all.
+        """
+        if self._is_order_free is None:
+            rows = torch.arange(self.tried_for_order(pictures) // 2)
+            mixed = torch.cat([rows[1::2], rows[::2]]).flip(0)  # beside other rows, and in other places
+            there, here = self.answers(pictures, rows).margin[mixed], self.answers(pictures, rows[mixed]).margin
+            self._is_order_free = torch.equal(there.nan_to_num(), here.nan_to_num())
+        return self._is_order_free
+
+    def count(self, pictures: Pictures) -> int | None:
+        """Return how many rows are answered rightly, or None where a logit is not finite."""
+        found = self.answers(pictures)
+        return int(found.right.sum()) if found.finite else None
+
+    @torch.inference_mode()
+    def compile(self, pictures: Pictures) -> None:
+        """Compile the model for the one shape of the batches, and see that it answers as before.
+
+        Weights are inputs of what is compiled, so that `write` needs no other compilation.
+
+        Raises:
+            Exception: of any kind, as where there is no compiler.
+        """
+        rows = torch.arange(min(pictures.batch_size, pictures.count))
+        expected = self._answers(pictures, rows).margin
+        compiled = torch.compile(self._eager, dynamic=False)
+        self._compiled = compiled
+        try:
+            apart = (self._answers(pictures, rows).margin - expected).abs().max()
+            if apart > _APART * (1 + expected.abs().max()):
+                raise ArithmeticError(f"compiled, its logits are {apart:.3g} apart from what they were")
+        except BaseException:
+            self.uncompile()
+            raise
+        self.path, self._compiled = COMPILED, partial(_only_once, compiled)
+
+    def _compile_as_before(self, pictures: Pictures) -> None:
+        try:
+            self.compile(pictures)
+        except Exception as error:  # of any of torch's layers
+            raise RunError(
+                "the model can't be compiled here", expected="a compiled model, with which the run was begun",
+                got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+                remedy="go on where it was begun, or install a C++ compiler; or --overwrite --forward eager",
+            ) from None  # fmt: skip
+
+    @property
+    def run(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model as it runs: one batch of pictures in the device's memory to logits."""
+        return self._compiled or self._eager
+
+    def uncompile(self) -> None:
+        """Run the model eagerly."""
+        self.path, self._compiled = EAGER, None
+
+
+def _only_once(compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Run what was compiled; to compile again would cost more than it saves, and be a fault of ours."""
+    with torch.compiler.set_stance("fail_on_recompile"):
+        return compiled(images)
+
+
+def _judge(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return for each row whether it is right, the margin by which, and whether all logits are finite."""
+    labels = labels[:, None]
+    others = scores.scatter(1, labels, -math.inf).amax(dim=1)
+    margin = scores.gather(1, labels)[:, 0] - others
+    return scores.argmax(dim=1) == labels[:, 0], margin, torch.isfinite(scores).all(dim=1)
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

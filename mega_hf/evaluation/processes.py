@@ -98,6 +98,11 @@ class Processes:
                 raise
         return self.add_up(results)  # all others hold zeros
 
+    def part(self, items: int) -> range:
+        """Return this process's share of a row of equal items: one piece, as long as the others' or one longer."""
+        first, last = (items * (self.rank + i) // self.count for i in (0, 1))
+        return range(first, last)
+
     def add_up(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of an int64 array over all processes, on each of them."""
         if self.count == 1:

@@ -64,9 +64,11 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
             streams, population.generation, search.population_size, search.num_mates, search.tournament_size
         )
         elite = population.elite.fitness if population.elite else None
-        fitness = [Fitness(*counted) for counted in evaluate(population, drawn.tournaments, elite)]
+        is_last = population.generation == search.generations  # nobody is bred from it: only who is best matters
+        contests = [] if is_last else drawn.tournaments
+        fitness = [Fitness(*counted) for counted in evaluate(population, contests, elite)]
         history.append(_record(population.generation, fitness))
-        if population.generation == search.generations:
+        if is_last:
             return Outcome(_best(population, fitness), tuple(history))
         population = _breed(population, fitness, drawn, genes, search, streams)
 
@@ -121,6 +123,6 @@ def _breed(
 
 def _record(generation: int, fitness: list[Fitness]) -> Generation:
     best = fitness[winner(list(range(len(fitness))), fitness)].correct or 0
-    counted = [f.correct * (f.seen + f.unseen) / f.seen for f in fitness if f.correct is not None and f.seen]
+    counted = [f.high for f in fitness if f.correct is not None]
     failed = sum(f.correct is None for f in fitness)
     return Generation(generation, best, sum(counted) / max(1, len(counted)), failed)

@@ -55,7 +55,7 @@ class Generation:
 
     generation: int
     best: int  # right answers of the best individual, on the rows that it has seen
-    mean: float  # of the individuals with a fitness, as if all had seen all rows; 0.0 if there are none
+    mean: float  # of the individuals with a fitness, at most: as if all unseen rows were right; 0.0 if there are none
     failed: int  # individuals with a logit that was not finite
 
 

@@ -1,4 +1,4 @@
-"""The forward pass: every row counts once, padding never, and every batch has one shape."""
+"""The forward pass: every row counts once, whatever is beside it, and every batch has one shape."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mega_hf.evaluation.forward import PADDING, Forward, even_batches, place_pictures
+from mega_hf.errors import RunError
+from mega_hf.evaluation.compiling import choose_path, compile_everywhere
+from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, Forward, even_batches, place_pictures
+from mega_hf.evaluation.processes import Processes
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)
@@ -53,15 +56,6 @@ def test_even_batches_of_known_sizes():
     assert [even_batches(5000, 128), even_batches(10, 128), even_batches(10, 4)] == [125, 10, 4]
 
 
-@given(st.integers(1, 50), st.integers(1, 20))
-@settings(max_examples=30, deadline=None)
-def test_room_is_made_for_whole_batches(rows, batch_size):
-    pictures = place_pictures(rows, SHAPE, batch_size, CPU, 0.5)
-    assert len(pictures.images) == len(pictures.labels) == -(-rows // batch_size) * batch_size
-    assert (pictures.count, pictures.batch_size) == (rows, batch_size)
-    assert (pictures.labels[rows:] == PADDING).all()
-
-
 def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
     model = Forward(_model(), CPU)
     resident, mapped = _pictures(10, 4), place_pictures(10, SHAPE, 4, CPU, 1e-12)
@@ -83,20 +77,41 @@ def test_count_equals_a_naive_loop(rows, batch_size, seed):
 
 def test_answers_are_those_of_each_row():
     pictures, model = _pictures(10, 4), _model().eval()
-    right, finite = Forward(_model(), CPU).answers(pictures)
+    right, _, finite = Forward(_model(), CPU).answers(pictures)
     expected = model(pictures.images[:10]).argmax(dim=1) == pictures.labels[:10]
     assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
     assert torch.equal(right, expected)
     assert 0 < right.sum() < 10  # else a constant would pass
 
 
-@pytest.mark.parametrize("filling", [0.0, 1e3, float("nan"), float("inf")])
-def test_padding_never_counts_whatever_it_holds(filling):
-    pictures = _pictures(10, 4)
-    expected = Forward(_model(), CPU).count(pictures)
-    pictures.images[10:] = filling
-    right, finite = Forward(_model(), CPU).answers(pictures)
-    assert (int(right.sum()), finite, len(right)) == (expected, True, 10)
+@given(st.permutations(range(10)), st.integers(1, 10), st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_a_row_is_answered_alike_whatever_rows_are_beside_it(order, chosen, batch_size):
+    pictures, forward = _pictures(10, batch_size), Forward(_model(), CPU)
+    whole, rows = forward.answers(pictures), torch.tensor(order[:chosen])
+    some = forward.answers(pictures, rows)
+    assert torch.equal(some.right, whole.right[rows])
+    assert torch.equal(some.margin, whole.margin[rows])
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_is_noticed():
+    class Mixing(nn.Module):
+        def forward(self, images):
+            scores = images.flatten(1)[:, :5]
+            return scores + 1e-6 * scores.cumsum(dim=0)
+
+    assert Forward(_model(), CPU).is_order_free(_pictures(40, 10))
+    assert not Forward(Mixing(), CPU).is_order_free(_pictures(40, 10))
+
+
+def test_margins_are_those_of_the_right_class():
+    pictures, model = _pictures(10, 4), _model().eval()
+    found = Forward(_model(), CPU).answers(pictures)
+    scores = model(pictures.images).detach()
+    for row, label in enumerate(pictures.labels.tolist()):
+        others = torch.cat([scores[row, :label], scores[row, label + 1 :]])
+        assert found.margin[row] == pytest.approx(float(scores[row, label] - others.max()), abs=1e-5)
+    assert torch.equal(found.right, found.margin > 0)
 
 
 def test_every_batch_has_one_shape():
@@ -117,7 +132,7 @@ def test_a_logit_that_is_not_finite_gives_none(row, bad):
 def test_one_bad_logit_that_is_not_the_largest_is_enough():
     class Broken(nn.Module):
         def forward(self, images):
-            return torch.tensor([1.0, -float("inf")]).expand(len(images), 2)
+            return torch.tensor([1.0, -torch.inf, 0.0, 0.0, 0.0]).expand(len(images), 5)
 
     assert Forward(Broken(), CPU).count(_pictures(10, 4)) is None
 
@@ -179,9 +194,62 @@ def test_measuring_changes_nothing_and_twice_gives_the_same():
     assert all(torch.equal(v, before[k]) for k, v in forward.model.state_dict().items())
 
 
-def test_the_path_names_the_memory_format():
-    fast, plain = Forward(_model(), CPU), Forward(_model(), CPU, plain=True)
-    assert fast.path != plain.path
+def test_the_path_decides_the_memory_format():
+    fast, plain = Forward(_model(), CPU), Forward(_model(), CPU, PLAIN)
+    assert fast.path == EAGER
     assert fast.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.model[0].weight.is_contiguous()
     assert plain.count(_pictures(30, 8)) == _naive(_model(), _pictures(30, 8))
+
+
+# --- Compiled
+
+
+def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypatch):
+    pictures, eager, fast = _pictures(40, 10), Forward(_model(), CPU), Forward(_model(), CPU, COMPILED)
+    shapes = []
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: (shapes.append(1), compiler(*a, **k))[1])
+    for seed in (0, 1, 2, 0):
+        for forward in (eager, fast):
+            forward.write(_model(seed).state_dict())
+        slow, quick = eager.answers(pictures), fast.answers(pictures)
+        assert torch.allclose(slow.margin, quick.margin, atol=1e-5)
+        assert torch.equal(slow.right, quick.right)
+    assert (fast.path, len(shapes)) == (COMPILED, 1)
+
+
+def test_another_shape_is_not_compiled_in_silence():
+    forward = Forward(_model(), CPU, COMPILED)
+    forward.count(_pictures(40, 10))
+    with pytest.raises(RuntimeError, match="recompile"):
+        forward.count(_pictures(40, 8))
+
+
+def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
+
+    pictures, forward = _pictures(40, 10), Forward(_model(), CPU)
+    expected = forward.count(pictures)
+    monkeypatch.setattr(torch, "compile", fail)
+    assert compile_everywhere(forward, pictures, Processes()) is False
+    assert "No working C++ compiler found" in caplog.text
+    assert (forward.path, forward.count(pictures)) == (EAGER, expected)
+    with pytest.raises(
+        RunError, match=r"can't be compiled here[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager"
+    ):
+        Forward(_model(), CPU, COMPILED).count(pictures)
+
+
+def test_a_compiler_that_miscalculates_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda run, **_: lambda images: run(images) * 1.1)
+    forward = Forward(_model(), CPU)
+    with pytest.raises(ArithmeticError, match="apart"):
+        forward.compile(_pictures(40, 10))
+    assert forward.count(_pictures(40, 10)) == _naive(_model(), _pictures(40, 10))
+
+
+@pytest.mark.parametrize(("shown", "path"), [(1000, EAGER), (10**11, COMPILED)])
+def test_only_a_long_search_is_compiled(shown, path):
+    assert choose_path(_model(), _pictures(40, 10), shown, CPU) == path

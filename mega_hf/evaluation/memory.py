@@ -1,0 +1,56 @@
+"""What the search has learnt of the validation rows: which decide early, and who was measured whole."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_FADING = 0.5  # what one generation's answers weigh beside those of the next
+_LIMIT = 1 << 20  # of a margin
+
+
+class Memory:
+    """Margins by which each row was answered, of late: rows with a small or negative one are asked first.
+
+    Which row comes first decides only how soon a loser is known, never who wins.
+
+    Args:
+        rows: of the validation split.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._margins = np.zeros(rows)  # sums, faded
+        self._asked = np.zeros(rows)  # how often, faded alike
+        self._whole: dict[str, int | None] = {}
+
+    def fade(self) -> None:
+        """Let what was learnt so far weigh less than what will be: a generation is over."""
+        self._margins *= _FADING
+        self._asked *= _FADING
+
+    def learn(self, rows: np.ndarray, margins: np.ndarray) -> None:
+        """Take in the margins ([n] int64, as `quantize` made them) of some rows ([n] int64)."""
+        self._margins[rows] += margins
+        self._asked[rows] += 1
+
+    def hardest(self, unseen: np.ndarray, count: int) -> np.ndarray:
+        """Return up to `count` of the rows that are unseen ([rows] bool), the hardest first; of equals the first."""
+        rows = np.flatnonzero(unseen)
+        mean = self._margins[rows] / np.maximum(self._asked[rows], 1e-9)
+        return rows[np.argsort(mean, kind="stable")[:count]]
+
+    def keep(self, genome: str, correct: int | None) -> None:
+        """Remember the right answers, on all rows, of a genome by its digest."""
+        self._whole[genome] = correct
+
+    def knows(self, genome: str) -> bool:
+        """Say whether a genome was measured on all rows."""
+        return genome in self._whole
+
+    def correct(self, genome: str) -> int | None:
+        """Return its right answers; None where a logit was not finite."""
+        return self._whole[genome]
+
+
+def quantize(margins: np.ndarray) -> np.ndarray:
+    """Return margins as integers, in 1/256: only integers cross processes. What is no number counts as wrong."""
+    return np.clip(np.nan_to_num(256 * margins, nan=-_LIMIT), -_LIMIT, _LIMIT).astype(np.int64)

@@ -1,0 +1,46 @@
+"""An evaluation, its pictures and its weight space."""
+
+import pytest
+import torch
+
+from mega_hf.evaluation.fitness import Evaluation
+from mega_hf.evaluation.forward import Forward, place_pictures
+from mega_hf.evaluation.memory import Memory
+from mega_hf.evaluation.processes import Processes
+from mega_hf.weights.space import build_space
+from tests.evaluation.measuring import ROWS, Record, contend, make_model
+
+
+@pytest.fixture
+def processes():
+    return Processes()
+
+
+@pytest.fixture
+def pictures(processes):
+    room = place_pictures(ROWS, (3, 2, 2), 8, processes.device, 0.5)
+    generator = torch.Generator().manual_seed(3)
+    room.images[:ROWS] = torch.randn(ROWS, 3, 2, 2, generator=generator)
+    room.labels[:ROWS] = torch.randint(0, 3, (ROWS,), generator=generator)
+    return room
+
+
+@pytest.fixture(scope="module")
+def space():
+    states = {str(seed): dict(make_model(seed).state_dict()) for seed in (0, 1)}
+    return build_space(states, list(states["0"]), {})
+
+
+@pytest.fixture
+def make(processes, pictures, space):
+    """Return a function that makes an evaluation, its record, and a list of what progress was told."""
+
+    def build(known=(), full=True, memory=None):
+        record, told, memory = Record(known), [], memory or Memory(ROWS)
+        forward = Forward(make_model(), processes.device)
+        evaluation = Evaluation(
+            forward, pictures, space, processes, record, contend, lambda *seen: told.append(seen), memory, full
+        )
+        return evaluation, record, told
+
+    return build

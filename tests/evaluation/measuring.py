@@ -1,0 +1,54 @@
+"""What tests of the evaluation share: a journal in memory, tiny models, populations of them."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from mega_hf.genetic.population import Fitness
+from mega_hf.genetic.selection import contenders
+
+ROWS = 30
+
+
+class Record:
+    """A journal in memory, which counts what it is told."""
+
+    def __init__(self, known=()):
+        self.known, self.genomes, self.added, self.pictures = dict(known), {}, [], 0
+
+    def find(self, generation, index, genome):
+        return self.known.get((generation, index))
+
+    def find_genome(self, genome):
+        return self.genomes.get(genome)
+
+    def add(self, generation, index, genome, fitness, seconds, pictures, write):
+        there = self.known.get((generation, index))
+        assert there is None or there[1] < fitness[1], "measured twice"
+        assert write
+        assert seconds >= 0
+        self.pictures += pictures
+        self.known[generation, index] = self.genomes[genome] = fitness
+        self.added.append((generation, index))
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+
+def contend(contests, intervals):
+    fitness = [Fitness(*interval) for interval in intervals]
+    return {i for contest in contests for i in contenders(contest, fitness)}
+
+
+def populate(space, generation=1, seeds=(0, 1, 2, 3)):
+    genomes = torch.stack([space.pack(dict(make_model(seed).state_dict())) for seed in seeds])
+    return SimpleNamespace(genomes=genomes, generation=generation, proof="00")
+
+
+def expect(pictures, seed):
+    with torch.no_grad():
+        scores = make_model(seed)(pictures.images[:ROWS].cpu())
+    return int((scores.argmax(dim=1) == pictures.labels[:ROWS].cpu()).sum())

@@ -1,0 +1,129 @@
+"""Losers are measured until they have lost, and who wins is who wins by full evaluation."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mega_hf.evaluation.fitness import Evaluation
+from mega_hf.evaluation.forward import Answers
+from mega_hf.evaluation.memory import Memory
+from mega_hf.genetic.population import Fitness
+from mega_hf.genetic.selection import winner
+from tests.evaluation.measuring import ROWS, Record, contend, expect, populate
+
+
+def _decide(tournaments, intervals):
+    """Return who wins each tournament and the elite; raise Undecided if that is open."""
+    fitness = [Fitness(*interval) for interval in intervals]
+    return [winner(contest, fitness) for contest in [*tournaments, list(range(len(fitness)))]]
+
+
+class Table:
+    """A forward pass that reads answers off a table, [individuals, rows]: 0 wrong, 1 right, 2 no number."""
+
+    def __init__(self, table, draw):
+        self.table, self.draw, self.path = table, draw, "table"
+
+    def tried_for_order(self, pictures):
+        return 0
+
+    def is_order_free(self, pictures):
+        return True
+
+    def write(self, state):
+        self.now = int(state["0"])
+
+    def answers(self, pictures, rows):
+        found = torch.tensor(self.table[self.now])[rows]
+        margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)  # says nothing of the answers
+        return Answers(found == 1, margin, not (found == 2).any())
+
+
+@st.composite
+def _cases(draw):
+    rows, size, individuals = draw(st.integers(1, 40)), draw(st.integers(1, 12)), draw(st.integers(1, 8))
+    spread = st.sampled_from([[1], [0, 1], [0, 1, 1, 1], [0, 0, 0, 1], [0], [1] * 60 + [2], [2]])
+    table = [draw(st.lists(st.sampled_from(draw(spread)), min_size=rows, max_size=rows)) for _ in range(individuals)]
+    table = [table[draw(st.integers(0, i))] for i in range(individuals)]  # equal answers: ties
+    some = st.lists(st.integers(0, individuals - 1), min_size=1, max_size=4, unique=True)
+    elite = draw(st.booleans()) and 2 not in table[0]
+    return np.array(table), size, draw(st.lists(some, max_size=6)), elite, draw(st.sampled_from([1, 2, 3, 5]))
+
+
+@given(_cases(), st.integers(0, 1000))
+@settings(max_examples=1500, deadline=None)
+def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, seed):
+    table, size, tournaments, elite, count = case
+    rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
+    population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
+    right = [None if 2 in line else int((line == 1).sum()) for line in table]
+    first = (right[0], rows, 0) if elite else None
+    found = []
+    for full in (True, False):
+        record, draw = Record(), np.random.default_rng(seed)
+        evaluation = Evaluation(
+            Table(table, draw), SimpleNamespace(count=rows, batch_size=size),
+            SimpleNamespace(unpack=lambda genome: {"0": genome}), Alone(count), record, contend, lambda *_: None,
+            Memory(rows), full,
+        )  # fmt: skip
+        intervals = evaluation(population, tournaments, first)
+        found.append(_decide(tournaments, intervals))
+        for index, interval in enumerate(intervals):
+            if interval[2] == 0:
+                assert interval[0] == right[index]
+            else:
+                assert interval[0] <= (right[index] or 0) <= interval[0] + interval[2] or right[index] is None
+            assert record.known.get((2, index), first and first[:2]) == interval[:2], "not what a replay would read"
+        assert all(intervals[i][2] == 0 for i in found[-1]), "a winner that was not measured to its end"
+        assert record.pictures <= rows * (len(table) - elite), "a row was asked twice"
+    assert found[0] == found[1]
+
+
+class Alone:
+    """One process that works as if it were several."""
+
+    def __init__(self, count):
+        self.count, self.is_main, self.part = count, True, range
+
+    def compare(self, *_):
+        pass
+
+    def share(self, items, width, measure):
+        return np.array([measure(i) for i in range(items)])
+
+    def add_up(self, values):
+        return values
+
+
+def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(make, pictures, space, caplog):
+    evaluation, _, _ = make(full=False)
+    evaluation.forward.is_order_free = lambda _: False
+    asked, answers = [], evaluation.forward.answers
+    evaluation.forward.answers = lambda pictures, rows: (asked.append(rows.tolist()), answers(pictures, rows))[1]
+    assert evaluation(populate(space), [[0, 1]], None) == [(expect(pictures, i), ROWS, 0) for i in range(4)]
+    assert asked == [list(range(ROWS))] * 4
+    assert "depend on a row's place" in caplog.text
+
+
+def test_losers_are_not_measured_to_their_end(make, pictures, space):
+    """The better half is found on few rows of the others, and fewer still once the rows are known."""
+    evaluation, record, _ = make(full=False)
+    population = populate(space, seeds=range(12))
+    evaluation(population, [[0, 1]], None)
+    assert ROWS < record.pictures - evaluation.forward.tried_for_order(pictures) < 12 * ROWS
+    lines = [record.known[1, i] for i in range(12)]
+    assert sum(rows == ROWS for _, rows in lines) < 12
+
+
+def test_what_another_search_measured_is_known(make, pictures, space):
+    """As the winner of a merge, who is a parent of the next."""
+    memory = Memory(ROWS)
+    first, _, _ = make(memory=memory)
+    first(populate(space, seeds=(0, 1)), [], None)
+    evaluation, record, _ = make(memory=memory)
+    evaluation.forward = None
+    assert evaluation(populate(space, seeds=(1, 0)), [], None) == [(expect(pictures, i), ROWS, 0) for i in (1, 0)]
+    assert (record.added, record.pictures) == ([(1, 0), (1, 1)], 0)
