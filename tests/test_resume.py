@@ -32,7 +32,8 @@ def test_a_run_resumes_from_its_journal(finished: MergeResult, pair: tiny.Pair, 
 
 
 def strip(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in ("seconds", "crc")}
+    """Leave out what a run that goes on may need more of: it tries again whether the order of rows matters."""
+    return {key: value for key, value in line.items() if key not in ("seconds", "crc", "pictures")}
 
 
 def test_a_whole_journal_is_replayed_without_measuring(

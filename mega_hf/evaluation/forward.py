@@ -139,8 +139,8 @@ class Forward:
         return Answers(right, margin, bool(finite.all()))
 
     def tried_for_order(self, pictures: Pictures) -> int:
-        """Return how many pictures `is_order_free` shows: some batches, twice."""
-        return 2 * min(3 * pictures.batch_size, pictures.count)
+        """Return how many pictures `is_order_free` would show: some batches, twice, if it does not know yet."""
+        return 2 * min(3 * pictures.batch_size, pictures.count) if self._is_order_free is None else 0
 
     def is_order_free(self, pictures: Pictures) -> bool:
         """Say whether rows are answered alike, to the last bit, wherever they stand in a batch, as tried on some.
