@@ -22,7 +22,7 @@ from mega_hf.files import remove
 from mega_hf.pipeline import search
 from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
-from mega_hf.run import How, start
+from mega_hf.run import ForwardPath, How, start
 
 _PASSES = 5  # of each bare loop, one after the other in turn; their median counts
 _BATCHES = 16  # in a pass: a second or two of a small network
@@ -99,7 +99,7 @@ def bench(
     out: str | Path | None = None,
     *,
     parents: str | Path | None = None,
-    forward: str = "auto",
+    forward: ForwardPath = "auto",
     full_evaluation: bool = False,
     progress: bool = False,
 ) -> Benchmark:
@@ -117,7 +117,7 @@ def bench(
         MegaError: as `merge`; RunError where something else lies at `out`.
     """
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}.bench"
-    with start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run:  # type: ignore[arg-type]
+    with start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run:
         if run.processes.share(1, 1, lambda _: [int(folder.exists())])[0, 0]:
             raise RunError(
                 "a search is timed from its beginning", where=str(folder), expected="nothing there",
@@ -175,7 +175,8 @@ def measure_naive(model: nn.Module, pictures: Pictures, individuals: int, device
     state = {name: entry.clone() for name, entry in model.state_dict().items()}
     loader = DataLoader(TensorDataset(pictures.images, pictures.labels), batch_size=_NAIVE_BATCH)
 
-    def generation() -> None:
+    def measure_generation() -> None:
+        """Show every individual every row."""
         for _ in range(individuals):
             model.load_state_dict(state)
             right = 0
@@ -183,7 +184,7 @@ def measure_naive(model: nn.Module, pictures: Pictures, individuals: int, device
                 for images, labels in loader:
                     right += (logits(model, images.to(device)).argmax(dim=1) == labels.to(device)).sum().item()
 
-    return _time(generation) / (individuals * pictures.count)
+    return _time(measure_generation) / (individuals * pictures.count)
 
 
 def peak_memory() -> int:

@@ -33,6 +33,11 @@ class Candidate:
     level: int | None = None  # in the tree: 0 for parents; None for baselines
     sha256: str | None = None  # of its state dict, where that is known: models that are the same are measured once
 
+    @property
+    def content(self) -> str:
+        """What is the same in candidates that are the same model."""
+        return self.sha256 or self.name
+
 
 def tolerance(rows: int) -> int:
     """Return by how many right answers two ways of computing one model may differ: near-ties that rounding turns."""
@@ -68,11 +73,11 @@ def list_candidates(
         baselines: the folder of `save_baselines`.
     """
     parents, merges = list(parents), list(merges)
+    sources = {source.name: source for source in (*parents, *(source for source, _ in merges))}
+    sources["merged"] = merges[-1][0]
     opens: dict[str, Callable[[], OpenModel]] = {name: partial(open_model, baselines / name) for name in BASELINES}
-    opens |= {source.name: source.open for source in (*parents, *(source for source, _ in merges))}
-    opens["merged"] = merges[-1][0].open
-    contents = {source.name: source.sha256 for source in (*parents, *(source for source, _ in merges))}
-    contents["merged"] = merges[-1][0].sha256
+    opens |= {name: source.open for name, source in sources.items()}
+    contents = {name: source.sha256 for name, source in sources.items()}
     rows = list_rows([source.name for source in parents], [(source.name, level) for source, level in merges])
     return [Candidate(name, role, opens[name], level, contents.get(name)) for name, role, level in rows]
 
@@ -96,7 +101,7 @@ def measure(
 
     models: dict[str, Candidate] = {}
     for candidate in candidates:
-        models.setdefault(candidate.sha256 or candidate.name, candidate)
+        models.setdefault(candidate.content, candidate)
     different = list(models.values())
 
     def answers(i: int) -> list[int]:
@@ -106,7 +111,7 @@ def measure(
         return right
 
     right = processes.share(len(different), validation.count + test.count, answers)
-    return right[[list(models).index(candidate.sha256 or candidate.name) for candidate in candidates]]
+    return right[[list(models).index(candidate.content) for candidate in candidates]]
 
 
 def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:

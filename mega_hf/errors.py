@@ -91,6 +91,11 @@ class LaunchError(MegaError):
     """The processes did not start as asked."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterator[None]:
     """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's traceback."""

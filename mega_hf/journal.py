@@ -105,8 +105,7 @@ class NodeRecord:
             write: on the main process; the others keep it in memory.
         """
         line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
-        line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4)}
-        line |= {"pictures": pictures}
+        line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4), "pictures": pictures}
         if write:
             self.journal.append(line)
         else:

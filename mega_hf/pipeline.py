@@ -24,7 +24,7 @@ from mega_hf.nodes import Merged, Workshop, merge_node
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
-from mega_hf.run import How, Run, start
+from mega_hf.run import ForwardPath, How, Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
 from mega_hf.tree import base
@@ -40,7 +40,7 @@ def merge(
     update: bool = False,
     keep: Literal["all", "final"] = "all",
     parents: str | Path | None = None,
-    forward: Literal["auto", "eager", "compiled"] = "auto",
+    forward: ForwardPath = "auto",
     full_evaluation: bool = False,
     progress: bool = False,
 ) -> MergeResult:
@@ -66,7 +66,8 @@ def merge(
     with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
         result = run.finished()
         if result is None:
-            result = _merge_all(recipe, run.hold(recipe), run)
+            merged, finding = search(recipe, run)
+            result = write_report(finding, merged, run.folder, run.processes, run.seconds)
         elif run.processes.is_main:
             run.folder.tidy()
         if keep == "final" and run.processes.is_main:
@@ -82,7 +83,7 @@ def merge_only(
     overwrite: bool = False,
     update: bool = False,
     parents: str | Path | None = None,
-    forward: Literal["auto", "eager", "compiled"] = "auto",
+    forward: ForwardPath = "auto",
     full_evaluation: bool = False,
     progress: bool = False,
 ) -> Merged:
@@ -94,7 +95,7 @@ def merge_only(
         MegaError: as `merge`; RecipeError if there is no such node.
     """
     with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
-        return _merge_tree(recipe, run.hold(recipe), run, node)[0][-1]
+        return search(recipe, run, node)[0][-1]
 
 
 def train(
@@ -137,22 +138,16 @@ def train(
         return {name: run.parents / name for name in wanted}
 
 
-def search(recipe: Recipe, run: Run) -> tuple[list[Merged], Finding]:
-    """Make all merges of a recipe in a run that was started, without a report; the last is the root.
+def search(asked: Recipe, run: Run, only: str | None = None) -> tuple[list[Merged], Finding]:
+    """Make the merges of a run that was started, or those that `only` needs, and no report.
+
+    Returns:
+        the merges, the last is the root, or `only`; and what a report needs beside them.
 
     Raises:
         MegaError: as `merge`.
     """
-    return _merge_tree(recipe, run.hold(recipe), run)
-
-
-def _merge_all(asked: Recipe, recipe: Recipe, run: Run) -> MergeResult:
-    merged, finding = _merge_tree(asked, recipe, run)
-    return write_report(finding, merged, run.folder, run.processes, run.seconds)
-
-
-def _merge_tree(asked: Recipe, recipe: Recipe, run: Run, only: str | None = None) -> tuple[list[Merged], Finding]:
-    """Run the merges of the tree, or those that `only` needs; the last is the root, or that one."""
+    recipe = run.hold(asked)
     refuse_absent(recipe.to_dict())
     with run.time("data"):
         splits = load_splits(recipe.data, recipe.trains_all)

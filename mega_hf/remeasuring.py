@@ -150,7 +150,7 @@ def _count_models(
     save_baselines({source.name: source for source in made.parents}, made.scratch)
     merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
     candidates, report = list_candidates(made.parents, merges, made.scratch), told.result.report
-    different = len({one.sha256 or one.name for one in candidates})
+    different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
     counts = []

@@ -26,6 +26,9 @@ from mega_hf.training import is_trained, outdated, refuse_foreign, train_missing
 _PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
 
+ForwardPath = Literal["auto", "eager", "compiled"]
+
+
 @dataclass(frozen=True)
 class How:
     """How a search computes; its winner is the same for each way of evaluating, and for one forward path.
@@ -35,7 +38,7 @@ class How:
         full: measure every individual on every row.
     """
 
-    forward: Literal["auto", "eager", "compiled"] = "auto"
+    forward: ForwardPath = "auto"
     full: bool = False
 
 

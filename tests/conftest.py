@@ -160,3 +160,22 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Evaluation, "_measure", spy)
     return seen
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]:
+    """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts them."""
+    from mega_hf.evaluation.fitness import Evaluation
+
+    def at(stop: int) -> Iterator[int]:
+        measure, calls = Evaluation._measure, iter(range(1000))
+
+        def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return measure(self, population, index, rows)
+
+        monkeypatch.setattr(Evaluation, "_measure", interrupted)
+        return calls
+
+    return at

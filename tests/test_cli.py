@@ -266,17 +266,8 @@ def test_arguments_that_make_no_sense(pair: tiny.Pair, tmp_path: Path, mega) -> 
         assert end.value.code == 2
 
 
-def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch) -> None:
-    from mega_hf.evaluation.fitness import Evaluation
-
-    measure, calls = Evaluation._measure, iter(range(100))
-
-    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
-        if next(calls) == 8:
-            raise KeyboardInterrupt
-        return measure(self, population, index, rows)
-
-    monkeypatch.setattr(Evaluation, "_measure", interrupted)
+def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega, interrupt) -> None:
+    interrupt(8)
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "out")
     assert answer.code == 130
     assert "the same command goes on" in answer.err

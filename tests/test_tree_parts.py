@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mega_hf import MergeResult, Recipe, RecipeError, merge, merge_only, verify
-from mega_hf.evaluation.fitness import Evaluation
 from tests import tiny
 from tests.run_files import EVALUATIONS, FILES, file_of, journal, names, weights_of
 
@@ -35,16 +35,9 @@ def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Pa
 
 @pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, MEASURED - 1])
 def test_interrupted_anywhere_it_gives_the_same_file(
-    stop: int, four: Four, treed: MergeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, four: Four, treed: MergeResult, tmp_path: Path, interrupt: Callable[[int], Iterator[int]]
 ) -> None:
-    measure, calls = Evaluation._measure, iter(range(1000))
-
-    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
-        if next(calls) == stop:
-            raise KeyboardInterrupt
-        return measure(self, population, index, rows)
-
-    monkeypatch.setattr(Evaluation, "_measure", interrupted)
+    calls = interrupt(stop)
     with pytest.raises(KeyboardInterrupt):
         merge(Recipe.from_dict(four), tmp_path / "out")
     result = merge(Recipe.from_dict(four), tmp_path / "out")
@@ -55,17 +48,10 @@ def test_interrupted_anywhere_it_gives_the_same_file(
 
 @pytest.mark.parametrize("stop", [1, 30, 100, 150])
 def test_interrupted_between_two_batches_it_gives_the_same_file(
-    stop: int, pair: tiny.Pair, finished: MergeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, pair: tiny.Pair, finished: MergeResult, tmp_path: Path, interrupt: Callable[[int], Iterator[int]]
 ) -> None:
     """What was seen of those in flight is lost, of the others nothing."""
-    measure, calls = Evaluation._measure, iter(range(1000))
-
-    def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
-        if next(calls) == stop:
-            raise KeyboardInterrupt
-        return measure(self, population, index, rows)
-
-    monkeypatch.setattr(Evaluation, "_measure", interrupted)
+    interrupt(stop)
     recipe = Recipe.from_dict(pair.recipe(evaluation={"batch_size": 4}))
     with pytest.raises(KeyboardInterrupt):
         merge(recipe, tmp_path / "out")

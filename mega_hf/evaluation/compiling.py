@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mega_hf.errors import first_line
 from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
 from mega_hf.evaluation.processes import Processes, is_gpu
 
@@ -49,7 +50,7 @@ def compile_everywhere(forward: Forward, pictures: Pictures, processes: Processe
                 forward.compile(pictures)
             except Exception as error:  # of any of torch's layers, or of the compiler that it found or did not find
                 failed[processes.rank] = 1
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                why = first_line(error)[:200]
                 logger.warning("the model can't be compiled here (%s): it runs uncompiled, and slower", why)
         processes.wait()
     if processes.add_up(failed).any():

@@ -175,8 +175,8 @@ class Evaluation:
         counted = self.record.find(generation, index, genome)
         counted = counted or (elite[:2] if elite else None) or self.record.find_genome(genome)
         rows = self.pictures.count
-        if self.memory.knows(genome) and (counted is None or counted[1] < rows):
-            counted = (self.memory.correct(genome), rows)
+        if counted is None or counted[1] < rows:
+            counted = self.memory.find(genome) or counted
         unseen = np.ones(rows, dtype=bool)
         if counted is not None and counted[1] == rows:
             self.memory.keep(genome, counted[0])
@@ -220,8 +220,8 @@ class Evaluation:
         batches = math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
             one.correct, one.told = (0, None) if one.told else (one.correct, None)
-            next_ = self.memory.hardest(one.unseen, batches * size)
-            rows.append(np.flatnonzero(one.unseen) if self.full else next_)
+            left = one.unseen
+            rows.append(np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size))
         longest = max(map(len, rows))
         found = np.zeros((len(indices), 2 + 2 * longest), dtype=np.int64)  # failed, microseconds, right, margins
         parts = [(row, at) for row in range(len(indices)) for at in range(0, len(rows[row]), size)]

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import nn
 
-from mega_hf.errors import RunError
+from mega_hf.errors import RunError, first_line
 from mega_hf.evaluation.processes import is_gpu
 from mega_hf.weights.space import StateDict
 
@@ -187,7 +187,7 @@ class Forward:
         except Exception as error:  # of any of torch's layers
             raise RunError(
                 "the model can't be compiled here", expected="a compiled model, with which the run was begun",
-                got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+                got=first_line(error)[:200],
                 remedy="go on where it was begun, or install a C++ compiler; or --overwrite --forward eager",
             ) from None  # fmt: skip
 

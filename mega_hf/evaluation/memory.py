@@ -42,13 +42,9 @@ class Memory:
         """Remember the right answers, on all rows, of a genome by its digest."""
         self._whole[genome] = correct
 
-    def knows(self, genome: str) -> bool:
-        """Say whether a genome was measured on all rows."""
-        return genome in self._whole
-
-    def correct(self, genome: str) -> int | None:
-        """Return its right answers; None where a logit was not finite."""
-        return self._whole[genome]
+    def find(self, genome: str) -> tuple[int | None, int] | None:
+        """Return a genome's right answers (None where a logit was not finite), rows seen; None unless it saw all."""
+        return (self._whole[genome], len(self._asked)) if genome in self._whole else None
 
 
 def quantize(margins: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
+from mega_hf.errors import first_line
+
 TIMEOUT = "MEGA_HF_HUB_TIMEOUT"  # seconds without a sign of life from the Hub; its client alone would wait for ever
 BUSY = (408, 429, 500, 502, 503, 504)  # what may pass by waiting
 
@@ -137,7 +139,7 @@ def _is_unknown_token(error: HfHubHTTPError) -> bool:
 
 
 def _say(error: HfHubHTTPError) -> str:
-    text = error.server_message or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = error.server_message or first_line(error)
     return without_token(" ".join(text.split())[:300])
 
 

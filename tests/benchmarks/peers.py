@@ -18,13 +18,11 @@ import numpy as np
 import torch
 
 from mega_hf import Recipe, bench
+from mega_hf.evaluation.fitness import Genomes
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
-from mega_hf.genetic.crossover import mix, spacings
-from mega_hf.genetic.seeds import streams
 from mega_hf.hf.data import load_splits
 from mega_hf.hf.rows import fill_pictures
-from mega_hf.nodes import pack
-from mega_hf.settings import Node
+from mega_hf.nodes import pack, search_node
 from mega_hf.sources import Parents
 
 CPU = torch.device("cpu")
@@ -48,7 +46,7 @@ class Task:
         parents = Parents(splits)
         for name in recipe.leaves(None):
             parents.admit(name, recipe.parents[name])
-        (self.node,) = recipe.nodes().values()
+        ((self.name, self.node),) = recipe.nodes().items()
         model, self.space, self.parents = pack(parents.sources)
         rows = splits.validation
         size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU)
@@ -61,14 +59,15 @@ class Task:
 
     def founders(self) -> torch.Tensor:
         """Return the recipe's first population: [population_size, size] float32."""
-        node: Node = self.node
-        genomes = torch.empty(node.population_size, self.parents.shape[1])
-        included = len(self.parents) if node.founders.include_parents else 0
-        genomes[:included] = self.parents[:included]
-        draw = streams(node.seed, "peers")
-        for i in range(included, node.population_size):
-            mix(list(self.parents), spacings(draw(1, i, "founder"), len(self.parents)), out=genomes[i])
-        return genomes
+        bred: list[torch.Tensor] = []
+
+        def keep(population: Genomes, *_: object) -> list[tuple[int, int, int]]:
+            bred.append(population.genomes.clone())
+            return [(0, 1, 0)] * len(population.genomes)
+
+        alone = self.node.model_copy(update={"generations": 1})
+        search_node(self.name, alone, self.space, self.parents, keep)
+        return bred[0]
 
     def fitness(self, genome: torch.Tensor) -> float:
         """Return right answers of a genome ([size] float32) on all rows."""
