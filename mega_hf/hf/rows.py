@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL
 import torch
+from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from mega_hf.errors import DataError
 from mega_hf.settings import Sample
+
+_CHUNK = 256  # rows read at once
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,11 @@ class Split:
         Raises:
             DataError: it is broken; the row is named.
         """
+        return self._decode(i, self.rows[i][self.image])
+
+    def _decode(self, i: int, stored: dict[str, Any]) -> Image.Image:
         try:
-            picture = Image.open(io.BytesIO(_encoded(self.rows[i][self.image])))
+            picture = Image.open(io.BytesIO(_encoded(stored)))
             picture.load()
             return picture
         except (OSError, ValueError, SyntaxError, TypeError) as error:
@@ -58,6 +67,22 @@ class Split:
                 f"a broken picture in row {self.indices[i]} of {self.origin}", expected="a picture", got=got,
                 remedy="mend or drop this row",
             ) from None  # fmt: skip
+
+    def for_each(self, work: Callable[[int, Image.Image], object]) -> None:
+        """Decode all pictures, several at a time, and call `work` with each one's place among the rows and itself.
+
+        Raises:
+            DataError: one is broken, as `picture`; of several the first.
+        """
+        pool = ThreadPoolExecutor(torch.get_num_threads())  # Pillow decodes and resizes without Python's lock
+        try:
+            for start in range(0, len(self), _CHUNK):
+                stored = self.rows[start : start + _CHUNK][self.image]
+                numbered = range(start, start + len(stored))
+                for _ in pool.map(lambda i, one: work(i, self._decode(i, one)), numbered, stored):
+                    pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def labels(self) -> np.ndarray:
         """Return the rows' labels: [rows] int64."""
@@ -138,8 +163,11 @@ def fill_pictures(
     labels: torch.Tensor,
 ) -> None:
     """Decode and transform a split once, into the tensors given ([rows or more, ...] float32 and int64)."""
-    for i in range(len(split)):
-        images[i] = transform(split.picture(i))
+
+    def place(i: int, picture: Image.Image) -> None:
+        images[i] = transform(picture)
+
+    split.for_each(place)
     labels[: len(split)] = torch.tensor([mapping[label] for label in split.labels()])
 
 
@@ -149,14 +177,34 @@ def hash_rows(split: Split) -> list[bytes]:
     The test split's pictures are looked at here too: no model sees them, but a picture that can't be read must not
     end a run after its search.
     """
-    hashes = []
-    for i, label in enumerate(split.labels()):
-        split.picture(i)
-        hashes.append(
-            hashlib.sha256(_encoded(split.rows[i][split.image])).digest()
-            + int(label).to_bytes(8, "little", signed=True)
-        )
+    hashes: list[bytes] = []
+    labels = split.labels()
+    for start in range(0, len(split), _CHUNK):
+        for i, stored in enumerate(split.rows[start : start + _CHUNK][split.image], start):
+            picture = hashlib.sha256(_read(split, i, stored)).digest()
+            hashes.append(picture + int(labels[i]).to_bytes(8, "little", signed=True))
+    _see_decoded(split, hashes)
     return hashes
+
+
+def _read(split: Split, i: int, stored: dict[str, Any]) -> bytes:
+    try:
+        return _encoded(stored)
+    except (OSError, TypeError):
+        split.picture(i)  # says what is wrong, and with which row
+        raise
+
+
+def _see_decoded(split: Split, hashes: list[bytes]) -> None:
+    """Decode each picture once, unless these very rows were decoded before: that stands in the cache, by content."""
+    content = hashlib.sha256(PIL.__version__.encode() + b"".join(hashes)).hexdigest()
+    known = Path(HF_HOME) / "mega_hf" / "decoded" / content
+    if known.exists():
+        return
+    split.for_each(lambda *_: None)
+    with suppress(OSError):  # no room, or not ours to write: they are decoded again the next time
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
 
 
 def check_labels(split: Split, classes: int) -> None:
