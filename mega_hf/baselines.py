@@ -10,7 +10,10 @@ from mega_hf.genetic.crossover import mix
 
 
 def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
-    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32."""
+    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32.
+
+    Each number by itself, so that any part of the weights will do.
+    """
     return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
 
 

@@ -124,7 +124,10 @@ def bench(
                 got="a file or folder", remedy="another --out; or remove it, if a bench left it that was interrupted",
             )  # fmt: skip
         merged, finding = search(recipe, run)
-        evaluated, full = sum(one.pictures for one in merged), sum(one.pictures_full for one in merged)
+        order = finding.journal.order
+        ranked = len(order["correct"]) * order["n"] if order else 0  # parents shown to say who is paired with whom
+        evaluated = ranked + sum(one.pictures for one in merged)
+        full = ranked + sum(one.pictures_full for one in merged)
         stages = dict(run.seconds)
         stages |= {"evaluating": round(sum(one.seconds for one in merged), 3)}
         stages["other"] = round(stages["search"] - stages["evaluating"] / run.processes.count, 3)

@@ -17,8 +17,9 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove, write_folder
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
-from mega_hf.nodes import Source, pack
+from mega_hf.inputs import Source, open_inputs
 from mega_hf.statistics import Paired, mcnemar
+from mega_hf.weights.space import Segment
 
 _TOLERANCE = 1 / 1000  # of the rows
 
@@ -47,10 +48,19 @@ def tolerance(rows: int) -> int:
 def save_baselines(parents: dict[str, Source], folder: Path) -> None:
     """Write the baselines' models, each to FOLDER/NAME."""
     remove(folder)
-    first, space, vectors = pack(parents)
     for name, baseline in BASELINES.items():
-        state = space.unpack(baseline(vectors))
-        write_folder(folder / name, lambda path, state=state: save_model(path, first, state))  # type: ignore[misc]
+        opened = open_inputs(parents)
+        state = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline)))
+        first = opened.first
+        del opened  # what is mapped goes before a copy of all weights is made to be saved
+        write_folder(folder / name, lambda path, state=state, first=first: save_model(path, first, state))  # type: ignore[misc]
+
+
+def _apart(
+    baseline: Callable[[torch.Tensor], torch.Tensor], segment: Segment, tensors: list[torch.Tensor]
+) -> torch.Tensor:
+    """Apply a baseline to one tensor of each parent."""
+    return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(segment.shape)
 
 
 def list_rows(parents: Iterable[str], merges: Iterable[tuple[str, int]]) -> list[tuple[str, str, int | None]]:

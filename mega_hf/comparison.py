@@ -80,7 +80,7 @@ def _describe(name: str, model: OpenModel) -> dict[str, Any]:
     return {
         "model": name, "library": model.library, "architecture": model.structure.get("architecture"),
         "weights": f"{weights:,}", "dtype": ", ".join(kinds), "classes": f"{model.num_classes}: {shown}",
-        "preprocessing": model.preprocessing, "sha256": digest(model.state()),
+        "preprocessing": model.preprocessing, "sha256": digest(model.view()),
     }  # fmt: skip
 
 
@@ -88,8 +88,8 @@ def _pair(first: str, second: str, a: OpenModel, b: OpenModel) -> Pair:
     problems = [f"{what}: {left} / {right}" for what, left, right in disagreements(a, b)]
     if problems:
         return Pair(first, second, problems, None, None)
-    space = build_space({first: a.state(), second: b.state()}, a.learned(), a.tied())
-    left, right = (space.pack(m.state())[: space.learned_size].double() for m in (a, b))
+    space = build_space({first: a.view(), second: b.view()}, a.learned(), a.tied())
+    left, right = (space.pack(m.view())[: space.learned_size].double() for m in (a, b))
     scale = (left.norm() + right.norm()) / 2
     cosine = torch.nn.functional.cosine_similarity(left, right, dim=0)
     return Pair(first, second, [], float((left - right).norm() / scale), float(cosine))

@@ -19,6 +19,7 @@ from mega_hf.hf.fit import time_training
 from mega_hf.hf.models import OpenModel, try_model
 from mega_hf.hf.parents import open_unweighted
 from mega_hf.hf.train import check_training
+from mega_hf.inputs import genomes_bytes
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import refuse_unlike, trained_for
@@ -50,17 +51,28 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Of a process, in the stage that needs most: weights beside the resident model, and pictures ready to use."""
-        splits = self.splits
-        train, validation, test = (len(split or ()) for split in (splits.train, splits.validation, splits.test))
-        stages = [3 * self.weights + train * self.picture] if self.training else []  # gradients, two moments
-        for node in self.nodes.values():
-            mates = node.num_mates if node.variant == "default" else node.population_size
-            individuals = len(node.parents) + node.population_size + mates + 2
-            stages.append(individuals * self.weights + validation * self.picture)
-        if self.only is None:
-            stages.append(len(self.leaves) * self.weights + (validation + test) * self.picture)  # their average
-        return 4 * max(stages)
+        """Of a process, in the stage that needs most: models, genomes, and pictures ready to use.
+
+        Two models: the one that is measured, and one that is made, or saved. What a batch's activations take comes on
+        top, and so do the parents of a merge by coefficients, which are mapped from the disk.
+        """
+        splits, models = self.splits, 2 * 4 * self.weights
+        train, validation, test = (
+            4 * self.picture * len(s or ()) for s in (splits.train, splits.validation, splits.test)
+        )
+        stages = [2 * models + train] if self.training else []  # weights, gradients, two moments
+        stages += [models + self._genomes(node) + validation for node in self.nodes.values()]
+        stages += [models + validation + test] if self.only is None else []
+        return max(stages)
+
+    def _genomes(self, node: Node) -> int:
+        return genomes_bytes(node, len(node.parents), self.weights)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """The parents of a merge by coefficients, in the node that needs most: read from the disk again and again."""
+        counts = [len(node.parents) for node in self.nodes.values() if node.encoding == "mixing"]
+        return 4 * self.weights * max(counts, default=0)
 
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
@@ -112,7 +124,9 @@ class Estimate:
             + ("read once after the search" if self.only is None else "not read before the whole tree is run"),
             f"classes      {splits.classes}, matched {self.matched}",
             f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
-            f"memory       {self.memory_bytes / 2**20:,.0f} MiB a process for parents, population and pictures",
+            f"memory       {_mib(self.memory_bytes)} a process for two models, pictures, and "
+            f"{_mib(max(map(self._genomes, nodes)))} of genomes; a batch's activations come on top"
+            + (f"; {_mib(self.mapped_bytes)} of parents mapped from the disk" if self.mapped_bytes else ""),
         ]
         if self.training:
             rows = len(splits.train) if splits.train else 0
@@ -128,6 +142,10 @@ class Estimate:
         if self.recipe.order == "accuracy":
             lines += ["order        by validation accuracy: who is paired with whom is known once they are measured"]
         return "\n".join([*lines, *(f"note         {notice}" for notice in splits.notices), "Nothing was made."])
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _about(minutes: float) -> str:
@@ -164,7 +182,7 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     device = Processes().device
     training = _train(recipe, to_train, model, splits, device)
     rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)
-    numbers = sum(t.numel() for t in model.state().values() if t.is_floating_point())
+    numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
         picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import psutil
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.fitness import Evaluation, Interval
@@ -23,13 +24,15 @@ from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Fitness, Genes
 from mega_hf.genetic.seeds import streams
 from mega_hf.genetic.selection import contenders, plan, plan_reference
-from mega_hf.hf.models import OpenModel, open_model
+from mega_hf.hf.models import open_model
 from mega_hf.hf.save import save_model
+from mega_hf.inputs import Inputs, Source, encode, genomes_bytes, open_inputs
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
 from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
-from mega_hf.weights.space import WeightSpace, build_space, digest
+from mega_hf.weights.encoding import Encoding
+from mega_hf.weights.space import StateDict, digest
 
 
 @dataclass(frozen=True)
@@ -45,31 +48,6 @@ class Workshop:
     context: list[Any]  # what decides every fitness beside weights: data, classes, preprocessing, device, path
     memory: Memory  # of the validation rows
     full: bool  # measure every individual on every row
-
-
-@dataclass(frozen=True)
-class Source:
-    """A parent or a merged node as an input of a merge."""
-
-    name: str
-    sha256: str  # of its state dict
-    layout: str  # the digest of what a merge takes from it beside weights, if it is the first
-    load: Callable[[], OpenModel]
-
-    def open(self) -> OpenModel:
-        """Load the model and see that it is still the one that was identified.
-
-        Raises:
-            RunError: it has been changed since.
-        """
-        model = self.load()
-        found = digest(model.state())
-        if found != self.sha256:
-            raise RunError(
-                f"{self.name} was changed while the run was going on", expected=f"weights {self.sha256[:12]}",
-                got=f"weights {found[:12]}", remedy="the same command again, when nothing else writes there",
-            )  # fmt: skip
-        return model
 
 
 @dataclass(frozen=True)
@@ -92,7 +70,8 @@ class Merged:
     def source(self) -> Source:
         """The merged model as an input of other merges, and of the report."""
         load = partial(open_model, self.folder, self.name)
-        return Source(self.name, self.record["state"], self.record["layout"], load)
+        files = tuple(sorted(self.folder.glob("*.safetensors")))
+        return Source(self.name, self.record["state"], self.record["layout"], load, files)
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says of it."""
@@ -137,9 +116,8 @@ def merge_node(
     workshop.processes.compare(f"{name} in the run folder", reused)  # and so nothing is written before all have looked
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
-    genome = known.genome(record["generation"], record["index"])
-    if genome is not None and record["n"] == workshop.validation.count:
-        workshop.memory.keep(genome, record["correct"])  # a founder of the next merge: it is not measured again
+    if record["n"] == workshop.validation.count:
+        workshop.memory.keep(record["state"], record["correct"])  # a founder of the next merge: not measured again
     full = node.evaluations * workshop.validation.count
     made = len(known) - before
     return Merged(name, node, level, target, record, len(known), made, known.pictures, full, known.seconds, reused)
@@ -148,9 +126,10 @@ def merge_node(
 def _make(
     name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
 ) -> dict[str, Any]:
-    first, space, vectors = pack(inputs)
-    layout = next(iter(inputs.values())).layout
-    outcome = _search(name, node, space, vectors, known, workshop)
+    opened = open_inputs(inputs)
+    first, space, layout = opened.first, opened.space, next(iter(inputs.values())).layout
+    outcome, state = _search(name, node, opened, known, workshop)
+    del opened  # what is mapped goes before a copy of all weights is made to be saved
     best, was = outcome.best, known.merged
     if best.fitness.correct is None:
         raise RunError(
@@ -159,7 +138,7 @@ def _make(
             got="none",
             remedy="a smaller mutation.std",
         )
-    state, weights = space.unpack(best.genome), space.learned_digest(best.genome)
+    weights = space.learned_digest(state)
     if was is not None and was["weights"] != weights:
         raise RunError(
             f"{name}: the replay gives other weights than the run did", where=str(workshop.journal.path),
@@ -170,7 +149,7 @@ def _make(
         write_folder(target, lambda path: save_model(path, first, state))
     workshop.processes.wait()
     record = {
-        "weights": weights, "statistics": space.statistics_digest(best.genome),
+        "weights": weights, "statistics": space.statistics_digest(state),
         "file": merged_digest(target), "folder": folder_digest(target), "layout": layout,
         "state": digest(state), "parameters": space.learned_size, "correct": best.fitness.correct,
         "n": best.fitness.seen, "generation": best.generation, "index": best.index,
@@ -183,40 +162,48 @@ def _make(
     return record
 
 
-def pack(inputs: dict[str, Source]) -> tuple[OpenModel, WeightSpace, torch.Tensor]:
-    """Return the first input's model, the weight space, and the inputs in it: [inputs, size] float32."""
-    first, states = None, {}
-    for name, source in inputs.items():
-        model = source.open()
-        first, states[name] = first or model, model.state()  # of the models only the first is kept: its layout
-    assert first is not None
-    space = build_space(states, first.learned(), first.tied())
-    vectors = torch.empty(len(states), space.size)
-    for row, state in zip(vectors, states.values(), strict=True):
-        row.copy_(space.pack(state))
-    return first, space, vectors
-
-
-def _search(
-    name: str, node: Node, space: WeightSpace, vectors: torch.Tensor, known: NodeRecord, workshop: Workshop
-) -> Outcome:
+def _search(name: str, node: Node, opened: Inputs, known: NodeRecord, workshop: Workshop) -> tuple[Outcome, StateDict]:
+    """Return what came of a search, and the best individual's weights."""
+    _refuse_shortage(name, node, opened, workshop.processes)
+    encoding = encode(opened, node)
+    for parent, sha256 in zip(encoding.parents, opened.contents, strict=True):
+        counted = workshop.memory.find(sha256)
+        if counted is not None:
+            workshop.memory.keep(encoding.digest(parent), counted[0])
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
         evaluation = Evaluation(
-            workshop.forward, workshop.validation, space, workshop.processes, known, _contenders, report,
+            workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, report,
             workshop.memory, workshop.full,
         )  # fmt: skip
-        return search_node(name, node, space, vectors, evaluation)
+        outcome = search_node(name, node, encoding, evaluation)
+    return outcome, dict(encoding.entries(outcome.best.genome))
 
 
-def search_node(name: str, node: Node, space: WeightSpace, vectors: torch.Tensor, evaluate: Evaluate) -> Outcome:
+def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes) -> None:
+    """Refuse, on all processes or on none, a population that the machine has no memory for."""
+    needed = genomes_bytes(node, len(node.parents), opened.space.size)
+    free = psutil.virtual_memory().available // processes.on_this_machine
+    if processes.add_up(np.array([needed > free], dtype=np.int64)).any():
+        each = "" if processes.on_this_machine == 1 else f" for each of {processes.on_this_machine} processes"
+        raise RunError(
+            f"there is no memory for the population of {name}", expected=f"{_gib(needed)}{each}, free",
+            got=_gib(free), remedy="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
+            + (", or fewer processes" if each else ""),
+        )  # fmt: skip
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate) -> Outcome:
     """Search the weights of one node.
 
     Args:
         name: the node, whose random streams bear this name.
         node: its settings.
-        space: its weight space.
-        vectors: its inputs in it, [inputs, size] float32.
+        encoding: what a genome means; it holds what is merged.
         evaluate: gives each individual its fitness, measured or from a journal.
     """
     mutation, reference = node.mutation, node.variant == "reference"
@@ -225,7 +212,7 @@ def search_node(name: str, node: Node, space: WeightSpace, vectors: torch.Tensor
         node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
         node.founders.include_parents, plan_reference if reference else plan,
     )  # fmt: skip
-    return evolve(vectors, _genes(space, vectors), search, streams(node.seed, name), evaluate)
+    return evolve(encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate)
 
 
 def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:
@@ -237,7 +224,7 @@ def _accuracy_of(pictures: Pictures, advance: Callable[[int, str], None]) -> Cal
     return lambda measured, best: advance(measured, f"best {100 * best / pictures.count:.2f} %")
 
 
-def _genes(space: WeightSpace, vectors: torch.Tensor) -> Genes:
-    bounds = tuple((s.start, s.stop) for s in space.segments)
-    scales = tuple(spread([v[start:stop].numpy() for v in vectors]) for start, stop in bounds)
-    return Genes(bounds, sum(s.learned for s in space.segments), scales)
+def _genes(encoding: Encoding) -> Genes:
+    parents = encoding.parents
+    scales = tuple(spread([parent[start:stop].numpy() for parent in parents]) for start, stop in encoding.bounds)
+    return Genes(encoding.bounds, encoding.learned, scales)

@@ -67,6 +67,7 @@ def merge(
         result = run.finished()
         if result is None:
             merged, finding = search(recipe, run)
+            finding.parents.release()
             result = write_report(finding, merged, run.folder, run.processes, run.seconds)
         elif run.processes.is_main:
             run.folder.tidy()
@@ -173,10 +174,9 @@ def search(asked: Recipe, run: Run, only: str | None = None) -> tuple[list[Merge
     if run.processes.is_main:
         journal.begin(head, run.update)
     context = _context(splits, parents, head)
-    ranking = None
+    ranking, memory = None, Memory(rows)
     if recipe.order == "accuracy":
-        ranking = rank(parents, journal, forward, pictures, run.processes, context)
-    memory = Memory(rows)
+        ranking = rank(parents, journal, forward, pictures, run.processes, context, memory)
     workshop = Workshop(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory, run.how.full
     )

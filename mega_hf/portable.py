@@ -110,7 +110,7 @@ def _holds(folder: Path, sha256: str) -> bool:
     from mega_hf.weights.space import digest
 
     try:
-        return folder.is_dir() and digest(open_model(folder).state()) == sha256
+        return folder.is_dir() and digest(open_model(folder).view()) == sha256
     except ParentError:
         return False
 

@@ -25,6 +25,7 @@ from mega_hf.settings import (
     TrainedParent,
     impossible,
     inputs_of,
+    without_later,
 )
 
 Merges = Annotated[
@@ -235,9 +236,12 @@ class Recipe(Strict):
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default but `push` included; what is inherited stands once."""
-        tree = self.model_dump(mode="json", by_alias=True, exclude={"push"})
-        return absent.unmark(_without_inherited(tree))
+        """Return the recipe as plain values; what is inherited stands once.
+
+        Defaults are included, but for `push`, and for keys that came later, whose default is what held before.
+        """
+        tree = _without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
+        return absent.unmark(tree | {"merge": without_later(tree["merge"])})
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""

@@ -135,7 +135,7 @@ def _count_lines(chosen: list[Chosen], forward: Forward, validation: Pictures, p
     lines = []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
         for one in chosen:
-            forward.write(one.state)
+            forward.write(one.state.items())
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
             lines.append(Count(what, one.correct, forward.count(validation), one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
+_LATER = {"encoding": "direct", "granularity": "layer"}  # keys of `merge`
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
@@ -182,10 +183,15 @@ class Merge(Strict):
     tournament_size: Annotated[int, Field(ge=1, le=100_000)] = 3
     mutation: Mutation = Mutation()
     founders: Founders = Founders()
+    encoding: Literal["direct", "mixing"] = "direct"
+    granularity: Literal["model", "layer", "tensor"] = "layer"  # of mixing
     seed: Seed = 46
 
     @model_validator(mode="after")
     def _possible(self) -> Merge:
+        if self.variant == "reference" and self.encoding != "direct":
+            remedy = "variant: default, or encoding: direct"
+            raise impossible("encoding", "direct: the published code has no other", self.encoding, remedy)
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
             raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
@@ -212,6 +218,11 @@ class Merge(Strict):
         return self.population_size + (self.generations - 1) * (self.population_size - 1)
 
 
+def without_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys that came later, where they say what held before: older recipes keep their digests."""
+    return {key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]}
+
+
 class Node(Merge):
     """One merge of the tree: what it merges, parents or other nodes, and its settings.
 
@@ -223,7 +234,7 @@ class Node(Merge):
     @property
     def settings(self) -> dict[str, Any]:
         """The genetic algorithm's settings as plain values."""
-        return self.model_dump(mode="json", exclude={"parents"})
+        return without_later(self.model_dump(mode="json", exclude={"parents"}))
 
 
 def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:

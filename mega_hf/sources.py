@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, match_classes
 from mega_hf.hf.models import OpenModel, open_model, open_weights, try_model
@@ -25,12 +28,13 @@ from mega_hf.hf.parents import (
     resolve,
 )
 from mega_hf.hf.save import layout_digest
+from mega_hf.inputs import Source
 from mega_hf.journal import Journal
-from mega_hf.nodes import Source
 from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, WeightsParent
 from mega_hf.tree import base
+from mega_hf.weights.mapped import trim
 
 
 @dataclass
@@ -69,8 +73,10 @@ class Parents:
         self.mapping, self.matched = self.expect({name: opened.model})
         refuse_values(self.first, opened)  # of the first itself: weights that are not finite
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
-        load = _opener(name, reference, opened.model.folder)
-        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(opened.model), load)
+        folder = opened.model.folder
+        load = _opener(name, reference, folder)
+        files = tuple(sorted(folder.glob("*.safetensors"))) if folder else (Path(_bare(reference).weights),)
+        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(opened.model), load, files)
         refuse_copies(self.identities.values())
 
     def expect(self, models: dict[str, OpenModel]) -> tuple[list[int], str]:
@@ -87,6 +93,12 @@ class Parents:
         """The first parent's model."""
         assert self.first is not None, "a run has parents"
         return self.first.model
+
+    def release(self) -> None:
+        """Give up the first parent's weights, once no search needs them: others are read where they are needed."""
+        self.model.model.to("meta")
+        torch.compiler.reset()  # what was compiled holds them too
+        trim()
 
 
 def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[int], str]:
@@ -112,9 +124,13 @@ def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[in
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:
     if folder is not None:
         return partial(open_model, folder, name)
-    assert isinstance(reference, WeightsParent), "all others are folders"  # its user loads it into the architecture
-    one = reference
+    one = _bare(reference)  # its user loads it into the architecture
     return partial(open_weights, one.arch, Path(one.weights), one.num_classes, one.arch_args, name, one.data_config)
+
+
+def _bare(reference: ParentRef) -> WeightsParent:
+    assert isinstance(reference, WeightsParent), "all others are folders"
+    return reference
 
 
 def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:
@@ -154,6 +170,7 @@ def rank(
     validation: Pictures,
     processes: Processes,
     context: list[Any],
+    memory: Memory,
 ) -> list[str]:
     """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal.
 
@@ -164,21 +181,29 @@ def rank(
         validation: the rows.
         processes: who takes part.
         context: what decides a count beside the weights.
+        memory: learns the counts: merges don't measure these parents again.
     """
     names = list(parents.sources)
     contents = {name: source.sha256 for name, source in parents.sources.items()}
     key = hashlib.sha256(json.dumps([contents, context]).encode()).hexdigest()
     if journal.order is not None and journal.order["key"] == key:
+        _remember(journal.order["correct"], contents, memory)
         return journal.order["ranking"]
 
     def measure(i: int) -> list[int]:
-        forward.write(parents.sources[names[i]].open().state())
+        forward.write(parents.sources[names[i]].map().items())
         correct = forward.count(validation)
         return [-1 if correct is None else correct]
 
     counted = processes.share(len(names), 1, measure)[:, 0].tolist()
     ranking = [names[i] for i in sorted(range(len(names)), key=lambda i: -counted[i])]
+    correct = dict(zip(names, counted, strict=True))
+    _remember(correct, contents, memory)
     if processes.is_main:
-        correct = dict(zip(names, counted, strict=True))
         journal.append({"kind": "order", "key": key, "ranking": ranking, "correct": correct, "n": validation.count})
     return ranking
+
+
+def _remember(correct: dict[str, int], contents: dict[str, str], memory: Memory) -> None:
+    for name, sha256 in contents.items():
+        memory.keep(sha256, correct[name] if correct[name] >= 0 else None)

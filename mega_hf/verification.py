@@ -22,14 +22,16 @@ from mega_hf.genetic.selection import Undecided
 from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import open_parent
 from mega_hf.hf.save import layout_digest, save_model
+from mega_hf.inputs import Source, encode, open_inputs
 from mega_hf.journal import NodeRecord
-from mega_hf.nodes import Source, pack, search_node
+from mega_hf.nodes import search_node
 from mega_hf.progress import Progress
 from mega_hf.remeasuring import Chosen, Makings, Remeasured, place_of, remeasure
 from mega_hf.settings import Node, ParentRef, TrainedParent, WeightsParent
 from mega_hf.testimony import OTHERWISE, Testimony, changed, read_testimony
 from mega_hf.tree import base
-from mega_hf.weights.space import WeightSpace, digest
+from mega_hf.weights.encoding import Encoding
+from mega_hf.weights.space import digest
 
 _COPY = "another copy of the run, or another machine"
 
@@ -190,7 +192,7 @@ class _Keeping:
 
     node: str
     replay: Replay
-    space: WeightSpace
+    encoding: Encoding
     kept: set[tuple[int, int]]
     chosen: list[Chosen]
 
@@ -198,7 +200,7 @@ class _Keeping:
         known = self.replay(population, tournaments, elite)
         for index, (correct, seen, unseen) in enumerate(known):
             if (population.generation, index) in self.kept:
-                state = self.space.unpack(population.genomes[index].clone())
+                state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
                 self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state))
         return known
@@ -209,23 +211,23 @@ def _replay(
     chosen: list[Chosen],
 ) -> Source:  # fmt: skip
     """Make one merge again at `target`, and compare it with what journal and result say of it."""
-    first, space, vectors = pack(inputs)
+    opened = open_inputs(inputs)
+    first, space, encoding = opened.first, opened.space, encode(opened, node)
     known = told.record_of(name)
-    replay = Replay(known, told.rows)
+    replay = Replay(known, told.rows, encoding.digest)
     with _blaming(name, known):
         _refuse_few(node, known)
         try:
-            outcome = search_node(name, node, space, vectors, _Keeping(name, replay, space, kept, chosen))
+            outcome = search_node(name, node, encoding, _Keeping(name, replay, encoding, kept, chosen))
         except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, space, vectors, Replay(known, told.rows, strict=False))
-            state = space.unpack(loosely.best.genome)
-            error.what += told.differ(name, state)
+            loosely = search_node(name, node, encoding, Replay(known, told.rows, None))
+            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
     _refuse_more(name, known, replay.asked)
     best = outcome.best
-    state = space.unpack(best.genome)
+    state = dict(encoding.entries(best.genome))
     save_model(target, first, state)
-    weights, statistics = space.learned_digest(best.genome), space.statistics_digest(best.genome)
+    weights, statistics = space.learned_digest(state), space.statistics_digest(state)
     made = {"weights": weights, "statistics": statistics, "state": digest(state), "parameters": space.learned_size}
     compare_node(told, name, made, outcome, known, state)
     model = open_model(target, name)
@@ -233,7 +235,8 @@ def _replay(
         compare_model(told, model)
     else:
         compare_intermediate(told, name, model)
-    return Source(name, digest(model.state()), layout_digest(model), partial(open_model, target, name))
+    files = tuple(sorted(target.glob("*.safetensors")))
+    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), files)
 
 
 def _refuse_few(node: Node, known: NodeRecord) -> None:

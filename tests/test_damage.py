@@ -10,7 +10,7 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
 from mega_hf.hf.models import open_model
-from mega_hf.nodes import Source
+from mega_hf.inputs import Source
 from tests import tiny, trainings
 from tests.run_files import file_of, weights_of
 

@@ -28,12 +28,22 @@ def test_training_is_shared_as_it_will_be(processes: int, minutes: float, data: 
 def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
     made, picture = estimate(of_four(data)), 3 * 8 * 8
     train, validation, test = 120, 60, 90
-    search = (2 + 6 + 4 + 2) * made.weights + validation * picture
+    genomes = 2 + 6 + 4 + 2
+    search = (2 + genomes) * made.weights + validation * picture
     assert made.memory_bytes == 4 * search
     light = replace(made, weights=1)
-    assert light.memory_bytes == 4 * (4 + (validation + test) * picture), "the report"
-    assert replace(light, only="a+b").memory_bytes == 4 * (3 + train * picture), "the training"
-    assert replace(light, only="a+b", training={}).memory_bytes == 4 * (14 + validation * picture)
+    assert light.memory_bytes == 4 * (2 + (validation + test) * picture), "the report"
+    assert replace(light, only="a+b").memory_bytes == 4 * (4 + train * picture), "the training"
+    assert replace(light, only="a+b", training={}).memory_bytes == 4 * (2 + genomes + validation * picture)
+
+
+def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(data: Path) -> None:
+    made = [estimate(of_four(data, merge=tiny.MERGE | {"encoding": how})) for how in ("direct", "mixing")]
+    direct, mixing = (replace(one, training={}) for one in made)
+    assert direct.memory_bytes - mixing.memory_bytes == 4 * 14 * direct.weights - 4 * 90 * 3 * 8 * 8
+    assert mixing.mapped_bytes == 4 * 2 * mixing.weights and direct.mapped_bytes == 0
+    assert "0 MiB of genomes" in str(mixing) and "mapped from the disk" in str(mixing)
+    assert "mapped" not in str(direct)
 
 
 def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> None:

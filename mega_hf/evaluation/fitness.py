@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ import torch
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.memory import Memory, quantize
 from mega_hf.evaluation.processes import Processes
-from mega_hf.weights.space import WeightSpace
+from mega_hf.weights.encoding import Encoding
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +53,6 @@ class Record(Protocol):
         self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, pictures: int, write: bool
     ) -> None:
         """Keep a fitness and what it took; only one process writes."""
-
-
-def digest_genome(genome: torch.Tensor) -> str:
-    """Return the first 128 bits of the SHA-256 of a genome ([size] float32 on the CPU)."""
-    return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
 
 
 @dataclass
@@ -106,7 +100,7 @@ class Evaluation:
     Args:
         forward: the resident model.
         pictures: the validation split.
-        space: turns a genome into a state dict.
+        encoding: turns a genome into weights.
         processes: who takes part.
         record: the journal: what it knows is not measured again.
         contenders: says which individuals may win some contest, given what was seen of each.
@@ -119,7 +113,7 @@ class Evaluation:
         self,
         forward: Forward,
         pictures: Pictures,
-        space: WeightSpace,
+        encoding: Encoding,
         processes: Processes,
         record: Record,
         contenders: Contenders,
@@ -127,7 +121,7 @@ class Evaluation:
         memory: Memory,
         full: bool = False,
     ) -> None:
-        self.forward, self.pictures, self.space, self.processes = forward, pictures, space, processes
+        self.forward, self.pictures, self.encoding, self.processes = forward, pictures, encoding, processes
         self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
         self.full, self._best, self._resident = full, 0, (0, 0)
         self._order_bound: bool | None = None
@@ -165,7 +159,7 @@ class Evaluation:
         """Return the digest of each genome; each process makes its share of them."""
 
         def words(i: int) -> list[int]:
-            return np.frombuffer(bytes.fromhex(digest_genome(population.genomes[i])), dtype=">u4").tolist()
+            return np.frombuffer(bytes.fromhex(self.encoding.digest(population.genomes[i])), dtype=">u4").tolist()
 
         made = self.processes.share(len(population.genomes), 4, words)
         return [row.astype(">u4").tobytes().hex() for row in made]
@@ -243,7 +237,7 @@ class Evaluation:
         """Return whether a logit was not finite, the seconds that it took, right answers and margins, row by row."""
         began = time.perf_counter()
         if self._resident != (population.generation, index):
-            self.forward.write(self.space.unpack(population.genomes[index]))
+            self.forward.write(self.encoding.entries(population.genomes[index]))
             self._resident = (population.generation, index)
         right, margin, finite = self.forward.answers(self.pictures, torch.from_numpy(rows))
         return not finite, time.perf_counter() - began, right.numpy(), quantize(margin.numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from torch import nn
 
 from mega_hf.errors import RunError, first_line
 from mega_hf.evaluation.processes import is_gpu
-from mega_hf.weights.space import StateDict
 
 # Ways of running a model, as the journal's header calls them.
 PLAIN = "eager float32 contiguous"  # as a user's own code would
@@ -105,15 +104,18 @@ class Forward:
         self.device, self.path = device, path
         self.memory_format = torch.contiguous_format if path == PLAIN else torch.channels_last
         self.model = model.to(device).to(memory_format=self.memory_format).eval().requires_grad_(False)
-        self._eager: Callable[[torch.Tensor], torch.Tensor] = lambda images: logits(self.model, images)
+        self._eager = _runner(self.model)
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._is_order_free: bool | None = None
         self._entries = self.model.state_dict()
 
-    def write(self, state: StateDict) -> None:
-        """Copy weights and buffers into the resident model in place, rounded already to the parents' dtype."""
-        for name, entry in self._entries.items():
-            entry.copy_(state[name])
+    def write(self, entries: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copy all weights and buffers into the resident model in place, rounded already to the parents' dtype."""
+        left = set(self._entries)
+        for name, tensor in entries:
+            self._entries[name].copy_(tensor)
+            left.discard(name)
+        assert not left, f"left as they were: {left}"
 
     @torch.inference_mode()
     def answers(self, pictures: Pictures, rows: torch.Tensor | None = None) -> Answers:
@@ -170,6 +172,7 @@ class Forward:
         """
         rows = torch.arange(min(pictures.batch_size, pictures.count))
         expected = self._answers(pictures, rows).margin
+        torch.compiler.reset()  # of other models: beyond eight, torch would run further ones uncompiled, in silence
         compiled = torch.compile(self._eager, dynamic=False)
         self._compiled = compiled
         try:
@@ -199,6 +202,10 @@ class Forward:
     def uncompile(self) -> None:
         """Run the model eagerly."""
         self.path, self._compiled = EAGER, None
+
+
+def _runner(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: logits(model, images)
 
 
 def _only_once(compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:

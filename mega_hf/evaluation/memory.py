@@ -38,13 +38,13 @@ class Memory:
         mean = self._margins[rows] / np.maximum(self._asked[rows], 1e-9)
         return rows[np.argsort(mean, kind="stable")[:count]]
 
-    def keep(self, genome: str, correct: int | None) -> None:
-        """Remember the right answers, on all rows, of a genome by its digest."""
-        self._whole[genome] = correct
+    def keep(self, digest: str, correct: int | None) -> None:
+        """Remember the right answers, on all rows, of a genome or a state dict, by its digest."""
+        self._whole[digest] = correct
 
-    def find(self, genome: str) -> tuple[int | None, int] | None:
-        """Return a genome's right answers (None where a logit was not finite), rows seen; None unless it saw all."""
-        return (self._whole[genome], len(self._asked)) if genome in self._whole else None
+    def find(self, digest: str) -> tuple[int | None, int] | None:
+        """Return its right answers (None where a logit was not finite), rows seen; None unless it saw all."""
+        return (self._whole[digest], len(self._asked)) if digest in self._whole else None
 
 
 def quantize(margins: np.ndarray) -> np.ndarray:

@@ -142,6 +142,11 @@ class Processes:
         rows[self.rank] = row
         return self.add_up(rows)
 
+    @property
+    def on_this_machine(self) -> int:
+        """How many of them share this machine's memory."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.count > 1 else 1
+
     def wait(self) -> None:
         """Return when every process has come here."""
         with _others_alive():

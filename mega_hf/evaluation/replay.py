@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from mega_hf.evaluation.fitness import Genomes, Interval, Record, digest_genome
+from collections.abc import Callable
+
+import torch
+
+from mega_hf.evaluation.fitness import Genomes, Interval, Record
 
 
 class Unrecorded(Exception):
@@ -15,11 +19,11 @@ class Replay:
     Args:
         record: the journal.
         rows: of the validation split.
-        strict: whether genomes must be those that were recorded.
+        digest: of a genome, which must be the one that was recorded; None if it does not matter.
     """
 
-    def __init__(self, record: Record, rows: int, strict: bool = True) -> None:
-        self.record, self.rows, self.strict = record, rows, strict
+    def __init__(self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None) -> None:
+        self.record, self.rows, self.digest = record, rows, digest
         self.asked: set[tuple[int, int]] = set()  # (generation, index) of whatever the search had to do with
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
@@ -30,7 +34,7 @@ class Replay:
         """
         known = []
         for index, genome in enumerate(population.genomes):
-            digest = digest_genome(genome) if self.strict else None
+            digest = self.digest(genome) if self.digest else None
             self.asked.add((population.generation, index))
             counted = self.record.find(population.generation, index, digest)
             if counted is None and index == 0 and elite is not None:

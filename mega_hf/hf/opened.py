@@ -44,6 +44,10 @@ class OpenModel:
         """Return a copy of the state dict, in the dtypes that it was stored in."""
         return {k: v.to(self.dtypes.get(k, v.dtype), copy=True) for k, v in self.model.state_dict().items()}
 
+    def view(self) -> dict[str, torch.Tensor]:
+        """Return the state dict as `state` does, but not as a copy where the dtypes are the model's own: to read."""
+        return {k: v.to(self.dtypes.get(k, v.dtype)) for k, v in self.model.state_dict().items()}
+
     def learned(self) -> set[str]:
         """Return the names of the learned weights."""
         return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}

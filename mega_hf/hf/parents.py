@@ -113,7 +113,7 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         folder, pinned = resolve(reference, name)
         model = open_model(folder, name)
     licence = read_licence(model.folder) if isinstance(reference, str) else None
-    return OpenParent(Parent(name, digest(model.state()), origin_of(name, pinned), licence), model, pinned)
+    return OpenParent(Parent(name, digest(model.view()), origin_of(name, pinned), licence), model, pinned)
 
 
 def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _called(place: str) -> str:
 
 def refuse_values(first: OpenParent, other: OpenParent) -> None:
     """Raise ParentError where weights are not finite, or where buffers differ that can't be mixed."""
-    states = {parent.parent.name: parent.model.state() for parent in (first, other)}
+    states = {parent.parent.name: parent.model.view() for parent in (first, other)}
     build_space(states, first.model.learned(), {})
 
 
@@ -210,7 +210,7 @@ def disagreements(a: OpenModel, b: OpenModel) -> list[tuple[str, str, str]]:
             found.append((what, *_show_difference(left, right)))
     if not (a.dtypes and b.dtypes):
         a, b = replace(a, dtypes={}), replace(b, dtypes={})  # not known of one: then of neither
-    layout = list(difference(a.state(), b.state()))
+    layout = list(difference(a.view(), b.view()))
     if layout:
         found.append(("shapes or dtypes", "identical entries", "; ".join(layout[:3])))
     return found

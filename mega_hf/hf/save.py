@@ -13,6 +13,7 @@ from torch import nn
 
 from mega_hf.hf.models import OpenModel
 from mega_hf.hf.quiet import without_bars
+from mega_hf.weights.mapped import apart
 
 _KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -61,10 +62,7 @@ def save_timm(
     # timm writes num_classes here too, and transformers' wrapper then passes it twice and fails.
     config.get("model_args", {}).pop("num_classes", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    whole = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-    }
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(apart(state), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _save_transformers(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +48,9 @@ class WeightSpace:
         """How many of them are learned weights."""
         return max((s.stop for s in self.segments if s.learned), default=0)
 
-    def pack(self, state: StateDict) -> torch.Tensor:
-        """Return a state dict as a vector: [size] float32 on the CPU."""
-        vector = torch.empty(self.size)
+    def pack(self, state: StateDict, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return a state dict as a vector, [size] float32 on the CPU: `out`, if it is given."""
+        vector = torch.empty(self.size) if out is None else out
         for s in self.segments:
             vector[s.start : s.stop] = state[s.name].detach().reshape(-1)
         return vector
@@ -60,14 +61,30 @@ class WeightSpace:
         state |= self.copied
         return state | {name: state[source] for name, source in self.tied.items()}
 
-    def learned_digest(self, vector: torch.Tensor) -> str:
+    def combine(
+        self, states: Iterable[StateDict], how: Callable[[Segment, list[torch.Tensor]], torch.Tensor]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield a complete state dict made from those of the parents, one tensor at a time.
+
+        Args:
+            states: the parents'.
+            how: makes a tensor of those of the parents, all of one shape.
+        """
+        states, seconds = list(states), defaultdict(list)
+        for second, name in self.tied.items():
+            seconds[name].append(second)
+        for s in self.segments:
+            made = how(s, [state[s.name] for state in states]).to(s.dtype)
+            yield from ((name, made) for name in (s.name, *seconds.pop(s.name, ())))
+        yield from self.copied.items()
+        yield from ((name, self.copied[of]) for of, names in seconds.items() for name in names)
+
+    def learned_digest(self, state: StateDict) -> str:
         """Return the SHA-256 of the learned weights: what recipe, parents and journal decide alone."""
-        state = self.unpack(vector)
         return digest({s.name: state[s.name] for s in self.segments if s.learned})
 
-    def statistics_digest(self, vector: torch.Tensor) -> str | None:
+    def statistics_digest(self, state: StateDict) -> str | None:
         """Return the SHA-256 of BatchNorm's running statistics, or None if there are none."""
-        state = self.unpack(vector)
         statistics = {s.name: state[s.name] for s in self.segments if not s.learned}
         return digest(statistics) if statistics else None
 

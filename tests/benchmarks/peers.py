@@ -22,7 +22,8 @@ from mega_hf.evaluation.fitness import Genomes
 from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
 from mega_hf.hf.data import load_splits
 from mega_hf.hf.rows import fill_pictures
-from mega_hf.nodes import pack, search_node
+from mega_hf.inputs import encode, open_inputs
+from mega_hf.nodes import search_node
 from mega_hf.sources import Parents
 
 CPU = torch.device("cpu")
@@ -47,15 +48,16 @@ class Task:
         for name in recipe.leaves(None):
             parents.admit(name, recipe.parents[name])
         ((self.name, self.node),) = recipe.nodes().items()
-        model, self.space, self.parents = pack(parents.sources)
+        model = parents.model
+        self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
         size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU)
         self.pictures: Pictures = place_pictures(len(rows), model.picture_shape, size, CPU, 0.5)
         fill_pictures(rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels)
         self.forward = Forward(model.model, CPU)
         self.asked = 0
-        first = self.space.segments
-        self.std = float(np.mean([self.parents[:, s.start : s.stop].std() for s in first if s.stop - s.start > 1]))
+        tensors = [self.encoding.parents[:, a:b] for a, b in self.encoding.bounds if b - a > 1]
+        self.std = float(np.mean([tensor.std() for tensor in tensors]))
 
     def founders(self) -> torch.Tensor:
         """Return the recipe's first population: [population_size, size] float32."""
@@ -66,13 +68,13 @@ class Task:
             return [(0, 1, 0)] * len(population.genomes)
 
         alone = self.node.model_copy(update={"generations": 1})
-        search_node(self.name, alone, self.space, self.parents, keep)
+        search_node(self.name, alone, self.encoding, keep)
         return bred[0]
 
     def fitness(self, genome: torch.Tensor) -> float:
         """Return right answers of a genome ([size] float32) on all rows."""
         self.asked += 1
-        self.forward.write(self.space.unpack(genome))
+        self.forward.write(self.encoding.entries(genome))
         return float(self.forward.count(self.pictures) or 0)
 
 

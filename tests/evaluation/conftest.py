@@ -1,4 +1,4 @@
-"""An evaluation, its pictures and its weight space."""
+"""An evaluation, its pictures and what a genome means."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from mega_hf.evaluation.fitness import Evaluation
 from mega_hf.evaluation.forward import Forward, place_pictures
 from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
+from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
 from tests.evaluation.measuring import ROWS, Record, contend, make_model
 
@@ -26,20 +27,21 @@ def pictures(processes):
 
 
 @pytest.fixture(scope="module")
-def space():
+def encoding():
     states = {str(seed): dict(make_model(seed).state_dict()) for seed in (0, 1)}
-    return build_space(states, list(states["0"]), {})
+    space = build_space(states, list(states["0"]), {})
+    return Direct(space, torch.stack([space.pack(state) for state in states.values()]))
 
 
 @pytest.fixture
-def make(processes, pictures, space):
+def make(processes, pictures, encoding):
     """Return a function that makes an evaluation, its record, and a list of what progress was told."""
 
     def build(known=(), full=True, memory=None):
         record, told, memory = Record(known), [], memory or Memory(ROWS)
         forward = Forward(make_model(), processes.device)
         evaluation = Evaluation(
-            forward, pictures, space, processes, record, contend, lambda *seen: told.append(seen), memory, full
+            forward, pictures, encoding, processes, record, contend, lambda *seen: told.append(seen), memory, full
         )
         return evaluation, record, told
 

@@ -43,8 +43,8 @@ def contend(contests, intervals):
     return {i for contest in contests for i in contenders(contest, fitness)}
 
 
-def populate(space, generation=1, seeds=(0, 1, 2, 3)):
-    genomes = torch.stack([space.pack(dict(make_model(seed).state_dict())) for seed in seeds])
+def populate(encoding, generation=1, seeds=(0, 1, 2, 3)):
+    genomes = torch.stack([encoding.space.pack(dict(make_model(seed).state_dict())) for seed in seeds])
     return SimpleNamespace(genomes=genomes, generation=generation, proof="00")
 
 

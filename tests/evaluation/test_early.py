@@ -34,12 +34,22 @@ class Table:
         return True
 
     def write(self, state):
-        self.now = int(state["0"])
+        ((_, self.now),) = state
 
     def answers(self, pictures, rows):
         found = torch.tensor(self.table[self.now])[rows]
         margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)  # says nothing of the answers
         return Answers(found == 1, margin, not (found == 2).any())
+
+
+class Numbered:
+    """Genomes that are an individual's number."""
+
+    def digest(self, genome):
+        return f"{int(genome):032x}"
+
+    def entries(self, genome):
+        yield "0", int(genome)
 
 
 @st.composite
@@ -66,8 +76,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, seed):
         record, draw = Record(), np.random.default_rng(seed)
         evaluation = Evaluation(
             Table(table, draw), SimpleNamespace(count=rows, batch_size=size),
-            SimpleNamespace(unpack=lambda genome: {"0": genome}), Alone(count), record, contend, lambda *_: None,
-            Memory(rows), full,
+            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), full,
         )  # fmt: skip
         intervals = evaluation(population, tournaments, first)
         found.append(_decide(tournaments, intervals))
@@ -98,20 +107,20 @@ class Alone:
         return values
 
 
-def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(make, pictures, space, caplog):
+def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(make, pictures, encoding, caplog):
     evaluation, _, _ = make(full=False)
     evaluation.forward.is_order_free = lambda _: False
     asked, answers = [], evaluation.forward.answers
     evaluation.forward.answers = lambda pictures, rows: (asked.append(rows.tolist()), answers(pictures, rows))[1]
-    assert evaluation(populate(space), [[0, 1]], None) == [(expect(pictures, i), ROWS, 0) for i in range(4)]
+    assert evaluation(populate(encoding), [[0, 1]], None) == [(expect(pictures, i), ROWS, 0) for i in range(4)]
     assert asked == [list(range(ROWS))] * 4
     assert "depend on a row's place" in caplog.text
 
 
-def test_losers_are_not_measured_to_their_end(make, pictures, space):
+def test_losers_are_not_measured_to_their_end(make, pictures, encoding):
     """The better half is found on few rows of the others, and fewer still once the rows are known."""
     evaluation, record, _ = make(full=False)
-    population = populate(space, seeds=range(12))
+    population = populate(encoding, seeds=range(12))
     tried = evaluation.forward.tried_for_order(pictures)
     evaluation(population, [[0, 1]], None)
     assert ROWS < record.pictures - tried < 12 * ROWS
@@ -120,12 +129,12 @@ def test_losers_are_not_measured_to_their_end(make, pictures, space):
     assert sum(rows == ROWS for _, rows in lines) < 12
 
 
-def test_what_another_search_measured_is_known(make, pictures, space):
+def test_what_another_search_measured_is_known(make, pictures, encoding):
     """As the winner of a merge, who is a parent of the next."""
     memory = Memory(ROWS)
     first, _, _ = make(memory=memory)
-    first(populate(space, seeds=(0, 1)), [], None)
+    first(populate(encoding, seeds=(0, 1)), [], None)
     evaluation, record, _ = make(memory=memory)
     evaluation.forward = None
-    assert evaluation(populate(space, seeds=(1, 0)), [], None) == [(expect(pictures, i), ROWS, 0) for i in (1, 0)]
+    assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [(expect(pictures, i), ROWS, 0) for i in (1, 0)]
     assert (record.added, record.pictures) == ([(1, 0), (1, 1)], 0)

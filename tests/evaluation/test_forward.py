@@ -157,7 +157,7 @@ def test_written_weights_are_those_that_count():
     forward, pictures = Forward(_model(0), CPU), _pictures(40, 10)
     counts = []
     for seed in (1, 2, 0, 1):
-        forward.write(_model(seed).state_dict())
+        forward.write(_model(seed).state_dict().items())
         counts.append(forward.count(pictures))
         assert counts[-1] == _naive(_model(seed), pictures)
     assert counts[0] == counts[3]
@@ -167,14 +167,14 @@ def test_written_weights_are_those_that_count():
 def test_buffers_are_written_too():
     forward, state = Forward(_model(), CPU), _model().state_dict()
     state["1.running_mean"] = torch.full((4,), 7.0)
-    forward.write(state)
+    forward.write(state.items())
     assert torch.equal(forward.model[1].running_mean, torch.full((4,), 7.0))
 
 
 def test_writing_copies_and_rounds_to_nothing_new():
     forward, state = Forward(_model(), CPU), {k: v.clone() for k, v in _model(1).state_dict().items()}
     state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
-    forward.write(state)
+    forward.write(state.items())
     written = {k: v.clone() for k, v in forward.model.state_dict().items()}
     state["0.weight"].zero_()
     assert torch.equal(forward.model[0].weight, written["0.weight"])
@@ -183,8 +183,8 @@ def test_writing_copies_and_rounds_to_nothing_new():
 
 def test_an_incomplete_state_is_not_written_in_silence():
     state = {k: v for k, v in _model().state_dict().items() if k != "4.bias"}
-    with pytest.raises(KeyError, match=r"4\.bias"):
-        Forward(_model(), CPU).write(state)
+    with pytest.raises(AssertionError, match=r"4\.bias"):
+        Forward(_model(), CPU).write(state.items())
 
 
 def test_measuring_changes_nothing_and_twice_gives_the_same():
@@ -212,7 +212,7 @@ def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypa
     monkeypatch.setattr(torch, "compile", lambda *a, **k: (shapes.append(1), compiler(*a, **k))[1])
     for seed in (0, 1, 2, 0):
         for forward in (eager, fast):
-            forward.write(_model(seed).state_dict())
+            forward.write(_model(seed).state_dict().items())
         slow, quick = eager.answers(pictures), fast.answers(pictures)
         assert torch.allclose(slow.margin, quick.margin, atol=1e-5)
         assert torch.equal(slow.right, quick.right)

@@ -229,14 +229,19 @@ def test_weights_and_statistics_have_a_digest_each():
     a = _state(1)
     space = _space(a, _state(2))
     vector = space.pack(a)
-    learned, statistics = space.learned_digest(vector), space.statistics_digest(vector)
+
+    def learned_and_statistics():
+        state = space.unpack(vector)
+        return space.learned_digest(state), space.statistics_digest(state)
+
+    learned, statistics = learned_and_statistics()
     vector[space.learned_size] += 1
-    assert space.learned_digest(vector) == learned
-    assert space.statistics_digest(vector) != statistics
+    assert learned_and_statistics()[0] == learned
+    assert learned_and_statistics()[1] != statistics
     vector[space.learned_size] -= 1
     _flip(vector)
-    assert space.learned_digest(vector) != learned
-    assert space.statistics_digest(vector) == statistics
+    assert learned_and_statistics()[0] != learned
+    assert learned_and_statistics()[1] == statistics
 
 
 def test_a_digest_is_of_what_is_saved():
@@ -244,6 +249,7 @@ def test_a_digest_is_of_what_is_saved():
     state = {"w": torch.ones(3).bfloat16()}
     space = _space(state, state, learned=["w"])
     vector = space.pack(state)
-    assert space.learned_digest(vector + 1e-6) == space.learned_digest(vector)
-    assert space.learned_digest(vector + 1e-2) != space.learned_digest(vector)
-    assert space.statistics_digest(vector) is None
+    exact, near, far = (space.unpack(vector + shift) for shift in (0, 1e-6, 1e-2))
+    assert space.learned_digest(near) == space.learned_digest(exact)
+    assert space.learned_digest(far) != space.learned_digest(exact)
+    assert space.statistics_digest(exact) is None

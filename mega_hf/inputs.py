@@ -1,0 +1,102 @@
+"""What a merge starts from: models that are opened, or mapped from the disk, and the encoding of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mega_hf.errors import RunError
+from mega_hf.hf.models import OpenModel
+from mega_hf.settings import Merge
+from mega_hf.weights.encoding import Direct, Encoding, Mixing
+from mega_hf.weights.mapped import map_copy, map_files, trim
+from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parent or a merged node as an input of a merge."""
+
+    name: str
+    sha256: str  # of its state dict
+    layout: str  # the digest of what a merge takes from it beside weights, if it is the first
+    load: Callable[[], OpenModel]
+    files: tuple[Path, ...] = ()  # its safetensors
+
+    def open(self) -> OpenModel:
+        """Load the model and see that it is still the one that was identified.
+
+        Raises:
+            RunError: it has been changed since.
+        """
+        model = self.load()
+        found = digest(model.view())
+        if found != self.sha256:
+            raise RunError(
+                f"{self.name} was changed while the run was going on", expected=f"weights {self.sha256[:12]}",
+                got=f"weights {found[:12]}", remedy="the same command again, when nothing else writes there",
+            )  # fmt: skip
+        return model
+
+    def map(self) -> StateDict:
+        """Return its state dict, mapped from its files, or from a copy where their tensors bear other names.
+
+        Raises:
+            RunError: as `open`.
+        """
+        return map_files(self.files, self.sha256) or map_copy(self.open().view())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The models that a merge mixes; their weights stay on the disk."""
+
+    first: OpenModel  # whose configuration the merged model gets; it holds no weights
+    space: WeightSpace
+    states: dict[str, StateDict]
+    contents: list[str]  # digests of the states
+
+
+def open_inputs(sources: Mapping[str, Source]) -> Inputs:
+    """Map the weights of some models and lay out their space.
+
+    Raises:
+        RunError: one has been changed since it was identified.
+        ParentError: they can't be mixed.
+    """
+    model = next(iter(sources.values())).open()
+    learned, tied, order = model.learned(), model.tied(), {name: i for i, name in enumerate(model.view())}
+    model.model.to("meta")  # its weights are another copy, and not needed any more
+    trim()
+    states = {name: _arrange(source.map(), order) for name, source in sources.items()}
+    return Inputs(model, build_space(states, learned, tied), states, [source.sha256 for source in sources.values()])
+
+
+def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:
+    """Put entries in the model's order, in which genes stand: a file has another one."""
+    return dict(sorted(state.items(), key=lambda entry: order.get(entry[0], len(order))))
+
+
+def encode(inputs: Inputs, settings: Merge) -> Encoding:
+    """Return what a genome means in a merge."""
+    if settings.encoding == "mixing":
+        return Mixing(inputs.space, list(inputs.states.values()), settings.granularity, inputs.contents)
+    vectors = torch.empty(len(inputs.states), inputs.space.size)
+    for vector, state in zip(vectors, inputs.states.values(), strict=True):
+        inputs.space.pack(state, out=vector)
+    return Direct(inputs.space, vectors)
+
+
+def genomes_bytes(settings: Merge, parents: int, weights: int) -> int:
+    """Return what the genomes of a search take in memory, at most.
+
+    Directly encoded: parents, population, mates, the best and one that is being made, each a copy of the weights in
+    float32. As coefficients they are nothing beside a model.
+    """
+    if settings.encoding == "mixing":
+        return 0
+    mates = settings.num_mates if settings.variant == "default" else settings.population_size
+    return 4 * weights * (parents + settings.population_size + mates + 2)
