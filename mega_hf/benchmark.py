@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import copy
+import math
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, logits
-from mega_hf.evaluation.processes import is_gpu
+from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.files import remove
 from mega_hf.pipeline import search
-from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.run import ForwardPath, How, start
 
-_PASSES = 5  # of each bare loop, one after the other in turn; their median counts
-_BATCHES = 16  # in a pass: a second or two of a small network
+_TURNS = 5  # at least, of the bare loops and the naive search
+_BATCHES = 16  # of a bare loop in a turn: a second or two of a small network
 _NAIVE_BATCH = 128
 
 
@@ -43,10 +42,10 @@ class Benchmark:
         accuracy: of the best one, on validation.
         search_pictures_per_second: of the whole search less compiling, over all processes.
         eager_pictures_per_second: a bare loop over the uncompiled channels-last model.
-        compiled_pictures_per_second: a bare loop over the compiled model; None where it can't be compiled.
+        compiled_pictures_per_second: a bare loop over the compiled model; 0 where it can't be compiled.
         naive_seconds: what a search would take that shows every individual every row, by load_state_dict, a
             DataLoader over decoded pictures and the model as its library makes it; its forward passes alone,
-            timed over one generation's and scaled.
+            timed over one individual before each generation, and scaled.
         search_seconds: compiling included.
         pictures_evaluated: shown in the search.
         pictures_full: that full evaluation would have shown.
@@ -63,7 +62,7 @@ class Benchmark:
     accuracy: float
     search_pictures_per_second: float
     eager_pictures_per_second: float
-    compiled_pictures_per_second: float | None
+    compiled_pictures_per_second: float
     naive_seconds: float
     search_seconds: float
     pictures_evaluated: int
@@ -86,7 +85,7 @@ class Benchmark:
             + (f", {speed / limit:.2f} of the compiled loop's" if limit else ""),
             f"eager loop   {self.eager_pictures_per_second:,.0f} pictures/s",
             f"compiled     {limit:,.0f} pictures/s" if limit else "compiled     not here",
-            f"naive search {self.naive_seconds:,.1f} s (one generation timed and scaled): "
+            f"naive search {self.naive_seconds:,.1f} s (an individual a generation timed, and scaled): "
             f"{self.naive_seconds / self.search_seconds:.2f} times as long",
             f"memory       {self.peak_memory_bytes / 2**20:,.0f} MiB at its peak, of the main process",
             "stages       " + ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.stages.items()),
@@ -123,23 +122,23 @@ def bench(
                 "a search is timed from its beginning", where=str(folder), expected="nothing there",
                 got="a file or folder", remedy="another --out; or remove it, if a bench left it that was interrupted",
             )  # fmt: skip
-        merged, finding = search(recipe, run)
+        turns = _Turns(run.processes)
+        merged, finding = search(recipe, run, pause=turns.take)
         order = finding.journal.order
         ranked = len(order["correct"]) * order["n"] if order else 0  # parents shown to say who is paired with whom
         evaluated = ranked + sum(one.pictures for one in merged)
         full = ranked + sum(one.pictures_full for one in merged)
         stages = dict(run.seconds)
+        stages["search"] = round(stages["search"] - turns.seconds, 3)
         stages |= {"evaluating": round(sum(one.seconds for one in merged), 3)}
         stages["other"] = round(stages["search"] - stages["evaluating"] / run.processes.count, 3)
-        run.processes.wait()
+        while turns.taken < _TURNS:
+            turns.repeat()
         evaluations, best = sum(one.evaluations for one in merged), merged[-1].record
-        model, device = finding.parents.model.model, run.processes.device
-        eager, compiled = measure_loops(model, finding.validation, device, Progress(progress))
-        naive = measure_naive(model, finding.validation, merged[-1].node.population_size, device) * full
-        seconds = stages["search"] + stages.get("compiling", 0.0)
         found = Benchmark(
             recipe.name, run.processes.device_kind, run.processes.count, torch.get_num_threads(), finding.forward_path,
-            evaluations, best["correct"] / best["n"], evaluated / stages["search"], eager, compiled, naive, seconds,
+            evaluations, best["correct"] / best["n"], evaluated / stages["search"], turns.speed("eager"),
+            turns.speed("compiled"), full / turns.speed("naive"), stages["search"] + stages.get("compiling", 0.0),
             evaluated, full, peak_memory(), stages,
         )  # fmt: skip
         run.processes.wait()
@@ -148,46 +147,75 @@ def bench(
     return found
 
 
+class _Turns:
+    """Bare loops and a naive search, which take turns with the search: a machine's speed drifts within minutes.
+
+    Args:
+        processes: of which the main one runs them while the others wait.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes, self.seconds, self.taken = processes, 0.0, 0
+        self._work: dict[str, tuple[int, Callable[[], None]]] = {}  # pictures shown, and showing them
+        self._times: dict[str, list[float]] = {}
+
+    def take(self, forward: Forward, pictures: Pictures) -> None:
+        """Show some batches in each loop, and one individual's rows in the naive search."""
+        began = time.perf_counter()
+        if self.processes.is_main and not self._work:
+            self._work = prepare_loops(forward, pictures) | {"naive": prepare_naive(forward, pictures)}
+        self.repeat()
+        self.seconds += time.perf_counter() - began
+
+    def repeat(self) -> None:
+        """Take another turn."""
+        for name, (_, work) in self._work.items():
+            self._times.setdefault(name, []).append(_time(work))
+        self.taken += 1
+        self.processes.wait()
+
+    def speed(self, name: str) -> float:
+        """Return pictures a second, over all turns; 0 where there is no such loop, NaN on the other processes."""
+        if not self.processes.is_main:
+            return math.nan
+        return self._work[name][0] * self.taken / sum(self._times[name]) if name in self._work else 0.0
+
+
 @torch.inference_mode()
-def measure_loops(
-    model: nn.Module, pictures: Pictures, device: torch.device, progress: Progress
-) -> tuple[float, float | None]:
-    """Return pictures a second of bare loops, without a choice of rows and without counting: eager and compiled."""
-    eager, fast = Forward(copy.deepcopy(model), device, EAGER), Forward(copy.deepcopy(model), device, COMPILED)
-    try:
-        fast.compile(pictures)
-    except Exception:  # the search has said why
-        fast = eager
+def prepare_loops(forward: Forward, pictures: Pictures) -> dict[str, tuple[int, Callable[[], None]]]:
+    """Return bare loops, without a choice of rows and without counting: eager, and compiled where that can be done."""
+    device = forward.device
+    eager = Forward(copy.deepcopy(forward.model), device, EAGER)
+    runs = {"eager": eager.run}
+    if forward.path == COMPILED:
+        runs["compiled"] = forward.run
+    else:
+        fast = Forward(copy.deepcopy(forward.model), device, COMPILED)
+        with suppress(Exception):  # of any of torch's layers: then there is no such loop
+            fast.compile(pictures)
+            runs["compiled"] = fast.run
     batches = [pictures.select(rows)[0] for rows in torch.arange(pictures.count).split(pictures.batch_size)[:_BATCHES]]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
-    loops = [_loop(one.run, batches, device) for one in (eager, fast)]
-    seconds: list[list[float]] = [[], []]
-    with progress.bar("bare loops", 2 * _PASSES, "passes") as advance:
-        for _ in range(_PASSES):
-            for loop, times in zip(loops, seconds, strict=True):
-                times.append(_time(loop))
-                advance(1, "")
     shown = len(batches) * pictures.batch_size
-    speeds = [shown / statistics.median(times) for times in seconds]
-    return speeds[0], None if fast is eager else speeds[1]
+    return {name: (shown, _loop(run, batches, device)) for name, run in runs.items()}
 
 
-def measure_naive(model: nn.Module, pictures: Pictures, individuals: int, device: torch.device) -> float:
-    """Return seconds a picture of a search that is written without much thought; see `Benchmark.naive_seconds`."""
-    model = copy.deepcopy(model).to(device).to(memory_format=torch.contiguous_format).eval()
+def prepare_naive(forward: Forward, pictures: Pictures) -> tuple[int, Callable[[], None]]:
+    """Return how a search that is written without much thought measures one individual."""
+    device = forward.device
+    model = copy.deepcopy(forward.model).to(memory_format=torch.contiguous_format).eval()
     state = {name: entry.clone() for name, entry in model.state_dict().items()}
     loader = DataLoader(TensorDataset(pictures.images, pictures.labels), batch_size=_NAIVE_BATCH)
 
-    def measure_generation() -> None:
-        """Show every individual every row."""
-        for _ in range(individuals):
-            model.load_state_dict(state)
-            right = 0
-            with torch.no_grad():
-                for images, labels in loader:
-                    right += (logits(model, images.to(device)).argmax(dim=1) == labels.to(device)).sum().item()
+    def measure() -> None:
+        """Show the individual every row."""
+        model.load_state_dict(state)
+        right = 0
+        with torch.no_grad():
+            for images, labels in loader:
+                right += (logits(model, images.to(device)).argmax(dim=1) == labels.to(device)).sum().item()
 
-    return _time(measure_generation) / (individuals * pictures.count)
+    return pictures.count, measure
 
 
 def peak_memory() -> int:
@@ -199,6 +227,7 @@ def peak_memory() -> int:
 def _loop(
     run: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor], device: torch.device
 ) -> Callable[[], None]:
+    @torch.inference_mode()
     def loop() -> None:
         for images in batches:
             run(images)

@@ -12,7 +12,8 @@ import torch
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
 from mega_hf.baselines import BASELINES
-from mega_hf.evaluation.forward import Forward, choose_batch_size
+from mega_hf.evaluation.batches import choose_batch_size
+from mega_hf.evaluation.forward import Forward
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.fit import time_training
@@ -181,7 +182,9 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     try_model(model, first)
     device = Processes().device
     training = _train(recipe, to_train, model, splits, device)
-    rows = choose_batch_size(recipe.evaluation.batch_size, len(splits.validation), device)
+    rows = choose_batch_size(
+        recipe.evaluation.batch_size, len(splits.validation), device, model.model, model.picture_shape
+    )
     numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,

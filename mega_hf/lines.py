@@ -139,7 +139,9 @@ def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
         version = re.match(rb'\{"kind": "header", "version": (\d{1,9}),', raw)
         other = int(version[1]) if version else VERSION
         is_other = other not in _READ
-        raise ValueError(f"version {other}; this release reads {VERSION}" if is_other else "no checksum at its end")
+        raise ValueError(
+            f"version {other}; this release reads {_READ[0]} and {_READ[1]}" if is_other else "no checksum at its end"
+        )
     checksum = zlib.crc32(sealed[1], before)
     if checksum != int(sealed[2], 16):
         raise ValueError(f"checksum {sealed[2].decode()}, but its content has {checksum:08x}")

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_hf.evaluation.forward import PLAIN, Forward, even_batches, place_pictures
+from mega_hf.evaluation.batches import even_batches
+from mega_hf.evaluation.forward import PLAIN, Forward, place_pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import load_split, match_classes
 from mega_hf.hf.models import open_model, try_model

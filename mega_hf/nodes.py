@@ -21,7 +21,7 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
-from mega_hf.genetic.population import Fitness, Genes
+from mega_hf.genetic.population import Fitness, Genes, Population
 from mega_hf.genetic.seeds import streams
 from mega_hf.genetic.selection import contenders, plan, plan_reference
 from mega_hf.hf.models import open_model
@@ -33,6 +33,8 @@ from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
+
+Pause = Callable[[Forward, Pictures], None]  # called before each generation is evaluated, and after the last
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Workshop:
     progress: Progress
     context: list[Any]  # what decides every fitness beside weights: data, classes, preprocessing, device, path
     memory: Memory  # of the validation rows
+    chunk: int  # rows shown to an individual before it is asked whether it may still win
     full: bool  # measure every individual on every row
+    pause: Pause | None = None  # what a benchmark does in the meantime
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,16 @@ def _search(name: str, node: Node, opened: Inputs, known: NodeRecord, workshop: 
         report = _accuracy_of(workshop.validation, advance)
         evaluation = Evaluation(
             workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, report,
-            workshop.memory, workshop.full,
+            workshop.memory, workshop.chunk, workshop.full,
         )  # fmt: skip
-        outcome = search_node(name, node, encoding, evaluation)
+        pause = partial(workshop.pause or (lambda *_: None), workshop.forward, workshop.validation)
+
+        def evaluate(population: Population, tournaments: list[list[int]], elite: Fitness | None) -> list[Interval]:
+            pause()
+            return evaluation(population, tournaments, elite)
+
+        outcome = search_node(name, node, encoding, evaluate)
+        pause()
     return outcome, dict(encoding.entries(outcome.best.genome))
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
 from mega_hf.errors import RecipeError
+from mega_hf.evaluation.batches import choose_batch_size, choose_chunk
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
-from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, choose_batch_size, place_pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, place_pictures
 from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
@@ -20,7 +21,7 @@ from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
-from mega_hf.nodes import Merged, Workshop, merge_node
+from mega_hf.nodes import Merged, Pause, Workshop, merge_node
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
@@ -139,8 +140,10 @@ def train(
         return {name: run.parents / name for name in wanted}
 
 
-def search(asked: Recipe, run: Run, only: str | None = None) -> tuple[list[Merged], Finding]:
-    """Make the merges of a run that was started, or those that `only` needs, and no report.
+def search(
+    asked: Recipe, run: Run, only: str | None = None, pause: Pause | None = None
+) -> tuple[list[Merged], Finding]:
+    """Make the merges of a run that was started, or those that `only` needs, and no report; `pause` as in `Workshop`.
 
     Returns:
         the merges, the last is the root, or `only`; and what a report needs beside them.
@@ -160,8 +163,8 @@ def search(asked: Recipe, run: Run, only: str | None = None) -> tuple[list[Merge
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
     for notice in notices if run.processes.is_main else ():
         logger.warning(notice)
-    rows = len(splits.validation)
-    batch_size = choose_batch_size(recipe.evaluation.batch_size, rows, run.processes.device)
+    rows, asked_size, model = len(splits.validation), recipe.evaluation.batch_size, parents.model
+    batch_size = choose_batch_size(asked_size, rows, run.processes.device, model.model, model.picture_shape)
     load = _Loader(parents, batch_size, run.processes, recipe.evaluation.memory_share)
     with run.time("pictures"):
         pictures = load(splits.validation)
@@ -178,8 +181,9 @@ def search(asked: Recipe, run: Run, only: str | None = None) -> tuple[list[Merge
     if recipe.order == "accuracy":
         ranking = rank(parents, journal, forward, pictures, run.processes, context, memory)
     workshop = Workshop(
-        run.folder, forward, pictures, journal, run.processes, run.progress, context, memory, run.how.full
-    )
+        run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
+        choose_chunk(asked_size, batch_size), run.how.full, pause,
+    )  # fmt: skip
     root = next(reversed(recipe.nodes(ranking)))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)

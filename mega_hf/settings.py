@@ -252,7 +252,7 @@ class Push(Strict):
 
 
 class Evaluation(Strict):
-    """How individuals are measured. `batch_size: null` takes 128 on a CPU and 512 on a GPU.
+    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the model, and 512 on a GPU.
 
     Pictures that need more than `memory_share` of the device's memory are streamed to it.
     """

@@ -73,10 +73,9 @@ class Parents:
         self.mapping, self.matched = self.expect({name: opened.model})
         refuse_values(self.first, opened)  # of the first itself: weights that are not finite
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
-        folder = opened.model.folder
-        load = _opener(name, reference, folder)
-        files = tuple(sorted(folder.glob("*.safetensors"))) if folder else (Path(_bare(reference).weights),)
-        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(opened.model), load, files)
+        model = opened.model
+        load = _opener(name, reference, model.folder)
+        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(model), load, model.files)
         refuse_copies(self.identities.values())
 
     def expect(self, models: dict[str, OpenModel]) -> tuple[list[int], str]:
@@ -124,13 +123,9 @@ def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[in
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:
     if folder is not None:
         return partial(open_model, folder, name)
-    one = _bare(reference)  # its user loads it into the architecture
+    assert isinstance(reference, WeightsParent), "all others are folders"  # its user loads it into the architecture
+    one = reference
     return partial(open_weights, one.arch, Path(one.weights), one.num_classes, one.arch_args, name, one.data_config)
-
-
-def _bare(reference: ParentRef) -> WeightsParent:
-    assert isinstance(reference, WeightsParent), "all others are folders"
-    return reference
 
 
 def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:

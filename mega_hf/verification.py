@@ -183,7 +183,7 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
         raise changed("result.json", f"the licence of the parent {name}", licence, said)
     folder = opened.model.folder
     load = partial(open_model, folder, name) if folder else lambda: open_parent(name, reference, place).model
-    return Source(name, claimed, layout_digest(opened.model), load)
+    return Source(name, claimed, layout_digest(opened.model), load, opened.model.files)
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,7 @@ def _replay(
         compare_model(told, model)
     else:
         compare_intermediate(told, name, model)
-    files = tuple(sorted(target.glob("*.safetensors")))
-    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), files)
+    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
 
 
 def _refuse_few(node: Node, known: NodeRecord) -> None:

@@ -84,6 +84,8 @@ def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch
     assert line["correct"] == rows
     pairs = [line["ranking"][:2], line["ranking"][2:]]
     assert [node["parents"] for node in result.record["nodes"]][:2] == pairs
+    known = [line for line in journal(result.folder, "fitness") if line["generation"] == 1 and line["index"] < 2]
+    assert len(known) == 6 and {line["pictures"] for line in known} == {0}, "parents, and winners below, are known"
     (result.folder / "result.json").unlink()
     monkeypatch.setattr("mega_hf.evaluation.forward.Forward.count", lambda *_: pytest.fail("measured again"))
     again = merge(recipe, tmp_path / "out")

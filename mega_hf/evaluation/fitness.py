@@ -106,6 +106,7 @@ class Evaluation:
         contenders: says which individuals may win some contest, given what was seen of each.
         progress: called with (individuals measured or known, best right answers so far).
         memory: what is known of the rows, and of genomes that were measured elsewhere.
+        chunk: how many rows an individual is shown before it is asked whether it may still win.
         full: measure every individual on every row.
     """
 
@@ -119,11 +120,12 @@ class Evaluation:
         contenders: Contenders,
         progress: Callable[[int, int], None],
         memory: Memory,
+        chunk: int,
         full: bool = False,
     ) -> None:
         self.forward, self.pictures, self.encoding, self.processes = forward, pictures, encoding, processes
         self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
-        self.full, self._best, self._resident = full, 0, (0, 0)
+        self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
         self._order_bound: bool | None = None
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
@@ -211,7 +213,7 @@ class Evaluation:
         process has its own; with fewer, as at the end of a generation, they share them.
         """
         size, rows = self.pictures.batch_size, []
-        batches = math.ceil(self.processes.count / len(indices))
+        batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
             one.correct, one.told = (0, None) if one.told else (one.correct, None)
             left = one.unseen

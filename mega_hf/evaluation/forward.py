@@ -54,16 +54,6 @@ class Answers(NamedTuple):
     finite: bool  # whether all logits were
 
 
-def even_batches(rows: int, batch_size: int) -> int:
-    """Return a batch size of at most `batch_size` that leaves the least padding, e.g. 125 for 5,000 rows and 128."""
-    return math.ceil(rows / math.ceil(rows / min(batch_size, rows)))
-
-
-def choose_batch_size(asked: int | None, rows: int, device: torch.device) -> int:
-    """Return the run's one batch size: what was asked for, else what suits the device, with the least padding."""
-    return even_batches(rows, asked or (512 if is_gpu(device) else 128))
-
-
 def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float) -> Pictures:
     """Allocate room for a split: on the device, else in main memory, else in a file that is mapped.
 

@@ -40,6 +40,11 @@ class OpenModel:
         channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
         return channels, height, width
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors in its folder."""
+        return tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder else ()
+
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the state dict, in the dtypes that it was stored in."""
         return {k: v.to(self.dtypes.get(k, v.dtype), copy=True) for k, v in self.model.state_dict().items()}

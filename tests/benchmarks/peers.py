@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from mega_hf import Recipe, bench
+from mega_hf.evaluation.batches import choose_batch_size
 from mega_hf.evaluation.fitness import Genomes
-from mega_hf.evaluation.forward import Forward, Pictures, choose_batch_size, place_pictures
+from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
 from mega_hf.hf.data import load_splits
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.inputs import encode, open_inputs
@@ -51,7 +52,7 @@ class Task:
         model = parents.model
         self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
-        size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU)
+        size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU, model.model, model.picture_shape)
         self.pictures: Pictures = place_pictures(len(rows), model.picture_shape, size, CPU, 0.5)
         fill_pictures(rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels)
         self.forward = Forward(model.model, CPU)

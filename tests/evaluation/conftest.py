@@ -41,7 +41,7 @@ def make(processes, pictures, encoding):
         record, told, memory = Record(known), [], memory or Memory(ROWS)
         forward = Forward(make_model(), processes.device)
         evaluation = Evaluation(
-            forward, pictures, encoding, processes, record, contend, lambda *seen: told.append(seen), memory, full
+            forward, pictures, encoding, processes, record, contend, lambda *seen: told.append(seen), memory, 8, full
         )
         return evaluation, record, told
 

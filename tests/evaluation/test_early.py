@@ -63,9 +63,9 @@ def _cases(draw):
     return np.array(table), size, draw(st.lists(some, max_size=6)), elite, draw(st.sampled_from([1, 2, 3, 5]))
 
 
-@given(_cases(), st.integers(0, 1000))
+@given(_cases(), st.integers(1, 30), st.integers(0, 1000))
 @settings(max_examples=1500, deadline=None)
-def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, seed):
+def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, seed):
     table, size, tournaments, elite, count = case
     rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
@@ -76,7 +76,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, seed):
         record, draw = Record(), np.random.default_rng(seed)
         evaluation = Evaluation(
             Table(table, draw), SimpleNamespace(count=rows, batch_size=size),
-            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), full,
+            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), chunk, full,
         )  # fmt: skip
         intervals = evaluation(population, tournaments, first)
         found.append(_decide(tournaments, intervals))

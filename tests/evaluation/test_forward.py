@@ -10,7 +10,7 @@ from torch import nn
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
-from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, Forward, even_batches, place_pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, Forward, place_pictures
 from mega_hf.evaluation.processes import Processes
 
 CPU = torch.device("cpu")
@@ -39,21 +39,7 @@ def _naive(model, pictures):
     return right
 
 
-# --- Batches
-
-
-@given(st.integers(1, 5000), st.integers(1, 600))
-@settings(max_examples=100, deadline=None)
-def test_even_batches_need_no_more_batches_and_leave_little_padding(rows, limit):
-    size = even_batches(rows, limit)
-    batches = -(-rows // size)
-    assert 1 <= size <= limit
-    assert batches == -(-rows // limit)
-    assert batches * size - rows < batches
-
-
-def test_even_batches_of_known_sizes():
-    assert [even_batches(5000, 128), even_batches(10, 128), even_batches(10, 4)] == [125, 10, 4]
+# --- Pictures
 
 
 def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
