@@ -24,7 +24,7 @@ from mega_hf.recipe import Recipe
 from mega_hf.run import ForwardPath, How, start
 
 _TURNS = 5  # at least, of the bare loops and the naive search
-_BATCHES = 16  # of a bare loop in a turn: a second or two of a small network
+_SHOWN = 2000  # pictures in a bare loop in a turn: a second or two of a small network
 _NAIVE_BATCH = 128
 
 
@@ -194,7 +194,8 @@ def prepare_loops(forward: Forward, pictures: Pictures) -> dict[str, tuple[int, 
         with suppress(Exception):  # of any of torch's layers: then there is no such loop
             fast.compile(pictures)
             runs["compiled"] = fast.run
-    batches = [pictures.select(rows)[0] for rows in torch.arange(pictures.count).split(pictures.batch_size)[:_BATCHES]]
+    chosen = torch.arange(pictures.count).split(pictures.batch_size)[: max(1, _SHOWN // pictures.batch_size)]
+    batches = [pictures.select(rows)[0] for rows in chosen]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
     shown = len(batches) * pictures.batch_size
     return {name: (shown, _loop(run, batches, device)) for name, run in runs.items()}
