@@ -68,7 +68,7 @@ def merge(
         result = run.finished()
         if result is None:
             merged, finding = search(recipe, run)
-            finding.parents.release()
+            finding.parents.release(finding.forward_path == COMPILED)
             result = write_report(finding, merged, run.folder, run.processes, run.seconds)
         elif run.processes.is_main:
             run.folder.tidy()

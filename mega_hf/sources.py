@@ -93,10 +93,11 @@ class Parents:
         assert self.first is not None, "a run has parents"
         return self.first.model
 
-    def release(self) -> None:
+    def release(self, was_compiled: bool) -> None:
         """Give up the first parent's weights, once no search needs them: others are read where they are needed."""
         self.model.model.to("meta")
-        torch.compiler.reset()  # what was compiled holds them too
+        if was_compiled:
+            torch.compiler.reset()  # what was compiled holds them too
         trim()
 
 

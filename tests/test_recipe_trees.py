@@ -112,7 +112,7 @@ def test_the_merges_can_be_set_on_the_command_line(tmp_path):
 
 def test_a_node_that_says_nothing_has_the_shared_settings(tmp_path):
     for recipe in (load(tmp_path, text) for text in (PARENTS, PAIRS, NODES)):
-        assert all(node.settings == recipe.merge.model_dump(mode="json") for node in recipe.nodes().values())
+        assert all(node.settings == recipe.to_dict()["merge"] for node in recipe.nodes().values())
 
 
 def _node(folder, shared, own):
