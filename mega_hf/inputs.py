@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Source:
     sha256: str  # of its state dict
     layout: str  # the digest of what a merge takes from it beside weights, if it is the first
     load: Callable[[], OpenModel]
-    files: tuple[Path, ...] = ()  # its safetensors
+    files: Sequence[Path] = ()  # its safetensors
 
     def open(self) -> OpenModel:
         """Load the model and see that it is still the one that was identified.

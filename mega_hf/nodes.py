@@ -26,6 +26,7 @@ from mega_hf.genetic.seeds import streams
 from mega_hf.genetic.selection import contenders, plan, plan_reference
 from mega_hf.hf.models import open_model
 from mega_hf.hf.save import save_model
+from mega_hf.hf.stored import weight_files
 from mega_hf.inputs import Inputs, Source, encode, genomes_bytes, open_inputs
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
@@ -74,7 +75,7 @@ class Merged:
     def source(self) -> Source:
         """The merged model as an input of other merges, and of the report."""
         load = partial(open_model, self.folder, self.name)
-        files = tuple(sorted(self.folder.glob("*.safetensors")))
+        files = weight_files(self.folder, self.name)
         return Source(self.name, self.record["state"], self.record["layout"], load, files)
 
     def describe(self) -> dict[str, Any]:

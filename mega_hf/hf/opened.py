@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mega_hf.hf.stored import weight_files
+
 # What two configurations may differ in without computing another function at inference.
 IRRELEVANT = {
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "architectures",
@@ -41,9 +43,9 @@ class OpenModel:
         return channels, height, width
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> list[Path]:
         """The safetensors in its folder."""
-        return tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder else ()
+        return weight_files(self.folder, self.folder.name) if self.folder else []
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the state dict, in the dtypes that it was stored in."""

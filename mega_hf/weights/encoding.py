@@ -92,10 +92,11 @@ class Mixing:
 
     def __post_init__(self) -> None:
         groups: dict[tuple[bool, str], int] = {}
-        keys = {s.name: (s.learned, _group(s, self.granularity)) for s in self.space.segments}
-        for key in sorted(keys.values(), key=lambda key: not key[0]):  # stable: learned ones first
-            groups.setdefault(key, len(groups))
-        object.__setattr__(self, "_group_of", {name: groups[key] for name, key in keys.items()})
+        group_of = {  # numbered as they come: in a space, learned segments come first
+            s.name: groups.setdefault((s.learned, _group(s, self.granularity)), len(groups))
+            for s in self.space.segments
+        }
+        object.__setattr__(self, "_group_of", group_of)
         object.__setattr__(self, "learned", sum(is_learned for is_learned, _ in groups))
 
     @property

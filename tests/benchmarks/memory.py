@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 from tests import tiny
@@ -32,8 +33,8 @@ def prepare(words: argparse.Namespace) -> dict[str, Any]:
 
     for seed in (1, 2):
         if not (folder / str(seed)).exists():
-            with tiny.torch.random.fork_rng(devices=[]):
-                tiny.torch.manual_seed(seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
                 tiny.save_timm(folder / str(seed), timm.create_model(words.arch, num_classes=3).eval())
     if not (folder / "data").exists():
         tiny.write_splits(
@@ -70,8 +71,6 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
 
 def measure_batch(recipe: dict[str, Any]) -> dict[str, int]:
     """Run one batch through a parent in this process; return what it took beside model and pictures."""
-    import torch
-
     from mega_hf.hf.models import open_model
 
     model = open_model(Path(recipe["parents"]["a"]))
