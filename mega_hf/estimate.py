@@ -11,6 +11,7 @@ import torch
 
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
+from mega_hf.allocator import keep_freed
 from mega_hf.baselines import BASELINES
 from mega_hf.evaluation.batches import choose_batch_size
 from mega_hf.evaluation.forward import Forward
@@ -159,6 +160,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
+@keep_freed()
 def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Estimate:
     """Check parents, splits and classes, and time one batch; nothing is made, no weights are read.
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from mega_hf.allocator import trim
 from mega_hf.errors import RunError
 from mega_hf.hf.models import OpenModel
 from mega_hf.settings import Merge
 from mega_hf.weights.encoding import Direct, Encoding, Mixing
-from mega_hf.weights.mapped import map_copy, map_files, trim
+from mega_hf.weights.mapped import map_copy, map_files
 from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mega_hf.allocator import keep_freed
 from mega_hf.evaluation.batches import even_batches
 from mega_hf.evaluation.forward import PLAIN, Forward, place_pictures
 from mega_hf.evaluation.processes import Processes
@@ -48,6 +49,7 @@ class Measurement:
         )
 
 
+@keep_freed()
 def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
     """Measure a model as its user would run it: loaded by its own library, float32, plain eager mode.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
+from mega_hf.allocator import trim
 from mega_hf.errors import RecipeError
 from mega_hf.evaluation.batches import choose_batch_size, choose_chunk
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
@@ -201,6 +202,7 @@ def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, rec
     if path == COMPILED and journal.header is None:
         with run.time("compiling"):
             compile_everywhere(forward, pictures, run.processes)
+        trim()  # what the compiler needed
     else:
         forward.path = path
     return forward

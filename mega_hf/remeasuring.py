@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.absent import is_absent
+from mega_hf.allocator import keep_freed
 from mega_hf.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import RecipeError, VerificationError
 from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
@@ -97,6 +98,7 @@ class Makings:
     scratch: Path  # where baselines may be written
 
 
+@keep_freed()
 def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progress) -> Remeasured:
     """Measure some individuals again, and every model that the report tells of.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mega_hf.allocator import keep_freed
 from mega_hf.errors import LaunchError, RunError, refuse_shortage
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import refuse_unwritable
@@ -183,7 +184,7 @@ def start(
     try:
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
-        with ExitStack() as held, _shortage_said(folder.path):
+        with ExitStack() as held, _shortage_said(folder.path), keep_freed():
             yield Run(
                 folder,
                 processes,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mega_hf.allocator import trim
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.memory import Memory
@@ -34,7 +35,6 @@ from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, WeightsParent
 from mega_hf.tree import base
-from mega_hf.weights.mapped import trim
 
 
 @dataclass

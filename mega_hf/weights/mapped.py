@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,12 +32,6 @@ def map_copy(state: StateDict) -> StateDict:
     with tempfile.NamedTemporaryFile(prefix="mega_hf-parent-") as file:  # unlinked at once, freed when unmapped
         save_file(apart(state), file.name)
         return load_file(file.name)
-
-
-def trim() -> None:
-    """Give freed memory back to the system: the C library keeps what lies between other things, up to a model."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def apart(state: StateDict) -> StateDict:
