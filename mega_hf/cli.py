@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.arguments import build_parser
-from mega_hf.environment import let_threads_sleep, quieten
+from mega_hf.environment import collect_rarely, let_threads_sleep, quieten
 from mega_hf.errors import MegaError, RecipeError, Terminated, VerificationError
 from mega_hf.failures import open_streams, say
 from mega_hf.interruption import SIGNALS, heard
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """Run the command that this process was started for, and end the process."""
-    code = main()
+    with collect_rarely():
+        code = main()
     if code > 128:
         os._exit(code)  # nothing that is left to do is worth waiting for
     for number in SIGNALS:
