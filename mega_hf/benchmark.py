@@ -8,24 +8,23 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
+from mega_hf.bare import Bare
 from mega_hf.errors import RunError
-from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, logits
+from mega_hf.evaluation.forward import COMPILED, Forward, Pictures
 from mega_hf.evaluation.processes import Processes, is_gpu
 from mega_hf.files import remove
 from mega_hf.pipeline import search
 from mega_hf.recipe import Recipe
 from mega_hf.run import ForwardPath, How, start
 
-_TURNS = 5  # at least, of the bare loops and the naive search
-_SHOWN = 2000  # pictures in a bare loop in a turn: a second or two of a small network
-_NAIVE_BATCH = 128
+_TURNS = (5, 40)  # of the bare loops and the naive search: at least, and about the most
+_SHOWN = 1000  # pictures in a loop in a turn, at most: a second of a small network
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,13 @@ class Benchmark:
         evaluations: individuals.
         accuracy: of the best one, on validation.
         search_pictures_per_second: of the whole search less compiling, over all processes.
-        eager_pictures_per_second: a bare loop over the uncompiled channels-last model.
-        compiled_pictures_per_second: a bare loop over the compiled model; 0 where it can't be compiled.
+        eager_pictures_per_second: a bare loop over the uncompiled channels-last model, in a process of its own, with
+            torch and the C library as they come.
+        compiled_pictures_per_second: a bare loop over the compiled model in the search's process; 0 where it can't
+            be compiled.
         naive_seconds: what a search would take that shows every individual every row, by load_state_dict, a
-            DataLoader over decoded pictures and the model as its library makes it; its forward passes alone,
-            timed over one individual before each generation, and scaled.
+            DataLoader over decoded pictures and the model as its library makes it; its forward passes alone, in
+            a process of its own, timed over some of an individual's rows at a time, and scaled.
         search_seconds: compiling included.
         pictures_evaluated: shown in the search.
         pictures_full: that full evaluation would have shown.
@@ -85,7 +86,7 @@ class Benchmark:
             + (f", {speed / limit:.2f} of the compiled loop's" if limit else ""),
             f"eager loop   {self.eager_pictures_per_second:,.0f} pictures/s",
             f"compiled     {limit:,.0f} pictures/s" if limit else "compiled     not here",
-            f"naive search {self.naive_seconds:,.1f} s (an individual a generation timed, and scaled): "
+            f"naive search {self.naive_seconds:,.1f} s (some rows timed now and then, and scaled): "
             f"{self.naive_seconds / self.search_seconds:.2f} times as long",
             f"memory       {self.peak_memory_bytes / 2**20:,.0f} MiB at its peak, of the main process",
             "stages       " + ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.stages.items()),
@@ -116,13 +117,16 @@ def bench(
         MegaError: as `merge`; RunError where something else lies at `out`.
     """
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}.bench"
-    with start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run:
+    with (
+        start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run,
+        ExitStack() as held,
+    ):
         if run.processes.share(1, 1, lambda _: [int(folder.exists())])[0, 0]:
             raise RunError(
                 "a search is timed from its beginning", where=str(folder), expected="nothing there",
                 got="a file or folder", remedy="another --out; or remove it, if a bench left it that was interrupted",
             )  # fmt: skip
-        turns = _Turns(run.processes)
+        turns = _Turns(run.processes, held, sum(node.evaluations for node in recipe.nodes().values()))
         merged, finding = search(recipe, run, pause=turns.take)
         order = finding.journal.order
         ranked = len(order["correct"]) * order["n"] if order else 0  # parents shown to say who is paired with whom
@@ -132,7 +136,7 @@ def bench(
         stages["search"] = round(stages["search"] - turns.seconds, 3)
         stages |= {"evaluating": round(sum(one.seconds for one in merged), 3)}
         stages["other"] = round(stages["search"] - stages["evaluating"] / run.processes.count, 3)
-        while turns.taken < _TURNS:
+        while turns.taken < _TURNS[0]:
             turns.repeat()
         evaluations, best = sum(one.evaluations for one in merged), merged[-1].record
         found = Benchmark(
@@ -152,25 +156,34 @@ class _Turns:
 
     Args:
         processes: of which the main one runs them while the others wait.
+        held: what ends their processes.
+        evaluations: of the whole search.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, held: ExitStack, evaluations: int) -> None:
         self.processes, self.seconds, self.taken = processes, 0.0, 0
-        self._work: dict[str, tuple[int, Callable[[], None]]] = {}  # pictures shown, and showing them
+        self._held, self._every, self._asked = held, math.ceil(evaluations / _TURNS[1]), 0
+        self._work: dict[str, tuple[int, Callable[[], float]]] = {}  # pictures shown, and the seconds it takes
         self._times: dict[str, list[float]] = {}
 
     def take(self, forward: Forward, pictures: Pictures) -> None:
-        """Show some batches in each loop, and one individual's rows in the naive search."""
+        """Show some batches in each loop, and some rows in the naive search, if it is their turn."""
+        self._asked += 1
+        if self._asked % self._every:
+            return
         began = time.perf_counter()
         if self.processes.is_main and not self._work:
-            self._work = prepare_loops(forward, pictures) | {"naive": prepare_naive(forward, pictures)}
+            for name in ("eager", "naive"):
+                bare = self._held.enter_context(Bare(name, forward, pictures, _SHOWN))
+                self._work[name] = bare.shown, bare.run
+            self._work |= prepare_compiled(forward, pictures)
         self.repeat()
         self.seconds += time.perf_counter() - began
 
     def repeat(self) -> None:
         """Take another turn."""
         for name, (_, work) in self._work.items():
-            self._times.setdefault(name, []).append(_time(work))
+            self._times.setdefault(name, []).append(work())
         self.taken += 1
         self.processes.wait()
 
@@ -182,64 +195,34 @@ class _Turns:
 
 
 @torch.inference_mode()
-def prepare_loops(forward: Forward, pictures: Pictures) -> dict[str, tuple[int, Callable[[], None]]]:
-    """Return bare loops, without a choice of rows and without counting: eager, and compiled where that can be done."""
+def prepare_compiled(forward: Forward, pictures: Pictures) -> dict[str, tuple[int, Callable[[], float]]]:
+    """Return a bare loop over the compiled model, without a choice of rows and without counting; if there can be."""
     device = forward.device
-    eager = Forward(copy.deepcopy(forward.model), device, EAGER)
-    runs = {"eager": eager.run}
-    if forward.path == COMPILED:
-        runs["compiled"] = forward.run
-    else:
-        fast = Forward(copy.deepcopy(forward.model), device, COMPILED)
-        with suppress(Exception):  # of any of torch's layers: then there is no such loop
-            fast.compile(pictures)
-            runs["compiled"] = fast.run
+    if forward.path != COMPILED:
+        forward = Forward(copy.deepcopy(forward.model), device)
+        try:
+            forward.compile(pictures)
+        except Exception:  # of any of torch's layers
+            return {}
+    run = forward.run
     chosen = torch.arange(pictures.count).split(pictures.batch_size)[: max(1, _SHOWN // pictures.batch_size)]
     batches = [pictures.select(rows)[0] for rows in chosen]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
-    shown = len(batches) * pictures.batch_size
-    return {name: (shown, _loop(run, batches, device)) for name, run in runs.items()}
 
+    @torch.inference_mode()
+    def loop() -> float:
+        began = time.perf_counter()
+        for images in batches:
+            run(images)
+        if is_gpu(device):
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
 
-def prepare_naive(forward: Forward, pictures: Pictures) -> tuple[int, Callable[[], None]]:
-    """Return how a search that is written without much thought measures one individual."""
-    device = forward.device
-    model = copy.deepcopy(forward.model).to(memory_format=torch.contiguous_format).eval()
-    state = {name: entry.clone() for name, entry in model.state_dict().items()}
-    loader = DataLoader(TensorDataset(pictures.images, pictures.labels), batch_size=_NAIVE_BATCH)
-
-    def measure() -> None:
-        """Show the individual every row."""
-        model.load_state_dict(state)
-        right = 0
-        with torch.no_grad():
-            for images, labels in loader:
-                right += (logits(model, images.to(device)).argmax(dim=1) == labels.to(device)).sum().item()
-
-    return pictures.count, measure
+    loop()  # to warm up
+    return {"compiled": (len(batches) * pictures.batch_size, loop)}
 
 
 def peak_memory() -> int:
     """Return the most that this process has had resident, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _loop(
-    run: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor], device: torch.device
-) -> Callable[[], None]:
-    @torch.inference_mode()
-    def loop() -> None:
-        for images in batches:
-            run(images)
-        if is_gpu(device):
-            torch.cuda.synchronize(device)
-
-    loop()  # to warm up
-    return loop
-
-
-def _time(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

@@ -21,7 +21,7 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
 from mega_hf.genetic.mutation import Gaussian, spread
-from mega_hf.genetic.population import Fitness, Genes, Population
+from mega_hf.genetic.population import Fitness, Genes
 from mega_hf.genetic.seeds import streams
 from mega_hf.genetic.selection import contenders, plan, plan_reference
 from mega_hf.hf.models import open_model
@@ -52,7 +52,7 @@ class Workshop:
     memory: Memory  # of the validation rows
     chunk: int  # rows shown to an individual before it is asked whether it may still win
     full: bool  # measure every individual on every row
-    pause: Pause | None = None  # what a benchmark does in the meantime
+    pause: Pause | None = None  # what a benchmark does whenever individuals are measured, on all processes
 
 
 @dataclass(frozen=True)
@@ -177,18 +177,17 @@ def _search(name: str, node: Node, opened: Inputs, known: NodeRecord, workshop: 
             workshop.memory.keep(encoding.digest(parent), counted[0])
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
-        evaluation = Evaluation(
-            workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, report,
-            workshop.memory, workshop.chunk, workshop.full,
-        )  # fmt: skip
         pause = partial(workshop.pause or (lambda *_: None), workshop.forward, workshop.validation)
 
-        def evaluate(population: Population, tournaments: list[list[int]], elite: Fitness | None) -> list[Interval]:
+        def settled(count: int, best: int) -> None:
+            report(count, best)
             pause()
-            return evaluation(population, tournaments, elite)
 
-        outcome = search_node(name, node, encoding, evaluate)
-        pause()
+        evaluation = Evaluation(
+            workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
+            workshop.memory, workshop.chunk, workshop.full,
+        )  # fmt: skip
+        outcome = search_node(name, node, encoding, evaluation)
     return outcome, dict(encoding.entries(outcome.best.genome))
 
 
