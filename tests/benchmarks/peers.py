@@ -2,13 +2,16 @@
 
 PyGAD and EvoTorch get the founders, the sizes of population, tournaments and mutation of the recipe's one merge, and
 mega_hf's own eager forward pass as their fitness, with pictures resident: what is compared is how many pictures each
-search asks for and what it does beside. Both are installed by `pip install -e ".[benchmarks]"`.
+search asks for and what it does beside. Each runs in a process of its own. Both are installed by
+`pip install -e ".[benchmarks]"`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,12 +128,22 @@ def run_evotorch(task: Task) -> float:
     return float(search.status["best_eval"])
 
 
-def run_peer(name: str, search: Callable[[Task], float], recipe: Recipe) -> Ran:
+PEERS: dict[str, Callable[[Task], float]] = {"PyGAD": run_pygad, "EvoTorch": run_evotorch}
+
+
+def run_peer(name: str, recipe: Recipe) -> Ran:
     """Time a peer's search; reading parents and pictures is not part of it, as it is none of ours."""
     task = Task(recipe)
     began = time.perf_counter()
-    best, rows = search(task), task.pictures.count
+    best, rows = PEERS[name](task), task.pictures.count
     return Ran(name, time.perf_counter() - began, task.asked, task.asked * rows, best / rows)
+
+
+def run_apart(name: str, words: list[str]) -> Ran:
+    """Run a peer in another process, as nobody has both in one."""
+    command = [sys.executable, "-m", "tests.benchmarks.peers", *words, "--only", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Ran(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -139,12 +152,17 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=PEERS, help="run this peer alone, and print its record")
     args = parser.parse_args()
     recipe = Recipe.from_yaml(args.recipe, args.overrides)
+    if args.only:
+        print(json.dumps(run_peer(args.only, recipe)))
+        return
     ours = bench(recipe)
     found = [Ran("mega_hf", ours.search_seconds, ours.evaluations, ours.pictures_evaluated, ours.accuracy)]
     naive = Ran("naive (scaled)", ours.naive_seconds, ours.evaluations, ours.pictures_full, ours.accuracy)
-    found += [run_peer("PyGAD", run_pygad, recipe), run_peer("EvoTorch", run_evotorch, recipe), naive]
+    words = [str(args.recipe), *(word for override in args.overrides for word in ("--set", override))]
+    found += [run_apart(name, words) for name in PEERS] + [naive]
     if args.json:
         print(json.dumps([ran._asdict() for ran in found]))
         return
