@@ -63,9 +63,11 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
     import mega_hf.pipeline
     import mega_hf.plots
     from mega_hf import Recipe
+    from mega_hf.environment import collect_rarely
 
     before = psutil.Process().memory_info().rss
-    mega_hf.pipeline.merge(Recipe.from_dict(recipe), out, forward=forward, overwrite=True)
+    with collect_rarely():  # as the command does
+        mega_hf.pipeline.merge(Recipe.from_dict(recipe), out, forward=forward, overwrite=True)
     return {"imports": before, "peak": _peak()}
 
 
