@@ -26,8 +26,8 @@ def test_even_batches_of_known_sizes():
     assert [even_batches(5000, 128), even_batches(10, 128), even_batches(10, 4)] == [125, 10, 4]
 
 
-@pytest.mark.parametrize(("arch", "pixels", "expected"), [("cifar_resnet20", 32, 32), ("resnet18", 32, 128)])
-def test_large_weights_beside_small_activations_want_large_batches(arch, pixels, expected):
+@pytest.mark.parametrize(("arch", "pixels", "expected"), [("cifar_resnet20", 32, 128), ("resnet18", 224, 32)])
+def test_small_pictures_want_large_batches(arch, pixels, expected):
     """As measured; the comment beside the rule says what."""
     model = timm.create_model(arch, num_classes=10).eval()
     assert choose_batch_size(None, expected * 100, CPU, model, (3, pixels, pixels)) == expected
