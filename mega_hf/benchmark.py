@@ -24,6 +24,7 @@ from mega_hf.recipe import Recipe
 from mega_hf.run import ForwardPath, How, start
 
 _TURNS = (5, 40)  # of the bare loops and the naive search: at least, and about the most
+_SHORT = 20.0  # seconds of a search
 _SHOWN = 1000  # pictures in a loop in a turn, at most: a second of a small network
 
 
@@ -91,6 +92,8 @@ class Benchmark:
             f"memory       {self.peak_memory_bytes / 2**20:,.0f} MiB at its peak, of the main process",
             "stages       " + ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.stages.items()),
         ]
+        if self.search_seconds < _SHORT:
+            lines.append("a search of a few seconds says little: its ratios are chance to a good part")
         return "\n".join(lines)
 
 
@@ -107,7 +110,7 @@ def bench(
 
     Args:
         recipe: whose merges are searched.
-        out: the run folder, which is removed at the end; `runs/NAME.bench` by default.
+        out: the run folder, which is removed at the end, and when it is interrupted; `runs/NAME.bench` by default.
         parents: where trained parents are kept; as `merge`.
         forward: as `merge`.
         full_evaluation: as `merge`.
@@ -117,15 +120,19 @@ def bench(
         MegaError: as `merge`; RunError where something else lies at `out`.
     """
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}.bench"
+    if folder.exists():  # each process looks before any of them can go on
+        raise RunError(
+            "a search is timed from its beginning", where=str(folder), expected="nothing there",
+            got="a file or folder", remedy="another --out; or remove it, if a bench left it that was killed",
+        )  # fmt: skip
     with (
+        ExitStack() as finally_,
         start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run,
         ExitStack() as held,
     ):
-        if run.processes.share(1, 1, lambda _: [int(folder.exists())])[0, 0]:
-            raise RunError(
-                "a search is timed from its beginning", where=str(folder), expected="nothing there",
-                got="a file or folder", remedy="another --out; or remove it, if a bench left it that was interrupted",
-            )  # fmt: skip
+        run.is_kept = False
+        if run.processes.is_main:
+            finally_.callback(remove, folder)
         turns = _Turns(run.processes, held, sum(node.evaluations for node in recipe.nodes().values()))
         merged, finding = search(recipe, run, pause=turns.take)
         order = finding.journal.order
@@ -146,8 +153,6 @@ def bench(
             evaluated, full, peak_memory(), stages,
         )  # fmt: skip
         run.processes.wait()
-    if run.processes.is_main:
-        remove(folder)
     return found
 
 

@@ -256,7 +256,7 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
     keys = train_keys(recipe, to_train, splits) if to_train else {}
     run.create(asked, recipe, run.check_trained(keys))
-    if run.processes.is_main:
+    if run.processes.is_main and run.is_kept:
         logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
     if not to_train:
         return given, recipe

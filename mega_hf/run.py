@@ -55,6 +55,7 @@ class Run:
     overwrite: bool = False
     update: bool = False
     how: How = How()
+    is_kept: bool = True  # whether the folder stays, so that an interrupted run is resumed
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
     def finished(self) -> MergeResult | None:

@@ -46,6 +46,18 @@ def test_full_evaluation_shows_every_picture_and_the_table_says_so(pair: tiny.Pa
     assert "26 individuals" in answer.out and "of 1,560" in answer.out
     assert "compiled float32" in answer.out
     assert "compiling" in answer.out
+    assert "Ctrl-C leaves" not in answer.err
+
+
+def test_an_interrupted_one_leaves_nothing(pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        assert (tmp_path / "out").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mega_hf.benchmark._Turns.take", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench(Recipe.from_dict(recipe(pair)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_lies_there_is_not_touched(pair: tiny.Pair, tmp_path: Path) -> None:
