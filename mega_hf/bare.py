@@ -83,10 +83,11 @@ class Bare:
 
 
 def _write(path: Path, forward: Forward, pictures: Pictures, most: int) -> None:
+    # A slice would be saved with the whole that it is a view of.
     rows = max(1, min(most, pictures.count, _SENT // (4 * pictures.images[0].numel())))
     work = {
-        "model": copy.deepcopy(forward.model).cpu(), "images": pictures.images[:rows].cpu(),
-        "labels": pictures.labels[:rows].cpu(), "batch_size": min(rows, pictures.batch_size),
+        "model": copy.deepcopy(forward.model).cpu(), "images": pictures.images[:rows].cpu().clone(),
+        "labels": pictures.labels[:rows].cpu().clone(), "batch_size": min(rows, pictures.batch_size),
         "device": str(forward.device), "threads": torch.get_num_threads(),
     }  # fmt: skip
     torch.save(work, path)

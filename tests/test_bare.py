@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mega_hf import RunError
-from mega_hf.bare import Bare
+from mega_hf.bare import Bare, _write
 from mega_hf.evaluation.forward import Forward, place_pictures
 from tests import tiny
 
@@ -34,6 +34,12 @@ def test_a_loop_shows_whole_batches_or_every_picture(forward, name, shown):
         child = psutil.Process(bare._process.pid)
         assert child.is_running()
     assert not child.is_running()
+
+
+def test_a_few_pictures_of_many_are_sent_without_the_others(forward, tmp_path):
+    _write(tmp_path / "some", forward, _pictures(forward, 5000), 10)
+    _write(tmp_path / "all", forward, _pictures(forward, 10), 10)
+    assert (tmp_path / "some").stat().st_size < 1.1 * (tmp_path / "all").stat().st_size
 
 
 def test_fewer_pictures_than_a_batch(forward):
