@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -83,9 +84,8 @@ class Bare:
 
 
 def _write(path: Path, forward: Forward, pictures: Pictures, most: int) -> None:
-    # A slice would be saved with the whole that it is a view of.
     rows = max(1, min(most, pictures.count, _SENT // (4 * pictures.images[0].numel())))
-    work = {
+    work = {  # pictures as copies: a slice would be saved with the whole that it is a view of
         "model": copy.deepcopy(forward.model).cpu(), "images": pictures.images[:rows].cpu().clone(),
         "labels": pictures.labels[:rows].cpu().clone(), "batch_size": min(rows, pictures.batch_size),
         "device": str(forward.device), "threads": torch.get_num_threads(),
@@ -93,21 +93,22 @@ def _write(path: Path, forward: Forward, pictures: Pictures, most: int) -> None:
     torch.save(work, path)
 
 
+@torch.inference_mode()
+def show(run: Callable[[torch.Tensor], object], batches: list[torch.Tensor], device: torch.device) -> None:
+    """Show batches on the device to a model, one after the other, and wait until it is done; nothing is counted."""
+    for images in batches:
+        run(images)
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
 def _prepare_eager(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
-    """Return how many pictures a loop over the channels-last model shows, and the loop; nothing is counted."""
+    """Return how many pictures a loop over the channels-last model shows, and the loop."""
     device, size = work["device"], work["batch_size"]
     model = work["model"].to(device).to(memory_format=torch.channels_last).eval()
     whole = work["images"].split(size)[: len(work["images"]) // size]
     batches = [images.to(device).contiguous(memory_format=torch.channels_last) for images in whole]
-
-    def loop() -> None:
-        with torch.inference_mode():
-            for images in batches:
-                logits(model, images)
-            if is_gpu(device):
-                torch.cuda.synchronize(device)
-
-    return sum(len(images) for images in batches), loop
+    return sum(len(images) for images in batches), partial(show, partial(logits, model), batches, device)
 
 
 def _prepare_naive(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:

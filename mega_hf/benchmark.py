@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from mega_hf.bare import Bare
+from mega_hf.bare import Bare, show
 from mega_hf.errors import RunError
 from mega_hf.evaluation.forward import COMPILED, Forward, Pictures
-from mega_hf.evaluation.processes import Processes, is_gpu
+from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove
 from mega_hf.pipeline import search
 from mega_hf.recipe import Recipe
@@ -126,13 +126,13 @@ def bench(
             got="a file or folder", remedy="another --out; or remove it, if a bench left it that was killed",
         )  # fmt: skip
     with (
-        ExitStack() as finally_,
+        ExitStack() as after,
         start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run,
         ExitStack() as held,
     ):
         run.is_kept = False
         if run.processes.is_main:
-            finally_.callback(remove, folder)
+            after.callback(remove, folder)
         turns = _Turns(run.processes, held, sum(node.evaluations for node in recipe.nodes().values()))
         merged, finding = search(recipe, run, pause=turns.take)
         order = finding.journal.order
@@ -214,13 +214,10 @@ def prepare_compiled(forward: Forward, pictures: Pictures) -> dict[str, tuple[in
     batches = [pictures.select(rows)[0] for rows in chosen]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
 
-    @torch.inference_mode()
     def loop() -> float:
+        """Show all batches and return the seconds."""
         began = time.perf_counter()
-        for images in batches:
-            run(images)
-        if is_gpu(device):
-            torch.cuda.synchronize(device)
+        show(run, batches, device)
         return time.perf_counter() - began
 
     loop()  # to warm up

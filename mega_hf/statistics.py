@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, ndtri  # scipy.stats would load for longer than a small merge takes
+from scipy.special import bdtr, ndtri  # scipy.stats takes a second more to load
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
