@@ -92,10 +92,10 @@ class Evaluation:
 
     A contest, a tournament or the one for the elite, is decided when one individual is left that may win it, and
     that one has seen all rows. Until then those that may win are measured batch by batch, each time the one that may
-    still have most right answers (one for each process): the others then lose without being measured to the end. The
-    rows that others were wrong about come first, so that losers are known early. What an individual answers on a row
-    depends neither on the other rows of its batch nor on their order: so every contest has the winner that full
-    evaluation gives it.
+    still have most right answers (one or two for each of several processes): the others then lose without being
+    measured to the end. The rows that others were wrong about come first, so that losers are known early. What an
+    individual answers on a row depends neither on the other rows of its batch nor on their order: so every contest
+    has the winner that full evaluation gives it.
 
     Args:
         forward: the resident model.
@@ -197,14 +197,20 @@ class Evaluation:
         return self._order_bound
 
     def _choose(self, needed: set[int], seen: list[Seen]) -> list[int]:
-        """Return, for each process one, those that may still have most right answers."""
+        """Return those that may still have most right answers, for each process one.
+
+        Several processes wait for each other less often with two each, where so many are left that most of them will
+        be shown their next rows in any case.
+        """
 
         def order(i: int) -> tuple[int, int]:
             correct, _, unseen = seen[i].interval
             return -(correct or 0) - unseen, i
 
         first = {seen[i].genome: i for i in sorted(needed, reverse=True)}
-        return sorted(first.values(), key=order)[: self.processes.count]
+        processes = self.processes.count
+        each = 2 if processes > 1 and len(first) >= 4 * processes else 1
+        return sorted(first.values(), key=order)[: each * processes]
 
     def _round(self, population: Genomes, indices: list[int], seen: list[Seen]) -> None:
         """Show individuals their next rows.

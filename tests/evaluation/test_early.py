@@ -54,7 +54,7 @@ class Numbered:
 
 @st.composite
 def _cases(draw):
-    rows, size, individuals = draw(st.integers(1, 40)), draw(st.integers(1, 12)), draw(st.integers(1, 8))
+    rows, size, individuals = draw(st.integers(1, 40)), draw(st.integers(1, 12)), draw(st.integers(1, 12))
     spread = st.sampled_from([[1], [0, 1], [0, 1, 1, 1], [0, 0, 0, 1], [0], [1] * 60 + [2], [2]])
     table = [draw(st.lists(st.sampled_from(draw(spread)), min_size=rows, max_size=rows)) for _ in range(individuals)]
     table = [table[draw(st.integers(0, i))] for i in range(individuals)]  # equal answers: ties

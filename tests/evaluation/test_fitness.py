@@ -197,11 +197,11 @@ class Many:
 
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
-@pytest.mark.parametrize("individuals", [1, 2, 3])
+@pytest.mark.parametrize("individuals", [1, 2, 3, 4])
 def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, count, individuals, full):
     """The last of a generation are cut into batches, so that no process waits for another's whole individual."""
-    if individuals > count:
-        return  # no round has more of them than processes
+    if individuals > count and (individuals, count) != (4, 2):
+        return  # no round has more of them than processes, or two for each of several
     population, indices, total, parts = populate(encoding), list(range(individuals)), 0, []
     for rank in range(count):
         evaluation, _, _ = make(full=full)
@@ -215,3 +215,13 @@ def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, coun
     if full or count >= 4 * individuals:
         assert total.tolist() == [expect(pictures, seed) for seed in indices]
     assert max(parts) - min(parts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "left", "chosen"), [(1, 12, 1), (2, 12, 4), (2, 8, 4), (2, 7, 2), (2, 1, 1), (8, 20, 8)]
+)
+def test_while_many_may_still_win_each_of_several_processes_measures_two_before_it_waits(make, count, left, chosen):
+    evaluation, _, _ = make(full=False)
+    evaluation.processes = Many(0, count)
+    seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in range(left)]
+    assert evaluation._choose(set(range(left)), seen) == list(range(chosen))
