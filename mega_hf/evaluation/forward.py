@@ -43,7 +43,9 @@ class Pictures:
         """Return one whole batch of some rows (at most a batch of them), filled up by rows that are not looked at."""
         filling = rows[:1].expand(self.batch_size - len(rows))
         rows = torch.cat([rows, filling])
-        return self.images[rows.to(self.images.device)], self.labels[rows.to(self.labels.device)]
+        lying = self.images.permute(0, 2, 3, 1)  # as they lie in memory: a picture is one piece
+        images = lying.index_select(0, rows.to(lying.device)).permute(0, 3, 1, 2)
+        return images, self.labels[rows.to(self.labels.device)]
 
 
 class Answers(NamedTuple):

@@ -57,7 +57,8 @@ class WeightSpace:
 
     def unpack(self, vector: torch.Tensor) -> StateDict:
         """Return a vector as a complete state dict in the parents' dtypes."""
-        state = {s.name: vector[s.start : s.stop].reshape(s.shape).to(s.dtype) for s in self.segments}
+        parts = vector.split([s.stop - s.start for s in self.segments])
+        state = {s.name: part.view(s.shape).to(s.dtype) for s, part in zip(self.segments, parts, strict=True)}
         state |= self.copied
         return state | {name: state[source] for name, source in self.tied.items()}
 
