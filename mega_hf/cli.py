@@ -108,7 +108,9 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
 def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
     from mega_hf.estimate import estimate
 
-    _say(estimate(recipe, args.num_processes or 1, args.only))
+    out = args.out or Path("runs") / recipe.name
+    kept = None if args.overwrite and args.parents is None else args.parents or out / "parents"
+    _say(estimate(recipe, args.num_processes or 1, args.only, kept, args.update))
     if recipe.push and args.only is None:
         _check_push(recipe)
         _say(f"The merge would then be pushed to {recipe.push.repo}.")

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -20,12 +21,12 @@ from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.fit import time_training
 from mega_hf.hf.models import OpenModel, try_model
 from mega_hf.hf.parents import open_unweighted
-from mega_hf.hf.train import check_training
+from mega_hf.hf.train import check_training, train_keys
 from mega_hf.inputs import genomes_bytes
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Node, inputs_of
-from mega_hf.sources import refuse_unlike, trained_for
-from mega_hf.training import training_levels
+from mega_hf.sources import pin, refuse_unlike, trained_for
+from mega_hf.training import check_trained, is_trained, made_by, training_levels
 from mega_hf.tree import base
 
 
@@ -42,6 +43,7 @@ class Estimate:
     picture: int  # numbers in one picture
     seconds_a_picture: float
     training: dict[str, float]  # minutes for each parent that would be trained
+    trained: dict[str, Path]  # parents that were trained before -> where they lie
     device: str
     processes: int
     only: str | None  # the node, if it is a part of the tree that would be run
@@ -106,7 +108,9 @@ class Estimate:
             name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}" for name, n in self.nodes.items()
         }
         for leaf in self.leaves:
-            if base(leaf) in self.training:
+            if base(leaf) in self.trained:
+                notes[leaf] = f"trained already: {self.trained[base(leaf)].parent / leaf}"
+            elif base(leaf) in self.training:
                 notes[leaf] = (
                     f"trained here, {_about(self.training[base(leaf)])}" if leaf == base(leaf) else "snapshot"
                 )
@@ -115,12 +119,16 @@ class Estimate:
         drawn = tree.draw(inputs_of(self.nodes), next(reversed(self.nodes)), notes)
         return [f"tree         {drawn[0]}", *(f"             {line}" for line in drawn[1:])]
 
+    def _built(self) -> str:
+        grains = {node.granularity: None for node in self.nodes.values() if node.encoding == "mixing"}
+        return f", built from each parent's coefficients, by {' or '.join(grains)}" if grains else ""
+
     def __str__(self) -> str:
         splits, nodes = self.splits, self.nodes.values()
         lines = [
             f"recipe       {self.recipe.name}",
             *self._tree(),
-            f"architecture {self.architecture}, {self.weights:,} numbers an individual",
+            f"architecture {self.architecture}, {self.weights:,} numbers an individual" + self._built(),
             f"validation   {splits.validation.spec}: {len(splits.validation):,} rows",
             f"test         {splits.test.spec}: {len(splits.test):,} rows, "
             + ("read once after the search" if self.only is None else "not read before the whole tree is run"),
@@ -152,7 +160,7 @@ def _mib(size: int) -> str:
 
 def _about(minutes: float) -> str:
     if minutes < 1:
-        return f"about {60 * minutes:.0f} seconds"
+        return f"about {_count(round(60 * minutes), 'second')}"
     return f"about {minutes:.1f} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"
 
 
@@ -161,13 +169,21 @@ def _count(number: int, what: str) -> str:
 
 
 @keep_freed()
-def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Estimate:
-    """Check parents, splits and classes, and time one batch; nothing is made, no weights are read.
+def estimate(
+    recipe: Recipe,
+    processes: int = 1,
+    only: str | None = None,
+    kept: Path | None = None,
+    update: bool = False,
+) -> Estimate:
+    """Check parents, splits and classes, and time one batch; nothing is made, no weights of parents are merged.
 
     Args:
         recipe: what to do.
         processes: how many would share the work.
         only: the one node that would be run, with what it needs.
+        kept: where trained parents may lie already.
+        update: whether those that were trained otherwise would be trained again.
 
     Raises:
         MegaError: what would have ended the merge before its search.
@@ -183,7 +199,8 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     first, model = next(iter(models.items()))
     try_model(model, first)
     device = Processes().device
-    training = _train(recipe, to_train, model, splits, device)
+    trained = _find_trained(recipe, to_train, splits, kept, update)
+    training = _train(recipe, [name for name in to_train if name not in trained], model, splits, device)
     rows = choose_batch_size(
         recipe.evaluation.batch_size, len(splits.validation), device, model.model, model.picture_shape
     )
@@ -191,8 +208,23 @@ def estimate(recipe: Recipe, processes: int = 1, only: str | None = None) -> Est
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
         picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
-        device=device.type, processes=processes, only=only,
+        trained=trained, device=device.type, processes=processes, only=only,
     )  # fmt: skip
+
+
+def _find_trained(
+    recipe: Recipe, names: list[str], splits: Splits, kept: Path | None, update: bool
+) -> dict[str, Path]:
+    """Return the parents that lie there as the recipe would train them; the training rows are read if any do.
+
+    Raises:
+        RunError: one was trained otherwise, and must not be replaced.
+    """
+    if kept is None or not any((kept / made).exists() for name in names for made in made_by(recipe, name)):
+        return {}
+    keys = train_keys(pin(recipe.model_copy(update={"data": splits.data}), {}, names), names, splits)
+    check_trained(kept, keys, update)
+    return {name: kept / name for name, key in keys.items() if is_trained(recipe, kept, {name: key})}
 
 
 def _train(

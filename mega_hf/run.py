@@ -22,7 +22,7 @@ from mega_hf.progress import Progress
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
 from mega_hf.run_folder import IN_TRAINING, RunFolder
-from mega_hf.training import is_trained, outdated, refuse_foreign, train_missing
+from mega_hf.training import check_trained, is_trained, refuse_foreign, train_missing
 
 _PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
@@ -96,15 +96,7 @@ class Run:
 
     def check_trained(self, keys: dict[str, str]) -> list[str]:
         """Return the parents that lie there, trained otherwise than `keys` say; refuse to replace them unasked."""
-        found = {} if self.removes_parents else outdated(self.parents, keys)
-        if found and not self.update:
-            name, path = next(iter(found.items()))
-            raise RunError(
-                f"{name} lies there, trained otherwise", where=str(path), expected=f"training {keys[name][:12]}",
-                got="its settings, its rows or what it starts from were others",
-                remedy="put these back; or --update, which trains it again; or another --parents",
-            )  # fmt: skip
-        return list(found)
+        return [] if self.removes_parents else check_trained(self.parents, keys, self.update)
 
     def create(self, asked: Recipe, recipe: Recipe, replaced: list[str]) -> None:
         """Make the run folder; of parents that will be replaced nothing is claimed any more."""
@@ -162,10 +154,11 @@ class Run:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Add what runs inside to a stage."""
-        began = time.perf_counter()
+        """Add what runs inside to a stage, less what it adds to others."""
+        began, before = time.perf_counter(), sum(self.seconds.values())
         yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 3)
+        others = sum(self.seconds.values()) - before
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began - others, 3)
 
 
 @contextmanager

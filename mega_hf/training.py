@@ -92,12 +92,16 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
             )  # fmt: skip
 
 
-def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
-    """Return the parents that were trained, wholly or in part, otherwise than they would be now: name -> where.
+def check_trained(folder: Path, keys: Mapping[str, str], update: bool) -> list[str]:
+    """Return the parents that were trained, wholly or in part, otherwise than they would be now.
 
     Args:
         folder: where the parents lie.
         keys: name -> the digest of all that decides its training.
+        update: whether they may be replaced.
+
+    Raises:
+        RunError: there are such, and they may not be replaced.
     """
     found: dict[str, Path] = {}
     for name, key in keys.items():
@@ -105,7 +109,14 @@ def outdated(folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
             stored = _first_line(path / _KEY if path.is_dir() else path)  # a file is the state of a training
             if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:  # anything else is damaged, and made again
                 found.setdefault(name, path)
-    return found
+    if found and not update:
+        name, path = next(iter(found.items()))
+        raise RunError(
+            f"{name} lies there, trained otherwise", where=str(path), expected=f"training {keys[name][:12]}",
+            got="its settings, its rows or what it starts from were others",
+            remedy="put these back; or --update, which trains it again; or another --parents",
+        )  # fmt: skip
+    return list(found)
 
 
 def is_trained(recipe: Recipe, folder: Path, keys: Mapping[str, str]) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mega_hf import Recipe
-from mega_hf.estimate import estimate
+from mega_hf import Recipe, train
+from mega_hf.errors import RunError
+from mega_hf.estimate import _about, estimate
 from tests import tiny, trainings
 
 
@@ -64,3 +66,33 @@ def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) ->
     assert list(made.nodes) == ["a+b"], "a node of the same size stands for it"
     searches = sum(map(made.node_minutes, made.nodes.values()))
     assert made.minutes == pytest.approx(made.training_minutes + searches + 4 * 60 * made.seconds_a_picture / 60)
+
+
+def test_parents_that_were_trained_before_cost_no_training(data: Path, tmp_path: Path, mega) -> None:
+    recipe, kept = of_four(data), tmp_path / "out" / "parents"
+    train(recipe, tmp_path / "out", parent="tune")
+    made = estimate(recipe, kept=kept)
+    assert (set(made.trained), set(made.training)) == ({"a", "tune"}, {"b", "c"})
+    assert f"trained already: {kept / 'tune'}" in str(made) and "training     2 parents" in str(made)
+    assert set(estimate(recipe, kept=tmp_path / "nothing").training) == {"a", "b", "c", "tune"}
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(json.dumps(recipe.to_dict()))
+    assert "trained already" in mega("merge", file, "--out", out, "--dry-run").out
+    assert "trained already" in mega("merge", file, "--parents", kept, "--dry-run").out
+    assert "trained already" not in mega("merge", file, "--out", out, "--overwrite", "--dry-run").out
+
+
+def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(data: Path, tmp_path: Path) -> None:
+    train(of_four(data), tmp_path / "out", parent="b")
+    changed = of_four(data, train=trainings.TRAIN | {"learning_rate": 0.001})
+    with pytest.raises(RunError, match="b lies there, trained otherwise"):
+        estimate(changed, kept=tmp_path / "out" / "parents")
+    again = estimate(changed, kept=tmp_path / "out" / "parents", update=True)
+    assert set(again.training) == {"a", "b", "c", "tune"}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"), [(0.01, "1 second"), (0.5, "30 seconds"), (8, "8.0 minutes"), (90, "1.5 hours")]
+)
+def test_times_are_said_in_words(minutes: float, text: str) -> None:
+    assert _about(minutes) == f"about {text}"

@@ -104,6 +104,7 @@ def test_a_signal_in_the_search_keeps_what_was_measured(
     started.append(process)
     runs.wait_for_journal(tmp_path, 6, process)
     _interrupt(process, number, number == signal.SIGINT, tmp_path)
+    assert " signal" not in (tmp_path / "err").read_text(), "the launcher's own warnings"
     kept = runs.journal(tmp_path)
     assert 6 <= len(kept) < len(runs.journal(whole.folder.parent)), "it had ended before"
     assert mega(*command).code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import sys
@@ -222,6 +223,8 @@ def launch(count: int, arguments: list[str]) -> int:
     flags = ["--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
     flags += ["--dynamo_backend", "no", "--main_process_port", "0", *(["--multi_gpu"] if count > 1 else [])]
     parsed = launch_command_parser().parse_args([*flags, "-m", "mega_hf", *arguments])
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.ERROR)  # it warns of each signal; what was meant by it, we say
     parsed.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours; an older torch takes them all
     with _environment(count, on_cpu):
         try:
