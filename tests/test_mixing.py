@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mega_hf import MergeResult, Recipe, merge, verify
 from mega_hf.journal import Journal
@@ -18,17 +19,20 @@ from tests.run_files import weights_of
 from tests.started import MEGA, assert_one_result
 
 MIXING = tiny.MERGE | {"encoding": "mixing", "mutation": {"rate": 0.5, "std": 0.3}}
+ALONE = MIXING | {"founders": {"include_parents": False}}  # so that no parent wins, on whatever processor
 SMALL = {"batch_size": 10}
 
 
 @pytest.fixture(scope="module")
 def mixed(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
-    recipe = Recipe.from_dict(pair.recipe(merge=MIXING, evaluation=SMALL))
+    recipe = Recipe.from_dict(pair.recipe(merge=ALONE, evaluation=SMALL))
     return merge(recipe, tmp_path_factory.mktemp("mixed") / "out")
 
 
-def test_the_winner_is_a_child_and_no_parent(mixed: MergeResult) -> None:
-    assert mixed.record["search"]["generation"] > 1
+def test_the_winner_is_a_mixture_and_no_parent(mixed: MergeResult, pair: tiny.Pair) -> None:
+    for parent in (pair.a, pair.b):
+        weights = load_file(parent / "model.safetensors")
+        assert not all(torch.equal(mixed.weights[name], tensor) for name, tensor in weights.items())
     assert mixed.record["notices"] == []
 
 
@@ -39,9 +43,18 @@ def test_the_recipe_of_a_run_says_so(mixed: MergeResult) -> None:
     assert mixed.record["nodes"][0]["merge"]["encoding"] == "mixing"
 
 
+def test_a_granularity_that_would_do_nothing_is_refused(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    answer = mega("merge", pair.write(tmp_path), "--set", "merge.granularity=tensor", "--dry-run")
+    assert answer.code == 2
+    assert "granularity" in answer.err and "encoding: mixing" in answer.err
+    both = ["--set", "merge.granularity=tensor", "--set", "merge.encoding=mixing"]
+    answer = mega("merge", pair.write(tmp_path), *both, "--dry-run")
+    assert answer.code == 0 and "built from each parent's coefficients, by tensor" in answer.out
+
+
 def test_a_run_resumes_from_any_line(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
     whole = (mixed.folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    recipe = Recipe.from_dict(pair.recipe(merge=MIXING, evaluation=SMALL))
+    recipe = Recipe.from_dict(pair.recipe(merge=ALONE, evaluation=SMALL))
     merge(recipe, tmp_path / "out")
     for kept in (3, 9, 15):
         (tmp_path / "out" / "result.json").unlink()
@@ -52,7 +65,7 @@ def test_a_run_resumes_from_any_line(mixed: MergeResult, pair: tiny.Pair, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_give_the_file_of_one(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
-    file = pair.write(tmp_path, merge=MIXING, evaluation=SMALL)
+    file = pair.write(tmp_path, merge=ALONE, evaluation=SMALL)
     words = ["merge", str(file), "--out", str(tmp_path / "out"), "--quiet", "--num-processes", "2"]
     done = subprocess.run([*MEGA, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -65,7 +78,7 @@ def test_it_is_verified_bit_for_bit(mixed: MergeResult, pair: tiny.Pair) -> None
 
 
 def test_full_evaluation_finds_the_same(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
-    recipe = Recipe.from_dict(pair.recipe(merge=MIXING, evaluation=SMALL))
+    recipe = Recipe.from_dict(pair.recipe(merge=ALONE, evaluation=SMALL))
     merge(recipe, tmp_path / "out", full_evaluation=True)
     assert weights_of(tmp_path / "out") == weights_of(mixed.folder)
 
@@ -128,6 +141,6 @@ def test_parents_whose_names_on_the_disk_are_others_are_copied_there(
     pair: tiny.Pair, tmp_path: Path, mixed: MergeResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mega_hf.inputs.map_files", lambda *_: None)
-    merge(Recipe.from_dict(pair.recipe(merge=MIXING, evaluation=SMALL)), tmp_path / "out")
+    merge(Recipe.from_dict(pair.recipe(merge=ALONE, evaluation=SMALL)), tmp_path / "out")
     assert weights_of(tmp_path / "out") == weights_of(mixed.folder)
     assert torch.isfinite(next(iter(mixed.weights.values()))).all()
