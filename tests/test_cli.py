@@ -277,8 +277,11 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
     assert (tmp_path / "out" / "journal.jsonl").read_bytes().startswith(kept)
 
 
-def test_threads_wait_without_taking_a_core(mega, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+def test_threads_wait_without_taking_a_core_that_others_use(mega, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("mega_hf.environment._is_busy", lambda: True)
     mega("compare", "./a")
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")

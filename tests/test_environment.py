@@ -2,6 +2,9 @@
 
 import gc
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -21,25 +24,31 @@ def _as_before(monkeypatch):
     gc.unfreeze()
 
 
-def test_another_process_gets_the_environment_that_the_user_gave_us():
+@pytest.mark.parametrize("busy", [True, False])
+def test_another_process_gets_the_environment_that_the_user_gave_us(busy, monkeypatch):
     before = dict(os.environ)
+    monkeypatch.setattr(environment, "_is_busy", lambda: busy)
     let_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ["GOMP_SPINCOUNT"]) == (
+        ("PASSIVE", "10000") if busy else (None, "300000")
+    )
     assert theirs() == before
 
 
-def test_what_the_user_says_stays(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
+def test_what_the_user_or_a_process_before_says_stays(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    before = dict(os.environ)
     let_threads_sleep()
-    assert theirs() == dict(os.environ)
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert theirs() == dict(os.environ) == before
 
 
-def test_a_spin_count_of_the_users_stays(monkeypatch):
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    let_threads_sleep()
-    assert os.environ["GOMP_SPINCOUNT"] == theirs()["GOMP_SPINCOUNT"] == "7"
-    assert "OMP_WAIT_POLICY" not in theirs()
+def test_a_machine_is_busy_when_another_process_is_at_work():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.5)
+        busy = environment._is_busy()
+        other.kill()
+    assert busy
 
 
 def test_garbage_is_looked_for_rarely_and_at_the_end_no_more():
