@@ -88,6 +88,7 @@ class Recipe(Strict):
         if self.order == "accuracy" and self.merges != "pairwise":
             raise impossible("order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired")
         self._refuse_small_populations()
+        recipe_checks.refuse_idle_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
         return self
 
     def _needed_parents(self) -> list[str]:

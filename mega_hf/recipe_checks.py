@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,14 @@ def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> No
             where, remedy = ["parents", name], "list each model once"
             raise error(where, f"another model than {seen[key]}", "the same twice", remedy)
         seen[key] = name
+
+
+def refuse_idle_granularity(nodes: Mapping[str, Any], explicit: bool, error: Callable[..., Exception]) -> None:
+    """Raise `error` where a granularity is asked for and no merge is by mixing; `explicit`: nodes are named."""
+    idle = [name for name, node in nodes.items() if node.granularity != "layer"]
+    if idle and all(node.encoding == "direct" for node in nodes.values()):
+        where, got = ["merges", idle[0]] if explicit else ["merge"], nodes[idle[0]].granularity
+        raise error([*where, "granularity"], "encoding: mixing, which alone has one", got, "add it, or leave this out")
 
 
 def refuse_sources(sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]) -> None:

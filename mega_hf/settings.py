@@ -192,9 +192,6 @@ class Merge(Strict):
         if self.variant == "reference" and self.encoding != "direct":
             remedy = "variant: default, or encoding: direct"
             raise impossible("encoding", "direct: the published code has no other", self.encoding, remedy)
-        if self.encoding == "direct" and self.granularity != "layer":
-            remedy = "encoding: mixing, or leave granularity out"
-            raise impossible("granularity", "encoding: mixing, which alone has one", self.granularity, remedy)
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
             raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")

@@ -103,6 +103,7 @@ def test_the_merges_of_a_tree_may_differ(four: dict[str, Any], tmp_path: Path) -
         "ab": {"parents": ["a", "b"], "encoding": "direct"}, "cd": {"parents": ["c", "d"], "granularity": "model"},
         "top": {"parents": ["ab", "cd"]},
     }  # fmt: skip
+    Recipe.from_dict(four | {"merge": MIXING | {"granularity": "tensor"}, "merges": nodes})  # ab has no use for it
     recipe = Recipe.from_dict(four | {"merge": MIXING, "merges": nodes})
     again = Recipe.from_dict(recipe.to_dict())
     assert again == recipe and again.sha256 == recipe.sha256
