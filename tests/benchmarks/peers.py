@@ -123,8 +123,10 @@ def run_evotorch(task: Task) -> float:
         OnePointCrossOver(problem, tournament_size=node.tournament_size),
         GaussianMutation(problem, stdev=std, mutation_probability=node.mutation.rate),
     ]
-    search = GeneticAlgorithm(problem, operators=operators, popsize=node.population_size, elitist=True)
-    search.run(node.generations)
+    search = GeneticAlgorithm(
+        problem, operators=operators, popsize=node.population_size, elitist=True, re_evaluate=False
+    )
+    search.run(node.generations - 1)  # its first step measures the founders and their children
     return float(search.status["best_eval"])
 
 
