@@ -20,6 +20,7 @@ def recipe(pair: tiny.Pair) -> dict[str, object]:
     return pair.recipe(evaluation={"batch_size": 10})
 
 
+@pytest.mark.usefixtures("order_free")
 def test_what_it_counts_adds_up_and_it_leaves_nothing(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     answer = mega("bench", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--json", "--quiet")

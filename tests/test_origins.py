@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mega_hf import MergeResult, Recipe, VerificationError, merge, verify
 from mega_hf.portable import portable_files
@@ -131,7 +132,9 @@ def test_an_intermediate_model_is_compared_where_it_was_kept(treed_copy: Path) -
     config.write_text(config.read_text().replace('"bar"', '"x"').replace('"dash"', '"bar"').replace('"x"', '"dash"'))
     with pytest.raises(VerificationError, match=r"^nodes/a\+b: changed.*label order"):
         verify(treed_copy)
-    shutil.copyfile(treed_copy / "merged" / "model.safetensors", treed_copy / "nodes" / "a+b" / "model.safetensors")
+    file = treed_copy / "nodes" / "a+b" / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"conv1.weight": weights["conv1.weight"] + 1}, file, {"format": "pt"})
     with pytest.raises(VerificationError, match=r"^nodes/a\+b: changed.*the weights: largest difference"):
         verify(treed_copy)
 

@@ -46,6 +46,7 @@ def test_interrupted_anywhere_it_gives_the_same_file(
     assert result.record["models"] == treed.record["models"]
 
 
+@pytest.mark.usefixtures("order_free")
 @pytest.mark.parametrize("stop", [1, 30, 100, 150])
 def test_interrupted_between_two_batches_it_gives_the_same_file(
     stop: int, pair: tiny.Pair, finished: MergeResult, tmp_path: Path, interrupt: Callable[[int], Iterator[int]]

@@ -101,12 +101,12 @@ def test_a_version_that_a_terminal_would_obey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stamp", [b"", b"\xff" * 10**6, b"x\n" * 10**6, b"\n"])
 def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
-    from mega_hf.training import outdated
+    from mega_hf.training import check_trained
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train.sha256").write_bytes(stamp)
     with bounded():
-        assert outdated(tmp_path, {"a": "0" * 64}) == {}
+        assert check_trained(tmp_path, {"a": "0" * 64}, update=False) == []
 
 
 def test_any_value_that_verify_holds_against_a_run(folders: dict[str, Path], tmp_path: Path) -> None:
