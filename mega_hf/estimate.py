@@ -176,7 +176,8 @@ def estimate(
     kept: Path | None = None,
     update: bool = False,
 ) -> Estimate:
-    """Check parents, splits and classes, and time one batch; nothing is made, no weights of parents are merged.
+    """Check parents, splits and classes, and time one batch; nothing is made. Weights are read only of what
+    parents were trained from that lie in `kept`, to see whether they would be trained so again.
 
     Args:
         recipe: what to do.
