@@ -8,6 +8,8 @@ import torch
 
 from mega_hf.genetic.crossover import mix
 
+Baseline = Callable[[torch.Tensor], torch.Tensor]
+
 
 def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
     """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32.
@@ -17,4 +19,4 @@ def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
     return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
 
 
-BASELINES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"uniform_soup": uniform_soup}
+BASELINES: dict[str, Baseline] = {"uniform_soup": uniform_soup}

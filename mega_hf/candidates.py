@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mega_hf.baselines import BASELINES
+from mega_hf.baselines import BASELINES, Baseline, uniform_soup
+from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove, write_folder
@@ -45,15 +46,39 @@ def tolerance(rows: int) -> int:
     return max(1, int(_TOLERANCE * rows))
 
 
-def save_baselines(parents: dict[str, Source], folder: Path) -> None:
-    """Write the baselines' models, each to FOLDER/NAME."""
+def save_baselines(
+    parents: dict[str, Source], folder: Path, calibration: Calibration | None, device: torch.device
+) -> None:
+    """Write the models that stand beside the parents, each to FOLDER/NAME.
+
+    Args:
+        parents: by name.
+        folder: made here.
+        calibration: what the merge was recalibrated on: so are the baselines then, and the parents a second time.
+        device: where statistics are computed.
+    """
     remove(folder)
-    for name, baseline in BASELINES.items():
-        opened = open_inputs(parents)
-        state = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline)))
+    forward = Forward(next(iter(parents.values())).open().model, device) if calibration else None
+
+    def save(name: str, baseline: Baseline, parents: dict[str, Source]) -> None:
+        opened = open_inputs(parents, calibration is not None)
+        state, recomputed = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline))), {}
+        if calibration and forward:
+            forward.write(state.items(), part=True)
+            recomputed = calibration.recalibrate(forward, opened.space.recomputed)
         first = opened.first
         del opened  # what is mapped goes before a copy of all weights is made to be saved
-        write_folder(folder / name, lambda path, state=state, first=first: save_model(path, first, state))  # type: ignore[misc]
+        write_folder(folder / name, lambda path: save_model(path, first, state | recomputed))
+
+    for name, baseline in BASELINES.items():
+        save(name, baseline, parents)
+    for name, source in parents.items() if calibration else ():
+        save(treated(name), uniform_soup, {name: source})
+
+
+def treated(name: str) -> str:
+    """Return what a report calls a parent whose statistics were computed anew, as the merge's were."""
+    return f"{name} recalibrated"
 
 
 def _apart(
@@ -63,17 +88,21 @@ def _apart(
     return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(segment.shape)
 
 
-def list_rows(parents: Iterable[str], merges: Iterable[tuple[str, int]]) -> list[tuple[str, str, int | None]]:
+def list_rows(
+    parents: Iterable[str], merges: Iterable[tuple[str, int]], are_treated: bool
+) -> list[tuple[str, str, int | None]]:
     """Return (name, role, level) of each row of the report, level by level; args as `list_candidates`, by name."""
     *intermediates, (_, top) = merges
-    rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in parents]
+    names = list(parents)
+    rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in names]
+    rows += [(treated(name), "treated_parent", None) for name in names if are_treated]
     rows += [(name, "baseline", None) for name in BASELINES]
     rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
     return [*rows, ("merged", "merged", top)]
 
 
 def list_candidates(
-    parents: Iterable[Source], merges: Iterable[tuple[Source, int]], baselines: Path
+    parents: Iterable[Source], merges: Iterable[tuple[Source, int]], baselines: Path, are_treated: bool
 ) -> list[Candidate]:
     """Return the models level by level: parents, baselines, intermediates, the final model.
 
@@ -81,15 +110,18 @@ def list_candidates(
         parents: in the recipe's order.
         merges: each with its level, the root last.
         baselines: the folder of `save_baselines`.
+        are_treated: whether the final merge was recalibrated, and parents lie there that were too.
     """
     parents, merges = list(parents), list(merges)
     sources = {source.name: source for source in (*parents, *(source for source, _ in merges))}
     sources["merged"] = merges[-1][0]
-    opens: dict[str, Callable[[], OpenModel]] = {name: partial(open_model, baselines / name) for name in BASELINES}
-    opens |= {name: source.open for name, source in sources.items()}
+    opens: dict[str, Callable[[], OpenModel]] = {name: source.open for name, source in sources.items()}
     contents = {name: source.sha256 for name, source in sources.items()}
-    rows = list_rows([source.name for source in parents], [(source.name, level) for source, level in merges])
-    return [Candidate(name, role, opens[name], level, contents.get(name)) for name, role, level in rows]
+    levels = [(source.name, level) for source, level in merges]
+    return [
+        Candidate(name, role, opens.get(name, partial(open_model, baselines / name)), level, contents.get(name))
+        for name, role, level in list_rows([source.name for source in parents], levels, are_treated)
+    ]
 
 
 def measure(
@@ -137,8 +169,11 @@ def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dic
 
 
 def best_parent(models: list[dict[str, Any]]) -> str:
-    """Return the parent that is best on validation, of equals the first: the one that the merged model is held to."""
-    parents = [model for model in models if model["role"] == "parent"]
+    """Return the parent that is best on validation, as it is or treated as the merge was: what that one is held to.
+
+    Of equals it is the treated one, and the first.
+    """
+    parents = [model for role in ("treated_parent", "parent") for model in models if model["role"] == role]
     return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
 
 

@@ -26,6 +26,7 @@ from mega_hf.settings import Node, inputs_of
 from mega_hf.statistics import sign_test
 from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
 from mega_hf.tree import levels
+from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.space import StateDict
 
 
@@ -34,13 +35,17 @@ def compare_node(
 ) -> None:
     """Compare a merge's digests, its best individual and its history with what the replay gave.
 
+    Statistics that follow from pictures, and what holds them, are not in `made` where they aren't known.
+
     Raises:
         VerificationError: they differ.
     """
     claimed, line = told.nodes[name]["digests"], known.merged or {}
     for what in ("weights", "statistics", "state"):
-        if made[what] == claimed[what] == line.get(what):
+        if made.get(what, claimed[what]) == claimed[what] == line.get(what):
             continue
+        if what not in made:
+            raise changed(RESULT, f"{what} of {name}", line.get(what), claimed[what])
         if made[what] == line.get(what):
             raise changed(RESULT, f"{what} of {name}", made[what], claimed[what])
         raise VerificationError(
@@ -53,7 +58,8 @@ def compare_node(
     search, best = told.nodes[name]["search"], outcome.best
     found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
     if "pictures_evaluated" in search:  # since version 4 of the journal
-        full = told.recipe.nodes(told.ranking)[name].evaluations * told.rows
+        node = told.recipe.nodes(told.ranking)[name]
+        full = node.evaluations * told.shown(node)
         found |= {"pictures_evaluated": known.pictures, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
@@ -165,6 +171,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         "the history": (root["history"], record.get("history")),
         "the device": (header["device_kind"], environment.get("device_kind")),
         "the forward path": (header["forward_path"], environment.get("forward_path")),
+        "whether statistics were computed anew": (_recalibrates(nodes, first), "calibration" in told.splits),
         "the digests": ({**told.digests, **root["digests"]}, told.digests),
     }
     for name, node in nodes.items():
@@ -182,9 +189,14 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     return [*_compare_card(told), *_unchecked(told)]
 
 
+def _recalibrates(nodes: Mapping[str, Node], first: OpenModel) -> bool:
+    """Say whether a merge of these computes statistics anew that its model has."""
+    return any(node.recalibrates for node in nodes.values()) and bool(statistics_names(first.model))
+
+
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
     models, data = told.result.report.models, told.result.record["data"]
-    expected = list_rows(told.recipe.leaves(None), [(name, level[name]) for name in nodes])
+    expected = list_rows(told.recipe.leaves(None), [(name, level[name]) for name in nodes], told.is_treated)
     got = [(model["name"], model["role"], model.get("level")) for model in models]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)

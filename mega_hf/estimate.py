@@ -23,6 +23,7 @@ from mega_hf.hf.models import OpenModel, try_model
 from mega_hf.hf.parents import open_unweighted
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.inputs import genomes_bytes
+from mega_hf.pictures import calibrated
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import pin, refuse_unlike, trained_for
@@ -47,6 +48,7 @@ class Estimate:
     device: str
     processes: int
     only: str | None  # the node, if it is a part of the tree that would be run
+    calibration: int = 0  # rows on which BatchNorm's statistics would be computed, for each individual
 
     @property
     def leaves(self) -> list[str]:
@@ -65,8 +67,9 @@ class Estimate:
             4 * self.picture * len(s or ()) for s in (splits.train, splits.validation, splits.test)
         )
         stages = [2 * models + train] if self.training else []  # weights, gradients, two moments
-        stages += [models + self._genomes(node) + validation for node in self.nodes.values()]
-        stages += [models + validation + test] if self.only is None else []
+        calibration = 4 * self.picture * self.calibration
+        stages += [models + self._genomes(node) + validation + calibration for node in self.nodes.values()]
+        stages += [models + validation + test + calibration] if self.only is None else []
         return max(stages)
 
     def _genomes(self, node: Node) -> int:
@@ -81,7 +84,8 @@ class Estimate:
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
         shares = math.ceil(node.population_size / self.processes) / node.population_size
-        return node.evaluations * len(self.splits.validation) * shares * self.seconds_a_picture / 60
+        pictures = len(self.splits.validation) + (self.calibration if node.recalibrates else 0)
+        return node.evaluations * pictures * shares * self.seconds_a_picture / 60
 
     @property
     def training_minutes(self) -> float:
@@ -96,8 +100,11 @@ class Estimate:
     def minutes(self) -> float:
         """Training, search and report, without loading and downloads."""
         validation, test = len(self.splits.validation), len(self.splits.test)
-        measured = len(self.leaves) + len(self.nodes) + len(BASELINES)
-        pictures = math.ceil(measured / self.processes) * (validation + test) if self.only is None else 0
+        root, leaves = next(reversed(self.nodes.values())), len(self.leaves)
+        calibration = self.calibration if root.recalibrates else 0
+        measured = leaves * (2 if calibration else 1) + len(self.nodes) + len(BASELINES)
+        pictures = math.ceil(measured / self.processes) * (validation + test) + (leaves + len(BASELINES)) * calibration
+        pictures = pictures if self.only is None else 0
         if self.recipe.order == "accuracy":
             pictures += math.ceil(len(self.recipe.parents) / self.processes) * validation
         searches = sum(map(self.node_minutes, self.nodes.values()))
@@ -132,6 +139,7 @@ class Estimate:
             f"validation   {splits.validation.spec}: {len(splits.validation):,} rows",
             f"test         {splits.test.spec}: {len(splits.test):,} rows, "
             + ("read once after the search" if self.only is None else "not read before the whole tree is run"),
+            *([f"calibration  {splits.calibration.spec}"] if self.calibration and splits.calibration else []),
             f"classes      {splits.classes}, matched {self.matched}",
             f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
             f"memory       {_mib(self.memory_bytes)} a process for two models, pictures, and "
@@ -198,6 +206,8 @@ def estimate(
     models |= {leaf: open_unweighted(leaf, recipe.parents[leaf]) for leaf in leaves if base(leaf) not in to_train}
     matched = refuse_unlike(models, splits)[1]
     first, model = next(iter(models.items()))
+    splits = calibrated(recipe, splits, model)
+    calibration = len(splits.calibration or ()) if "calibration" in splits.digests else 0
     try_model(model, first)
     device = Processes().device
     trained = _find_trained(recipe, to_train, splits, kept, update)
@@ -209,7 +219,7 @@ def estimate(
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
         picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
-        trained=trained, device=device.type, processes=processes, only=only,
+        trained=trained, device=device.type, processes=processes, only=only, calibration=calibration,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mega_hf.allocator import trim
 from mega_hf.errors import RunError
 from mega_hf.hf.models import OpenModel
 from mega_hf.settings import Merge
+from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Direct, Encoding, Mixing
 from mega_hf.weights.mapped import map_copy, map_files
 from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
@@ -58,11 +59,15 @@ class Inputs:
     first: OpenModel  # whose configuration the merged model gets; it holds no weights
     space: WeightSpace
     states: dict[str, StateDict]
-    contents: list[str]  # digests of the states
+    contents: list[str]  # digests of the states, without statistics that are computed anew
 
 
-def open_inputs(sources: Mapping[str, Source]) -> Inputs:
+def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> Inputs:
     """Map the weights of some models and lay out their space.
+
+    Args:
+        sources: the models.
+        recalibrates: whether BatchNorm's statistics are computed anew for any mixture, and so are no part of it.
 
     Raises:
         RunError: one has been changed since it was identified.
@@ -70,10 +75,19 @@ def open_inputs(sources: Mapping[str, Source]) -> Inputs:
     """
     model = next(iter(sources.values())).open()
     learned, tied, order = model.learned(), model.tied(), {name: i for i, name in enumerate(model.view())}
+    recomputed = statistics_names(model.model) if recalibrates else []
     model.model.to("meta")  # its weights are another copy, and not needed any more
     trim()
     states = {name: _arrange(source.map(), order) for name, source in sources.items()}
-    return Inputs(model, build_space(states, learned, tied), states, [source.sha256 for source in sources.values()])
+    space = build_space(states, learned, tied, recomputed)
+    contents = {name: source.sha256 for name, source in sources.items()}
+    if recomputed:
+        contents = {name: digest(_without(state, space.recomputed)) for name, state in states.items()}
+    return Inputs(model, space, states, list(contents.values()))
+
+
+def _without(state: StateDict, names: Container[str]) -> StateDict:
+    return {name: tensor for name, tensor in state.items() if name not in names}
 
 
 def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:

@@ -14,9 +14,11 @@ import numpy as np
 import psutil
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.fitness import Evaluation, Interval
+from mega_hf.evaluation.calibration import Calibration
+from mega_hf.evaluation.fitness import Evaluation
 from mega_hf.evaluation.forward import Forward, Pictures
-from mega_hf.evaluation.memory import Memory
+from mega_hf.evaluation.individuals import Interval
+from mega_hf.evaluation.memory import Memory, known_as
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
@@ -52,6 +54,7 @@ class Workshop:
     memory: Memory  # of the validation rows
     chunk: int  # rows shown to an individual before it is asked whether it may still win
     full: bool  # measure every individual on every row
+    calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
     pause: Pause | None = None  # what a benchmark does whenever individuals are measured, on all processes
 
 
@@ -107,8 +110,9 @@ def merge_node(
     Raises:
         RunError: no individual gave finite logits, or a replay gives other weights than the journal says.
     """
-    contents = [source.sha256 for source in inputs.values()]
-    key = hashlib.sha256(json.dumps([name, node.settings, contents, workshop.context]).encode()).hexdigest()
+    contents, calibration = [source.sha256 for source in inputs.values()], _calibration(node, workshop)
+    context = [*workshop.context, *(calibration.key if calibration else ())]
+    key = hashlib.sha256(json.dumps([name, node.settings, contents, context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
     layout = next(iter(inputs.values())).layout  # decides no fitness: where it alone has changed, nothing is evaluated
     reused = (
@@ -122,8 +126,9 @@ def merge_node(
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
     if record["n"] == workshop.validation.count:
-        workshop.memory.keep(record["state"], record["correct"])  # a founder of the next merge: not measured again
-    full = node.evaluations * workshop.validation.count
+        for is_treated in {False, calibration is not None}:  # a founder of the next merge: not measured again
+            workshop.memory.keep(known_as(record["state"], is_treated), record["correct"])
+    full = node.evaluations * (workshop.validation.count + (calibration.pictures.count if calibration else 0))
     made = len(known) - before
     return Merged(name, node, level, target, record, len(known), made, known.pictures, full, known.seconds, reused)
 
@@ -131,9 +136,9 @@ def merge_node(
 def _make(
     name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
 ) -> dict[str, Any]:
-    opened = open_inputs(inputs)
+    opened = open_inputs(inputs, _calibration(node, workshop) is not None)
     first, space, layout = opened.first, opened.space, next(iter(inputs.values())).layout
-    outcome, state = _search(name, node, opened, known, workshop)
+    outcome, state = _search(name, node, inputs, opened, known, workshop)
     del opened  # what is mapped goes before a copy of all weights is made to be saved
     best, was = outcome.best, known.merged
     if best.fitness.correct is None:
@@ -167,12 +172,15 @@ def _make(
     return record
 
 
-def _search(name: str, node: Node, opened: Inputs, known: NodeRecord, workshop: Workshop) -> tuple[Outcome, StateDict]:
+def _search(
+    name: str, node: Node, inputs: dict[str, Source], opened: Inputs, known: NodeRecord, workshop: Workshop
+) -> tuple[Outcome, StateDict]:
     """Return what came of a search, and the best individual's weights."""
     _refuse_shortage(name, node, opened, workshop.processes)
     encoding = encode(opened, node)
-    for parent, sha256 in zip(encoding.parents, opened.contents, strict=True):
-        counted = workshop.memory.find(sha256)
+    calibration = _calibration(node, workshop)
+    for parent, source in zip(encoding.parents, inputs.values(), strict=True):
+        counted = workshop.memory.find(known_as(source.sha256, calibration is not None))
         if counted is not None:
             workshop.memory.keep(encoding.digest(parent), counted[0])
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
@@ -185,10 +193,19 @@ def _search(name: str, node: Node, opened: Inputs, known: NodeRecord, workshop: 
 
         evaluation = Evaluation(
             workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
-            workshop.memory, workshop.chunk, workshop.full,
+            workshop.memory, workshop.chunk, workshop.full, calibration,
         )  # fmt: skip
         outcome = search_node(name, node, encoding, evaluation)
-    return outcome, dict(encoding.entries(outcome.best.genome))
+    state = dict(encoding.entries(outcome.best.genome))
+    if calibration:
+        workshop.forward.write(state.items(), part=True)
+        state |= calibration.recalibrate(workshop.forward, opened.space.recomputed)
+        workshop.processes.compare(f"statistics of {name}", opened.space.statistics_digest(state))
+    return outcome, state
+
+
+def _calibration(node: Node, workshop: Workshop) -> Calibration | None:
+    return workshop.calibration if node.recalibrates else None
 
 
 def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.absent import is_absent, is_placeholder, places
-from mega_hf.candidates import tolerance
+from mega_hf.candidates import tolerance, treated
 from mega_hf.errors import VerificationError
 from mega_hf.hf.parents import origin_of
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME as RESULT
-from mega_hf.settings import Sample
+from mega_hf.settings import Calibration, Sample
 from mega_hf.testimony import Testimony, changed
 from mega_hf.tree import base
 
@@ -40,9 +40,11 @@ def compare_origins(told: Testimony) -> None:
         source = origin_of("data", wanted.path)
     if data["source"] != source:
         raise changed(RESULT, "where the data came from", source, data["source"])
-    for split in ("validation", "test"):
+    for split in told.splits:
         spec = getattr(wanted, split)
         said = spec.text if isinstance(spec, Sample) else spec
+        if isinstance(spec, Calibration):
+            said = spec.text_of(wanted.train)
         if data[split]["spec"] != said:
             raise changed(RESULT, f"what the {split} rows are", said, data[split]["spec"])
     _compare_placeholders(told)
@@ -51,7 +53,7 @@ def compare_origins(told: Testimony) -> None:
 def _compare_placeholders(told: Testimony) -> None:
     """What stands in a recipe for something local names its content: that of the parents and rows of this run."""
     ours, data = told.recipe.to_dict(), told.result.record["data"]
-    known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in ("validation", "test")}}
+    known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in told.splits}}
     for name, sha256 in told.parents.items():
         known |= {f"parents.{name}": sha256, f"parents.{name}.weights": sha256}
     here = {key: inner[key[-1]] for key, inner in places(ours)}
@@ -87,7 +89,8 @@ def compare_order(told: Testimony) -> None:
     ranking = sorted(names, key=lambda name: -order["correct"][name])
     if ranking != order["ranking"]:
         raise changed("journal.jsonl", "the parents' order", ranking, order["ranking"])
+    as_listed = {treated(name): name for name in names} if told.is_treated else {name: name for name in names}
     for model in told.result.report.models:
-        counted = order["correct"].get(model["name"]) if model["role"] == "parent" else None
+        counted = order["correct"].get(as_listed.get(model["name"]))
         if counted is not None and abs(max(counted, 0) - model["validation"]["correct"]) > tolerance(told.rows):
             raise changed(RESULT, f"{model['name']} on validation", counted, model["validation"]["correct"])

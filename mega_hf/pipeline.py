@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +13,15 @@ from mega_hf.allocator import trim
 from mega_hf.errors import RecipeError
 from mega_hf.evaluation.batches import choose_batch_size, choose_chunk
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
-from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures, place_pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
 from mega_hf.evaluation.memory import Memory
-from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.parents import open_parent
-from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged, Pause, Workshop, merge_node
+from mega_hf.pictures import Loader, calibrated
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
@@ -132,7 +131,7 @@ def train(
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
         run.check_room(known, names)
-        check_training(known, names, splits)
+        splits = calibrated(known, splits, next(iter(check_training(known, names, splits).values())))
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
         keys = train_keys(pinned, names, splits)
         run.create(recipe, pinned, run.check_trained(keys))
@@ -158,7 +157,7 @@ def search(
         splits = load_splits(recipe.data, recipe.trains_all)
     leaves = recipe.leaves(only)
     with run.time("parents"):
-        parents, recipe = _gather(asked, recipe, leaves, splits, run)
+        parents, recipe, splits = _gather(asked, recipe, leaves, splits, run)
     notices = [*splits.notices]
     notices += recipe.others(_digests(recipe, parents, splits))
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
@@ -166,9 +165,10 @@ def search(
         logger.warning(notice)
     rows, asked_size, model = len(splits.validation), recipe.evaluation.batch_size, parents.model
     batch_size = choose_batch_size(asked_size, rows, run.processes.device, model.model, model.picture_shape)
-    load = _Loader(parents, batch_size, run.processes, recipe.evaluation.memory_share)
+    load = Loader(model, parents.mapping, batch_size, run.processes.device, recipe.evaluation.memory_share)
     with run.time("pictures"):
         pictures = load(splits.validation)
+        calibration = load.calibration(splits, recipe.threads)
     journal = Journal(run.folder.journal)
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
     forward = _prepare_forward(parents, pictures, journal, recipe, run)
@@ -180,15 +180,16 @@ def search(
     context = _context(splits, parents, head)
     ranking, memory = None, Memory(rows)
     if recipe.order == "accuracy":
-        ranking = rank(parents, journal, forward, pictures, run.processes, context, memory)
+        treated = calibration if recipe.merge.recalibrates else None
+        ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
     workshop = Workshop(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
-        choose_chunk(asked_size, batch_size), run.how.full, pause,
+        choose_chunk(asked_size, batch_size), run.how.full, calibration, pause,
     )  # fmt: skip
     root = next(reversed(recipe.nodes(ranking)))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
-    return merged, Finding(recipe, parents, splits, journal, load, pictures, forward.path, notices)
+    return merged, Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices)
 
 
 def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run) -> Forward:
@@ -210,7 +211,7 @@ def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, rec
 
 def _digests(recipe: Recipe, parents: Parents, splits: Splits) -> dict[str, Any]:
     """Return the digests of what is given in the place of something absent, under its keys in the recipe."""
-    found: dict[str, Any] = {"data.path": {split: splits.digests[split] for split in ("validation", "test")}}
+    found: dict[str, Any] = {"data.path": splits.digests}
     for name, parent in parents.identities.items():
         found |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
     for key, place in recipe.given_again().items():
@@ -243,9 +244,11 @@ def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: Run, 
     return merged
 
 
-def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: Run) -> tuple[Parents, Recipe]:
+def _gather(
+    asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: Run
+) -> tuple[Parents, Recipe, Splits]:
     """Open the parents, and train those that are trained here; make the run folder once every check has passed."""
-    to_train = trained_for(recipe, leaves)
+    to_train, models = trained_for(recipe, leaves), dict[str, OpenModel]()
     given = Parents(splits)
     for name in (leaf for leaf in leaves if base(leaf) not in recipe.trained):
         given.admit(name, recipe.parents[name])  # what would end the merge ends it while there is no folder yet
@@ -253,34 +256,17 @@ def _gather(asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits
         run.check_room(recipe, to_train)
         models = check_training(recipe, to_train, splits)
         given.expect({leaf: models[base(leaf)] for leaf in leaves if base(leaf) in models})
+    splits = calibrated(recipe, splits, given.model if given.first else next(iter(models.values())))
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
     keys = train_keys(recipe, to_train, splits) if to_train else {}
     run.create(asked, recipe, run.check_trained(keys))
     if run.processes.is_main and run.is_kept:
         logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
     if not to_train:
-        return given, recipe
+        return given, recipe, splits
     with run.time("training"):
         run.train(recipe, keys, splits)
     parents = Parents(splits)
     for name in leaves:
         parents.admit(name, recipe.parents[base(name)], run.parents / name)
-    return parents, recipe
-
-
-@dataclass(frozen=True)
-class _Loader:
-    """Decodes and transforms a split once, in the run's one batch shape."""
-
-    parents: Parents
-    batch_size: int
-    processes: Processes
-    memory_share: float
-
-    def __call__(self, split: Split) -> Pictures:
-        model = self.parents.model
-        pictures = place_pictures(
-            len(split), model.picture_shape, self.batch_size, self.processes.device, self.memory_share
-        )
-        fill_pictures(split, self.parents.mapping, model.transform, pictures.images, pictures.labels)
-        return pictures
+    return parents, recipe, splits

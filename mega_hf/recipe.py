@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, mo
 
 from mega_hf import absent, recipe_checks, strict_yaml, tree
 from mega_hf.errors import RecipeError
+from mega_hf.inheritance import fill_inherited, without_inherited
 from mega_hf.settings import (
     Data,
     Evaluation,
@@ -58,7 +59,7 @@ class Recipe(Strict):
     @classmethod
     def _inherit(cls, values: Any) -> Any:
         """Give each node what it does not say from `merge`, and each trained parent from `train`."""
-        return _filled(values) if isinstance(values, dict) else values
+        return fill_inherited(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -239,10 +240,11 @@ class Recipe(Strict):
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values; what is inherited stands once.
 
-        Defaults are included, but for `push`, and for keys that came later, whose default is what held before.
+        Defaults are included, but for `push`, and for keys that came later and hold what held before.
         """
-        tree = _without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
-        return absent.unmark(tree | {"merge": without_later(tree["merge"])})
+        tree = without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
+        data, merge = without_later(tree["data"]), without_later(tree["merge"], written=True)
+        return absent.unmark(tree | {"data": data, "merge": merge})
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""
@@ -251,7 +253,9 @@ class Recipe(Strict):
     @property
     def sha256(self) -> str:
         """The digest of all settings, in hexadecimal."""
-        settings = [self.to_dict(), list(self.parents)]  # the parents' order decides who is paired with whom
+        tree = self.to_dict()
+        tree["merge"] = without_later(tree["merge"])
+        settings = [tree, list(self.parents)]  # the parents' order decides who is paired with whom
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -260,41 +264,3 @@ def _decisive(parent: ParentRef) -> Any:
     if isinstance(parent, TrainedParent):
         return parent.train.model_dump(mode="json", exclude={"checkpoints"})
     return parent if isinstance(parent, str) else parent.model_dump(mode="json")
-
-
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
-    filled = dict(values)
-    merges, merge, parents, train = (values.get(key) for key in ("merges", "merge", "parents", "train"))
-    if isinstance(merges, dict):
-        filled["merges"] = {name: _over(merge, node) for name, node in merges.items()}
-    if isinstance(parents, dict):
-        filled["parents"] = {
-            name: {**parent, "train": _over(train, parent["train"], nested=())}
-            if isinstance(parent, dict) and "train" in parent
-            else parent
-            for name, parent in parents.items()
-        }
-    return filled
-
-
-def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
-    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the checks."""
-    if not isinstance(own, dict) or not isinstance(shared, dict):
-        return own
-    inner = {key: _over(shared[key], own[key]) for key in nested if key in own and key in shared}
-    return {**shared, **own, **inner}
-
-
-def _without_inherited(tree: dict[str, Any]) -> dict[str, Any]:
-    shared_merge, shared_train = tree["merge"], tree["train"] or {}
-    for parent in tree["parents"].values():
-        if isinstance(parent, dict) and "train" in parent:
-            parent["train"] = _differing(parent["train"], shared_train)
-    if isinstance(tree["merges"], dict):
-        tree["merges"] = {name: _differing(node, shared_merge) for name, node in tree["merges"].items()}
-    return tree
-
-
-def _differing(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in own.items() if key not in shared or shared[key] != value}

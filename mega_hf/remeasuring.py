@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mega_hf.absent import is_absent
 from mega_hf.allocator import keep_freed
 from mega_hf.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import RecipeError, VerificationError
-from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
+from mega_hf.evaluation.calibration import Calibration
+from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
-from mega_hf.hf.data import Splits, load_splits
+from mega_hf.hf.data import Splits, add_calibration, load_splits
+from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
-from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.nodes import Source
+from mega_hf.pictures import Loader
 from mega_hf.progress import Progress
 from mega_hf.recipe_checks import absolute
+from mega_hf.recomputing import Replayed, recompute
 from mega_hf.sources import refuse_unlike
 from mega_hf.testimony import Testimony, changed
-from mega_hf.weights.space import StateDict
+from mega_hf.weights.space import StateDict, digest
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Chosen:
     rows: int
     unseen: int  # of these, when it was measured: they may have been right or wrong
     state: StateDict
+    recomputed: Mapping[str, torch.dtype]  # statistics that it lacks
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Remeasured:
     others: list[Count]  # of parents, baselines and intermediates, likewise
     paired: list[Count]  # test rows that only one of the two gets right
     lines: list[Count]
+    statistics_apart: float | None  # BatchNorm's, as they were stored and as computed again; None if nothing was
     device_kind: str
     claimed_on: str
 
@@ -80,6 +88,13 @@ class Remeasured:
             f"the paired test's       {_alike(self.paired)}",
             f"lines of the journal    {_alike(self.lines)}",
         ]
+        if self.statistics_apart is not None:
+            same = (
+                "the same bits"
+                if self.statistics_apart == 0
+                else f"up to {self.statistics_apart:.2g} of a number apart"
+            )
+            said.append(f"BatchNorm's statistics  computed again: {same}")
         if self.device_kind != self.claimed_on:
             said.append(
                 f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may round otherwise"
@@ -95,6 +110,7 @@ class Makings:
     parents: list[Source]
     merges: list[Source]  # the root last
     chosen: list[Chosen]  # of the journal
+    recomputed: list[Replayed]  # merges whose statistics were computed anew
     scratch: Path  # where baselines may be written
 
 
@@ -118,26 +134,34 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
         raise changed("journal.jsonl", "the batch size", f"at most {len(splits.validation)}", header["batch_size"])
     mapping, matched = refuse_unlike({"the first parent": first}, splits)
     _compare_data(told, splits, matched)
-
-    def place(split: Split) -> Pictures:
-        """Decode and transform a split as the run did."""
-        share = told.recipe.evaluation.memory_share
-        pictures = place_pictures(len(split), first.picture_shape, header["batch_size"], processes.device, share)
-        fill_pictures(split, mapping, first.transform, pictures.images, pictures.labels)
-        return pictures
-
-    validation, test = place(splits.validation), place(splits.test)
-    lines = _count_lines(made.chosen, Forward(first.model, processes.device), validation, progress)
-    models, paired = _count_models(told, made, validation, test, processes, progress)
+    load = Loader(first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share)
+    validation, test = load(splits.validation), load(splits.test)
+    calibration = load.calibration(splits, told.recipe.threads)
+    forward = Forward(first.model, processes.device)
+    apart = recompute(made.recomputed, calibration, forward) if calibration else None
+    completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
+    merges = [_as_it_lies(one, completed[one.name]) if one.name in completed else one for one in made.merges]
+    made = replace(made, merges=merges)
+    lines = _count_lines(made.chosen, forward, validation, calibration, progress)
+    treatment = calibration if told.is_treated else None
+    models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
-    return Remeasured(merged, others, paired, lines, processes.device_kind, str(header.get("device_kind")))
+    return Remeasured(merged, others, paired, lines, apart, processes.device_kind, str(header.get("device_kind")))
 
 
-def _count_lines(chosen: list[Chosen], forward: Forward, validation: Pictures, progress: Progress) -> list[Count]:
+def _as_it_lies(source: Source, folder: Path) -> Source:
+    return replace(source, sha256=digest(open_model(folder, source.name).view()))
+
+
+def _count_lines(
+    chosen: list[Chosen], forward: Forward, validation: Pictures, calibration: Calibration | None, progress: Progress
+) -> list[Count]:
     lines = []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
         for one in chosen:
-            forward.write(one.state.items())
+            forward.write(one.state.items(), part=bool(one.recomputed))
+            if calibration and one.recomputed:
+                calibration.recalibrate(forward, one.recomputed)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
             lines.append(Count(what, one.correct, forward.count(validation), one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
@@ -146,12 +170,17 @@ def _count_lines(chosen: list[Chosen], forward: Forward, validation: Pictures, p
 
 
 def _count_models(
-    told: Testimony, made: Makings, validation: Pictures, test: Pictures, processes: Processes, progress: Progress
+    told: Testimony,
+    made: Makings,
+    shown: tuple[Pictures, Pictures, Calibration | None],
+    processes: Processes,
+    progress: Progress,
 ) -> tuple[list[Count], list[Count]]:
     """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
-    save_baselines({source.name: source for source in made.parents}, made.scratch)
+    validation, test, treatment = shown
+    save_baselines({source.name: source for source in made.parents}, made.scratch, treatment, processes.device)
     merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
-    candidates, report = list_candidates(made.parents, merges, made.scratch), told.result.report
+    candidates, report = list_candidates(made.parents, merges, made.scratch, told.is_treated), told.result.report
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
@@ -188,7 +217,9 @@ def _load(told: Testimony, data: str | None) -> Splits:
             remedy="add --data PATH",
         )  # fmt: skip
     splits = load_splits(wanted, told.recipe.trains_all)
-    for split in ("validation", "test"):
+    if "calibration" in told.splits:
+        splits = add_calibration(splits)
+    for split in told.splits:
         claimed = told.result.record["data"][split]["sha256"]
         if splits.digests[split] != claimed:
             raise VerificationError(
@@ -213,7 +244,8 @@ def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
     for what, value in found.items():
         if said.get(what) != value:
             raise changed("result.json", f"what it says of the data's {what}", value, said.get(what))
-    for split, rows in (("validation", len(splits.validation)), ("test", len(splits.test))):
+    for split in told.splits:
+        rows = len(getattr(splits, split))
         if said[split]["rows"] != rows:
             raise changed("result.json", f"how many {split} rows there are", rows, said[split]["rows"])
 

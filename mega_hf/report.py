@@ -15,6 +15,7 @@ import torch
 
 from mega_hf.candidates import best_parent, count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import HubError, MegaError, RunError
+from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import file_digest, remove, write_whole
@@ -23,6 +24,7 @@ from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
 from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split
+from mega_hf.inputs import open_inputs
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged
 from mega_hf.plots import plot_fitness, plot_tree
@@ -47,6 +49,7 @@ class Finding:
     journal: Journal
     load: Callable[[Split], Pictures]
     validation: Pictures
+    calibration: Calibration | None  # of the merges that were recalibrated, if any was
     forward_path: str
     notices: list[str]
 
@@ -88,11 +91,12 @@ def write_report(
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
+    treatment = finding.calibration if merged[-1].node.recalibrates else None
     if processes.is_main:
-        save_baselines(finding.parents.sources, scratch)
+        save_baselines(finding.parents.sources, scratch, treatment, processes.device)
     processes.wait()
     levels = [(one.source, one.level) for one in merged]
-    candidates = list_candidates(finding.parents.sources.values(), levels, scratch)
+    candidates = list_candidates(finding.parents.sources.values(), levels, scratch, treatment is not None)
     test = finding.load(finding.splits.test)
     right = measure(candidates, finding.validation, test, processes)
     processes.wait()
@@ -170,6 +174,8 @@ def make_record(
         "validation": (splits.validation.spec, len(splits.validation)),
         "test": (splits.test.spec, len(splits.test)),
     }
+    if splits.calibration is not None and "calibration" in splits.digests:
+        rows["calibration"] = splits.calibration.spec, len(splits.calibration)
     nodes = [one.describe() for one in merged]
     return {
         "version": VERSION,
@@ -206,8 +212,12 @@ def make_record(
 
 
 def _copies(parents: Parents, root: Merged) -> list[str]:
-    """Say so where the merged model is one of the parents."""
+    """Say so where the merged model is one of the parents, or has its weights and statistics computed anew."""
     same = [p.name for p in parents.identities.values() if p.sha256 == root.record["state"]]
+    if root.node.recalibrates:
+        opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
+        learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
+        same = [name for name, weights in learned.items() if weights == root.record["weights"]]
     return [f"the merged model is {name} itself: the search found nothing better on validation" for name in same]
 
 

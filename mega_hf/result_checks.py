@@ -75,6 +75,7 @@ class _Data(_Lenient):
     source: dict[str, str | None]
     validation: _Split
     test: _Split
+    calibration: _Split | None = None
 
 
 class _Record(_Lenient):

@@ -10,7 +10,10 @@ from pydantic_core import PydanticCustomError
 
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
-_LATER = {"encoding": "direct", "granularity": "layer"}  # keys of `merge`
+# Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
+_LATER = {"encoding": "direct", "granularity": "layer", "batchnorm": "blend", "calibration": None}
+_CHANGED = {"batchnorm"}
+_OTHER = object()
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
@@ -55,6 +58,17 @@ class Sample(Strict):
         return f"{self.size} rows of {self.split} (seed {self.seed})"
 
 
+class Calibration(Strict):
+    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are computed."""
+
+    size: Annotated[int, Field(ge=2, le=10**9)] = 1280
+    seed: Seed = 46
+
+    def text_of(self, train: str) -> str:
+        """Say in words which rows these are."""
+        return f"{self.size} rows of {train} (seed {self.seed})"
+
+
 class Data(Strict):
     """A data set with a picture column and a label column; splits are `datasets` slices or samples."""
 
@@ -72,6 +86,13 @@ class Data(Strict):
         | None
     ) = None
     test: str | None = None
+    calibration: (
+        Annotated[
+            Annotated[str, Tag("slice")] | Annotated[Calibration, Tag("sample")],
+            Discriminator(lambda v: "sample" if isinstance(v, dict | Calibration) else "slice"),
+        ]
+        | None
+    ) = None
 
 
 class Train(Strict):
@@ -185,6 +206,7 @@ class Merge(Strict):
     founders: Founders = Founders()
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "layer", "tensor"] = "layer"  # of mixing
+    batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
     seed: Seed = 46
 
     @model_validator(mode="after")
@@ -213,14 +235,25 @@ class Merge(Strict):
         return tree
 
     @property
+    def recalibrates(self) -> bool:
+        """Whether BatchNorm's statistics, if there are any, are computed anew."""
+        return self.batchnorm == "recalibrate"
+
+    @property
     def evaluations(self) -> int:
         """How many individuals are measured: N + (G − 1)(N − 1), since the elite keeps its fitness."""
         return self.population_size + (self.generations - 1) * (self.population_size - 1)
 
 
-def without_later(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out keys that came later, where they say what held before: older recipes keep their digests."""
-    return {key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]}
+def without_later(settings: dict[str, Any], written: bool = False) -> dict[str, Any]:
+    """Leave out keys that came later, where they say what held before: older recipes keep their digests.
+
+    Args:
+        settings: of a merge, or of the data.
+        written: whether they are to be read again, so that what is the default no more must stand there.
+    """
+    kept = _CHANGED if written else ()
+    return {key: value for key, value in settings.items() if key in kept or _LATER.get(key, _OTHER) != value}
 
 
 class Node(Merge):

@@ -14,8 +14,9 @@ import torch
 
 from mega_hf.allocator import trim
 from mega_hf.errors import ParentError
+from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, Pictures
-from mega_hf.evaluation.memory import Memory
+from mega_hf.evaluation.memory import Memory, known_as
 from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, match_classes
 from mega_hf.hf.models import OpenModel, open_model, open_weights, try_model
@@ -35,6 +36,7 @@ from mega_hf.recipe import Recipe
 from mega_hf.recipe_checks import is_local
 from mega_hf.settings import ParentRef, WeightsParent
 from mega_hf.tree import base
+from mega_hf.weights.batchnorm import statistics_names
 
 
 @dataclass
@@ -167,6 +169,7 @@ def rank(
     processes: Processes,
     context: list[Any],
     memory: Memory,
+    calibration: Calibration | None,
 ) -> list[str]:
     """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal.
 
@@ -178,28 +181,34 @@ def rank(
         processes: who takes part.
         context: what decides a count beside the weights.
         memory: learns the counts: merges don't measure these parents again.
+        calibration: what each is recalibrated on first, as the merges will be.
     """
+    context = [*context, *(calibration.key if calibration else ())]
     names = list(parents.sources)
     contents = {name: source.sha256 for name, source in parents.sources.items()}
+    known = {name: known_as(sha256, calibration is not None) for name, sha256 in contents.items()}
     key = hashlib.sha256(json.dumps([contents, context]).encode()).hexdigest()
     if journal.order is not None and journal.order["key"] == key:
-        _remember(journal.order["correct"], contents, memory)
+        _remember(journal.order["correct"], known, memory)
         return journal.order["ranking"]
 
     def measure(i: int) -> list[int]:
-        forward.write(parents.sources[names[i]].map().items())
+        state = parents.sources[names[i]].map()
+        forward.write(state.items())
+        if calibration:
+            calibration.recalibrate(forward, {name: state[name].dtype for name in statistics_names(forward.model)})
         correct = forward.count(validation)
         return [-1 if correct is None else correct]
 
     counted = processes.share(len(names), 1, measure)[:, 0].tolist()
     ranking = [names[i] for i in sorted(range(len(names)), key=lambda i: -counted[i])]
     correct = dict(zip(names, counted, strict=True))
-    _remember(correct, contents, memory)
+    _remember(correct, known, memory)
     if processes.is_main:
         journal.append({"kind": "order", "key": key, "ranking": ranking, "correct": correct, "n": validation.count})
     return ranking
 
 
-def _remember(correct: dict[str, int], contents: dict[str, str], memory: Memory) -> None:
-    for name, sha256 in contents.items():
-        memory.keep(sha256, correct[name] if correct[name] >= 0 else None)
+def _remember(correct: dict[str, int], known: dict[str, str], memory: Memory) -> None:
+    for name, key in known.items():
+        memory.keep(key, correct[name] if correct[name] >= 0 else None)

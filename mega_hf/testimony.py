@@ -24,6 +24,7 @@ from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
 from mega_hf.run_folder import read_stored
+from mega_hf.settings import Node
 from mega_hf.weights.space import StateDict
 
 _COPY = "another copy of the run"
@@ -79,6 +80,22 @@ class Testimony:
         return self.result.record["data"]["validation"]["rows"]
 
     @property
+    def splits(self) -> list[str]:
+        """What the run took of the data set: validation and test, and calibration where a merge was recalibrated."""
+        return [split for split in ("validation", "test", "calibration") if split in self.result.record["data"]]
+
+    @property
+    def is_treated(self) -> bool:
+        """Whether the final merge was recalibrated, and so were the parents and baselines that it is shown beside."""
+        root = next(reversed(self.recipe.nodes(self.ranking).values()))
+        return "calibration" in self.splits and root.recalibrates
+
+    def shown(self, node: Node) -> int:
+        """How many pictures full evaluation would have shown each individual, those for its statistics among them."""
+        calibration = self.result.record["data"].get("calibration")
+        return self.rows + (calibration["rows"] if calibration and node.recalibrates else 0)
+
+    @property
     def ranking(self) -> list[str] | None:
         """The parents from best to worst, where the recipe orders them by accuracy."""
         return self.journal.order["ranking"] if self.journal.order and self.recipe.order == "accuracy" else None
@@ -121,6 +138,7 @@ class Testimony:
             return ": they can't be read"
         if not stored:
             return ""
+        stored = {entry: tensor for entry, tensor in stored.items() if entry in made}
         largest, differing, total = largest_difference(stored, made)
         if largest == 0:
             return ": the same numbers, in a file that is another one"
@@ -234,8 +252,9 @@ def _check_record(told: Testimony) -> None:
         assert {"correct", "n", "generation", "index"} <= node["search"].keys(), "a node's search"
         assert isinstance(node["history"], list), "a node's history"
     json.dumps([told.digests["file"], told.digests["recipe"], told.digests["journal"], told.result.record["recipe"]])
-    for split in ("validation", "test"):
+    for split in told.splits:
         assert isinstance(told.result.record["data"][split]["sha256"], str), "the rows' digests"
+        assert type(told.result.record["data"][split]["rows"]) is int, "how many rows there are"
     assert isinstance(told.result.record["environment"]["versions"]["mega_hf"], str), "the release"
     assert {"against", "only_merged_right", "only_other_right", "p"} <= told.result.report.paired.keys(), "paired"
     merged = told.result.report.merged
@@ -253,7 +272,7 @@ def _compare(told: Testimony, is_whole: bool) -> None:
     if journal != told.digests["journal"]:
         raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
     header, data = told.journal.header or {}, told.result.record["data"]
-    said = {"recipe": told.digests["recipe"], "data": {s: data[s]["sha256"] for s in ("validation", "test")}}
+    said = {"recipe": told.digests["recipe"], "data": {split: data[split]["sha256"] for split in told.splits}}
     for key, expected in said.items():
         if header.get(key) != expected:
             raise changed(RESULT, f"what it says of the {key}", header.get(key), expected)

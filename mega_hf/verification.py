@@ -15,7 +15,7 @@ from typing import Any
 from mega_hf.absent import is_absent
 from mega_hf.claims import compare_intermediate, compare_model, compare_node, compare_record
 from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
-from mega_hf.evaluation.fitness import Genomes, Interval
+from mega_hf.evaluation.individuals import Genomes, Interval
 from mega_hf.evaluation.replay import Replay, Unrecorded
 from mega_hf.files import merged_digest
 from mega_hf.genetic.selection import Undecided
@@ -26,6 +26,7 @@ from mega_hf.inputs import Source, encode, open_inputs
 from mega_hf.journal import NodeRecord
 from mega_hf.nodes import search_node
 from mega_hf.progress import Progress
+from mega_hf.recomputing import Replayed, known_statistics
 from mega_hf.remeasuring import Chosen, Makings, Remeasured, place_of, remeasure
 from mega_hf.settings import Node, ParentRef, TrainedParent, WeightsParent
 from mega_hf.testimony import OTHERWISE, Testimony, changed, read_testimony
@@ -33,6 +34,7 @@ from mega_hf.tree import base
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import digest
 
+_OPEN = "not made again: there is no model beside it, and BatchNorm's statistics take the data, --evaluate K"
 _COPY = "another copy of the run, or another machine"
 
 
@@ -44,7 +46,7 @@ class Verification:
     parents: int
     evaluations: int
     seconds: float
-    digests: dict[str, str]  # weights, file: of what was made again
+    digests: dict[str, str]  # weights, file: of what was made again; no file where statistics are open
     has_model: bool  # whether there was a model to compare with, and not its digests alone
     unchecked: list[str]  # what of the run's claims was not, in words
     remeasured: Remeasured | None
@@ -59,9 +61,10 @@ class Verification:
         lines = [
             f"reproduced bit for bit from {self.parents} parents and {self.evaluations:,} recorded evaluations "
             f"in {self.seconds:.1f} seconds",
-            f"SHA-256 of the file     {self.digests['file']} ({compared})",
             f"digest of the weights   {self.digests['weights']}",
         ]
+        file = f"{self.digests['file']} ({compared})" if "file" in self.digests else _OPEN
+        lines.insert(1, f"SHA-256 of the file     {file}")
         lines += [str(self.remeasured)] if self.remeasured else []
         return "\n".join([*lines, *(f"not checked: {what}" for what in self.unchecked)])
 
@@ -99,26 +102,31 @@ def verify(
     # By no seed: a forger must not know which lines will be measured again.
     wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
     chosen: list[Chosen] = []
+    recomputed: list[Replayed] = []
     leaves = list(sources.values())
     first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
         for name, node in nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
             kept = {(generation, index) for at, generation, index in wanted if at == name}
-            sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen)
+            sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen, recomputed)
         root = Path(scratch) / next(reversed(nodes))
         if told.model is not None:
             load = partial(open_model, told.model, "merged")
             sources[root.name] = replace(sources[root.name], load=load)
         unseen = compare_record(told, nodes, first)
-        digests = {"weights": told.nodes[root.name]["digests"]["weights"], "file": merged_digest(root)}
         seconds = time.perf_counter() - began
         if evaluate is None:
             again = None
+            unseen += ["BatchNorm's statistics: they take the data, --evaluate K"] if recomputed else []
             unseen.append("accuracies, and the counts in the journal: that takes the data, --evaluate K")
         else:
-            made = Makings(first, leaves, [sources[name] for name in nodes], chosen, Path(scratch) / ".baselines")
+            merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
+            made = Makings(first, leaves, merges, chosen, recomputed, baselines)
             again = remeasure(told, made, data, Progress(progress))
+        digests = {"weights": told.nodes[root.name]["digests"]["weights"]}
+        if again is not None or all(one.is_known for one in recomputed if one.name == root.name):
+            digests["file"] = merged_digest(root)
     return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
 
 
@@ -202,16 +210,17 @@ class _Keeping:
             if (population.generation, index) in self.kept:
                 state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
-                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state))
+                lacking = self.encoding.space.recomputed
+                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking))
         return known
 
 
 def _replay(
     told: Testimony, name: str, node: Node, inputs: dict[str, Source], target: Path, kept: set[tuple[int, int]],
-    chosen: list[Chosen],
+    chosen: list[Chosen], made_again: list[Replayed],
 ) -> Source:  # fmt: skip
     """Make one merge again at `target`, and compare it with what journal and result say of it."""
-    opened = open_inputs(inputs)
+    opened = open_inputs(inputs, node.recalibrates)
     first, space, encoding = opened.first, opened.space, encode(opened, node)
     known = told.record_of(name)
     replay = Replay(known, told.rows, encoding.digest)
@@ -226,15 +235,23 @@ def _replay(
     _refuse_more(name, known, replay.asked)
     best = outcome.best
     state = dict(encoding.entries(best.genome))
-    save_model(target, first, state)
-    weights, statistics = space.learned_digest(state), space.statistics_digest(state)
-    made = {"weights": weights, "statistics": statistics, "state": digest(state), "parameters": space.learned_size}
+    made = {"weights": space.learned_digest(state), "parameters": space.learned_size}
+    stored = known_statistics(told, name, space)
+    is_known = stored is not None
+    state |= stored if stored is not None else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
+    if is_known:
+        made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
     compare_node(told, name, made, outcome, known, state)
+    save_model(target, first, state)
     model = open_model(target, name)
-    if name == told.root:
+    if not is_known:
+        made_again.append(Replayed(name, target, False))
+    elif name == told.root:
         compare_model(told, model)
     else:
         compare_intermediate(told, name, model)
+    if is_known and space.recomputed:
+        made_again.append(Replayed(name, target, True))
     return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
 
 

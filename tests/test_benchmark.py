@@ -28,7 +28,7 @@ def test_what_it_counts_adds_up_and_it_leaves_nothing(pair: tiny.Pair, tmp_path:
     found = json.loads(answer.out)
     assert set(found) >= KEYS
     assert found["evaluations"] == 6 + 4 * 5
-    assert found["pictures_full"] == found["evaluations"] * 60
+    assert found["pictures_full"] == found["evaluations"] * (60 + 120)
     assert 60 <= found["pictures_evaluated"] < found["pictures_full"]
     stages = found["stages"]
     assert found["search_seconds"] == pytest.approx(stages["search"])

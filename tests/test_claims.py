@@ -53,7 +53,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "parameters": (lambda f: claim(f, "parameters", value=10**9), "^result.json: changed.*parameters"),
     "settings": (lambda f: claim(f, "nodes", 0, "merge", "seed", value=47), "^result.json: changed.*settings of a.b"),
     "parents": (lambda f: claim(f, "nodes", 0, "parents", value=["b", "a"]), "^result.json: changed.*parents of a.b"),
-    "rows of a model": (lambda f: claim(f, "models", 2, "test", "n", value=900), "^result.json: .*soup on test"),
+    "rows of a model": (lambda f: claim(f, "models", 4, "test", "n", value=900), "^result.json: .*soup on test"),
     "a model more": (
         lambda f: edit(f, lambda r: r["models"].insert(2, r["models"][2])), "^result.json: changed.*table of models"
     ),
@@ -84,10 +84,10 @@ def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> Non
 
 
 CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "merged": (lambda r: _add_right(r, 3, "test", 2), "the merged model on test is not what was claimed"),
+    "merged": (lambda r: _add_right(r, 5, "test", 2), "the merged model on test is not what was claimed"),
     "parent": (lambda r: _add_right(r, 0, "test", -2), "a on test is not what was claimed"),
-    "baseline": (lambda r: _add_right(r, 2, "test", -2), "uniform_soup on test is not what was claimed"),
-    "validation": (lambda r: _add_right(r, 2, "validation", -2), "uniform_soup on validation is not what was claimed"),
+    "baseline": (lambda r: _add_right(r, 4, "test", -2), "uniform_soup on test is not what was claimed"),
+    "validation": (lambda r: _add_right(r, 4, "validation", -2), "uniform_soup on validation is not what was claimed"),
     "paired": (
         lambda r: r["paired"].update(
             only_merged_right=r["paired"]["only_merged_right"] + 2,

@@ -31,12 +31,15 @@ def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
     made, picture = estimate(of_four(data)), 3 * 8 * 8
     train, validation, test = 120, 60, 90
     genomes = 2 + 6 + 4 + 2
-    search = (2 + genomes) * made.weights + validation * picture
+    calibration = train  # all rows, since there are so few
+    search = (2 + genomes) * made.weights + (validation + calibration) * picture
     assert made.memory_bytes == 4 * search
     light = replace(made, weights=1)
-    assert light.memory_bytes == 4 * (2 + (validation + test) * picture), "the report"
-    assert replace(light, only="a+b").memory_bytes == 4 * (4 + train * picture), "the training"
-    assert replace(light, only="a+b", training={}).memory_bytes == 4 * (2 + genomes + validation * picture)
+    assert light.memory_bytes == 4 * (2 + (validation + test + calibration) * picture), "the report"
+    alone = replace(light, only="a+b", calibration=0)
+    assert alone.memory_bytes == 4 * (4 + train * picture), "the training"
+    part = replace(light, only="a+b", training={})
+    assert part.memory_bytes == 4 * (2 + genomes + (validation + calibration) * picture)
 
 
 def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(data: Path) -> None:
@@ -54,9 +57,9 @@ def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> 
     assert "read once" not in str(part) and "not read before the whole tree is run" in str(part)
     searches = sum(map(part.node_minutes, part.nodes.values()))
     assert part.minutes == pytest.approx(part.training_minutes + searches)
-    measured = 4 + 3 + 1  # parents, nodes, the average
+    measured = 4 + 4 + 3 + 1  # parents, the same recalibrated, nodes, the average
     searches = sum(map(whole.node_minutes, whole.nodes.values()))
-    report = measured * (60 + 90) * whole.seconds_a_picture / 60
+    report = (measured * (60 + 90) + (4 + 1) * 120) * whole.seconds_a_picture / 60
     assert whole.minutes == pytest.approx(whole.training_minutes + searches + report)
 
 

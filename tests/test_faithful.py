@@ -35,8 +35,8 @@ def test_what_was_measured_is_what_is_saved(kind: str, tmp_path: Path, monkeypat
     measured: list[dict[str, torch.Tensor]] = []
     write = Forward.write
 
-    def spy(self: Forward, state: dict[str, torch.Tensor]) -> None:
-        write(self, state)
+    def spy(self: Forward, state: dict[str, torch.Tensor], part: bool = False) -> None:
+        write(self, state, part)
         measured.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
 
     monkeypatch.setattr(Forward, "write", spy)

@@ -42,7 +42,7 @@ def test_the_journal(finished: MergeResult) -> None:
     header, *fitness = lines(finished.folder)
     assert header["kind"] == "header"
     assert set(header["parents"]) == {"a", "b"}
-    assert set(header["data"]) == {"validation", "test"}
+    assert set(header["data"]) == {"validation", "test", "calibration"}
     assert (header["device_kind"], header["versions"]["torch"]) == ("cpu", version("torch"))
     assert header["forward_path"]
     assert len(fitness) == EVALUATIONS
@@ -68,10 +68,11 @@ def test_the_result_record(finished: MergeResult) -> None:
     record = json.loads((finished.folder / "result.json").read_text())
     assert record["version"] == 1
     assert [(m["name"], m["role"]) for m in record["models"]] == [
-        ("a", "parent"), ("b", "parent"), ("uniform_soup", "baseline"), ("merged", "merged"),
+        ("a", "parent"), ("b", "parent"), ("a recalibrated", "treated_parent"), ("b recalibrated", "treated_parent"),
+        ("uniform_soup", "baseline"), ("merged", "merged"),
     ]  # fmt: skip
     for model in record["models"]:
-        level = set() if model["role"] == "baseline" else {"level"}
+        level = set() if model["role"] in ("baseline", "treated_parent") else {"level"}
         assert set(model) == {"name", "role", "validation", "test"} | level
         for name in ("validation", "test"):
             counted = model[name]
@@ -104,6 +105,7 @@ def test_the_uniform_soup_is_the_parents_mean(finished: MergeResult, pair: tiny.
     left, right = (load_file(folder / "model.safetensors") for folder in (pair.a, pair.b))
     model = tiny.timm_model()
     model.load_state_dict({k: (v + right[k]) / 2 if v.is_floating_point() else v for k, v in left.items()})
+    tiny.recalibrate(model)
     row = next(m for m in finished.report.models if m["name"] == "uniform_soup")
     assert row["test"]["correct"] == tiny.count(model, "test")
 
@@ -112,12 +114,15 @@ def test_the_paired_test(finished: MergeResult, pair: tiny.Pair) -> None:
     import timm
 
     paired, rows = finished.record["paired"], {m["name"]: m for m in finished.report.models}
-    assert paired["against"] == max("ab", key=lambda name: rows[name]["validation"]["correct"])
+    names = ("a recalibrated", "b recalibrated", "a", "b")
+    assert paired["against"] == max(names, key=lambda name: rows[name]["validation"]["correct"])
     images, labels = tiny.as_tensors(90, 3)
     right = []
-    for folder in (finished.merged, getattr(pair, paired["against"])):
+    for folder in (finished.merged, getattr(pair, paired["against"][0])):
         with torch.inference_mode():
             model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            if folder != finished.merged and paired["against"].endswith("recalibrated"):
+                tiny.recalibrate(model)
             right.append(model(images).argmax(1) == labels)
     only_merged, only_other = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     assert (paired["only_merged_right"], paired["only_other_right"]) == (only_merged, only_other)

@@ -52,7 +52,7 @@ def test_nothing_of_this_machine_is_in_it(copy: Path, pair: tiny.Pair, tmp_path:
     record = json.loads((copy / "result.json").read_text())
     digests = {parent["name"]: parent["sha256"] for parent in record["parents"]}
     assert recipe["parents"] == {name: {"local": name, "sha256": digests[name]} for name in "ab"}
-    rows = {split: record["data"][split]["sha256"] for split in ("validation", "test")}
+    rows = {split: record["data"][split]["sha256"] for split in ("validation", "test", "calibration")}
     assert recipe["data"]["path"] == {"local": "data", "sha256": rows}
     header = json.loads((copy / "journal.jsonl").read_text().splitlines()[0])
     assert header["recipe"] == record["digests"]["recipe"] == Recipe.from_yaml(copy / "recipe.yaml").sha256

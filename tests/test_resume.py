@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
-from mega_hf.evaluation.forward import Forward
+from mega_hf.evaluation.fitness import Evaluation
 from tests import tiny
 from tests.run_files import FILES, lines, names, weights_of
 
@@ -40,7 +40,7 @@ def test_a_whole_journal_is_replayed_without_measuring(
     finished: MergeResult, pair: tiny.Pair, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copied / "merged")
-    monkeypatch.setattr(Forward, "write", lambda *_: pytest.fail("an individual was measured again"))
+    monkeypatch.setattr(Evaluation, "_measure", lambda *_: pytest.fail("an individual was measured again"))
     merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == weights_of(finished.folder)
 
@@ -73,7 +73,7 @@ def test_a_journal_of_other_inputs_is_refused(what: str, pair: tiny.Pair, tmp_pa
 
 
 def test_a_finished_run_answers_at_once(copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Forward, "answers", lambda *_: pytest.fail("a finished run was measured again"))
+    monkeypatch.setattr(Evaluation, "_measure", lambda *_: pytest.fail("a finished run was measured again"))
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in copied.rglob("*") if path.is_file()}
     result = merge(Recipe.from_dict(pair.recipe()), copied)
     assert result.record == json.loads((copied / "result.json").read_text())

@@ -62,7 +62,7 @@ def test_interrupted_between_two_batches_it_gives_the_same_file(
     assert journal(result.folder, "fitness")[: len(kept)] == kept
     assert len(journal(result.folder, "fitness")) == EVALUATIONS, "something was recorded twice"
     search = result.record["search"]
-    assert search["pictures_evaluated"] < search["pictures_full"] == 60 * EVALUATIONS
+    assert search["pictures_evaluated"] < search["pictures_full"] == (60 + 120) * EVALUATIONS
     assert verify(result.folder).evaluations == EVALUATIONS
 
 
@@ -79,7 +79,8 @@ def test_dropped_intermediates_can_be_made_again(four: Four, treed: MergeResult,
 def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.from_dict(four | {"order": "accuracy"})
     result = merge(recipe, tmp_path / "out")
-    rows = {m["name"]: m["validation"]["correct"] for m in result.report.models if m["role"] == "parent"}
+    models = [model for model in result.report.models if model["role"] == "treated_parent"]
+    rows = {m["name"].removesuffix(" recalibrated"): m["validation"]["correct"] for m in models}
     (line,) = journal(result.folder, "order")
     assert line["ranking"] == sorted(rows, key=lambda name: -rows[name])
     assert line["correct"] == rows

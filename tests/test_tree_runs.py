@@ -37,7 +37,8 @@ def test_every_node_is_a_model_that_timm_loads(treed: MergeResult) -> None:
 def test_the_report_goes_level_by_level(treed: MergeResult) -> None:
     shown = [(m["name"], m["role"], m.get("level")) for m in treed.report.models]
     assert shown == [
-        *((name, "parent", 0) for name in "abcd"), ("uniform_soup", "baseline", None),
+        *((name, "parent", 0) for name in "abcd"),
+        *((f"{name} recalibrated", "treated_parent", None) for name in "abcd"), ("uniform_soup", "baseline", None),
         ("a+b", "intermediate", 1), ("c+d", "intermediate", 1), ("merged", "merged", 2),
     ]  # fmt: skip
     assert "intermediate, level 1" in str(treed.report)
@@ -70,7 +71,7 @@ def test_another_name_gives_another_node(treed: MergeResult, four: Four, tmp_pat
     tree = {"ab": {"parents": ["a", "b"]}, "all": {"parents": ["ab", "c", "d"]}}
     result = merge(Recipe.from_dict(four | {"merges": tree}), tmp_path / "out")
     assert file_of(result.folder, "ab") != file_of(treed.folder, "a+b")
-    assert [model.get("level") for model in result.report.models] == [0, 0, 0, 0, None, 1, 2]
+    assert [model.get("level") for model in result.report.models] == [0] * 4 + [None] * 5 + [1, 2]
 
 
 def test_an_odd_one_moves_up_and_a_parent_may_serve_twice(four: Four, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _change_recipe(folder: Path) -> None:
 
 LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights": (_flip_weights, r"^model.safetensors: [\s\S]*largest difference 0.5, in 1 of"),
-    "truncated": (_truncate_weights, r"^model.safetensors: [\s\S]*can't be read"),
+    "truncated": (_truncate_weights, r"^model.safetensors: [\s\S]*(can't be read|unreadable)"),
     "config": (_change_config, "^merged: changed"),
     "journal": (_flip_journal, r"journal.jsonl:\d+: a damaged line"),
     "journal's end": (lambda f: append(f / "journal.jsonl", "{"), "^journal.jsonl: changed"),

@@ -36,7 +36,7 @@ def choose_batch_size(
         model: on whatever device.
         shape: of a picture: (channels, height, width).
     """
-    return even_batches(rows, asked or (_GPU if is_gpu(device) else _suitable(model, shape)))
+    return even_batches(rows, asked or (_GPU if is_gpu(device) else suitable(model, shape)))
 
 
 def choose_chunk(asked: int | None, batch_size: int) -> int:
@@ -49,7 +49,8 @@ def choose_chunk(asked: int | None, batch_size: int) -> int:
 
 
 @torch.inference_mode()
-def _suitable(model: nn.Module, shape: tuple[int, ...]) -> int:
+def suitable(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the batch size that suits a model on a CPU: one layer's output for a batch is some 32 MiB at most."""
     largest = 1
 
     def look(_: nn.Module, __: object, output: object) -> None:

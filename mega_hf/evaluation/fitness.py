@@ -6,85 +6,21 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.individuals import Genomes, Interval, Record, Seen
 from mega_hf.evaluation.memory import Memory, quantize
 from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.encoding import Encoding
+from mega_hf.weights.space import StateDict
 
 logger = logging.getLogger(__name__)
 
-Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
-Interval = tuple[int | None, int, int]  # right answers, rows seen, rows not seen
 Contenders = Callable[[list[list[int]], list[Interval]], set[int]]
-
-
-class Genomes(Protocol):
-    """What is needed of a population."""
-
-    @property
-    def genomes(self) -> torch.Tensor:
-        """[population_size, size] float32."""
-
-    @property
-    def generation(self) -> int:
-        """1 for the founders."""
-
-    @property
-    def proof(self) -> str:
-        """The digest of how it was bred, equal on all processes."""
-
-
-class Record(Protocol):
-    """Where every fitness is kept before it is used; the journal is one."""
-
-    def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
-        """Return what was recorded of an individual, or None; its genome's digest is compared, if it is given."""
-
-    def find_genome(self, genome: str) -> Counted | None:
-        """Return what was recorded of a genome, in whatever generation, or None."""
-
-    def add(
-        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, pictures: int, write: bool
-    ) -> None:
-        """Keep a fitness and what it took; only one process writes."""
-
-
-@dataclass
-class Seen:
-    """What is known of one genome of a generation.
-
-    Attributes:
-        genome: its digest.
-        unseen: [rows] bool.
-        correct: right answers on the rows seen; None where a logit was not finite.
-        told: what a journal says of it where it does not say which rows were seen; until some are.
-        seconds: that measuring took since it was recorded.
-        pictures: that were forwarded since it was recorded.
-    """
-
-    genome: str
-    unseen: np.ndarray
-    correct: int | None = 0
-    told: Counted | None = None
-    seconds: float = 0.0
-    pictures: int = 0
-
-    @property
-    def counted(self) -> Counted:
-        """Right answers, rows seen."""
-        return self.told or (self.correct, int(len(self.unseen) - self.unseen.sum()))
-
-    @property
-    def interval(self) -> Interval:
-        """Right answers, rows seen, rows not seen."""
-        correct, seen = self.counted
-        return correct, seen, len(self.unseen) - seen
 
 
 class Evaluation:
@@ -108,6 +44,7 @@ class Evaluation:
         memory: what is known of the rows, and of genomes that were measured elsewhere.
         chunk: how many rows an individual is shown before it is asked whether it may still win.
         full: measure every individual on every row.
+        calibration: what gives each individual BatchNorm's statistics; none where they are part of a genome.
     """
 
     def __init__(
@@ -122,11 +59,14 @@ class Evaluation:
         memory: Memory,
         chunk: int,
         full: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         self.forward, self.pictures, self.encoding, self.processes = forward, pictures, encoding, processes
         self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
         self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
         self._order_bound: bool | None = None
+        self.calibration, self._genomes = calibration, list[str]()
+        self._statistics: dict[str, StateDict] = {}  # of this generation's genomes
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
         """Return for each individual what was seen of it: enough to decide every tournament and the elite.
@@ -135,7 +75,8 @@ class Evaluation:
             LaunchError: the processes do not hold the same population.
         """
         self.processes.compare(f"generation {population.generation}", population.proof)
-        genomes = self._digest(population)
+        genomes = self._genomes = self._digest(population)
+        self._statistics = {genome: self._statistics[genome] for genome in genomes if genome in self._statistics}
         known: dict[str, Seen] = {}  # individuals that are the same share one
         for index, genome in enumerate(genomes):
             first = elite if index == 0 else None
@@ -225,35 +166,56 @@ class Evaluation:
             left = one.unseen
             rows.append(np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size))
         longest = max(map(len, rows))
-        found = np.zeros((len(indices), 2 + 2 * longest), dtype=np.int64)  # failed, microseconds, right, margins
+        head = 3  # failed, microseconds, pictures for statistics; then right, margins
+        found = np.zeros((len(indices), head + 2 * longest), dtype=np.int64)
         parts = [(row, at) for row in range(len(indices)) for at in range(0, len(rows[row]), size)]
         share = self.processes.part(len(parts))
         for row, index in enumerate(indices):
             mine = [parts[i][1] for i in share if parts[i][0] == row]
             if mine:
                 chosen = slice(mine[0], min(mine[-1] + size, len(rows[row])))
-                failed, seconds, right, margins = self._measure(population, index, rows[row][chosen])
-                found[row, :2] = failed, int(1e6 * seconds)
-                found[row, 2:][chosen], found[row, 2 + longest :][chosen] = right, margins
+                failed, seconds, shown, right, margins = self._measure(population, index, rows[row][chosen])
+                found[row, :head] = failed, int(1e6 * seconds), shown
+                found[row, head:][chosen], found[row, head + longest :][chosen] = right, margins
         for row, answers in enumerate(self.processes.add_up(found)):
             n = len(rows[row])
-            self._take(seen[indices[row]], rows[row], answers[:2], answers[2 : 2 + n], answers[2 + longest :][:n])
+            right, margins = answers[head : head + n], answers[head + longest :][:n]
+            self._take(seen[indices[row]], rows[row], answers[:head], right, margins)
 
     def _measure(
         self, population: Genomes, index: int, rows: np.ndarray
-    ) -> tuple[bool, float, np.ndarray, np.ndarray]:
-        """Return whether a logit was not finite, the seconds that it took, right answers and margins, row by row."""
-        began = time.perf_counter()
+    ) -> tuple[bool, float, int, np.ndarray, np.ndarray]:
+        """Measure an individual on some rows.
+
+        Returns:
+            whether a logit was not finite, the seconds that it took, how many pictures its statistics took, and right
+            answers and margins, row by row.
+        """
+        began, shown = time.perf_counter(), 0
         if self._resident != (population.generation, index):
-            self.forward.write(self.encoding.entries(population.genomes[index]))
+            shown = self._place(population, index)
             self._resident = (population.generation, index)
         right, margin, finite = self.forward.answers(self.pictures, torch.from_numpy(rows))
-        return not finite, time.perf_counter() - began, right.numpy(), quantize(margin.numpy())
+        return not finite, time.perf_counter() - began, shown, right.numpy(), quantize(margin.numpy())
+
+    def _place(self, population: Genomes, index: int) -> int:
+        """Write an individual into the resident model; return how many pictures its statistics took."""
+        entries = self.encoding.entries(population.genomes[index])
+        if self.calibration is None:
+            self.forward.write(entries)
+            return 0
+        self.forward.write(entries, part=True)
+        genome = self._genomes[index]
+        if genome in self._statistics:
+            self.forward.write(self._statistics[genome].items(), part=True)
+            return 0
+        self._statistics[genome] = self.calibration.recalibrate(self.forward, self.encoding.space.recomputed)
+        return self.calibration.pictures.count
 
     def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, right: np.ndarray, margins: np.ndarray) -> None:
-        """Add to what is known of an individual, and of the rows; `cost`: processes that failed, microseconds."""
-        failed, microseconds = cost.tolist()
-        one.seconds, one.pictures = one.seconds + microseconds / 1e6, one.pictures + len(rows)
+        """Add to what is known of an individual, and of the rows; `cost` as it stands before the answers."""
+        failed, microseconds, shown = cost.tolist()
+        one.seconds, one.pictures = one.seconds + microseconds / 1e6, one.pictures + len(rows) + shown
         one.unseen[rows] = False
         if failed or one.correct is None:
             one.correct, one.unseen[:] = None, False  # nothing is worse: the other rows don't matter

@@ -96,18 +96,23 @@ class Forward:
         self.device, self.path = device, path
         self.memory_format = torch.contiguous_format if path == PLAIN else torch.channels_last
         self.model = model.to(device).to(memory_format=self.memory_format).eval().requires_grad_(False)
-        self._eager = _runner(self.model)
+        self.eager = _runner(self.model)  # one batch of pictures to logits, uncompiled
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._is_order_free: bool | None = None
         self._entries = self.model.state_dict()
 
-    def write(self, entries: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy all weights and buffers into the resident model in place, rounded already to the parents' dtype."""
+    def write(self, entries: Iterable[tuple[str, torch.Tensor]], part: bool = False) -> None:
+        """Copy all weights and buffers into the resident model in place, rounded already to the parents' dtype.
+
+        Args:
+            entries: of its state dict.
+            part: whether some may be missing, and are left as they are.
+        """
         left = set(self._entries)
         for name, tensor in entries:
             self._entries[name].copy_(tensor)
             left.discard(name)
-        assert not left, f"left as they were: {left}"
+        assert part or not left, f"left as they were: {left}"
 
     @torch.inference_mode()
     def answers(self, pictures: Pictures, rows: torch.Tensor | None = None) -> Answers:
@@ -165,7 +170,7 @@ class Forward:
         rows = torch.arange(min(pictures.batch_size, pictures.count))
         expected = self._answers(pictures, rows).margin
         torch.compiler.reset()  # of other models: beyond eight, torch would run further ones uncompiled, in silence
-        compiled = torch.compile(self._eager, dynamic=False)
+        compiled = torch.compile(self.eager, dynamic=False)
         self._compiled = compiled
         try:
             apart = (self._answers(pictures, rows).margin - expected).abs().max()
@@ -189,7 +194,7 @@ class Forward:
     @property
     def run(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The model as it runs: one batch of pictures in the device's memory to logits."""
-        return self._compiled or self._eager
+        return self._compiled or self.eager
 
     def uncompile(self) -> None:
         """Run the model eagerly."""

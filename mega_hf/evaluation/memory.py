@@ -47,6 +47,11 @@ class Memory:
         return (self._whole[digest], len(self._asked)) if digest in self._whole else None
 
 
+def known_as(sha256: str, is_treated: bool) -> str:
+    """Return by what the memory knows the count of a model: as it is, or with BatchNorm's statistics computed anew."""
+    return f"{sha256} recalibrated" if is_treated else sha256
+
+
 def quantize(margins: np.ndarray) -> np.ndarray:
     """Return margins as integers, in 1/256: only integers cross processes. What is no number counts as wrong."""
     return np.clip(np.nan_to_num(256 * margins, nan=-_LIMIT), -_LIMIT, _LIMIT).astype(np.int64)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from mega_hf.evaluation.fitness import Genomes, Interval, Record
+from mega_hf.evaluation.individuals import Genomes, Interval, Record
 
 
 class Unrecorded(Exception):

@@ -12,9 +12,9 @@ import numpy as np
 
 from mega_hf.errors import DataError, refuse_shortage
 from mega_hf.hf.refusals import explain, is_of_hub, set_timeout
-from mega_hf.hf.rows import Split, check_labels, hash_rows, select_rows
+from mega_hf.hf.rows import Split, check_labels, hash_rows, sample_rows, select_rows
 from mega_hf.recipe_checks import is_local
-from mega_hf.settings import Data, Sample
+from mega_hf.settings import Calibration, Data, Sample
 
 DEFAULT_SAMPLE = 5000
 _SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence
@@ -34,6 +34,7 @@ class Splits:
     digests: dict[str, str]  # validation, test: SHA-256 over rows
     shared_pictures: int  # pictures that stand in validation and in test
     notices: tuple[str, ...]
+    calibration: Split | None = None  # rows of `train` for BatchNorm's statistics; None where there are none
 
 
 def load_splits(data: Data, trained_here: bool = False) -> Splits:
@@ -61,6 +62,7 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
     shared = _shared_pictures(hashes["validation"], hashes["test"])
     train = _remaining(data, whole, image, label, [validation, test])
+    calibration = _calibration(data, whole, image, label, train, [validation, test])
     labelled = [split for split in (train, validation, test) if split is not None and len(split)]
     classes = len(names) if names else int(max(split.labels().max() for split in labelled)) + 1
     for split in (validation, test):  # those of the training rows matter where something is trained on them
@@ -68,7 +70,41 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
     if shared:
         notices = (*notices, f"{shared} validation pictures stand in the test split too")
     digests = {name: hashlib.sha256(b"".join(rows)).hexdigest() for name, rows in hashes.items()}
-    return Splits(train, validation, test, names, classes, data, source, digests, shared, notices)
+    return Splits(train, validation, test, names, classes, data, source, digests, shared, notices, calibration)
+
+
+def add_calibration(splits: Splits) -> Splits:
+    """Return splits of which the calibration rows are known, by the recipe's entry and by their digest.
+
+    Raises:
+        DataError: there are no two; or a picture is broken.
+    """
+    rows = splits.calibration
+    if rows is None or len(rows) < 2:
+        raise DataError(
+            "no pictures to recalibrate BatchNorm's statistics on",
+            expected=f"two rows of {splits.data.train} or more",
+            got="none beside validation and test" if rows is None else f"{len(rows)} in {rows.spec}",
+            remedy="data.train or data.calibration: another slice; or --set merge.batchnorm=blend, which needs none",
+        )  # fmt: skip
+    entry = splits.data.calibration or Calibration()
+    entry = entry if isinstance(entry, str) else entry.model_copy(update={"size": len(rows)})
+    data = splits.data.model_copy(update={"calibration": entry})
+    return replace(splits, data=data, digests=splits.digests | {"calibration": rows.digest})
+
+
+def _calibration(
+    data: Data, whole: datasets.DatasetDict, image: str, label: str, train: Split | None, held_out: list[Split]
+) -> Split | None:
+    """Return the rows that the recipe names for BatchNorm's statistics, or the first choice: some of `train`."""
+    if isinstance(data.calibration, str):
+        chosen = select_rows(data.calibration, whole, image, label)
+        for split, name in zip(held_out, ("validation", "test"), strict=True):
+            _refuse_overlap(split, chosen, f"{name} and calibration")
+        return chosen
+    if train is None or not len(train):
+        return None
+    return sample_rows(train, data.calibration or Calibration())
 
 
 def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, int]:
@@ -220,14 +256,14 @@ def _only(features: datasets.Features, kind: type, key: str) -> str:
     return found[0]
 
 
-def _refuse_overlap(validation: Split, test: Split) -> None:
-    if validation.origin == test.origin:
-        both = np.intersect1d(validation.indices, test.indices)
+def _refuse_overlap(one: Split, other: Split, names: str = "validation and test") -> None:
+    if one.origin == other.origin:
+        both = np.intersect1d(one.indices, other.indices)
         if len(both):
             raise DataError(
-                "validation and test overlap", expected="no common rows",
-                got=f"{len(both)} rows of {validation.origin} in both {validation.spec} and {test.spec}",
-                remedy="a fitness that has seen test rows makes the test worthless: choose other slices",
+                f"{names} overlap", expected="no common rows",
+                got=f"{len(both)} rows of {one.origin} in both {one.spec} and {other.spec}",
+                remedy="what has seen rows that it is measured on makes the measurement worthless: other slices",
             )  # fmt: skip
 
 

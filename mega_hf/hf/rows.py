@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from mega_hf.errors import DataError
-from mega_hf.settings import Sample
+from mega_hf.settings import Calibration, Sample
 
 _CHUNK = 256  # rows read at once
 
@@ -153,6 +153,14 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "the sample can't be drawn", expected="rows of every class", got=error, remedy="stratify: false"
         ) from None
     return np.sort(np.array(drawn["row"][:], dtype=np.int64))
+
+
+def sample_rows(split: Split, wanted: Calibration) -> Split:
+    """Draw some of a split's rows, or take all if it has no more, in the split's order."""
+    stream = np.random.Generator(np.random.Philox(key=wanted.seed))
+    chosen = np.sort(np.argsort(stream.random(len(split)), kind="stable")[: wanted.size])
+    text = wanted.model_copy(update={"size": len(chosen)}).text_of(split.spec)
+    return replace(split, spec=text, indices=split.indices[chosen], rows=split.rows.select(chosen))
 
 
 def fill_pictures(

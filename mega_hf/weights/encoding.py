@@ -22,6 +22,10 @@ class Encoding(Protocol):
     """What a genome means, for the parents of one merge."""
 
     @property
+    def space(self) -> WeightSpace:
+        """The parents' layout."""
+
+    @property
     def parents(self) -> torch.Tensor:
         """The parents' genomes: [parents, size] float32."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from mega_hf.errors import ParentError
 
 StateDict = dict[str, torch.Tensor]
-_STATISTICS = ("running_mean", "running_var")
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,16 @@ class Segment:
 class WeightSpace:
     """The layout shared by all parents: learned weights first, then BatchNorm's running statistics.
 
+    Statistics that are recomputed for whatever weights are measured are no part of a vector, nor of what is made of
+    one: the state dicts made here are complete but for them.
+
     Integer buffers are copied from the first parent, never averaged; other floating buffers are equal in all.
     """
 
     segments: tuple[Segment, ...]
     copied: StateDict  # what is not searched
     tied: dict[str, str]  # a second name of a tensor -> the name that is searched
+    recomputed: Mapping[str, torch.dtype] = field(default_factory=dict)  # statistics that follow from the weights
 
     @property
     def size(self) -> int:
@@ -56,7 +60,7 @@ class WeightSpace:
         return vector
 
     def unpack(self, vector: torch.Tensor) -> StateDict:
-        """Return a vector as a complete state dict in the parents' dtypes."""
+        """Return a vector as a state dict in the parents' dtypes."""
         parts = vector.split([s.stop - s.start for s in self.segments])
         state = {s.name: part.view(s.shape).to(s.dtype) for s, part in zip(self.segments, parts, strict=True)}
         state |= self.copied
@@ -65,7 +69,7 @@ class WeightSpace:
     def combine(
         self, states: Iterable[StateDict], how: Callable[[Segment, list[torch.Tensor]], torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield a complete state dict made from those of the parents, one tensor at a time.
+        """Yield a state dict made from those of the parents, one tensor at a time.
 
         Args:
             states: the parents'.
@@ -86,17 +90,20 @@ class WeightSpace:
 
     def statistics_digest(self, state: StateDict) -> str | None:
         """Return the SHA-256 of BatchNorm's running statistics, or None if there are none."""
-        statistics = {s.name: state[s.name] for s in self.segments if not s.learned}
-        return digest(statistics) if statistics else None
+        names = [*(s.name for s in self.segments if not s.learned), *self.recomputed]
+        return digest({name: state[name] for name in names}) if names else None
 
 
-def build_space(states: Mapping[str, StateDict], learned: Iterable[str], tied: dict[str, str]) -> WeightSpace:
+def build_space(
+    states: Mapping[str, StateDict], learned: Iterable[str], tied: dict[str, str], recomputed: Collection[str] = ()
+) -> WeightSpace:
     """Lay out the weight space of some parents.
 
     Args:
         states: parent's name -> its state dict, in its own dtypes.
         learned: the entries that are learned.
         tied: second names of tensors, which are left out.
+        recomputed: the entries that are computed anew for any weights.
 
     Raises:
         ParentError: the parents differ in names, shapes or dtypes, hold NaN or infinity, or differ in a floating
@@ -106,11 +113,11 @@ def build_space(states: Mapping[str, StateDict], learned: Iterable[str], tied: d
     first, learned = next(iter(states.values())), set(learned)
     segments: list[Segment] = []
     searched = [k for k in first if k in learned and k not in tied and first[k].is_floating_point()]
-    statistics = [k for k in first if k not in learned and k.rsplit(".", 1)[-1] in _STATISTICS]
+    statistics = [k for k in first if k not in learned and k.rsplit(".", 1)[-1] in STATISTICS and k not in recomputed]
     for name in [*searched, *statistics]:
         start, tensor = segments[-1].stop if segments else 0, first[name]
         segments.append(Segment(name, start, start + tensor.numel(), tensor.shape, tensor.dtype, name in learned))
-    placed = {s.name for s in segments} | set(tied)
+    placed = {s.name for s in segments} | set(tied) | set(recomputed)
     copied = {k: v for k, v in first.items() if k not in placed}
     for name, tensor in copied.items():
         for parent, state in states.items():
@@ -122,7 +129,7 @@ def build_space(states: Mapping[str, StateDict], learned: Iterable[str], tied: d
                     got=f"another value in {parent}",
                     remedy="this model cannot be merged with the others; mega-hf compare tells them apart",
                 )
-    return WeightSpace(tuple(segments), copied, tied)
+    return WeightSpace(tuple(segments), copied, tied, {name: first[name].dtype for name in recomputed})
 
 
 def check_identical(states: Mapping[str, StateDict]) -> None:

@@ -22,8 +22,8 @@ import torch
 
 from mega_hf import Recipe, bench
 from mega_hf.evaluation.batches import choose_batch_size
-from mega_hf.evaluation.fitness import Genomes
 from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
+from mega_hf.evaluation.individuals import Genomes
 from mega_hf.hf.data import load_splits
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.inputs import encode, open_inputs

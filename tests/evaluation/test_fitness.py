@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mega_hf.evaluation.fitness import Evaluation, Seen
+from mega_hf.evaluation.fitness import Evaluation
+from mega_hf.evaluation.individuals import Seen
 from mega_hf.evaluation.processes import Processes
 from mega_hf.evaluation.replay import Replay, Unrecorded
 from mega_hf.genetic.evolve import Search, evolve
