@@ -19,4 +19,6 @@ def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
     return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
 
 
+ALIGNED = "aligned_soup"  # the parents' average, their channels in one order as in the final merge
+
 BASELINES: dict[str, Baseline] = {"uniform_soup": uniform_soup}

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mega_hf.baselines import BASELINES, Baseline, uniform_soup
+from mega_hf.baselines import ALIGNED, BASELINES, Baseline, uniform_soup
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove, write_folder
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
-from mega_hf.inputs import Source, open_inputs
+from mega_hf.inputs import Inputs, Source, open_inputs
 from mega_hf.statistics import Paired, mcnemar
 from mega_hf.weights.space import Segment
 
@@ -47,7 +47,11 @@ def tolerance(rows: int) -> int:
 
 
 def save_baselines(
-    parents: dict[str, Source], folder: Path, calibration: Calibration | None, device: torch.device
+    parents: dict[str, Source],
+    folder: Path,
+    calibration: Calibration | None,
+    aligned: Callable[[Inputs], Inputs] | None,
+    device: torch.device,
 ) -> None:
     """Write the models that stand beside the parents, each to FOLDER/NAME.
 
@@ -55,6 +59,7 @@ def save_baselines(
         parents: by name.
         folder: made here.
         calibration: what the merge was recalibrated on: so are the baselines then, and the parents a second time.
+        aligned: puts the parents' channels in the order that the merge put them in, if it did that with all of them.
         device: where statistics are computed.
     """
     remove(folder)
@@ -62,6 +67,7 @@ def save_baselines(
 
     def save(name: str, baseline: Baseline, parents: dict[str, Source]) -> None:
         opened = open_inputs(parents, calibration is not None)
+        opened = aligned(opened) if aligned and name == ALIGNED else opened
         state, recomputed = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline))), {}
         if calibration and forward:
             forward.write(state.items(), part=True)
@@ -72,6 +78,8 @@ def save_baselines(
 
     for name, baseline in BASELINES.items():
         save(name, baseline, parents)
+    if aligned:
+        save(ALIGNED, uniform_soup, parents)
     for name, source in parents.items() if calibration else ():
         save(treated(name), uniform_soup, {name: source})
 
@@ -89,20 +97,24 @@ def _apart(
 
 
 def list_rows(
-    parents: Iterable[str], merges: Iterable[tuple[str, int]], are_treated: bool
+    parents: Iterable[str], merges: Iterable[tuple[str, int]], are_treated: bool, are_aligned: bool
 ) -> list[tuple[str, str, int | None]]:
     """Return (name, role, level) of each row of the report, level by level; args as `list_candidates`, by name."""
     *intermediates, (_, top) = merges
     names = list(parents)
     rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in names]
     rows += [(treated(name), "treated_parent", None) for name in names if are_treated]
-    rows += [(name, "baseline", None) for name in BASELINES]
+    rows += [(name, "baseline", None) for name in (*BASELINES, *([ALIGNED] if are_aligned else []))]
     rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
     return [*rows, ("merged", "merged", top)]
 
 
 def list_candidates(
-    parents: Iterable[Source], merges: Iterable[tuple[Source, int]], baselines: Path, are_treated: bool
+    parents: Iterable[Source],
+    merges: Iterable[tuple[Source, int]],
+    baselines: Path,
+    are_treated: bool,
+    are_aligned: bool,
 ) -> list[Candidate]:
     """Return the models level by level: parents, baselines, intermediates, the final model.
 
@@ -111,6 +123,7 @@ def list_candidates(
         merges: each with its level, the root last.
         baselines: the folder of `save_baselines`.
         are_treated: whether the final merge was recalibrated, and parents lie there that were too.
+        are_aligned: whether it aligned all parents, and their aligned average lies there.
     """
     parents, merges = list(parents), list(merges)
     sources = {source.name: source for source in (*parents, *(source for source, _ in merges))}
@@ -120,7 +133,7 @@ def list_candidates(
     levels = [(source.name, level) for source, level in merges]
     return [
         Candidate(name, role, opens.get(name, partial(open_model, baselines / name)), level, contents.get(name))
-        for name, role, level in list_rows([source.name for source in parents], levels, are_treated)
+        for name, role, level in list_rows([source.name for source in parents], levels, are_treated, are_aligned)
     ]
 
 

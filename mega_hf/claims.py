@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf import __version__
+from mega_hf.aligning import aligns_all
 from mega_hf.candidates import best_parent, list_rows, tolerance
 from mega_hf.errors import HubError, RunError, VerificationError
 from mega_hf.files import merged_digest
@@ -20,6 +21,7 @@ from mega_hf.hf.opened import OpenModel, plain
 from mega_hf.hf.parents import disagreements
 from mega_hf.journal import NodeRecord
 from mega_hf.origins import compare_order, compare_origins
+from mega_hf.pictures import needs_calibration
 from mega_hf.result import NAME as RESULT
 from mega_hf.run_folder import CARD
 from mega_hf.settings import Node, inputs_of
@@ -59,7 +61,7 @@ def compare_node(
     found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
     if "pictures_evaluated" in search:  # since version 4 of the journal
         node = told.recipe.nodes(told.ranking)[name]
-        full = node.evaluations * told.shown(node)
+        full = node.evaluations * told.shown(made["recomputes"])
         found |= {"pictures_evaluated": known.pictures, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
@@ -171,7 +173,15 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         "the history": (root["history"], record.get("history")),
         "the device": (header["device_kind"], environment.get("device_kind")),
         "the forward path": (header["forward_path"], environment.get("forward_path")),
-        "whether statistics were computed anew": (_recalibrates(nodes, first), "calibration" in told.splits),
+        "whether calibration rows were shown": (
+            needs_calibration(nodes.values(), first.model),
+            "calibration" in told.splits,
+        ),
+        "whether parents were recalibrated too": (_are_treated(nodes, first), told.is_treated),
+        "whether their aligned average stands there": (
+            aligns_all(list(nodes.values())[-1], told.recipe.leaves(None)),
+            told.has_aligned,
+        ),
         "the digests": ({**told.digests, **root["digests"]}, told.digests),
     }
     for name, node in nodes.items():
@@ -189,14 +199,16 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     return [*_compare_card(told), *_unchecked(told)]
 
 
-def _recalibrates(nodes: Mapping[str, Node], first: OpenModel) -> bool:
-    """Say whether a merge of these computes statistics anew that its model has."""
-    return any(node.recalibrates for node in nodes.values()) and bool(statistics_names(first.model))
+def _are_treated(nodes: Mapping[str, Node], first: OpenModel) -> bool:
+    """Say whether the final merge computes statistics anew, if its model has any."""
+    return list(nodes.values())[-1].recalibrates and bool(statistics_names(first.model))
 
 
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
     models, data = told.result.report.models, told.result.record["data"]
-    expected = list_rows(told.recipe.leaves(None), [(name, level[name]) for name in nodes], told.is_treated)
+    expected = list_rows(
+        told.recipe.leaves(None), [(name, level[name]) for name in nodes], told.is_treated, told.has_aligned
+    )
     got = [(model["name"], model["role"], model.get("level")) for model in models]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)

@@ -23,7 +23,7 @@ from mega_hf.hf.models import OpenModel, try_model
 from mega_hf.hf.parents import open_unweighted
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.inputs import genomes_bytes
-from mega_hf.pictures import calibrated
+from mega_hf.pictures import prepared
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import pin, refuse_unlike, trained_for
@@ -206,7 +206,7 @@ def estimate(
     models |= {leaf: open_unweighted(leaf, recipe.parents[leaf]) for leaf in leaves if base(leaf) not in to_train}
     matched = refuse_unlike(models, splits)[1]
     first, model = next(iter(models.items()))
-    splits = calibrated(recipe, splits, model)
+    splits = prepared(recipe, splits, model)
     calibration = len(splits.calibration or ()) if "calibration" in splits.digests else 0
     try_model(model, first)
     device = Processes().device

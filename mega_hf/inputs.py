@@ -60,6 +60,7 @@ class Inputs:
     space: WeightSpace
     states: dict[str, StateDict]
     contents: list[str]  # digests of the states, without statistics that are computed anew
+    moved: frozenset[str] = frozenset()  # parents whose channels were put in another order
 
 
 def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> Inputs:
@@ -82,12 +83,13 @@ def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> In
     space = build_space(states, learned, tied, recomputed)
     contents = {name: source.sha256 for name, source in sources.items()}
     if recomputed:
-        contents = {name: digest(_without(state, space.recomputed)) for name, state in states.items()}
+        contents = {name: digest_without(state, space.recomputed) for name, state in states.items()}
     return Inputs(model, space, states, list(contents.values()))
 
 
-def _without(state: StateDict, names: Container[str]) -> StateDict:
-    return {name: tensor for name, tensor in state.items() if name not in names}
+def digest_without(state: StateDict, names: Container[str]) -> str:
+    """Return the digest of a state dict but for some entries."""
+    return digest({name: tensor for name, tensor in state.items() if name not in names})
 
 
 def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:

@@ -17,7 +17,7 @@ from mega_hf.tree import base
 logger = logging.getLogger(__name__)
 
 NAME = "journal.jsonl"
-_LONGEST = 1 << 24  # bytes of a line; the longest, a merge's history, have some hundred bytes a generation
+_LONGEST = 1 << 24  # bytes of a line; the longest, permutations, have some bytes a channel and place
 
 Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
 
@@ -33,6 +33,7 @@ class NodeRecord:
         merged: the line that says what came of it, if it was finished.
         seconds: spent on evaluations, over all processes and resumptions.
         pictures: forwarded for them.
+        aligned: permutations of the parents' channels.
     """
 
     journal: Journal
@@ -41,6 +42,7 @@ class NodeRecord:
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
     pictures: int = 0
+    aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # parent -> groups of channels, and orders
     _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
     _genomes: dict[str, Counted] = field(default_factory=dict)
 
@@ -111,8 +113,16 @@ class NodeRecord:
         else:
             self.take(line)
 
+    def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
+        """Append how a parent's channels are put in the order of the first one's, before anything is bred of it."""
+        line = {"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}
+        if write:
+            self.journal.append(line)
+        else:
+            self.aligned[parent] = groups
+
     def take(self, line: dict[str, Any]) -> None:
-        """Keep in memory what a line says."""
+        """Keep in memory what a line says of an individual."""
         counted = (line["correct"], line["n"])
         self._known[line["generation"], line["index"]] = (counted, line["genome"])
         self._genomes[line["genome"]] = counted
@@ -255,6 +265,8 @@ class Journal:
             self.nodes[line["node"]] = NodeRecord(self, line["node"], line["key"])
         elif kind == "merged":
             self.nodes[line["node"]].merged = line
+        elif kind == "aligned":
+            self.nodes[line["node"]].aligned[line["parent"]] = line["groups"]
         else:
             self.nodes[line["node"]].take(line)
 

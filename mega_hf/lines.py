@@ -91,6 +91,30 @@ class Merged(_Line):
     history: list[Generation]
 
 
+class Channels(_Line):
+    """Channels that are permuted together, wherever they stand: [entry, dimension, start, places each]; and how."""
+
+    size: _Count
+    places: list[Annotated[list[str | _Count], Field(min_length=4, max_length=4)]]
+    order: list[_Count]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Channels:
+        kinds = {tuple(type(part) for part in place) for place in self.places}
+        if len(self.order) != self.size or kinds - {(str, int, int, int)}:
+            raise ValueError("a permutation of as many channels as it says, in places of one text and three numbers")
+        return self
+
+
+class Aligned(_Line):
+    """How the channels of a merge's parent are put beside those of its first one."""
+
+    kind: Literal["aligned"]
+    node: str
+    parent: str
+    groups: list[Channels]
+
+
 class Order(_Line):
     """The parents from best to worst on validation."""
 
@@ -102,7 +126,7 @@ class Order(_Line):
 
 
 _LINES: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Header | Begun | Fitness | Merged | Order, Field(discriminator="kind")]
+    Annotated[Header | Begun | Fitness | Merged | Aligned | Order, Field(discriminator="kind")]
 )
 
 

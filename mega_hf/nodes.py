@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from mega_hf.aligning import Tracer, align_inputs
 from mega_hf.errors import RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.fitness import Evaluation
@@ -34,6 +35,7 @@ from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
 from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
+from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
@@ -56,6 +58,11 @@ class Workshop:
     full: bool  # measure every individual on every row
     calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
     pause: Pause | None = None  # what a benchmark does whenever individuals are measured, on all processes
+
+    @property
+    def tracer(self) -> Tracer:
+        """What finds the permutations of parents' channels."""
+        return Tracer(self.forward, tuple(self.validation.images.shape[1:]), self.calibration, self.processes)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,8 @@ def merge_node(
         RunError: no individual gave finite logits, or a replay gives other weights than the journal says.
     """
     contents, calibration = [source.sha256 for source in inputs.values()], _calibration(node, workshop)
-    context = [*workshop.context, *(calibration.key if calibration else ())]
+    shown = workshop.calibration if node.align == "activations" else calibration
+    context = [*workshop.context, *(shown.key if shown else ())]
     key = hashlib.sha256(json.dumps([name, node.settings, contents, context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
     layout = next(iter(inputs.values())).layout  # decides no fitness: where it alone has changed, nothing is evaluated
@@ -137,6 +145,7 @@ def _make(
     name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
 ) -> dict[str, Any]:
     opened = open_inputs(inputs, _calibration(node, workshop) is not None)
+    opened = align_inputs(name, node, opened, known, workshop.tracer)
     first, space, layout = opened.first, opened.space, next(iter(inputs.values())).layout
     outcome, state = _search(name, node, inputs, opened, known, workshop)
     del opened  # what is mapped goes before a copy of all weights is made to be saved
@@ -181,7 +190,7 @@ def _search(
     calibration = _calibration(node, workshop)
     for parent, source in zip(encoding.parents, inputs.values(), strict=True):
         counted = workshop.memory.find(known_as(source.sha256, calibration is not None))
-        if counted is not None:
+        if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
             workshop.memory.keep(encoding.digest(parent), counted[0])
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
@@ -205,7 +214,8 @@ def _search(
 
 
 def _calibration(node: Node, workshop: Workshop) -> Calibration | None:
-    return workshop.calibration if node.recalibrates else None
+    """Return the pictures from which a merge's statistics follow; None where they are blended, or there are none."""
+    return workshop.calibration if node.recalibrates and statistics_names(workshop.forward.model) else None
 
 
 def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from mega_hf.aligning import check_alignable
 from mega_hf.evaluation.batches import even_batches, suitable
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Pictures, place_pictures
@@ -13,6 +16,7 @@ from mega_hf.hf.data import Splits, add_calibration
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.rows import Split, fill_pictures
 from mega_hf.recipe import Recipe
+from mega_hf.settings import Merge
 from mega_hf.weights.batchnorm import statistics_names
 
 
@@ -44,11 +48,20 @@ class Loader:
         return Calibration(replace(self, batch_size=rows)(splits.calibration), threads, digest)
 
 
-def calibrated(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
-    """Return splits with the rows for BatchNorm's statistics, if a merge computes them anew and the parents have any.
+def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
+    """See that parents of a kind can be treated as their merges ask; return splits with the rows for that.
 
     Raises:
         DataError: there are none.
+        ParentError: the model can't be aligned.
     """
-    wanted = any(node.recalibrates for node in recipe.nodes().values()) and statistics_names(parent.model)
+    nodes = recipe.nodes().values()
+    check_alignable(nodes, parent.model, parent.picture_shape, parent.structure.get("architecture", "model"))
+    wanted = needs_calibration(nodes, parent.model)
     return add_calibration(splits) if wanted else splits
+
+
+def needs_calibration(nodes: Iterable[Merge], model: nn.Module) -> bool:
+    """Say whether merges need pictures beside those that individuals are measured on."""
+    has_statistics = bool(statistics_names(model))
+    return any((node.recalibrates and has_statistics) or node.align == "activations" for node in nodes)

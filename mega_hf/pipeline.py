@@ -21,7 +21,7 @@ from mega_hf.hf.parents import open_parent
 from mega_hf.hf.train import check_training, train_keys
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged, Pause, Workshop, merge_node
-from mega_hf.pictures import Loader, calibrated
+from mega_hf.pictures import Loader, prepared
 from mega_hf.recipe import Recipe
 from mega_hf.report import Finding, header, write_report
 from mega_hf.result import MergeResult
@@ -29,6 +29,7 @@ from mega_hf.run import ForwardPath, How, Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
 from mega_hf.tree import base
+from mega_hf.weights.batchnorm import statistics_names
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def train(
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
         run.check_room(known, names)
-        splits = calibrated(known, splits, next(iter(check_training(known, names, splits).values())))
+        splits = prepared(known, splits, next(iter(check_training(known, names, splits).values())))
         pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
         keys = train_keys(pinned, names, splits)
         run.create(recipe, pinned, run.check_trained(keys))
@@ -180,7 +181,7 @@ def search(
     context = _context(splits, parents, head)
     ranking, memory = None, Memory(rows)
     if recipe.order == "accuracy":
-        treated = calibration if recipe.merge.recalibrates else None
+        treated = calibration if recipe.merge.recalibrates and statistics_names(model.model) else None
         ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
     workshop = Workshop(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
@@ -256,7 +257,7 @@ def _gather(
         run.check_room(recipe, to_train)
         models = check_training(recipe, to_train, splits)
         given.expect({leaf: models[base(leaf)] for leaf in leaves if base(leaf) in models})
-    splits = calibrated(recipe, splits, given.model if given.first else next(iter(models.values())))
+    splits = prepared(recipe, splits, given.model if given.first else next(iter(models.values())))
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
     keys = train_keys(recipe, to_train, splits) if to_train else {}
     run.create(asked, recipe, run.check_trained(keys))

@@ -37,7 +37,7 @@ Merges = Annotated[
 
 
 MOST_SNAPSHOTS = 10_000
-RESERVED = ("merged", "uniform_soup")  # what a report calls models of its own
+RESERVED = ("merged", "uniform_soup", "aligned_soup")  # what a report calls models of its own
 
 
 class Recipe(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import Splits, add_calibration, load_splits
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
-from mega_hf.nodes import Source
+from mega_hf.inputs import Inputs, Source
 from mega_hf.pictures import Loader
 from mega_hf.progress import Progress
 from mega_hf.recipe_checks import absolute
@@ -111,6 +111,7 @@ class Makings:
     merges: list[Source]  # the root last
     chosen: list[Chosen]  # of the journal
     recomputed: list[Replayed]  # merges whose statistics were computed anew
+    aligned: Callable[[Inputs], Inputs] | None  # puts the parents in one order, if the final merge did that
     scratch: Path  # where baselines may be written
 
 
@@ -178,9 +179,14 @@ def _count_models(
 ) -> tuple[list[Count], list[Count]]:
     """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
     validation, test, treatment = shown
-    save_baselines({source.name: source for source in made.parents}, made.scratch, treatment, processes.device)
+    save_baselines(
+        {source.name: source for source in made.parents}, made.scratch, treatment, made.aligned, processes.device
+    )
     merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
-    candidates, report = list_candidates(made.parents, merges, made.scratch, told.is_treated), told.result.report
+    candidates, report = (
+        list_candidates(made.parents, merges, made.scratch, told.is_treated, told.has_aligned),
+        told.result.report,
+    )
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mega_hf.aligning import alignment
 from mega_hf.candidates import best_parent, count, list_candidates, measure, pair, save_baselines, tolerance
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.calibration import Calibration
@@ -33,6 +34,7 @@ from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run_folder import RunFolder
 from mega_hf.sources import Parents
+from mega_hf.weights.batchnorm import statistics_names
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +93,15 @@ def write_report(
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
-    treatment = finding.calibration if merged[-1].node.recalibrates else None
+    root, sources = merged[-1], finding.parents.sources
+    aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
+    is_treated = root.node.recalibrates and statistics_names(finding.parents.model.model)
+    treatment = finding.calibration if is_treated else None
     if processes.is_main:
-        save_baselines(finding.parents.sources, scratch, treatment, processes.device)
+        save_baselines(sources, scratch, treatment, aligned, processes.device)
     processes.wait()
     levels = [(one.source, one.level) for one in merged]
-    candidates = list_candidates(finding.parents.sources.values(), levels, scratch, treatment is not None)
+    candidates = list_candidates(sources.values(), levels, scratch, treatment is not None, aligned is not None)
     test = finding.load(finding.splits.test)
     right = measure(candidates, finding.validation, test, processes)
     processes.wait()

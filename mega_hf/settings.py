@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 # Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
-_LATER = {"encoding": "direct", "granularity": "layer", "batchnorm": "blend", "calibration": None}
+_LATER = {"encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None}
 _CHANGED = {"batchnorm"}
 _OTHER = object()
 
@@ -206,6 +206,7 @@ class Merge(Strict):
     founders: Founders = Founders()
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "layer", "tensor"] = "layer"  # of mixing
+    align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of the first parent
     batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
     seed: Seed = 46
 

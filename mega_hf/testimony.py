@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.absent import is_found_again
+from mega_hf.baselines import ALIGNED
 from mega_hf.errors import HubError, MegaError, ParentError, RunError, VerificationError
 from mega_hf.files import file_digest, folder_digest
 from mega_hf.hf import hub
@@ -24,8 +25,7 @@ from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME as RESULT
 from mega_hf.result import MergeResult
 from mega_hf.run_folder import read_stored
-from mega_hf.settings import Node
-from mega_hf.weights.space import StateDict
+from mega_hf.weights.space import StateDict, largest_difference
 
 _COPY = "another copy of the run"
 _LOADED = (
@@ -87,13 +87,17 @@ class Testimony:
     @property
     def is_treated(self) -> bool:
         """Whether the final merge was recalibrated, and so were the parents and baselines that it is shown beside."""
-        root = next(reversed(self.recipe.nodes(self.ranking).values()))
-        return "calibration" in self.splits and root.recalibrates
+        return any(model["role"] == "treated_parent" for model in self.result.report.models)
 
-    def shown(self, node: Node) -> int:
+    @property
+    def has_aligned(self) -> bool:
+        """Whether the average of the aligned parents is among the baselines."""
+        return any(model["role"] == "baseline" and model["name"] == ALIGNED for model in self.result.report.models)
+
+    def shown(self, recomputes: bool) -> int:
         """How many pictures full evaluation would have shown each individual, those for its statistics among them."""
         calibration = self.result.record["data"].get("calibration")
-        return self.rows + (calibration["rows"] if calibration and node.recalibrates else 0)
+        return self.rows + (calibration["rows"] if calibration and recomputes else 0)
 
     @property
     def ranking(self) -> list[str] | None:
@@ -286,15 +290,3 @@ def _compare(told: Testimony, is_whole: bool) -> None:
 def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
     """Make the error of a file that is not as the run left it."""
     return VerificationError(f"changed since the run: {what}", where=where, expected=expected, got=got, remedy=_COPY)
-
-
-def largest_difference(a: StateDict, b: StateDict) -> tuple[float, int, int]:
-    """Return the largest difference between two models' entries, how many numbers differ, and of how many."""
-    largest, differing, total = 0.0, 0, 0
-    for name in a.keys() | b.keys():
-        if name not in a or name not in b or a[name].shape != b[name].shape:
-            return float("inf"), 0, 0
-        apart = (a[name].double() - b[name].double()).abs()
-        largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
-        differing, total = differing + int((apart != 0).sum()), total + apart.numel()
-    return largest, differing, total

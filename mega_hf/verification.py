@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,26 +12,20 @@ from secrets import SystemRandom
 from typing import Any
 
 from mega_hf.absent import is_absent
-from mega_hf.claims import compare_intermediate, compare_model, compare_node, compare_record
-from mega_hf.errors import ParentError, RecipeError, RunError, VerificationError
-from mega_hf.evaluation.individuals import Genomes, Interval
-from mega_hf.evaluation.replay import Replay, Unrecorded
+from mega_hf.aligning import alignment
+from mega_hf.claims import compare_record
+from mega_hf.errors import ParentError, RecipeError, VerificationError
 from mega_hf.files import merged_digest
-from mega_hf.genetic.selection import Undecided
 from mega_hf.hf.models import open_model
 from mega_hf.hf.parents import open_parent
-from mega_hf.hf.save import layout_digest, save_model
-from mega_hf.inputs import Source, encode, open_inputs
-from mega_hf.journal import NodeRecord
-from mega_hf.nodes import search_node
+from mega_hf.hf.save import layout_digest
+from mega_hf.inputs import Source
 from mega_hf.progress import Progress
-from mega_hf.recomputing import Replayed, known_statistics
-from mega_hf.remeasuring import Chosen, Makings, Remeasured, place_of, remeasure
-from mega_hf.settings import Node, ParentRef, TrainedParent, WeightsParent
-from mega_hf.testimony import OTHERWISE, Testimony, changed, read_testimony
+from mega_hf.remeasuring import Makings, Remeasured, place_of, remeasure
+from mega_hf.replaying import Making, replay
+from mega_hf.settings import ParentRef, TrainedParent, WeightsParent
+from mega_hf.testimony import Testimony, changed, read_testimony
 from mega_hf.tree import base
-from mega_hf.weights.encoding import Encoding
-from mega_hf.weights.space import digest
 
 _OPEN = "not made again: there is no model beside it, and BatchNorm's statistics take the data, --evaluate K"
 _COPY = "another copy of the run, or another machine"
@@ -101,15 +94,13 @@ def verify(
     lines = [(name, *at) for name in nodes for at in told.record_of(name)]
     # By no seed: a forger must not know which lines will be measured again.
     wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
-    chosen: list[Chosen] = []
-    recomputed: list[Replayed] = []
     leaves = list(sources.values())
     first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
+        making = Making(told, Path(scratch), wanted, first)
         for name, node in nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
-            kept = {(generation, index) for at, generation, index in wanted if at == name}
-            sources[name] = _replay(told, name, node, inputs, Path(scratch) / name, kept, chosen, recomputed)
+            sources[name] = replay(making, name, node, inputs)
         root = Path(scratch) / next(reversed(nodes))
         if told.model is not None:
             load = partial(open_model, told.model, "merged")
@@ -118,14 +109,15 @@ def verify(
         seconds = time.perf_counter() - began
         if evaluate is None:
             again = None
-            unseen += ["BatchNorm's statistics: they take the data, --evaluate K"] if recomputed else []
+            unseen += ["BatchNorm's statistics: they take the data, --evaluate K"] if making.recomputed else []
             unseen.append("accuracies, and the counts in the journal: that takes the data, --evaluate K")
         else:
+            aligned = alignment(nodes[root.name], [source.name for source in leaves], told.record_of(root.name))
             merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
-            made = Makings(first, leaves, merges, chosen, recomputed, baselines)
+            made = Makings(first, leaves, merges, making.chosen, making.recomputed, aligned, baselines)
             again = remeasure(told, made, data, Progress(progress))
         digests = {"weights": told.nodes[root.name]["digests"]["weights"]}
-        if again is not None or all(one.is_known for one in recomputed if one.name == root.name):
+        if again is not None or all(one.is_known for one in making.recomputed if one.name == root.name):
             digests["file"] = merged_digest(root)
     return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
 
@@ -192,97 +184,3 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
     folder = opened.model.folder
     load = partial(open_model, folder, name) if folder else lambda: open_parent(name, reference, place).model
     return Source(name, claimed, layout_digest(opened.model), load, opened.model.files)
-
-
-@dataclass(frozen=True)
-class _Keeping:
-    """A replay that keeps the weights of some individuals, to be measured again."""
-
-    node: str
-    replay: Replay
-    encoding: Encoding
-    kept: set[tuple[int, int]]
-    chosen: list[Chosen]
-
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
-        known = self.replay(population, tournaments, elite)
-        for index, (correct, seen, unseen) in enumerate(known):
-            if (population.generation, index) in self.kept:
-                state = dict(self.encoding.entries(population.genomes[index].clone()))
-                at = (self.node, population.generation, index)
-                lacking = self.encoding.space.recomputed
-                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking))
-        return known
-
-
-def _replay(
-    told: Testimony, name: str, node: Node, inputs: dict[str, Source], target: Path, kept: set[tuple[int, int]],
-    chosen: list[Chosen], made_again: list[Replayed],
-) -> Source:  # fmt: skip
-    """Make one merge again at `target`, and compare it with what journal and result say of it."""
-    opened = open_inputs(inputs, node.recalibrates)
-    first, space, encoding = opened.first, opened.space, encode(opened, node)
-    known = told.record_of(name)
-    replay = Replay(known, told.rows, encoding.digest)
-    with _blaming(name, known):
-        _refuse_few(node, known)
-        try:
-            outcome = search_node(name, node, encoding, _Keeping(name, replay, encoding, kept, chosen))
-        except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows, None))
-            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
-            raise
-    _refuse_more(name, known, replay.asked)
-    best = outcome.best
-    state = dict(encoding.entries(best.genome))
-    made = {"weights": space.learned_digest(state), "parameters": space.learned_size}
-    stored = known_statistics(told, name, space)
-    is_known = stored is not None
-    state |= stored if stored is not None else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
-    if is_known:
-        made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
-    compare_node(told, name, made, outcome, known, state)
-    save_model(target, first, state)
-    model = open_model(target, name)
-    if not is_known:
-        made_again.append(Replayed(name, target, False))
-    elif name == told.root:
-        compare_model(told, model)
-    else:
-        compare_intermediate(told, name, model)
-    if is_known and space.recomputed:
-        made_again.append(Replayed(name, target, True))
-    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
-
-
-def _refuse_few(node: Node, known: NodeRecord) -> None:
-    """See that the founders were recorded, before room is made for as many as the recipe asks for."""
-    founders = {index for generation, index in known if generation == 1}
-    if len(founders) < node.population_size:
-        raise Unrecorded(f"the {node.population_size - len(founders)} other founders")
-
-
-def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
-    """See that the search had to do with every line: others tell of nothing, and would be counted all the same."""
-    more = [at for at in known if at not in asked]
-    if more:
-        generation, index = more[0]
-        raise VerificationError(
-            f"lines that no search of {name} asks for", where="journal.jsonl", expected=f"{len(asked)} at most",
-            got=f"{len(more)} more, the first on individual {index} of generation {generation}", remedy=_COPY,
-        )  # fmt: skip
-
-
-@contextmanager
-def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
-    """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
-    try:
-        yield
-    except (Unrecorded, Undecided) as error:
-        lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
-        raise VerificationError(
-            lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",
-            remedy=_COPY,
-        ) from None  # fmt: skip
-    except RunError as error:
-        raise VerificationError.blaming("journal.jsonl", error, OTHERWISE) from None

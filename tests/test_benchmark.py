@@ -44,7 +44,7 @@ def test_full_evaluation_shows_every_picture_and_the_table_says_so(pair: tiny.Pa
     answer = mega("bench", tmp_path / "recipe.yaml", *words)
     assert answer.code == 0, answer.err
     # An individual that is the same as one that was measured is shown nothing.
-    assert "26 individuals" in answer.out and "of 1,560" in answer.out
+    assert "26 individuals" in answer.out and "of 4,680" in answer.out
     assert "compiled float32" in answer.out
     assert "compiling" in answer.out
     assert "Ctrl-C leaves" not in answer.err

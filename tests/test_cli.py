@@ -104,7 +104,7 @@ def test_dry_run_makes_nothing(pair: tiny.Pair, tmp_path: Path, mega, monkeypatc
     monkeypatch.chdir(tmp_path)
     answer = mega("merge", recipe, "--dry-run")
     assert answer.code == 0, answer.err
-    for words in ("cifar_resnet20", "validation: 60 rows", "test: 90 rows", "26 ", "MiB", "seconds"):
+    for words in ("cifar_resnet20", "validation: 60 rows", "test: 90 rows", "26 ", "MiB", "second"):
         assert words in answer.out, f"{words} not in\n{answer.out}"
     assert list(tmp_path.iterdir()) == [recipe]
 

@@ -171,3 +171,15 @@ def digest(state: StateDict) -> str:
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return sha.hexdigest()
+
+
+def largest_difference(a: StateDict, b: StateDict) -> tuple[float, int, int]:
+    """Return the largest difference between two models' entries, how many numbers differ, and of how many."""
+    largest, differing, total = 0.0, 0, 0
+    for name in a.keys() | b.keys():
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            return float("inf"), 0, 0
+        apart = (a[name].double() - b[name].double()).abs()
+        largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
+        differing, total = differing + int((apart != 0).sum()), total + apart.numel()
+    return largest, differing, total

@@ -1,0 +1,146 @@
+"""One merge made again from its journal, and compared with what the run says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from mega_hf.aligning import aligned_inputs, check_function
+from mega_hf.claims import compare_intermediate, compare_model, compare_node
+from mega_hf.errors import RunError, VerificationError
+from mega_hf.evaluation.individuals import Genomes, Interval
+from mega_hf.evaluation.replay import Replay, Unrecorded
+from mega_hf.genetic.selection import Undecided
+from mega_hf.hf.models import open_model
+from mega_hf.hf.opened import OpenModel
+from mega_hf.hf.save import layout_digest, save_model
+from mega_hf.inputs import Inputs, Source, encode, open_inputs
+from mega_hf.journal import NodeRecord
+from mega_hf.nodes import search_node
+from mega_hf.recomputing import Replayed, known_statistics
+from mega_hf.remeasuring import Chosen
+from mega_hf.settings import Node
+from mega_hf.testimony import OTHERWISE, Testimony
+from mega_hf.weights.encoding import Encoding
+from mega_hf.weights.space import digest
+
+_COPY = "another copy of the run, or another machine"
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """A replay that keeps the weights of some individuals, to be measured again."""
+
+    node: str
+    replay: Replay
+    encoding: Encoding
+    kept: set[tuple[int, int]]
+    chosen: list[Chosen]
+
+    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+        known = self.replay(population, tournaments, elite)
+        for index, (correct, seen, unseen) in enumerate(known):
+            if (population.generation, index) in self.kept:
+                state = dict(self.encoding.entries(population.genomes[index].clone()))
+                at = (self.node, population.generation, index)
+                lacking = self.encoding.space.recomputed
+                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking))
+        return known
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is made again while a run is verified."""
+
+    told: Testimony
+    scratch: Path  # where merges go, each under its name
+    wanted: list[tuple[str, int, int]]  # individuals to be kept: node, generation, index
+    first: OpenModel  # the first parent's; weights may be written into it
+    chosen: list[Chosen] = field(default_factory=list)
+    recomputed: list[Replayed] = field(default_factory=list)
+
+
+def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> Source:
+    """Make one merge again, and compare it with what journal and result say of it."""
+    told, target = making.told, making.scratch / name
+    kept = {(generation, index) for at, generation, index in making.wanted if at == name}
+    opened = open_inputs(inputs, node.recalibrates)
+    known = told.record_of(name)
+    if node.align != "none":
+        with _blaming(name, known):
+            opened = _align(opened, known, making.first)
+    first, space, encoding = opened.first, opened.space, encode(opened, node)
+    record = Replay(known, told.rows, encoding.digest)
+    with _blaming(name, known):
+        _refuse_few(node, known)
+        try:
+            outcome = search_node(name, node, encoding, _Keeping(name, record, encoding, kept, making.chosen))
+        except RunError as error:  # bred otherwise: by how much, in the end?
+            loosely = search_node(name, node, encoding, Replay(known, told.rows, None))
+            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
+            raise
+    _refuse_more(name, known, record.asked)
+    best = outcome.best
+    state = dict(encoding.entries(best.genome))
+    made = {"weights": space.learned_digest(state), "parameters": space.learned_size}
+    made["recomputes"] = bool(space.recomputed)
+    stored = known_statistics(told, name, space)
+    is_known = stored is not None
+    state |= stored if stored is not None else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
+    if is_known:
+        made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
+    compare_node(told, name, made, outcome, known, state)
+    save_model(target, first, state)
+    model = open_model(target, name)
+    if not is_known:
+        making.recomputed.append(Replayed(name, target, False))
+    elif name == told.root:
+        compare_model(told, model)
+    else:
+        compare_intermediate(told, name, model)
+    if is_known and space.recomputed:
+        making.recomputed.append(Replayed(name, target, True))
+    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
+
+
+def _align(opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
+    """Move the parents' channels as the journal says, and see that none computes anything else for it."""
+    aligned = aligned_inputs(opened, known)
+    check_function(mould.model, opened.states, aligned, mould.picture_shape)
+    return aligned
+
+
+def _refuse_few(node: Node, known: NodeRecord) -> None:
+    """See that the founders were recorded, before room is made for as many as the recipe asks for."""
+    founders = {index for generation, index in known if generation == 1}
+    if len(founders) < node.population_size:
+        raise Unrecorded(f"the {node.population_size - len(founders)} other founders")
+
+
+def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
+    """See that the search had to do with every line: others tell of nothing, and would be counted all the same."""
+    more = [at for at in known if at not in asked]
+    if more:
+        generation, index = more[0]
+        raise VerificationError(
+            f"lines that no search of {name} asks for", where="journal.jsonl", expected=f"{len(asked)} at most",
+            got=f"{len(more)} more, the first on individual {index} of generation {generation}", remedy=_COPY,
+        )  # fmt: skip
+
+
+@contextmanager
+def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
+    """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
+    try:
+        yield
+    except (Unrecorded, Undecided) as error:
+        lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
+        raise VerificationError(
+            lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",
+            remedy=_COPY,
+        ) from None  # fmt: skip
+    except RunError as error:
+        raise VerificationError.blaming("journal.jsonl", error, OTHERWISE) from None

@@ -1,0 +1,188 @@
+"""Permutation alignment: a model's channels reordered to lie beside those of another one that do the same.
+
+Two networks that were trained apart may compute alike with their channels in another order; the straight line
+between their weights then crosses networks that compute nothing (Entezari et al., 2022). A permutation of the
+channels leaves a network's function as it is, and is found by comparing weights (Ainsworth et al., "Git Re-Basin",
+2023, algorithm 1) or activations (Li et al., 2016; Jordan et al., "REPAIR", 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.fx import Interpreter, Node
+
+from mega_hf.weights.space import StateDict
+from mega_hf.weights.symmetry import Group, Place, Symmetry
+
+_SWEEPS = 100  # over all groups, at most; a handful is enough
+
+
+def permute(state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
+    """Return a state dict with the channels of each group in another order; tensors that stay are not copied.
+
+    Args:
+        state: any.
+        groups: whose channels move.
+        orders: for each group [size] int64: the channel that comes to stand in each place.
+    """
+    moved = dict(state)
+    copied: set[str] = set()
+    for group, order in zip(groups, orders, strict=True):
+        if (order == np.arange(group.size)).all():
+            continue
+        for place in group.places:
+            if place.entry not in copied:
+                moved[place.entry] = moved[place.entry].clone()
+                copied.add(place.entry)
+            part = moved[place.entry].narrow(place.dim, place.start, group.size * place.block)
+            part.copy_(part.index_select(place.dim, _spread(order, place.block)).clone())
+    return moved
+
+
+def _spread(order: np.ndarray, block: int) -> torch.Tensor:
+    """Return the order of single places where each channel takes a block of them."""
+    return torch.from_numpy((order[:, None] * block + np.arange(block)[None]).reshape(-1))
+
+
+def weight_matching(
+    groups: Sequence[Group], reference: StateDict, state: StateDict, learned: Iterable[str], seed: int
+) -> list[np.ndarray]:
+    """Find the orders that bring a model's weights closest to those of the reference, one group after the other.
+
+    A group's best order depends on those of the others, so groups are gone through in a random order, again and again,
+    until none changes.
+
+    Args:
+        groups: of the architecture.
+        reference: a state dict that stays as it is.
+        state: the one to be reordered.
+        learned: entries that are compared; BatchNorm's statistics only move with them.
+        seed: of the order in which groups are gone through.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    compared = set(learned)
+    places = [[place for place in group.places if place.entry in compared] for group in groups]
+    there = {place.entry: reference[place.entry].double() for found in places for place in found}
+    orders = [np.arange(group.size) for group in groups]
+    here = {entry: state[entry].double() for entry in there}
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    for _ in range(_SWEEPS):
+        is_settled = True
+        for i in np.argsort(draw.random(len(groups)), kind="stable"):
+            group = groups[i]
+            alike = np.zeros((group.size, group.size))
+            for place in places[i]:
+                rows, columns = (_rows(tensors[place.entry], group.size, place) for tensors in (there, here))
+                alike += (rows @ columns.T).numpy()
+            order = linear_sum_assignment(alike, maximize=True)[1]
+            if alike[np.arange(group.size), order].sum() > np.trace(alike) * (1 + 1e-12) + 1e-12:
+                here = permute(here, [Group(group.size, tuple(places[i]))], [order])
+                orders[i], is_settled = orders[i][order], False
+        if is_settled:
+            break
+    return orders
+
+
+def _rows(tensor: torch.Tensor, size: int, place: Place) -> torch.Tensor:
+    """Return what belongs to each channel of a group in one tensor: [channels, numbers]."""
+    part = tensor.narrow(place.dim, place.start, size * place.block)
+    return part.movedim(place.dim, 0).reshape(size, -1)
+
+
+def activation_matching(
+    symmetry: Symmetry, reference: StateDict, state: StateDict, images: torch.Tensor
+) -> list[np.ndarray]:
+    """Find the orders in which a model's channels are most correlated with those of the reference.
+
+    Args:
+        symmetry: the architecture's graph and groups.
+        reference: a state dict that stays as it is.
+        state: the one to be reordered.
+        images: pictures, [rows, channels, height, width], on the model's device; an incomplete batch is left out.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    groups = symmetry.groups
+    sums = [[_Correlation(group.size) for _ in group.taps] for group in groups]
+    models = [_Tapped(symmetry, one) for one in (reference, state)]
+    for batch in images.split(symmetry.rows)[: len(images) // symmetry.rows]:
+        seen = [model.collect(batch) for model in models]
+        for group, found in zip(groups, sums, strict=True):
+            for tap, correlation in zip(group.taps, found, strict=True):
+                correlation.add(*(_rows(each[tap.entry], group.size, tap) for each in seen))
+    orders = []
+    for group, found in zip(groups, sums, strict=True):
+        alike = sum((one.value for one in found), np.zeros((group.size, group.size)))
+        orders.append(linear_sum_assignment(alike, maximize=True)[1])
+    return orders
+
+
+class _Correlation:
+    """The correlation between channels of two models, over whatever samples are added."""
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.sums, self.squares = np.zeros((2, size)), np.zeros((2, size))
+        self.products = np.zeros((size, size))
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Take in samples of both: [channels, samples] float32."""
+        self.count += a.shape[1]
+        for i, one in enumerate((a, b)):
+            self.sums[i] += one.sum(dim=1, dtype=torch.float64).cpu().numpy()
+            self.squares[i] += one.square().sum(dim=1, dtype=torch.float64).cpu().numpy()
+        self.products += (a @ b.T).double().cpu().numpy()
+
+    @property
+    def value(self) -> np.ndarray:
+        """[channels of a, channels of b]; 0 for a channel that never changes."""
+        means = self.sums / self.count
+        spread = np.sqrt(np.maximum(self.squares / self.count - means**2, 0.0))
+        covariance = self.products / self.count - np.outer(means[0], means[1])
+        scale = np.outer(spread[0], spread[1])
+        return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
+
+
+class _Tapped(Interpreter):
+    """A model's graph with some weights, which keeps what its taps see."""
+
+    def __init__(self, symmetry: Symmetry, state: StateDict) -> None:
+        super().__init__(copy.deepcopy(symmetry.module))
+        entries = {f"model.{name}": tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+        self.module.load_state_dict(entries, strict=False)
+        self.taps = {tap.entry for group in symmetry.groups for tap in group.taps}
+        self.kept: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def collect(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs of the taps for one whole batch."""
+        self.kept = {}
+        self.run(images)
+        return self.kept
+
+    def run_node(self, n: Node) -> torch.Tensor:
+        """Run one node of the graph."""
+        output = super().run_node(n)
+        if n.name in self.taps:
+            self.kept[n.name] = output.clone()  # what comes next may be in place
+        return output
+
+
+def check_orders(groups: Sequence[Group], orders: Sequence[Sequence[int]], state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless these are permutations of channels that a state dict has."""
+    if len(groups) != len(orders):
+        raise ValueError(f"{len(groups)} groups, {len(orders)} orders")
+    for group, order in zip(groups, orders, strict=True):
+        if sorted(order) != list(range(group.size)):
+            raise ValueError(f"no permutation of {group.size} channels")
+        for place in group.places:
+            tensor = state.get(place.entry)
+            if tensor is None or not 0 <= place.dim < tensor.dim():
+                raise ValueError(f"{place.entry} has no dimension {place.dim}")
+            if place.block < 1 or place.start < 0 or place.start + group.size * place.block > tensor.shape[place.dim]:
+                raise ValueError(f"{place.entry} has no such channels")
