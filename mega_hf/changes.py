@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mega_hf.data_settings import Data
 from mega_hf.recipe import Recipe
-from mega_hf.settings import Data, TrainedParent
+from mega_hf.settings import TrainedParent
 
 
 def names_of_pinned(asked: Recipe, pinned: Recipe) -> dict[str, str]:

@@ -180,9 +180,9 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
+    from mega_hf.data_settings import Data
     from mega_hf.measurement import evaluate
     from mega_hf.recipe_checks import absolute
-    from mega_hf.settings import Data
 
     data = Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
     measured = evaluate(args.model, data, args.split, args.batch_size)

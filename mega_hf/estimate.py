@@ -83,7 +83,7 @@ class Estimate:
 
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
-        shares = math.ceil(node.population_size / self.processes) / node.population_size
+        shares = math.ceil(node.founders_count / self.processes) / node.founders_count
         pictures = len(self.splits.validation) + (self.calibration if node.recalibrates else 0)
         return node.evaluations * pictures * shares * self.seconds_a_picture / 60
 

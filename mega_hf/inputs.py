@@ -11,7 +11,7 @@ import torch
 from mega_hf.allocator import trim
 from mega_hf.errors import RunError
 from mega_hf.hf.models import OpenModel
-from mega_hf.settings import Merge
+from mega_hf.settings import Merge, Node
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Direct, Encoding, Mixing
 from mega_hf.weights.mapped import map_copy, map_files
@@ -107,7 +107,7 @@ def encode(inputs: Inputs, settings: Merge) -> Encoding:
     return Direct(inputs.space, vectors)
 
 
-def genomes_bytes(settings: Merge, parents: int, weights: int) -> int:
+def genomes_bytes(settings: Node, parents: int, weights: int) -> int:
     """Return what the genomes of a search take in memory, at most.
 
     Directly encoded: parents, population, mates, the best and one that is being made, each a copy of the weights in
@@ -115,5 +115,6 @@ def genomes_bytes(settings: Merge, parents: int, weights: int) -> int:
     """
     if settings.encoding == "mixing":
         return 0
-    mates = settings.num_mates if settings.variant == "default" else settings.population_size
-    return 4 * weights * (parents + settings.population_size + mates + 2)
+    breeds = settings.method == "mega"
+    mates = 0 if not breeds else settings.num_mates if settings.variant == "default" else settings.population_size
+    return 4 * weights * (parents + settings.founders_count + mates + 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.allocator import keep_freed
+from mega_hf.data_settings import Data
 from mega_hf.evaluation.batches import even_batches
 from mega_hf.evaluation.forward import PLAIN, Forward, place_pictures
 from mega_hf.evaluation.processes import Processes
@@ -17,7 +18,6 @@ from mega_hf.hf.parents import resolve
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.recipe_checks import absolute, is_local
 from mega_hf.result import MergeResult
-from mega_hf.settings import Data
 from mega_hf.statistics import wilson_interval
 
 

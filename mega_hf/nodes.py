@@ -23,6 +23,7 @@ from mega_hf.evaluation.memory import Memory, known_as
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
 from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
+from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Fitness, Genes
 from mega_hf.genetic.seeds import streams
@@ -248,9 +249,12 @@ def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate) -
     gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
     search = Search(
         node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
-        node.founders.include_parents, plan_reference if reference else plan,
+        node.founders.include_parents, plan_reference if reference else plan, node.evaluations,
     )  # fmt: skip
-    return evolve(encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate)
+    drawn = streams(node.seed, name)
+    if node.method in METHODS:
+        return METHODS[node.method](encoding.parents, search, drawn, evaluate)
+    return evolve(encoding.parents, _genes(encoding), search, drawn, evaluate)
 
 
 def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:

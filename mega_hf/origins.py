@@ -8,11 +8,11 @@ from typing import Any
 
 from mega_hf.absent import is_absent, is_placeholder, places
 from mega_hf.candidates import tolerance, treated
+from mega_hf.data_settings import Calibration, Sample
 from mega_hf.errors import VerificationError
 from mega_hf.hf.parents import origin_of
 from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME as RESULT
-from mega_hf.settings import Calibration, Sample
 from mega_hf.testimony import Testimony, changed
 from mega_hf.tree import base
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from mega_hf import absent, recipe_checks, strict_yaml, tree
+from mega_hf.data_settings import Data
 from mega_hf.errors import RecipeError
 from mega_hf.inheritance import fill_inherited, without_inherited
 from mega_hf.settings import (
-    Data,
     Evaluation,
     Merge,
     Name,
@@ -88,7 +88,7 @@ class Recipe(Strict):
                 raise impossible(["parents", name], "names without +, which joins them in merges' names", name, remedy)
         if self.order == "accuracy" and self.merges != "pairwise":
             raise impossible("order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired")
-        self._refuse_small_populations()
+        self._refuse_unfit_settings()
         recipe_checks.refuse_idle_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
         return self
 
@@ -106,11 +106,15 @@ class Recipe(Strict):
                 where, expected = ["merges", used[end], "parents"], "models that differ"
                 raise impossible(where, expected, f"{name} and {end}, its last epoch", "take one of them")
 
-    def _refuse_small_populations(self) -> None:
+    def _refuse_unfit_settings(self) -> None:
         explicit = isinstance(self.merges, dict)
         for name, node in self.nodes().items():
             count = len(node.parents)
-            if node.founders.include_parents and node.population_size < count:
+            if node.method == "line-sweep" and count != 2:
+                at = ["merges", name, "parents"] if explicit else ["merge", "method"]
+                raise impossible(at, "two parents, for a line-sweep", count, "another method")
+            breeds = node.method in ("mega", "random")
+            if breeds and node.founders.include_parents and node.population_size < count:
                 at = ["merges", name, "population_size"] if explicit else ["merge", "population_size"]
                 expected = f"at least {count}, one for each parent"
                 raise impossible(at, expected, node.population_size, "or include_parents: false")

@@ -116,8 +116,8 @@ def _align(opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
 def _refuse_few(node: Node, known: NodeRecord) -> None:
     """See that the founders were recorded, before room is made for as many as the recipe asks for."""
     founders = {index for generation, index in known if generation == 1}
-    if len(founders) < node.population_size:
-        raise Unrecorded(f"the {node.population_size - len(founders)} other founders")
+    if len(founders) < node.founders_count:
+        raise Unrecorded(f"the {node.founders_count - len(founders)} other founders")
 
 
 def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 _LATER = {"encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None}
 _CHANGED = {"batchnorm"}
 _OTHER = object()
+SWEEP = 21  # points of a line sweep
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
@@ -42,57 +43,6 @@ def impossible(key: str | list[str], expected: str, got: object, remedy: str = "
     at = key.split(".") if isinstance(key, str) else key
     context = {"key": at, "expected": expected, "got": str(got), "remedy": remedy}
     return PydanticCustomError("impossible", "impossible", context)
-
-
-class Sample(Strict):
-    """`size` rows of a split, drawn by `seed`; with `stratify` each class has its share."""
-
-    split: str = "train"
-    size: Count
-    seed: Seed = 46
-    stratify: bool = True
-
-    @property
-    def text(self) -> str:
-        """Say in words which rows these are."""
-        return f"{self.size} rows of {self.split} (seed {self.seed})"
-
-
-class Calibration(Strict):
-    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are computed."""
-
-    size: Annotated[int, Field(ge=2, le=10**9)] = 1280
-    seed: Seed = 46
-
-    def text_of(self, train: str) -> str:
-        """Say in words which rows these are."""
-        return f"{self.size} rows of {train} (seed {self.seed})"
-
-
-class Data(Strict):
-    """A data set with a picture column and a label column; splits are `datasets` slices or samples."""
-
-    path: Annotated[str, Field(min_length=1)]
-    name: str | None = None
-    revision: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str = "train"
-    validation: (
-        Annotated[
-            Annotated[str, Tag("slice")] | Annotated[Sample, Tag("sample")],
-            Discriminator(lambda v: "sample" if isinstance(v, dict | Sample) else "slice"),
-        ]
-        | None
-    ) = None
-    test: str | None = None
-    calibration: (
-        Annotated[
-            Annotated[str, Tag("slice")] | Annotated[Calibration, Tag("sample")],
-            Discriminator(lambda v: "sample" if isinstance(v, dict | Calibration) else "slice"),
-        ]
-        | None
-    ) = None
 
 
 class Train(Strict):
@@ -196,7 +146,7 @@ class Founders(Strict):
 class Merge(Strict):
     """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
 
-    method: Literal["mega"] = "mega"
+    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup"] = "mega"
     variant: Literal["default", "reference"] = "default"
     population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -215,6 +165,8 @@ class Merge(Strict):
         if self.variant == "reference" and self.encoding != "direct":
             remedy = "variant: default, or encoding: direct"
             raise impossible("encoding", "direct: the published code has no other", self.encoding, remedy)
+        if self.variant == "reference" and self.method != "mega":
+            raise impossible("method", "mega: the published code has no other", self.method, "variant: default")
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
             raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
@@ -240,11 +192,6 @@ class Merge(Strict):
         """Whether BatchNorm's statistics, if there are any, are computed anew."""
         return self.batchnorm == "recalibrate"
 
-    @property
-    def evaluations(self) -> int:
-        """How many individuals are measured: N + (G − 1)(N − 1), since the elite keeps its fitness."""
-        return self.population_size + (self.generations - 1) * (self.population_size - 1)
-
 
 def without_later(settings: dict[str, Any], written: bool = False) -> dict[str, Any]:
     """Leave out keys that came later, where they say what held before: older recipes keep their digests.
@@ -264,6 +211,20 @@ class Node(Merge):
     """
 
     parents: Annotated[list[Input], Field(min_length=2)]
+
+    @property
+    def evaluations(self) -> int:
+        """How many individuals are measured, at most."""
+        breeding = self.population_size + (self.generations - 1) * (self.population_size - 1)  # the elite is known
+        # Whoever is best so far has a line in each step of a greedy soup, and is not measured again.
+        other = {"line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * len(self.parents) - 2}
+        return other.get(self.method, breeding)
+
+    @property
+    def founders_count(self) -> int:
+        """How many of them are in the first generation."""
+        other = {"line-sweep": min(SWEEP, self.population_size), "uniform_soup": 1, "greedy_soup": len(self.parents)}
+        return other.get(self.method, self.population_size)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mega_hf import DataError, MergeResult, Recipe, RecipeError, VerificationError, merge, verify
+from mega_hf.data_settings import Calibration, Data
 from mega_hf.files import merged_digest
 from mega_hf.hf.data import add_calibration, load_splits
-from mega_hf.settings import Calibration, Data
 from tests import tiny
 from tests.forged import claim, settle
 from tests.run_files import journal, weights_of

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mega_hf.data_settings import Sample
 from mega_hf.recipe import Recipe
-from mega_hf.settings import Merge, Sample
+from mega_hf.settings import Node
 
 BASE = """\
 name: test
@@ -138,9 +139,9 @@ def test_defaults_are_the_papers(folder):
 @given(st.integers(2, 50), st.integers(1, 50))
 @settings(max_examples=40, deadline=None)
 def test_evaluations_are_counted_one_by_one(population, generations):
-    merge = Merge(population_size=population, generations=generations, tournament_size=1)
+    node = Node(parents=["a", "b"], population_size=population, generations=generations, tournament_size=1)
     counted = sum(population - (generation > 0) for generation in range(generations))
-    assert merge.evaluations == counted
+    assert node.evaluations == counted
 
 
 def test_the_reference_variant_fixes_what_the_published_code_fixes(folder):

@@ -31,6 +31,7 @@ class Search:
     mutation: Gaussian
     include_parents: bool = True
     plan: Planner = plan
+    budget: int = 0  # individuals to be tried by a method that breeds none
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
         is_last = population.generation == search.generations  # nobody is bred from it: only who is best matters
         contests = [] if is_last else drawn.tournaments
         fitness = [Fitness(*counted) for counted in evaluate(population, contests, elite)]
-        history.append(_record(population.generation, fitness))
+        history.append(record_generation(population.generation, fitness))
         if is_last:
             return Outcome(_best(population, fitness), tuple(history))
         population = _breed(population, fitness, drawn, genes, search, streams)
@@ -121,7 +122,8 @@ def _breed(
     return Population(genomes, generation, best, _prove([drawn, chosen, betas], genomes, generation))
 
 
-def _record(generation: int, fitness: list[Fitness]) -> Generation:
+def record_generation(generation: int, fitness: list[Fitness]) -> Generation:
+    """Return a generation's record for the history."""
     best = fitness[winner(list(range(len(fitness))), fitness)].correct or 0
     counted = [f.high for f in fitness if f.correct is not None]
     failed = sum(f.correct is None for f in fitness)

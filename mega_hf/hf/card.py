@@ -18,6 +18,20 @@ from mega_hf.hf.licences import agreed_licence, licence_of
 from mega_hf.result import MergeResult, format_p, printable
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
+_METHODS = {  # of the final merge: how, and for what
+    "mega": (
+        "evolution (MeGA",
+        "): a genetic algorithm searched the weights between and around the parents for the most right answers on",
+    ),
+    "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
+    "line-sweep": (
+        "a sweep", ": the best of points at equal distances on the line between the parents, by right answers on",
+    ),
+    "uniform_soup": ("averaging", ": the plain mean of the parents' weights, measured on"),
+    "greedy_soup": (
+        "averaging", ": parents joined it best first, each where it was not worse for that, by right answers on",
+    ),
+}  # fmt: skip
 _OWN = "cifar_resnet"  # what our own architectures are called
 
 
@@ -50,6 +64,7 @@ def _rendered(result: MergeResult) -> str:
         revision=plain(record.get("revision") or ""),
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
+        how=_METHODS.get(record["nodes"][-1].get("merge", {}).get("method"), _METHODS["mega"]),
         verdict=escape(result.report.verdict),
         p=format_p(record["paired"]["p"]),
         own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",

@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 import numpy as np
 
+from mega_hf.data_settings import Calibration, Data, Sample
 from mega_hf.errors import DataError, refuse_shortage
 from mega_hf.hf.refusals import explain, is_of_hub, set_timeout
 from mega_hf.hf.rows import Split, check_labels, hash_rows, sample_rows, select_rows
 from mega_hf.recipe_checks import is_local
-from mega_hf.settings import Calibration, Data, Sample
 
 DEFAULT_SAMPLE = 5000
 _SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence

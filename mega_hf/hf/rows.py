@@ -19,8 +19,8 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
+from mega_hf.data_settings import Calibration, Sample
 from mega_hf.errors import DataError
-from mega_hf.settings import Calibration, Sample
 
 _CHUNK = 256  # rows read at once
 

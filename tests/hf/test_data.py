@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mega_hf.data_settings import Data, Sample
 from mega_hf.errors import DataError
 from mega_hf.hf.data import load_split, load_splits, match_classes
-from mega_hf.settings import Data, Sample
 from tests import tiny
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mega_hf.data_settings import Data
 from mega_hf.errors import DataError
 from mega_hf.hf import rows
 from mega_hf.hf.data import load_split
 from mega_hf.hf.rows import Split, fill_pictures, hash_rows
-from mega_hf.settings import Data
 from tests import tiny
 
 

@@ -1,0 +1,60 @@
+"""The block of a recipe that says which rows of which data set; every default written out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from mega_hf.settings import Count, Seed, Strict
+
+
+class Sample(Strict):
+    """`size` rows of a split, drawn by `seed`; with `stratify` each class has its share."""
+
+    split: str = "train"
+    size: Count
+    seed: Seed = 46
+    stratify: bool = True
+
+    @property
+    def text(self) -> str:
+        """Say in words which rows these are."""
+        return f"{self.size} rows of {self.split} (seed {self.seed})"
+
+
+class Calibration(Strict):
+    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are computed."""
+
+    size: Annotated[int, Field(ge=2, le=10**9)] = 1280
+    seed: Seed = 46
+
+    def text_of(self, train: str) -> str:
+        """Say in words which rows these are."""
+        return f"{self.size} rows of {train} (seed {self.seed})"
+
+
+class Data(Strict):
+    """A data set with a picture column and a label column; splits are `datasets` slices or samples."""
+
+    path: Annotated[str, Field(min_length=1)]
+    name: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    label: str | None = None
+    train: str = "train"
+    validation: (
+        Annotated[
+            Annotated[str, Tag("slice")] | Annotated[Sample, Tag("sample")],
+            Discriminator(lambda v: "sample" if isinstance(v, dict | Sample) else "slice"),
+        ]
+        | None
+    ) = None
+    test: str | None = None
+    calibration: (
+        Annotated[
+            Annotated[str, Tag("slice")] | Annotated[Calibration, Tag("sample")],
+            Discriminator(lambda v: "sample" if isinstance(v, dict | Calibration) else "slice"),
+        ]
+        | None
+    ) = None

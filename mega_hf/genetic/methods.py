@@ -1,0 +1,104 @@
+"""Other ways to a merge: averages, a sweep along the line, mixtures at random. What evolution must beat, and may be.
+
+They are measured, journaled and replayed as generations are, so that nothing else knows which method found a merge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from mega_hf.genetic.crossover import mix, spacings
+from mega_hf.genetic.evolve import Evaluate, Outcome, Search, record_generation
+from mega_hf.genetic.population import Fitness, Generation, Individual, Population
+from mega_hf.genetic.seeds import Streams
+from mega_hf.genetic.selection import winner
+
+Method = Callable[[torch.Tensor, Search, Streams, Evaluate], Outcome]  # parents: [parents, size] float32
+
+
+def uniform_soup(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Average the parents with equal weights (Wortsman et al., 2022)."""
+    return _try(parents, [_equal(len(parents))], 1, evaluate)
+
+
+def line_sweep(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Take the best of `search.budget` points at equal distances on the line between two parents, ends included."""
+    points = [i / (search.budget - 1) for i in range(search.budget)]
+    return _try(parents, [[1.0 - point, point] for point in points], search.population_size, evaluate)
+
+
+def random_search(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
+    count = len(parents)
+    included = [[float(i == j) for j in range(count)] for i in range(count)] if search.include_parents else []
+    drawn = [spacings(streams(1, i, "founder"), count) for i in range(len(included), search.budget)]
+    return _try(parents, [*included, *drawn], search.population_size, evaluate)
+
+
+def greedy_soup(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Average the parents, best first, of which each is kept if the average is not worse with it (Wortsman et al.)."""
+    generation, history = 1, list[Generation]()
+
+    def measure(genomes: torch.Tensor, what: object) -> list[Fitness]:
+        population = Population(genomes, generation, None, _prove(what, genomes))
+        alone = [[i] for i in range(len(genomes))]  # each to its end: who is better by how much decides
+        fitness = [Fitness(*counted) for counted in evaluate(population, alone, None)]
+        history.append(record_generation(generation, fitness))
+        return fitness
+
+    fitness = measure(parents.clone(), "parents")
+    first, *others = sorted(range(len(parents)), key=lambda i: -fitness[i].low)
+    kept: list[int] = [first]
+    best = Individual(parents[first].clone(), fitness[first], 1, first)
+    for other in others:
+        generation += 1
+        tried = mix([parents[i] for i in (*kept, other)], _equal(len(kept) + 1), torch.empty_like(best.genome))
+        fitness = measure(torch.stack([tried, best.genome]), [*kept, other])
+        if winner([0, 1], fitness) == 0:  # of equals the larger soup
+            kept, best = [*kept, other], Individual(tried, fitness[0], generation, 0)
+    return Outcome(best, tuple(history))
+
+
+def _try(parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, evaluate: Evaluate) -> Outcome:
+    """Measure mixtures, so many at a time; the best so far is carried along, and of equals the first is taken."""
+    left, history = list(weights), list[Generation]()
+    elite: Individual | None = None
+    while True:
+        carried = 1 if elite else 0
+        taken, left = left[: size - carried], left[size - carried :]
+        genomes = torch.empty(carried + len(taken), parents.shape[1])
+        if elite:
+            genomes[0] = elite.genome
+        for genome, chosen in zip(genomes[carried:], taken, strict=True):
+            mix(list(parents), list(chosen), out=genome)
+        generation = len(history) + 1
+        population = Population(genomes, generation, elite, _prove(taken, genomes))
+        fitness = [Fitness(*counted) for counted in evaluate(population, [], elite.fitness if elite else None)]
+        history.append(record_generation(generation, fitness))
+        index = winner(list(range(len(fitness))), fitness)
+        if elite is not None and index == 0:
+            elite = replace(elite, fitness=fitness[0])
+        else:
+            elite = Individual(genomes[index].clone(), fitness[index], generation, index)
+        if not left:
+            return Outcome(elite, tuple(history))
+
+
+def _equal(count: int) -> list[float]:
+    return [1 / count] * count
+
+
+def _prove(drawn: object, genomes: torch.Tensor) -> str:
+    proof = hashlib.sha256(json.dumps(drawn).encode())
+    proof.update(genomes[-1].numpy().data)
+    return proof.hexdigest()
+
+
+METHODS: dict[str, Method] = {
+    "random": random_search, "line-sweep": line_sweep, "uniform_soup": uniform_soup, "greedy_soup": greedy_soup,
+}  # fmt: skip

@@ -1,0 +1,98 @@
+"""Soups, sweep and random mixtures: what they try, what they take, and what they are measured by."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mega_hf.genetic.methods import METHODS
+from mega_hf.genetic.seeds import streams
+from tests.genetic.test_evolve_oracle import Evaluator, coarse, parents_of, settings_of
+
+
+def run(name, score=coarse, parents=None, budget=21, seed=46, **more):
+    evaluator, parents = Evaluator(score), parents_of() if parents is None else parents
+    outcome = METHODS[name](parents, settings_of(budget=budget, **more), streams(seed, "a+b"), evaluator)
+    return outcome, evaluator
+
+
+def tried(evaluator):
+    """Return every genome that was asked for, the one that was carried along once."""
+    found = [genome for _, genomes, _, _, _ in evaluator.calls for genome in genomes]
+    return [genome for i, genome in enumerate(found) if not any(torch.equal(genome, one) for one in found[:i])]
+
+
+def test_the_uniform_soup_is_the_mean():
+    parents = parents_of(3)
+    outcome, evaluator = run("uniform_soup", parents=parents)
+    assert evaluator.measured == 1
+    assert torch.allclose(outcome.best.genome, parents.mean(dim=0), atol=1e-6)
+    assert (outcome.best.generation, outcome.best.index, len(outcome.history)) == (1, 0, 1)
+
+
+def test_the_sweep_goes_from_one_parent_to_the_other():
+    parents = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    outcome, evaluator = run("line-sweep", lambda g: 50 - int(abs(100 * g[0] - 35)), parents)
+    points = tried(evaluator)
+    assert evaluator.measured == len(points) == 21
+    expected = np.linspace(0, 1, 21)[:, None] * [1.0, 2.0]
+    assert np.allclose(torch.stack(points).numpy(), expected, atol=1e-6)
+    assert torch.equal(points[0], parents[0]) and torch.equal(points[-1], parents[1]), (
+        "the ends are the parents, bit for bit"
+    )
+    assert torch.allclose(outcome.best.genome, torch.tensor([0.35, 0.7]))
+
+
+def test_random_mixtures_are_drawn_as_founders_are():
+    parents = parents_of(3)
+    outcome, evaluator = run("random", parents=parents, budget=30)
+    genomes = tried(evaluator)
+    assert evaluator.measured == 30 and all(torch.equal(a, b) for a, b in zip(genomes, parents, strict=False))
+    assert {len(call[1]) for call in evaluator.calls} <= {6, 5, 4, 3, 2}, "no more at a time than a population has"
+    others, again = (
+        tried(run("random", parents=parents, budget=30, seed=47)[1]),
+        tried(run("random", parents=parents, budget=30)[1]),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(genomes, again, strict=True))
+    assert not torch.equal(genomes[-1], others[-1])
+    best = max((coarse(g.numpy()) or -1) for g in genomes)
+    assert outcome.best.fitness.correct == best
+
+
+@given(st.integers(2, 6), st.integers(0, 500))
+def test_the_greedy_soup_against_its_definition(count, seed):
+    parents = parents_of(count, seed=seed)
+    (kept, best), scores = ([], None), [coarse(parent.numpy()) for parent in parents]
+    order = sorted(range(count), key=lambda i: -(-1 if scores[i] is None else scores[i]))
+    for i in order:
+        mixed = torch.stack([parents[j] for j in (*kept, i)]).mean(dim=0) if kept else parents[i]
+        score = coarse(mixed.numpy())
+        score = -1 if score is None else score
+        if best is None or score >= best:
+            kept, best = [*kept, i], score
+    outcome, evaluator = run("greedy_soup", parents=parents)
+    found = outcome.best
+    # Means that are computed in another order may differ in the last bit, and so may a score at a step of `coarse`.
+    if torch.allclose(found.genome, torch.stack([parents[j] for j in kept]).mean(dim=0), atol=1e-5):
+        assert (-1 if found.fitness.correct is None else found.fitness.correct) == best
+    assert len(evaluator.calls) == count and len(outcome.history) == count
+    assert all(contests == [[i] for i in range(len(genomes))] for _, genomes, contests, _, _ in evaluator.calls)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_of_equals_the_first_is_taken_and_the_place_is_where_it_was_first_seen(name):
+    outcome, evaluator = run(name, lambda _: 5, parents_of(2), budget=20)
+    best = outcome.best
+    place = next(genomes[best.index] for pop, genomes, *_ in evaluator.calls if pop.generation == best.generation)
+    assert torch.equal(place, best.genome)
+    if name in ("random", "line-sweep"):
+        assert (best.generation, best.index) == (1, 0)
+    if name == "greedy_soup":
+        assert torch.allclose(best.genome, parents_of(2).mean(dim=0), atol=1e-6), "of equals the larger soup"
+
+
+def test_a_candidate_that_answers_no_number_is_the_worst():
+    outcome, _ = run("line-sweep", lambda g: None if g[0] < 0.5 else 3, torch.tensor([[0.0], [1.0]]))
+    assert outcome.best.fitness.correct == 3 and float(outcome.best.genome[0]) == pytest.approx(0.5)
+    assert outcome.history[0].failed == 6

@@ -1,0 +1,79 @@
+"""Every method through the whole pipeline: run, interrupted, resumed, replayed by a stranger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mega_hf import Recipe, RecipeError, merge, verify
+from tests import tiny
+from tests.run_files import journal, weights_of
+
+METHODS = ("random", "line-sweep", "uniform_soup", "greedy_soup")
+
+
+def recipe(pair: tiny.Pair, method: str, **more: Any) -> Recipe:
+    return Recipe.from_dict(pair.recipe(merge=tiny.MERGE | {"method": method} | more))
+
+
+@pytest.mark.parametrize("encoding", ["direct", "mixing"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merge_by_this_method_is_resumed_and_verified(
+    method: str, encoding: str, pair: tiny.Pair, tmp_path: Path, interrupt: Any
+) -> None:
+    made = recipe(pair, method, encoding=encoding)
+    node = next(iter(made.nodes().values()))
+    interrupt(2 if method != "uniform_soup" else 0)
+    with pytest.raises(KeyboardInterrupt):
+        merge(made, tmp_path / "out")
+    result = merge(made, tmp_path / "out")
+    assert len(journal(result.folder, "fitness")) <= node.evaluations
+    assert verify(result.folder).digests["file"] == result.record["digests"]["file"]
+    assert weights_of(merge(made, tmp_path / "again").folder) == weights_of(result.folder)
+    rows = {model["name"]: model for model in result.report.models}
+    if method == "uniform_soup":
+        assert rows["merged"]["test"] == rows["uniform_soup"]["test"]
+    else:
+        best = max(rows[f"{name} recalibrated"]["validation"]["correct"] for name in "ab")
+        assert rows["merged"]["validation"]["correct"] >= best - 1, "both parents were among what was tried"
+
+
+def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
+    merges = {
+        "ab": {"parents": ["a", "b"], "method": "line-sweep"}, "cd": {"parents": ["c", "d"], "method": "greedy_soup"},
+        "all": {"parents": ["ab", "cd"]},
+    }  # fmt: skip
+    result = merge(Recipe.from_dict(four | {"merges": merges}), tmp_path / "out")
+    assert [node["merge"]["method"] for node in result.record["nodes"]] == ["line-sweep", "greedy_soup", "mega"]
+    assert verify(result.folder).parents == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "line-sweep"}, "two parents, for a line-sweep"),
+        ({"method": "cmaes"}, "method"),
+        ({"method": "random", "variant": "reference"}, "the published code has no other"),
+    ],
+)
+def test_what_a_method_cant_do_is_refused(changes: dict[str, Any], said: str, four: dict[str, Any]) -> None:
+    tree = four | {"merges": "joint", "merge": tiny.MERGE | changes}
+    with pytest.raises(RecipeError, match=said):
+        Recipe.from_dict(tree)
+
+
+def test_a_dry_run_says_how_many_a_method_measures(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
+    for method, count in (("line-sweep", 21), ("uniform_soup", 1), ("greedy_soup", 4), ("random", 26)):
+        file = pair.write(tmp_path / method, merge=tiny.MERGE | {"method": method})
+        answer = mega("merge", file, "--dry-run")
+        assert answer.code == 0 and f"evaluations  {count} in 1 merge" in answer.out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_card_tells_of_the_method_that_was_used(method: str, pair: tiny.Pair, tmp_path: Path) -> None:
+    result = merge(recipe(pair, method), tmp_path / "out")
+    head = (result.folder / "README.md").read_text().partition("## Use")[0]
+    assert "genetic algorithm" not in head and "MeGA" not in head
+    assert {"random": "at random", "line-sweep": "sweep"}.get(method, "averag") in head
