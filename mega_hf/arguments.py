@@ -109,18 +109,30 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="ORG/NAME[@REVISION], timm:ARCH.TAG, ./FOLDER or a run folder")
     add("--data", required=True, help="ORG/NAME or ./FOLDER")
     add("--split", required=True, help="a split or a slice of one: test, train[45000:]")
-    add("--name", help="the data set's configuration")
-    add("--revision", help="the data set's revision")
-    add("--image", help="the picture column (default: the one Image column)")
-    add("--label", help="the label column (default: the one ClassLabel column)")
+    _add_columns(parser)
     add("--batch-size", type=_positive, default=128)
     add("--json", action="store_true", help="print a record instead of a sentence")
     parser.set_defaults(command="evaluate")
 
 
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add what of a data set is meant."""
+    add = parser.add_argument
+    add("--name", help="the data set's configuration")
+    add("--revision", help="the data set's revision")
+    add("--image", help="the picture column (default: the one Image column)")
+    add("--label", help="the label column (default: the one ClassLabel column)")
+
+
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="two or more: ORG/NAME[@REVISION], ./FOLDER")
-    parser.add_argument("--json", action="store_true", help="print a record instead of a table")
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="two or more: ORG/NAME[@REVISION], ./FOLDER")
+    add("--data", help="ORG/NAME or ./FOLDER: adds the accuracy along the line between each two, and what they need")
+    add("--split", help="what of it to measure on: validation, train[45000:] (default: validation, else train)")
+    add("--sample", type=_positive, default=1000, metavar="N", help="so many rows of that, at random (default: 1000)")
+    _add_columns(parser)
+    add("--quiet", action="store_true", help="no progress bars")
+    add("--json", action="store_true", help="print a record instead of a table")
     parser.set_defaults(command="compare")
 
 

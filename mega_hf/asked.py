@@ -6,9 +6,16 @@ import argparse
 import re
 from pathlib import Path
 
+from mega_hf.data_settings import Data
 from mega_hf.errors import RecipeError
 from mega_hf.recipe import RESERVED, Recipe
+from mega_hf.recipe_checks import absolute
 from mega_hf.strict_yaml import Document, Origin
+
+
+def data_of(args: argparse.Namespace) -> Data:
+    """Return the data set that a command line names, and its columns."""
+    return Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
 
 
 def asked_recipe(args: argparse.Namespace) -> Recipe:

@@ -180,12 +180,10 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
-    from mega_hf.data_settings import Data
+    from mega_hf.asked import data_of
     from mega_hf.measurement import evaluate
-    from mega_hf.recipe_checks import absolute
 
-    data = Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
-    measured = evaluate(args.model, data, args.split, args.batch_size)
+    measured = evaluate(args.model, data_of(args), args.split, args.batch_size)
     _say(json.dumps(measured.to_dict()) if args.json else measured)
     return 0
 
@@ -198,9 +196,11 @@ def _compare(args: argparse.Namespace, words: list[str]) -> int:
             got=", ".join(args.models),
             remedy="name another model",
         )
+    from mega_hf.asked import data_of
     from mega_hf.comparison import compare
 
-    comparison = compare(args.models)
+    data = data_of(args) if args.data else None
+    comparison = compare(args.models, data, args.split, args.sample, progress=not args.quiet)
     _say(json.dumps(comparison.to_dict()) if args.json else comparison)
     return 0 if comparison.mergeable else 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import torch
 
+from mega_hf.barrier import Line, draw_lines
+from mega_hf.data_settings import Data
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import disagreements, resolve
 from mega_hf.recipe_checks import absolute
@@ -24,6 +26,7 @@ class Pair:
     problems: list[str]
     distance: float | None  # |a - b| / mean of |a| and |b|, over the learned weights
     cosine: float | None
+    line: Line | None = None  # between them, where there was a data set
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""
-        return {"models": self.models, "pairs": [asdict(pair) for pair in self.pairs], "mergeable": self.mergeable}
+        return {"models": self.models, "pairs": [_record(pair) for pair in self.pairs], "mergeable": self.mergeable}
 
     def __str__(self) -> str:
         lines = []
@@ -52,24 +55,51 @@ class Comparison:
             lines += [f"  differ in {problem}" for problem in pair.problems]
             if pair.distance is not None:
                 lines.append(f"  relative distance {pair.distance:.4f}, cosine {pair.cosine:.4f}")
+            if pair.line is not None:
+                lines += [f"  accuracy in % on {pair.line.rows:,} rows, from the first to the second", str(pair.line)]
         answer = "These models can be merged." if self.mergeable else "These models can't be merged."
         return "\n".join([*lines, answer])
 
 
-def compare(models: list[str]) -> Comparison:
+def compare(
+    models: list[str],
+    data: Data | None = None,
+    split: str | None = None,
+    sample: int = 1000,
+    progress: bool = False,
+) -> Comparison:
     """Compare two or more models pair by pair.
 
     Args:
         models: parents' references.
+        data: a data set, for the accuracy along the line between each two.
+        split: what of it to measure on: a slice; its validation split by default.
+        sample: so many rows of that, drawn at random.
+        progress: show bars on standard error.
 
     Raises:
         ParentError: one of them can't be read.
+        DataError: the data set can't be.
     """
     opened = {}
     for reference in models:
         opened[reference] = open_model(resolve(absolute(reference), reference)[0], reference)
     pairs = [_pair(a, b, opened[a], opened[b]) for a, b in combinations(opened, 2)]
+    fitting = [pair for pair in pairs if not pair.problems]
+    if data is not None and fitting:
+        lines = draw_lines([(pair.first, pair.second) for pair in fitting], opened, data, split, sample, progress)
+        pairs = [replace(pair, line=lines.get((pair.first, pair.second))) for pair in pairs]
     return Comparison([_describe(name, model) for name, model in opened.items()], pairs)
+
+
+def _record(pair: Pair) -> dict[str, Any]:
+    line = pair.line
+    told = (
+        {**asdict(line), "advice": line.advice, "barriers": {k: line.barrier(k) for k in line.accuracy}}
+        if line
+        else None
+    )
+    return asdict(pair) | {"line": told}
 
 
 def _describe(name: str, model: OpenModel) -> dict[str, Any]:

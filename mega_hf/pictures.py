@@ -43,9 +43,13 @@ class Loader:
         if digest is None:
             return None
         assert splits.calibration is not None, "its digest is known"
+        return self.calibrate(splits.calibration, threads, digest)
+
+    def calibrate(self, split: Split, threads: int, digest: str = "") -> Calibration:
+        """Load the pictures of a split as those from which statistics follow."""
         # By the model alone: statistics depend on it, and must be the same on another kind of device.
-        rows = even_batches(len(splits.calibration), suitable(self.model.model, self.model.picture_shape))
-        return Calibration(replace(self, batch_size=rows)(splits.calibration), threads, digest)
+        rows = even_batches(len(split), suitable(self.model.model, self.model.picture_shape))
+        return Calibration(replace(self, batch_size=rows)(split), threads, digest)
 
 
 def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:

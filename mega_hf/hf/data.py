@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
 from mega_hf.data_settings import Calibration, Data, Sample
-from mega_hf.errors import DataError, refuse_shortage
-from mega_hf.hf.refusals import explain, is_of_hub, set_timeout
+from mega_hf.errors import DataError
+from mega_hf.hf.dataset import find_columns, open_dataset
 from mega_hf.hf.rows import Split, check_labels, hash_rows, sample_rows, select_rows
-from mega_hf.recipe_checks import is_local
 
 DEFAULT_SAMPLE = 5000
 _SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence
@@ -50,7 +48,7 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
     """
     whole, data, source = open_dataset(data)
     data = _default_splits(data, whole)
-    image, label, names = _columns(data, whole)
+    image, label, names = find_columns(data, whole)
     data = data.model_copy(update={"image": image, "label": label})
     assert data.validation is not None and data.test is not None, "the defaults filled them in"
     validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
@@ -110,48 +108,36 @@ def _calibration(
 def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, int]:
     """Read one split, for `evaluate`: the split, the class names if the data set has them, and how many classes."""
     whole, data, _ = open_dataset(data)
-    image, label, names = _columns(data, whole)
+    image, label, names = find_columns(data, whole)
     split = select_rows(spec, whole, image, label)
     classes = len(names) if names else int(split.labels().max()) + 1
     check_labels(split, classes)
     return split, names, classes
 
 
-def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]]:
-    """Load all splits, undecoded; the returned Data has the commit pinned where the data set is on the Hub."""
-    where = data.path
-    # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on the network.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        revision = None
-        if not is_local(data.path):
-            from huggingface_hub import resolve_revision
+def load_sample(data: Data, spec: str | None, size: int) -> tuple[Split, Split | None, tuple[str, ...] | None, int]:
+    """Read some rows to measure on, and others to recalibrate on, for `compare`.
 
-            set_timeout()
-            revision = resolve_revision(data.path, revision=data.revision, repo_type="dataset").resolved
-        whole = datasets.load_dataset(data.path, data.name, revision=revision)
-    except Exception as error:  # datasets raises whatever its readers met
-        refuse_shortage(error, datasets.config.HF_DATASETS_CACHE)  # where it writes what it has read
-        what, expected = "the data set can't be read", "a data set"
-        got = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"
-        if not is_local(data.path) and is_of_hub(error):  # else it is the files' own fault
-            reason, remedy = explain(error, f"datasets/{data.path}", data.revision or "main")
-            what, expected, got = f"{what}: {reason}", "a data set on the Hub, or ./FOLDER", data.path
-        raise DataError(what, where=where, expected=expected, got=got, remedy=remedy) from None
-    source: dict[str, Any] = {"local": Path(data.path).name}
-    if not is_local(data.path):
-        _refuse_other_revision(whole, str(revision), where)
-        source, data = {"hub": data.path, "revision": revision}, data.model_copy(update={"revision": revision})
-    return whole, data, source
+    Args:
+        data: the data set.
+        spec: a slice; by default the split named validation, else the training split.
+        size: rows to measure on, drawn at random where there are more.
 
+    Returns:
+        both, the second None where there are no others; the class names if the data set has them, how many classes.
 
-def _refuse_other_revision(whole: datasets.DatasetDict, revision: str, where: str) -> None:
-    """Without a network, `datasets` takes the newest cached copy, whatever revision was asked for."""
-    for rows in whole.values():
-        if any(revision not in file["filename"] for file in rows.cache_files):
-            remedy = "connect once, so that this revision is cached"
-            raise DataError("another revision is cached", where=where, expected=revision, got="another", remedy=remedy)
+    Raises:
+        DataError: it can't be read, or a label is out of range.
+    """
+    whole, data, _ = open_dataset(data)
+    image, label, names = find_columns(data, whole)
+    all_rows = select_rows(spec or ("validation" if "validation" in whole else data.train), whole, image, label)
+    rows = sample_rows(all_rows, Calibration(size=max(2, size)))
+    rest = _remaining(data, whole, image, label, [rows])
+    calibration = sample_rows(rest, Calibration()) if rest is not None and len(rest) >= 2 else None
+    classes = len(names) if names else int(all_rows.labels().max()) + 1
+    check_labels(rows, classes)
+    return rows, calibration, names, classes
 
 
 def match_classes(
@@ -212,48 +198,6 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
         sample = Sample(split=data.train, size=max(1, size))
         data = data.model_copy(update={"validation": sample})
     return data
-
-
-def _columns(data: Data, whole: datasets.DatasetDict) -> tuple[str, str, tuple[str, ...] | None]:
-    features = next(iter(whole.values())).features
-    image = data.image or _only(features, datasets.Image, "image")
-    label = data.label or _only(features, datasets.ClassLabel, "label")
-    for column in (image, label):
-        if column not in features:
-            raise DataError(
-                "no such column",
-                expected="one of " + ", ".join(features),
-                got=column,
-                remedy="data.image and data.label name the columns",
-            )
-    if not isinstance(features[image], datasets.Image):
-        raise DataError(
-            f"{image} holds no pictures",
-            expected="an Image column",
-            got=features[image],
-            remedy="data.image: the name of the Image column",
-        )
-    feature = features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        return image, label, tuple(feature.names)
-    if "int" not in str(getattr(feature, "dtype", "")):
-        raise DataError(
-            f"{label} holds no classes",
-            expected="a ClassLabel or integer column",
-            got=feature,
-            remedy="data.label: the name of the label column",
-        )
-    return image, label, None
-
-
-def _only(features: datasets.Features, kind: type, key: str) -> str:
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        got = ", ".join(found) or "none among " + ", ".join(features)
-        raise DataError(
-            f"which column is the {key}?", expected=f"one {kind.__name__} column", got=got, remedy=f"data.{key}: NAME"
-        )
-    return found[0]
 
 
 def _refuse_overlap(one: Split, other: Split, names: str = "validation and test") -> None:
