@@ -18,6 +18,7 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
         f"two seeds, search seed {seed}": (PAIR, {s: f"cifar10-resnet20-pair-{s}-{seed}" for s in SETTINGS})
         for seed in (46, 47, 48)
     },
+    "two seeds, recalibrated and aligned": (PAIR, {"default": "cifar10-resnet20-pair-aligned-46"}),
     "two seeds, 381 evaluations of 5,000 rows": (PAIR, {"strict": "cifar10-resnet20-paper"}),
     "tree of four seeds": ("", {"strict": "cifar10-resnet20-tree4"}),
     "tree of eight seeds": ("82.2 (ResNet-56)", {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS}),
@@ -27,6 +28,7 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
         {s: f"finetunes-cifar10-resnet20-{s}" for s in ("strict", "reference")}
         | {"default": "finetunes-cifar10-resnet20"},
     ),
+    "three fine-tunes, recalibrated": ("", {"default": "finetunes-cifar10-resnet20-recalibrated-46"}),
 }
 HEAD = ["experiment", "the paper claims", "best parent", "uniform soup", *SETTINGS]
 
