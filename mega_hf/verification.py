@@ -39,7 +39,7 @@ class Verification:
     parents: int
     evaluations: int
     seconds: float
-    digests: dict[str, str]  # weights, file: of what was made again; no file where statistics are open
+    digests: dict[str, str]  # weights, file: of what was made again, no file where statistics are open; claimed_file
     has_model: bool  # whether there was a model to compare with, and not its digests alone
     unchecked: list[str]  # what of the run's claims was not, in words
     remeasured: Remeasured | None
@@ -51,6 +51,10 @@ class Verification:
 
     def __str__(self) -> str:
         compared = "the model's own" if self.has_model else "result.json's; there is no model beside it"
+        if self.digests.get("file") != self.digests["claimed_file"]:
+            compared = (
+                f"not {self.digests['claimed_file'][:12]}..., result.json's: BatchNorm's sums round otherwise here"
+            )
         lines = [
             f"reproduced bit for bit from {self.parents} parents and {self.evaluations:,} recorded evaluations "
             f"in {self.seconds:.1f} seconds",
@@ -116,7 +120,7 @@ def verify(
             merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
             made = Makings(first, leaves, merges, making.chosen, making.recomputed, aligned, baselines)
             again = remeasure(told, made, data, Progress(progress))
-        digests = {"weights": told.nodes[root.name]["digests"]["weights"]}
+        digests = {"weights": told.nodes[root.name]["digests"]["weights"], "claimed_file": told.digests["file"]}
         if again is not None or all(one.is_known for one in making.recomputed if one.name == root.name):
             digests["file"] = merged_digest(root)
     return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)

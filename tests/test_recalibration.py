@@ -182,3 +182,22 @@ def test_a_run_whose_record_hides_that_it_was_recalibrated_is_named(copied: Path
     edit(copied, lambda record: record["data"].pop("calibration"))
     with pytest.raises(VerificationError, match=r"result.json: changed.*data"):
         verify(copied)
+
+
+def test_a_file_that_rounds_otherwise_is_said_to_be_another(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another processor: a last bit of a statistic differs, and every weight is the same."""
+    from mega_hf.evaluation.calibration import Calibration
+
+    shutil.rmtree(copied / "merged")
+    recalibrate = Calibration.recalibrate
+
+    def rounded(self: Calibration, forward: Any, dtypes: Any) -> Any:
+        found = recalibrate(self, forward, dtypes)
+        name = next(iter(found))
+        found[name] = torch.nextafter(found[name], torch.full_like(found[name], torch.inf))
+        return found
+
+    monkeypatch.setattr(Calibration, "recalibrate", rounded)
+    verified = verify(copied, evaluate=1)
+    assert verified.digests["file"] != verified.digests["claimed_file"]
+    assert "result.json's: BatchNorm's sums round otherwise here" in str(verified)
