@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mega_hf.weights.symmetry import find_symmetry
 from tests import tiny
 from tests.forged import rewrite
 from tests.run_files import journal, weights_of
+from tests.started import MEGA
 from tests.weights.permuted import shuffle
 
 SHAPE = (3, 8, 8)
@@ -98,6 +100,18 @@ def test_three_parents_are_put_beside_the_first(scattered: tiny.Pair, pair: tiny
     assert (first["parent"], second["parent"]) == ("c", "b")
     assert not any(group["order"] != sorted(group["order"]) for group in first["groups"]), "it was in order"
     assert verify(result.folder).parents == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("align", ["weights", "activations"])
+def test_two_processes_give_the_file_of_one(align: str, scattered: tiny.Pair, tmp_path: Path) -> None:
+    one = merge(recipe(scattered, align), tmp_path / "one")
+    file = scattered.write(tmp_path, merge=tiny.MERGE | {"align": align})
+    words = [*MEGA, "merge", str(file), "--out", str(tmp_path / "two"), "--quiet", "--num-processes", "2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert weights_of(tmp_path / "two") == weights_of(one.folder)
+    assert MergeResult.load(tmp_path / "two").record["models"] == one.record["models"]
 
 
 # --- What is refused
