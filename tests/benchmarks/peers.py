@@ -52,6 +52,8 @@ class Task:
         for name in recipe.leaves(None):
             parents.admit(name, recipe.parents[name])
         ((self.name, self.node),) = recipe.nodes().items()
+        if self.node.batchnorm != "blend":
+            raise SystemExit("the peers compute no statistics anew: --set merge.batchnorm=blend")
         model = parents.model
         self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
