@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -14,9 +15,9 @@ from types import FrameType
 from mega_hf.errors import Terminated
 
 GRACE = 10.0  # seconds that a command has to end by itself: any kill is safe, since all files appear whole
-IMPORT_GRACE = 2.0  # and an import, of which nothing is kept
+IMPORT_GRACE = 2.0  # and an import, of which nothing is kept; or a finalizer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGAIN = 0.1  # seconds until a signal that came in an import is sent again
+_AGAIN = 0.1  # seconds until a signal that came there is sent again
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -30,7 +31,7 @@ class Interruption:
     def __init__(self) -> None:
         self.number: int | None = None
         self.is_over = False
-        self._is_importing = False  # when a signal came
+        self._is_waiting = False  # for an import or a finalizer, in which a signal came
         self._ended = threading.Event()
 
     def end(self) -> int:
@@ -51,13 +52,13 @@ class Interruption:
         return 128 + (self.number or signal.SIGINT)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Raise in the main thread what no `except Exception` swallows; an import ends first, and it is repeated.
+        """Raise in the main thread what no `except Exception` swallows; where it can't be yet, it is repeated.
 
         A library's initialisation in C++ may import in its turn, and aborts where that raises (torch.distributed).
         """
         if self.number is None and not self.is_over:
-            self._is_importing = _is_importing(frame)
-            if self._is_importing:
+            self._is_waiting = _must_end_first(frame)
+            if self._is_waiting:
                 return
             self.number = number
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
@@ -69,9 +70,9 @@ class Interruption:
                 return
         began = time.monotonic()
         while not (is_ended := self._ended.wait(_AGAIN)):
-            if time.monotonic() - began > (IMPORT_GRACE if self._is_importing else GRACE):
+            if time.monotonic() - began > (IMPORT_GRACE if self._is_waiting else GRACE):
                 break
-            if self._is_importing and self.number is None:
+            if self._is_waiting and self.number is None:
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
         if not is_ended:
             self.number = self.number or number
@@ -79,10 +80,14 @@ class Interruption:
             os._exit(self._code())
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+def _must_end_first(frame: FrameType | None) -> bool:
+    """Say whether an import is at work, or what swallows an exception: a weak reference's callback, a finalizer."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename in ("<frozen importlib._bootstrap>", weakref.__file__) or code.co_name == "__del__":
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 @contextmanager

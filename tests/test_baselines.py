@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.baselines import BASELINES, uniform_soup
+from mega_hf.baselines import ALIGNED, BASELINES, uniform_soup
 from mega_hf.recipe import RESERVED
 
 
@@ -45,4 +45,4 @@ def test_every_baseline_of_equal_parents_is_that_parent(name):
 
 
 def test_no_parent_may_bear_a_baselines_name():
-    assert set(RESERVED) == {"merged", *BASELINES}
+    assert set(RESERVED) == {"merged", ALIGNED, *BASELINES}
