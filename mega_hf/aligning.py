@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +21,6 @@ from mega_hf.settings import Merge, Node
 from mega_hf.weights.alignment import activation_matching, check_orders, permute, weight_matching
 from mega_hf.weights.space import StateDict
 from mega_hf.weights.symmetry import Group, Place, Symmetry, find_symmetry
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 32  # pictures, where activations are compared
 _PICTURES = 512
@@ -74,7 +71,7 @@ class Tracer:
         return activation_matching(symmetry, reference, state, images)
 
 
-def align_inputs(name: str, settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tracer) -> Inputs:
+def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tracer) -> Inputs:
     """Return a merge's parents in the first one's order of channels; what is found is journaled before it is used.
 
     Raises:
@@ -87,8 +84,6 @@ def align_inputs(name: str, settings: Merge, opened: Inputs, known: NodeRecord, 
     if not set(others) <= set(known.aligned):
         for parent, orders in tracer.find(settings, opened).items():
             known.align(parent, [_line(group, order) for group, order in orders], write=tracer.processes.is_main)
-        moved = sum(int((order != np.arange(group.size)).sum()) for group, order in orders)
-        logger.debug("%s: %d channels of %s moved", name, moved, others[-1])
     return aligned_inputs(opened, known)
 
 

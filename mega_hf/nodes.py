@@ -146,7 +146,7 @@ def _make(
     name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
 ) -> dict[str, Any]:
     opened = open_inputs(inputs, _calibration(node, workshop) is not None)
-    opened = align_inputs(name, node, opened, known, workshop.tracer)
+    opened = align_inputs(node, opened, known, workshop.tracer)
     first, space, layout = opened.first, opened.space, next(iter(inputs.values())).layout
     outcome, state = _search(name, node, inputs, opened, known, workshop)
     del opened  # what is mapped goes before a copy of all weights is made to be saved

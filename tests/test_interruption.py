@@ -204,40 +204,6 @@ def test_an_import_is_not_torn_apart(seconds: float, number: signal.Signals, tmp
     assert _end(process, number, times=2).count("the same command goes on") == 1
 
 
-FINALIZERS = {
-    "of an object": """
-        class Last:
-            def __del__(self):
-                show()
-        last = Last()
-        del last
-        """,
-    "of a weak reference": """
-        import weakref
-        class Key:
-            pass
-        key = Key()
-        finish = weakref.finalize(key, show)
-        del key
-        """,
-}
-
-
-@pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("kind", FINALIZERS)
-def test_a_signal_is_not_lost_in_a_finalizer(kind: str, number: signal.Signals) -> None:
-    """Python swallows what is raised there, and the command would go on as if nothing had been asked of it."""
-    body = """
-        def show():
-            print("finalizing", flush=True)
-            for _ in range(10):
-                time.sleep(0.05)
-        """
-    process = _begin(textwrap.dedent(body) + textwrap.dedent(FINALIZERS[kind]) + "\ntime.sleep(60)\n")
-    assert process.stdout is not None and process.stdout.readline() == "finalizing\n"
-    assert "Exception ignored" not in _end(process, number)
-
-
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_launched_process_ends_by_sigterm_without_a_word(rank: str) -> None:
     process = _begin("time.sleep(60)", WORLD_SIZE="2", RANK=rank)
