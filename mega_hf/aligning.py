@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -87,6 +87,12 @@ def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tra
     return aligned_inputs(opened, known)
 
 
+def move(opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
+    """Return a parent's state dict with its channels in another order, second names of tensors included."""
+    moved = permute(state, groups, orders)
+    return moved | {second: moved[first] for second, first in opened.space.tied.items()}
+
+
 def aligned_inputs(opened: Inputs, known: NodeRecord) -> Inputs:
     """Return a merge's parents with their channels moved as a journal says.
 
@@ -102,9 +108,7 @@ def aligned_inputs(opened: Inputs, known: NodeRecord) -> Inputs:
             check_orders(groups, orders, states[parent])
         except ValueError as error:
             raise _unfit(known, f"permutations of {parent}'s channels", error) from None
-        states[parent] = permute(states[parent], groups, orders)
-        for second, first in opened.space.tied.items():
-            states[parent][second] = states[parent][first]
+        states[parent] = move(opened, states[parent], groups, orders)
         if any((order != np.arange(len(order))).any() for order in orders):
             moved.add(parent)
             contents[parent] = digest_without(states[parent], opened.space.recomputed)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mega_hf.aligning import Tracer
+from mega_hf.aligning import Tracer, move
 from mega_hf.data_settings import Data
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.batches import choose_batch_size
@@ -21,7 +21,6 @@ from mega_hf.inputs import Inputs
 from mega_hf.pictures import Loader
 from mega_hf.progress import Progress
 from mega_hf.settings import Merge
-from mega_hf.weights.alignment import permute
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Mixing
 from mega_hf.weights.space import StateDict, build_space
@@ -101,9 +100,9 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
     found: dict[str, list[float]] = {}
     with progress.bar("line", len(kinds) * POINTS, "models") as advance:
         for kind, of, recalibrates in kinds:
-            found[kind] = []
+            found[kind], mixing = [], _mix(opened, states[of], statistics_names(forward.model) if recalibrates else [])
             for point in range(POINTS):
-                found[kind].append(_measure(opened, states[of], point, tracer, pictures, recalibrates))
+                found[kind].append(_measure(mixing, point, tracer, pictures))
                 advance(1, kind)
     return Line(pictures.count, found, without)
 
@@ -113,23 +112,22 @@ def _aligned(opened: Inputs, tracer: Tracer) -> StateDict:
     how = Merge(align="activations" if tracer.calibration else "weights")
     ((name, orders),) = tracer.find(how, opened).items()
     groups, found = zip(*orders, strict=True) if orders else ((), ())
-    moved = permute(opened.states[name], groups, found)
-    return moved | {second: moved[first] for second, first in opened.space.tied.items()}
+    return move(opened, opened.states[name], groups, found)
 
 
-def _measure(
-    opened: Inputs, states: list[StateDict], point: int, tracer: Tracer, pictures: Pictures, recalibrates: bool
-) -> float:
-    """Return the accuracy in per cent at one point of the line; 0 where a logit is not finite."""
-    forward, share = tracer.forward, point / (POINTS - 1)
+def _mix(opened: Inputs, states: list[StateDict], recomputed: Collection[str]) -> Mixing:
     learned = [segment.name for segment in opened.space.segments if segment.learned]
-    recomputed = statistics_names(forward.model) if recalibrates else []
     space = build_space(dict(zip("ab", states, strict=True)), learned, opened.space.tied, recomputed)
-    encoding = Mixing(space, states, "model", contents=["", ""])  # no digest of it is asked for
-    genome = torch.tensor([1.0 - share, share]).repeat(len(encoding.bounds))
-    forward.write(encoding.entries(genome), part=recalibrates)
-    if recalibrates and tracer.calibration:
-        tracer.calibration.recalibrate(forward, space.recomputed)
+    return Mixing(space, states, "model", contents=["", ""])  # no digest of it is asked for
+
+
+def _measure(mixing: Mixing, point: int, tracer: Tracer, pictures: Pictures) -> float:
+    """Return the accuracy in per cent at one point of the line; 0 where a logit is not finite."""
+    forward, share, recomputed = tracer.forward, point / (POINTS - 1), mixing.space.recomputed
+    genome = torch.tensor([1.0 - share, share]).repeat(len(mixing.bounds))
+    forward.write(mixing.entries(genome), part=bool(recomputed))
+    if recomputed and tracer.calibration:
+        tracer.calibration.recalibrate(forward, recomputed)
     return 100 * (forward.count(pictures) or 0) / pictures.count
 
 

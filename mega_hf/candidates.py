@@ -66,6 +66,7 @@ def save_baselines(
     forward = Forward(next(iter(parents.values())).open().model, device) if calibration else None
 
     def save(name: str, baseline: Baseline, parents: dict[str, Source]) -> None:
+        """Write one baseline of some parents."""
         opened = open_inputs(parents, calibration is not None)
         opened = aligned(opened) if aligned and name == ALIGNED else opened
         state, recomputed = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline))), {}

@@ -19,6 +19,7 @@ from mega_hf.hf.card_update import has_own_words, split_card, tells_of
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel, plain
 from mega_hf.hf.parents import disagreements
+from mega_hf.inputs import is_recalibrated
 from mega_hf.journal import NodeRecord
 from mega_hf.origins import compare_order, compare_origins
 from mega_hf.pictures import needs_calibration
@@ -28,7 +29,6 @@ from mega_hf.settings import Node, inputs_of
 from mega_hf.statistics import sign_test
 from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
 from mega_hf.tree import levels
-from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.space import StateDict
 
 
@@ -162,7 +162,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     Raises:
         VerificationError: something does.
     """
-    record, level = told.result.record, levels(inputs_of(nodes))
+    record, level, final = told.result.record, levels(inputs_of(nodes)), list(nodes.values())[-1]
     root, header, environment = told.nodes[told.root], told.journal.header or {}, record["environment"]
     facts: dict[str, tuple[Any, Any]] = {
         "the name": (told.recipe.name, record.get("name")),
@@ -177,9 +177,9 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
             needs_calibration(nodes.values(), first.model),
             "calibration" in told.splits,
         ),
-        "whether parents were recalibrated too": (_are_treated(nodes, first), told.is_treated),
+        "whether parents were recalibrated too": (is_recalibrated(final, first.model), told.is_treated),
         "whether their aligned average stands there": (
-            aligns_all(list(nodes.values())[-1], told.recipe.leaves(None)),
+            aligns_all(final, told.recipe.leaves(None)),
             told.has_aligned,
         ),
         "the digests": ({**told.digests, **root["digests"]}, told.digests),
@@ -197,11 +197,6 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     _compare_table(told, nodes, level)
     _compare_paired(told)
     return [*_compare_card(told), *_unchecked(told)]
-
-
-def _are_treated(nodes: Mapping[str, Node], first: OpenModel) -> bool:
-    """Say whether the final merge computes statistics anew, if its model has any."""
-    return list(nodes.values())[-1].recalibrates and bool(statistics_names(first.model))
 
 
 def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:

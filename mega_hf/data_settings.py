@@ -8,6 +8,9 @@ from pydantic import Discriminator, Field, Tag
 
 from mega_hf.settings import Count, Seed, Strict
 
+_Slice = Annotated[str, Tag("slice")]
+_KIND = Discriminator(lambda value: "sample" if isinstance(value, dict | Strict) else "slice")
+
 
 class Sample(Strict):
     """`size` rows of a split, drawn by `seed`; with `stratify` each class has its share."""
@@ -43,18 +46,6 @@ class Data(Strict):
     image: str | None = None
     label: str | None = None
     train: str = "train"
-    validation: (
-        Annotated[
-            Annotated[str, Tag("slice")] | Annotated[Sample, Tag("sample")],
-            Discriminator(lambda v: "sample" if isinstance(v, dict | Sample) else "slice"),
-        ]
-        | None
-    ) = None
+    validation: Annotated[_Slice | Annotated[Sample, Tag("sample")], _KIND] | None = None
     test: str | None = None
-    calibration: (
-        Annotated[
-            Annotated[str, Tag("slice")] | Annotated[Calibration, Tag("sample")],
-            Discriminator(lambda v: "sample" if isinstance(v, dict | Calibration) else "slice"),
-        ]
-        | None
-    ) = None
+    calibration: Annotated[_Slice | Annotated[Calibration, Tag("sample")], _KIND] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mega_hf.allocator import trim
 from mega_hf.errors import RunError
@@ -85,6 +86,11 @@ def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> In
     if recomputed:
         contents = {name: digest_without(state, space.recomputed) for name, state in states.items()}
     return Inputs(model, space, states, list(contents.values()))
+
+
+def is_recalibrated(settings: Merge, model: nn.Module) -> bool:
+    """Say whether a merge computes statistics anew: it is asked to, and its model has any that can be."""
+    return settings.recalibrates and bool(statistics_names(model))
 
 
 def digest_without(state: StateDict, names: Container[str]) -> str:

@@ -31,12 +31,11 @@ from mega_hf.genetic.selection import contenders, plan, plan_reference
 from mega_hf.hf.models import open_model
 from mega_hf.hf.save import save_model
 from mega_hf.hf.stored import weight_files
-from mega_hf.inputs import Inputs, Source, encode, genomes_bytes, open_inputs
+from mega_hf.inputs import Inputs, Source, encode, genomes_bytes, is_recalibrated, open_inputs
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
 from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
-from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
@@ -216,7 +215,7 @@ def _search(
 
 def _calibration(node: Node, workshop: Workshop) -> Calibration | None:
     """Return the pictures from which a merge's statistics follow; None where they are blended, or there are none."""
-    return workshop.calibration if node.recalibrates and statistics_names(workshop.forward.model) else None
+    return workshop.calibration if is_recalibrated(node, workshop.forward.model) else None
 
 
 def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes) -> None:

@@ -15,9 +15,9 @@ from mega_hf.evaluation.forward import Pictures, place_pictures
 from mega_hf.hf.data import Splits, add_calibration
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.rows import Split, fill_pictures
+from mega_hf.inputs import is_recalibrated
 from mega_hf.recipe import Recipe
 from mega_hf.settings import Merge
-from mega_hf.weights.batchnorm import statistics_names
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,4 @@ def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
 
 def needs_calibration(nodes: Iterable[Merge], model: nn.Module) -> bool:
     """Say whether merges need pictures beside those that individuals are measured on."""
-    has_statistics = bool(statistics_names(model))
-    return any((node.recalibrates and has_statistics) or node.align == "activations" for node in nodes)
+    return any(node.align == "activations" or is_recalibrated(node, model) for node in nodes)

@@ -19,6 +19,7 @@ from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.parents import open_parent
 from mega_hf.hf.train import check_training, train_keys
+from mega_hf.inputs import is_recalibrated
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged, Pause, Workshop, merge_node
 from mega_hf.pictures import Loader, prepared
@@ -29,7 +30,6 @@ from mega_hf.run import ForwardPath, How, Run, start
 from mega_hf.settings import Node, inputs_of
 from mega_hf.sources import Parents, pin, rank, trained_for
 from mega_hf.tree import base
-from mega_hf.weights.batchnorm import statistics_names
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def search(
     context = _context(splits, parents, head)
     ranking, memory = None, Memory(rows)
     if recipe.order == "accuracy":
-        treated = calibration if recipe.merge.recalibrates and statistics_names(model.model) else None
+        treated = calibration if is_recalibrated(recipe.merge, model.model) else None
         ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
     workshop = Workshop(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,

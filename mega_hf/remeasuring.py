@@ -179,14 +179,11 @@ def _count_models(
 ) -> tuple[list[Count], list[Count]]:
     """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
     validation, test, treatment = shown
-    save_baselines(
-        {source.name: source for source in made.parents}, made.scratch, treatment, made.aligned, processes.device
-    )
+    parents = {source.name: source for source in made.parents}
+    save_baselines(parents, made.scratch, treatment, made.aligned, processes.device)
     merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
-    candidates, report = (
-        list_candidates(made.parents, merges, made.scratch, told.is_treated, told.has_aligned),
-        told.result.report,
-    )
+    candidates = list_candidates(made.parents, merges, made.scratch, told.is_treated, told.has_aligned)
+    report = told.result.report
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))

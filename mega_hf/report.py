@@ -25,7 +25,7 @@ from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
 from mega_hf.hf.parents import open_parent
 from mega_hf.hf.rows import Split
-from mega_hf.inputs import open_inputs
+from mega_hf.inputs import is_recalibrated, open_inputs
 from mega_hf.journal import Journal
 from mega_hf.nodes import Merged
 from mega_hf.plots import plot_fitness, plot_tree
@@ -34,7 +34,6 @@ from mega_hf.recipe_checks import is_local
 from mega_hf.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run_folder import RunFolder
 from mega_hf.sources import Parents
-from mega_hf.weights.batchnorm import statistics_names
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,7 @@ def write_report(
     scratch = folder.path / ".mega-baselines"
     root, sources = merged[-1], finding.parents.sources
     aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
-    is_treated = root.node.recalibrates and statistics_names(finding.parents.model.model)
-    treatment = finding.calibration if is_treated else None
+    treatment = finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
     if processes.is_main:
         save_baselines(sources, scratch, treatment, aligned, processes.device)
     processes.wait()

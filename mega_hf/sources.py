@@ -193,6 +193,7 @@ def rank(
         return journal.order["ranking"]
 
     def measure(i: int) -> list[int]:
+        """Count one parent's right answers."""
         state = parents.sources[names[i]].map()
         forward.write(state.items())
         if calibration:

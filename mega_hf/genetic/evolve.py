@@ -70,7 +70,7 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
         fitness = [Fitness(*counted) for counted in evaluate(population, contests, elite)]
         history.append(record_generation(population.generation, fitness))
         if is_last:
-            return Outcome(_best(population, fitness), tuple(history))
+            return Outcome(best_of(population, fitness), tuple(history))
         population = _breed(population, fitness, drawn, genes, search, streams)
 
 
@@ -82,17 +82,18 @@ def _found(parents: torch.Tensor, search: Search, streams: Streams) -> Populatio
     drawn = [spacings(streams(1, i, "founder"), len(parents)) for i in range(included, search.population_size)]
     for genome, weights in zip(genomes[included:], drawn, strict=True):
         mix(list(parents), weights, out=genome)
-    return Population(genomes, 1, None, _prove(drawn, genomes, 1))
+    return Population(genomes, 1, None, prove(drawn, genomes, 1))
 
 
-def _prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
+def prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
     """Return the digest of what was drawn for a generation and of one of its genomes, each time another one."""
     proof = hashlib.sha256(json.dumps(drawn).encode())
     proof.update(genomes[generation % len(genomes)].numpy().data)
     return proof.hexdigest()
 
 
-def _best(population: Population, fitness: list[Fitness]) -> Individual:
+def best_of(population: Population, fitness: list[Fitness]) -> Individual:
+    """Return the best individual so far: the population's, or the elite that it carries along."""
     # The elite sits at index 0 and ties go to the lower index: only a strictly better child replaces it.
     index = winner(list(range(len(fitness))), fitness)
     if population.elite is not None and index == 0:
@@ -112,14 +113,14 @@ def _breed(
     chosen = [winner(tournament, fitness) for tournament in drawn.tournaments]
     mates = {index: population.genomes[index].clone() for index in set(chosen)}
     generation, genomes = population.generation + 1, population.genomes
-    best = _best(population, fitness)
+    best = best_of(population, fitness)
     genomes[0] = best.genome
     best = replace(best, genome=genomes[0])  # a view: no second copy while the children are made
     betas = [float(streams(generation, child, "crossover").random()) for child in range(1, len(genomes))]
     for child, ((first, second), beta) in enumerate(zip(drawn.pairs, betas, strict=True), start=1):
         blend(mates[chosen[first]], mates[chosen[second]], beta, out=genomes[child])
         mutate(genomes[child], genes, search.mutation, streams(generation, child, "mutation"))
-    return Population(genomes, generation, best, _prove([drawn, chosen, betas], genomes, generation))
+    return Population(genomes, generation, best, prove([drawn, chosen, betas], genomes, generation))
 
 
 def record_generation(generation: int, fitness: list[Fitness]) -> Generation:

@@ -5,15 +5,12 @@ They are measured, journaled and replayed as generations are, so that nothing el
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
 from mega_hf.genetic.crossover import mix, spacings
-from mega_hf.genetic.evolve import Evaluate, Outcome, Search, record_generation
+from mega_hf.genetic.evolve import Evaluate, Outcome, Search, best_of, prove, record_generation
 from mega_hf.genetic.population import Fitness, Generation, Individual, Population
 from mega_hf.genetic.seeds import Streams
 from mega_hf.genetic.selection import winner
@@ -45,7 +42,7 @@ def greedy_soup(parents: torch.Tensor, search: Search, streams: Streams, evaluat
     generation, history = 1, list[Generation]()
 
     def measure(genomes: torch.Tensor, what: object) -> list[Fitness]:
-        population = Population(genomes, generation, None, _prove(what, genomes))
+        population = Population(genomes, generation, None, prove(what, genomes, generation))
         alone = [[i] for i in range(len(genomes))]  # each to its end: who is better by how much decides
         fitness = [Fitness(*counted) for counted in evaluate(population, alone, None)]
         history.append(record_generation(generation, fitness))
@@ -77,26 +74,16 @@ def _try(parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, e
         for genome, chosen in zip(genomes[carried:], taken, strict=True):
             mix(list(parents), list(chosen), out=genome)
         generation = len(history) + 1
-        population = Population(genomes, generation, elite, _prove(taken, genomes))
+        population = Population(genomes, generation, elite, prove(taken, genomes, generation))
         fitness = [Fitness(*counted) for counted in evaluate(population, [], elite.fitness if elite else None)]
         history.append(record_generation(generation, fitness))
-        index = winner(list(range(len(fitness))), fitness)
-        if elite is not None and index == 0:
-            elite = replace(elite, fitness=fitness[0])
-        else:
-            elite = Individual(genomes[index].clone(), fitness[index], generation, index)
+        elite = best_of(population, fitness)
         if not left:
             return Outcome(elite, tuple(history))
 
 
 def _equal(count: int) -> list[float]:
     return [1 / count] * count
-
-
-def _prove(drawn: object, genomes: torch.Tensor) -> str:
-    proof = hashlib.sha256(json.dumps(drawn).encode())
-    proof.update(genomes[-1].numpy().data)
-    return proof.hexdigest()
 
 
 METHODS: dict[str, Method] = {
