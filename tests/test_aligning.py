@@ -170,3 +170,10 @@ def test_a_model_that_cant_be_traced_is_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ParentError):
         merge(Recipe.from_dict(json.loads(file.read_text())), tmp_path / "out")
+
+
+def test_the_card_says_nothing_of_statistics_that_were_blended(scattered: tiny.Pair, tmp_path: Path) -> None:
+    """Aligning by activations shows calibration pictures too."""
+    result = merge(recipe(scattered, "activations", batchnorm="blend"), tmp_path / "out")
+    assert "calibration" in result.record["data"]
+    assert "computed anew" not in (result.folder / "README.md").read_text()

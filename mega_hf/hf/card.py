@@ -65,6 +65,7 @@ def _rendered(result: MergeResult) -> str:
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         how=_METHODS.get(record["nodes"][-1].get("merge", {}).get("method"), _METHODS["mega"]),
+        treated=any(model["role"] == "treated_parent" for model in record["models"]),
         verdict=escape(result.report.verdict),
         p=format_p(record["paired"]["p"]),
         own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",
