@@ -15,6 +15,7 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, logits
 from mega_hf.evaluation.processes import Processes
+from mega_hf.finalists import is_aligned
 from mega_hf.inputs import Inputs, digest_without
 from mega_hf.journal import NodeRecord
 from mega_hf.settings import Merge, Node
@@ -115,14 +116,9 @@ def aligned_inputs(opened: Inputs, known: NodeRecord) -> Inputs:
     return replace(opened, states=states, contents=list(contents.values()), moved=frozenset(moved))
 
 
-def aligns_all(root: Node, leaves: Iterable[str]) -> bool:
-    """Say whether the final merge aligns all parents of the run at once: then their aligned average is a baseline."""
-    return root.align != "none" and sorted(root.parents) == sorted(leaves)
-
-
 def alignment(root: Node, leaves: Iterable[str], known: NodeRecord) -> Callable[[Inputs], Inputs] | None:
     """Return what aligns the parents of the run as the final merge did, if that one aligned all of them."""
-    return partial(aligned_inputs, known=known) if aligns_all(root, leaves) else None
+    return partial(aligned_inputs, known=known) if is_aligned(root, list(leaves)) else None
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ def bench(
         if run.processes.is_main:
             after.callback(remove, folder)
         turns = _Turns(run.processes, held, sum(node.evaluations for node in recipe.nodes().values()))
-        merged, finding = search(recipe, run, pause=turns.take)
+        merged, finding, _ = search(recipe, run, pause=turns.take)
         order = finding.journal.order
         ranked = len(order["correct"]) * order["n"] if order else 0  # parents shown to say who is paired with whom
         evaluated = ranked + sum(one.pictures for one in merged)

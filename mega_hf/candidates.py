@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from mega_hf import tree
 from mega_hf.baselines import ALIGNED, BASELINES, Baseline, uniform_soup
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import remove, write_folder
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.save import save_model
 from mega_hf.inputs import Inputs, Source, open_inputs
+from mega_hf.recipe import Recipe
+from mega_hf.settings import inputs_of
 from mega_hf.statistics import Paired, mcnemar
 from mega_hf.weights.space import Segment
 
+ENSEMBLE = "ensemble"  # of the parents: what their merge may come to, at the cost of all of them
 _TOLERANCE = 1 / 1000  # of the rows
 
 
@@ -30,10 +35,11 @@ class Candidate:
     """A row of the report."""
 
     name: str
-    role: str  # parent, baseline, intermediate or merged
+    role: str  # parent, treated_parent, baseline, ceiling, intermediate, searched or merged
     open: Callable[[], OpenModel]
-    level: int | None = None  # in the tree: 0 for parents; None for baselines
+    level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
     sha256: str | None = None  # of its state dict, where that is known: models that are the same are measured once
+    members: tuple[Candidate, ...] = ()  # of an ensemble, which is no model of its own
 
     @property
     def content(self) -> str:
@@ -52,6 +58,7 @@ def save_baselines(
     calibration: Calibration | None,
     aligned: Callable[[Inputs], Inputs] | None,
     device: torch.device,
+    made: Container[str] = (),
 ) -> None:
     """Write the models that stand beside the parents, each to FOLDER/NAME.
 
@@ -61,6 +68,7 @@ def save_baselines(
         calibration: what the merge was recalibrated on: so are the baselines then, and the parents a second time.
         aligned: puts the parents' channels in the order that the merge put them in, if it did that with all of them.
         device: where statistics are computed.
+        made: baselines that lie elsewhere already.
     """
     remove(folder)
     forward = Forward(next(iter(parents.values())).open().model, device) if calibration else None
@@ -77,9 +85,9 @@ def save_baselines(
         del opened  # what is mapped goes before a copy of all weights is made to be saved
         write_folder(folder / name, lambda path: save_model(path, first, state | recomputed))
 
-    for name, baseline in BASELINES.items():
-        save(name, baseline, parents)
-    if aligned:
+    for name in (name for name in BASELINES if name not in made):
+        save(name, BASELINES[name], parents)
+    if aligned and ALIGNED not in made:
         save(ALIGNED, uniform_soup, parents)
     for name, source in parents.items() if calibration else ():
         save(treated(name), uniform_soup, {name: source})
@@ -97,45 +105,67 @@ def _apart(
     return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(segment.shape)
 
 
-def list_rows(
-    parents: Iterable[str], merges: Iterable[tuple[str, int]], are_treated: bool, are_aligned: bool
-) -> list[tuple[str, str, int | None]]:
-    """Return (name, role, level) of each row of the report, level by level; args as `list_candidates`, by name."""
-    *intermediates, (_, top) = merges
-    names = list(parents)
-    rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in names]
-    rows += [(treated(name), "treated_parent", None) for name in names if are_treated]
-    rows += [(name, "baseline", None) for name in (*BASELINES, *([ALIGNED] if are_aligned else []))]
-    rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
-    return [*rows, ("merged", "merged", top)]
+@dataclass(frozen=True)
+class Lineup:
+    """Which models a report tells of, by name.
+
+    Attributes:
+        parents: in the recipe's order.
+        merges: each with its level, the final one last.
+        is_treated: whether the final merge was recalibrated, and the parents are shown recalibrated too.
+        is_aligned: whether it aligned all parents, and their aligned average is shown.
+        baselines: those that were searched for.
+        has_ensemble: whether the parents' ensemble is shown.
+        has_second_look: whether the merged model was chosen among the final merge, the baselines and the parents.
+    """
+
+    parents: list[str]
+    merges: list[tuple[str, int]]
+    is_treated: bool
+    is_aligned: bool
+    baselines: list[str]
+    has_ensemble: bool
+    has_second_look: bool
+
+    def rows(self) -> list[tuple[str, str, int | None]]:
+        """Return (name, role, level) of each row of the report, the merged model last."""
+        *intermediates, (final, top) = self.merges
+        rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in self.parents]
+        rows += [(treated(name), "treated_parent", None) for name in self.parents if self.is_treated]
+        soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
+        rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *self.baselines])]
+        rows += [(ENSEMBLE, "ceiling", None)] if self.has_ensemble else []
+        rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
+        rows += [(final, "searched", top)] if self.has_second_look else []
+        return [*rows, ("merged", "merged", top)]
 
 
-def list_candidates(
-    parents: Iterable[Source],
-    merges: Iterable[tuple[Source, int]],
-    baselines: Path,
-    are_treated: bool,
-    are_aligned: bool,
-) -> list[Candidate]:
-    """Return the models level by level: parents, baselines, intermediates, the final model.
+def line_up(recipe: Recipe, ranking: Sequence[str] | None, is_treated: bool, is_aligned: bool) -> Lineup:
+    """Return the models that a recipe's report tells of; arguments as the attributes and in `Recipe.nodes`."""
+    levels, nodes = tree.levels(inputs_of(recipe.nodes(ranking))), recipe.all_nodes(ranking)
+    merges = [(name, levels[name]) for name in recipe.nodes(ranking)]
+    searched = [name for name in nodes if name not in levels and name != SECOND_LOOK]
+    has_ensemble, has_second_look = ENSEMBLE in recipe.baselines, SECOND_LOOK in nodes
+    return Lineup(recipe.leaves(None), merges, is_treated, is_aligned, searched, has_ensemble, has_second_look)
+
+
+def list_candidates(lineup: Lineup, sources: Mapping[str, Source], last: str, scratch: Path) -> list[Candidate]:
+    """Return the models of a report, in its order.
 
     Args:
-        parents: in the recipe's order.
-        merges: each with its level, the root last.
-        baselines: the folder of `save_baselines`.
-        are_treated: whether the final merge was recalibrated, and parents lie there that were too.
-        are_aligned: whether it aligned all parents, and their aligned average lies there.
+        lineup: which they are.
+        sources: parents, merges and searched baselines, by name.
+        last: which of them is the merged model.
+        scratch: the folder of `save_baselines`.
     """
-    parents, merges = list(parents), list(merges)
-    sources = {source.name: source for source in (*parents, *(source for source, _ in merges))}
-    sources["merged"] = merges[-1][0]
-    opens: dict[str, Callable[[], OpenModel]] = {name: source.open for name, source in sources.items()}
-    contents = {name: source.sha256 for name, source in sources.items()}
-    levels = [(source.name, level) for source, level in merges]
-    return [
-        Candidate(name, role, opens.get(name, partial(open_model, baselines / name)), level, contents.get(name))
-        for name, role, level in list_rows([source.name for source in parents], levels, are_treated, are_aligned)
-    ]
+    found: dict[str, Candidate] = {}
+    for name, role, level in lineup.rows():
+        source = sources.get(last if role == "merged" else name)
+        load = source.open if source else partial(open_model, scratch / name)
+        shown = [treated(parent) if lineup.is_treated else parent for parent in lineup.parents]
+        members = tuple(found[member] for member in shown) if role == "ceiling" else ()
+        found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)
+    return list(found.values())
 
 
 def measure(
@@ -161,13 +191,28 @@ def measure(
     different = list(models.values())
 
     def answers(i: int) -> list[int]:
-        forward = Forward(different[i].open().model, processes.device, PLAIN)
-        right = torch.cat([forward.answers(pictures).right for pictures in (validation, test)]).int().tolist()
+        one, splits = different[i], (validation, test)
+        if one.members:
+            right = _ensemble_right(one.members, splits, processes)
+        else:
+            forward = Forward(one.open().model, processes.device, PLAIN)
+            right = [forward.answers(pictures).right for pictures in splits]
         advance()
-        return right
+        return torch.cat(right).int().tolist()
 
     right = processes.share(len(different), validation.count + test.count, answers)
     return right[[list(models).index(candidate.content) for candidate in candidates]]
+
+
+def _ensemble_right(
+    members: tuple[Candidate, ...], splits: tuple[Pictures, ...], processes: Processes
+) -> list[torch.Tensor]:
+    """Return where the mean of some models' probabilities is right: [rows] bool of each split; one model at a time."""
+    totals = [torch.zeros(())] * len(splits)
+    for member in members:
+        forward = Forward(member.open().model, processes.device, PLAIN)
+        totals = [total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)]
+    return [total.argmax(dim=1) == one.labels.cpu() for total, one in zip(totals, splits, strict=True)]
 
 
 def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:
@@ -189,6 +234,12 @@ def best_parent(models: list[dict[str, Any]]) -> str:
     """
     parents = [model for role in ("treated_parent", "parent") for model in models if model["role"] == role]
     return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
+
+
+def compared(models: list[dict[str, Any]]) -> dict[str, str]:
+    """Return whom the merged model is tested against: entry of the record -> name."""
+    against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
+    return {entry: name for entry, name in against.items() if name in [model["name"] for model in models]}
 
 
 def pair(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:

@@ -79,7 +79,7 @@ def changed_trainings(known: Recipe, asked: Recipe) -> list[str]:
 
 def _decisive_data(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the training rows."""
-    data = recipe.data.model_dump(mode="json", exclude={"calibration"})
+    data = recipe.data.model_dump(mode="json", exclude={"calibration", "second_look"})
     if _split_of(data["test"]) != _split_of(data["train"]):
         data = {key: value for key, value in data.items() if key != "test"}  # no row of it could be trained on
     return data
@@ -95,7 +95,7 @@ def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, st
     known: dict[str, Any] = {name: _parent(recipe, name, trained_on) for name in recipe.usable}
     prints = {}
     ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None
-    for name, node in recipe.nodes(ranked).items():
+    for name, node in recipe.all_nodes(ranked).items():
         known[name] = [name, node.settings, [known[parent] for parent in node.parents], shared]
         known[name] += [calibration] if node.recalibrates else []
         prints[name] = json.dumps(known[name])

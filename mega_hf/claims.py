@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf import __version__
-from mega_hf.aligning import aligns_all
-from mega_hf.candidates import best_parent, list_rows, tolerance
+from mega_hf.candidates import compared, tolerance
 from mega_hf.errors import HubError, RunError, VerificationError
-from mega_hf.files import merged_digest
+from mega_hf.files import file_digest, folder_digest, merged_digest
+from mega_hf.finalists import SECOND_LOOK, is_aligned
 from mega_hf.genetic.evolve import Outcome
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import has_own_words, split_card, tells_of
@@ -24,11 +24,11 @@ from mega_hf.journal import NodeRecord
 from mega_hf.origins import compare_order, compare_origins
 from mega_hf.pictures import needs_calibration
 from mega_hf.result import NAME as RESULT
+from mega_hf.result import Report
 from mega_hf.run_folder import CARD
-from mega_hf.settings import Node, inputs_of
-from mega_hf.statistics import sign_test
+from mega_hf.settings import Node
+from mega_hf.statistics import bootstrap_interval, sign_test
 from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
-from mega_hf.tree import levels
 from mega_hf.weights.space import StateDict
 
 
@@ -60,21 +60,33 @@ def compare_node(
     search, best = told.nodes[name]["search"], outcome.best
     found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
     if "pictures_evaluated" in search:  # since version 4 of the journal
-        node = told.recipe.nodes(told.ranking)[name]
-        full = node.evaluations * told.shown(made["recomputes"])
+        node = told.recipe.all_nodes(told.ranking)[name]
+        full = node.evaluations * told.shown(name, made["recomputes"])
         found |= {"pictures_evaluated": known.pictures, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
         raise changed(RESULT, f"the best individual of {name}", found, search)
     if told.nodes[name]["history"] != [vars(generation) for generation in outcome.history]:
         raise changed(RESULT, f"the history of {name}", "what the journal gives", "another")
-    _compare_validation(told, name, best.fitness.low, best.fitness.high)
+    if name == SECOND_LOOK:
+        _compare_choice(told, known, best.index)
+    else:
+        _compare_validation(told, name, best.fitness.low, best.fitness.high)
+
+
+def _compare_choice(told: Testimony, known: NodeRecord, best: int) -> None:
+    """Compare what is said of the second look with its lines in the journal."""
+    said, names = told.nodes[SECOND_LOOK], told.nodes[SECOND_LOOK]["parents"]
+    counted = [(name, *(known.find(1, i, None) or (None, 0))) for i, name in enumerate(names)]
+    got = [(one["name"], one["correct"], one["n"]) for one in said["finalists"]]
+    if counted != got or said["chosen"] != names[best]:
+        raise changed(RESULT, "the second look", f"{names[best]}, of {counted}", f"{said['chosen']}, of {got}")
 
 
 def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None:
     """Compare a merge's row of the table with the search's own count: the same weights on the same rows."""
-    wanted = ("merged", "merged") if name == told.root else (name, "intermediate")
-    row = next((m for m in told.result.report.models if (m["name"], m["role"]) == wanted), None)
+    wanted = "merged" if name == told.root else name
+    row = next((m for m in told.result.report.models if m["name"] == wanted), None)
     if row is None:
         raise changed(RESULT, "the table of models", f"a row of {name}", "none")
     counted, allowed = row["validation"]["correct"], tolerance(told.rows)
@@ -120,8 +132,20 @@ def compare_model(told: Testimony, made: OpenModel) -> None:
         raise changed(name, f"the weights{told.differ(told.root, made.state())}", claimed, stored)
     if stored != here:
         raise _other_file(stored, here)
-    told.refuse_changed_files()
+    _refuse_changed_files(told, told.model)
     _compare_configuration(told.model, made, "merged", told.beside_model)
+
+
+def _refuse_changed_files(told: Testimony, model: Path) -> None:
+    """See that the files beside the model's weights are as the run left them."""
+    listed = {name: sha for name, sha in told.result.record.get("files", {}).items() if "/" not in name}
+    for name, expected in listed.items():
+        got = file_digest(model / name) if (model / name).is_file() else "none"
+        if got != expected:
+            raise changed(name, "the model's files", expected, got)
+    left = (told.record_of(told.root).merged or {}).get("folder")
+    if "files" not in told.result.record and folder_digest(model) != left:
+        raise changed("merged", "the model's files", left, folder_digest(model))
 
 
 def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Iterable[str]) -> None:
@@ -162,15 +186,17 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     Raises:
         VerificationError: something does.
     """
-    record, level, final = told.result.record, levels(inputs_of(nodes)), list(nodes.values())[-1]
-    root, header, environment = told.nodes[told.root], told.journal.header or {}, record["environment"]
+    record, final, leaves = told.result.record, nodes[told.searched], told.recipe.leaves(None)
+    level = dict.fromkeys(nodes, 1) | dict(told.lineup.merges)
+    searched, last = told.nodes[told.searched], told.nodes[told.root]
+    header, environment = told.journal.header or {}, record["environment"]
     facts: dict[str, tuple[Any, Any]] = {
         "the name": (told.recipe.name, record.get("name")),
         "the library": (first.library, record.get("library")),
         "the architecture": (first.structure.get("architecture", ""), record.get("architecture")),
         "the number of channels": (first.picture_shape[0], record.get("channels")),
-        "the search": (root["search"], record.get("search")),
-        "the history": (root["history"], record.get("history")),
+        "the search": (searched["search"], record.get("search")),
+        "the history": (searched["history"], record.get("history")),
         "the device": (header["device_kind"], environment.get("device_kind")),
         "the forward path": (header["forward_path"], environment.get("forward_path")),
         "whether calibration rows were shown": (
@@ -179,10 +205,11 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         ),
         "whether parents were recalibrated too": (is_recalibrated(final, first.model), told.is_treated),
         "whether their aligned average stands there": (
-            aligns_all(final, told.recipe.leaves(None)),
+            is_aligned(final, leaves),
             told.has_aligned,
         ),
-        "the digests": ({**told.digests, **root["digests"]}, told.digests),
+        "whether rows were kept for a second look": (SECOND_LOOK in nodes, SECOND_LOOK in told.splits),
+        "the digests": ({**told.digests, **last["digests"]}, told.digests),
     }
     for name, node in nodes.items():
         said = told.nodes[name]
@@ -194,16 +221,13 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
             raise changed(RESULT, what, _short(expected), _short(got))
     compare_origins(told)
     compare_order(told)
-    _compare_table(told, nodes, level)
+    _compare_table(told)
     _compare_paired(told)
     return [*_compare_card(told), *_unchecked(told)]
 
 
-def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, int]) -> None:
-    models, data = told.result.report.models, told.result.record["data"]
-    expected = list_rows(
-        told.recipe.leaves(None), [(name, level[name]) for name in nodes], told.is_treated, told.has_aligned
-    )
+def _compare_table(told: Testimony) -> None:
+    models, data, expected = told.result.report.models, told.result.record["data"], told.lineup.rows()
     got = [(model["name"], model["role"], model.get("level")) for model in models]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)
@@ -215,12 +239,17 @@ def _compare_table(told: Testimony, nodes: Mapping[str, Node], level: dict[str, 
 
 
 def _compare_paired(told: Testimony) -> None:
-    """The paired test tells of the same rows as the table, and its p follows from its counts."""
-    report = told.result.report
-    paired, against = report.paired, best_parent(report.models)
-    if paired["against"] != against:
-        raise changed(RESULT, "whom the paired test is against", against, paired["against"])
-    other = next(model for model in report.models if model["name"] == against)
+    """The paired tests tell of the same rows as the table, and what they conclude follows from their counts."""
+    report, expected = told.result.report, compared(told.result.report.models)
+    found = {key: told.result.record[key]["against"] for key in ("paired", "paired_soup") if key in told.result.record}
+    if found != expected:
+        raise changed(RESULT, "whom the paired tests are against", expected, found)
+    for paired in report.comparisons:
+        _compare_pair(report, paired)
+
+
+def _compare_pair(report: Report, paired: dict[str, Any]) -> None:
+    other = next(model for model in report.models if model["name"] == paired["against"])
     gain = report.merged["test"]["correct"] - other["test"]["correct"]
     only_merged, only_other = paired["only_merged_right"], paired["only_other_right"]
     if only_merged - only_other != gain:
@@ -230,6 +259,10 @@ def _compare_paired(told: Testimony) -> None:
     p = sign_test(only_merged, only_other)
     if not math.isclose(p, paired["p"], rel_tol=1e-6):
         raise changed(RESULT, "the paired test's p", p, paired["p"])
+    n, ends = other["test"]["n"], (paired.get("low", 0.0), paired.get("high", 0.0))
+    interval = bootstrap_interval(only_merged, only_other, n)
+    if "low" in paired and not all(math.isclose(a, b, abs_tol=1.5 / n) for a, b in zip(interval, ends, strict=True)):
+        raise changed(RESULT, "the interval of the difference", interval, ends)
 
 
 def _compare_card(told: Testimony) -> list[str]:

@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag
 
 from mega_hf.settings import Count, Seed, Strict
 
+SECOND_LOOK_SEED = 46  # draws the validation rows that no search sees
+
 _Slice = Annotated[str, Tag("slice")]
 _KIND = Discriminator(lambda value: "sample" if isinstance(value, dict | Strict) else "slice")
 
@@ -38,7 +40,11 @@ class Calibration(Strict):
 
 
 class Data(Strict):
-    """A data set with a picture column and a label column; splits are `datasets` slices or samples."""
+    """A data set with a picture column and a label column; splits are `datasets` slices or samples.
+
+    `second_look` is the share of the validation rows that the search never sees: on them its best individual meets the
+    baselines and the parents before one of them is named the merged model. 0: there is no second look.
+    """
 
     path: Annotated[str, Field(min_length=1)]
     name: str | None = None
@@ -49,3 +55,14 @@ class Data(Strict):
     validation: Annotated[_Slice | Annotated[Sample, Tag("sample")], _KIND] | None = None
     test: str | None = None
     calibration: Annotated[_Slice | Annotated[Calibration, Tag("sample")], _KIND] | None = None
+    second_look: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+
+    def text_of(self, split: str, rows: int) -> str:
+        """Say in words which rows a split is, of a recipe whose defaults are filled in; `rows` of them."""
+        entry = self.validation if split == "second_look" else getattr(self, split)
+        if isinstance(entry, Calibration):
+            return entry.text_of(self.train)
+        text = entry.text if isinstance(entry, Sample) else str(entry)
+        if split == "second_look":
+            return Calibration(size=rows, seed=SECOND_LOOK_SEED).text_of(text)
+        return f"{text} without the second look" if split == "validation" and self.second_look else text

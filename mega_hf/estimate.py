@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from mega_hf import tree
 from mega_hf.absent import refuse_absent
 from mega_hf.allocator import keep_freed
 from mega_hf.baselines import BASELINES
+from mega_hf.candidates import ENSEMBLE
 from mega_hf.evaluation.batches import choose_batch_size
 from mega_hf.evaluation.forward import Forward
 from mega_hf.evaluation.processes import Processes, is_gpu
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.fit import time_training
 from mega_hf.hf.models import OpenModel, try_model
@@ -49,6 +52,7 @@ class Estimate:
     processes: int
     only: str | None  # the node, if it is a part of the tree that would be run
     calibration: int = 0  # rows on which BatchNorm's statistics would be computed, for each individual
+    beside: Mapping[str, Node] = field(default_factory=dict)  # baselines that would be searched for, and a second look
 
     @property
     def leaves(self) -> list[str]:
@@ -68,9 +72,13 @@ class Estimate:
         )
         stages = [2 * models + train] if self.training else []  # weights, gradients, two moments
         calibration = 4 * self.picture * self.calibration
-        stages += [models + self._genomes(node) + validation + calibration for node in self.nodes.values()]
+        stages += [models + self._genomes(node) + validation + calibration for node in self._searches]
         stages += [models + validation + test + calibration] if self.only is None else []
         return max(stages)
+
+    @property
+    def _searches(self) -> list[Node]:
+        return [*self.nodes.values(), *self.beside.values()]
 
     def _genomes(self, node: Node) -> int:
         return genomes_bytes(node, len(node.parents), self.weights)
@@ -78,13 +86,14 @@ class Estimate:
     @property
     def mapped_bytes(self) -> int:
         """The parents of a merge by coefficients, in the node that needs most: read from the disk again and again."""
-        counts = [len(node.parents) for node in self.nodes.values() if node.encoding == "mixing"]
+        counts = [len(node.parents) for node in self._searches if node.encoding == "mixing"]
         return 4 * self.weights * max(counts, default=0)
 
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
         shares = math.ceil(node.founders_count / self.processes) / node.founders_count
-        pictures = len(self.splits.validation) + (self.calibration if node.recalibrates else 0)
+        rows = self.splits.second_look if node is self.beside.get(SECOND_LOOK) else self.splits.validation
+        pictures = len(rows or ()) + (self.calibration if node.recalibrates else 0)
         return node.evaluations * pictures * shares * self.seconds_a_picture / 60
 
     @property
@@ -102,12 +111,13 @@ class Estimate:
         validation, test = len(self.splits.validation), len(self.splits.test)
         root, leaves = next(reversed(self.nodes.values())), len(self.leaves)
         calibration = self.calibration if root.recalibrates else 0
-        measured = leaves * (2 if calibration else 1) + len(self.nodes) + len(BASELINES)
+        measured = leaves * (2 if calibration else 1) + len(self._searches) + len(BASELINES)
+        measured += leaves if ENSEMBLE in self.recipe.baselines else 0
         pictures = math.ceil(measured / self.processes) * (validation + test) + (leaves + len(BASELINES)) * calibration
         pictures = pictures if self.only is None else 0
         if self.recipe.order == "accuracy":
             pictures += math.ceil(len(self.recipe.parents) / self.processes) * validation
-        searches = sum(map(self.node_minutes, self.nodes.values()))
+        searches = sum(map(self.node_minutes, self._searches))
         return self.training_minutes + searches + pictures * self.seconds_a_picture / 60
 
     def _tree(self) -> list[str]:
@@ -130,6 +140,17 @@ class Estimate:
         grains = {node.granularity: None for node in self.nodes.values() if node.encoding == "mixing"}
         return f", built from each parent's coefficients, by {' or '.join(grains)}" if grains else ""
 
+    def _beside(self) -> list[str]:
+        """Say what the final merge would be held against."""
+        searched = [f"{name} {node.evaluations:,}" for name, node in self.beside.items() if name != SECOND_LOOK]
+        lines = [f"baselines    {', '.join(searched)} evaluations"] if searched else []
+        look, rows = self.beside.get(SECOND_LOOK), self.splits.second_look
+        if look is not None and rows is not None:
+            lines += [
+                f"second look  {len(rows):,} of the validation rows, to choose between {len(look.parents)} models"
+            ]
+        return lines
+
     def __str__(self) -> str:
         splits, nodes = self.splits, self.nodes.values()
         lines = [
@@ -142,8 +163,9 @@ class Estimate:
             *([f"calibration  {splits.calibration.spec}"] if self.calibration and splits.calibration else []),
             f"classes      {splits.classes}, matched {self.matched}",
             f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
+            *self._beside(),
             f"memory       {_mib(self.memory_bytes)} a process for two models, pictures, and "
-            f"{_mib(max(map(self._genomes, nodes)))} of genomes; a batch's activations come on top"
+            f"{_mib(max(map(self._genomes, self._searches)))} of genomes; a batch's activations come on top"
             + (f"; {_mib(self.mapped_bytes)} of parents mapped from the disk" if self.mapped_bytes else ""),
         ]
         if self.training:
@@ -216,10 +238,12 @@ def estimate(
         recipe.evaluation.batch_size, len(splits.validation), device, model.model, model.picture_shape
     )
     numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
+    beside = {} if only else {name: node for name, node in recipe.all_nodes().items() if name not in nodes}
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
         picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
         trained=trained, device=device.type, processes=processes, only=only, calibration=calibration,
+        beside=beside,
     )  # fmt: skip
 
 

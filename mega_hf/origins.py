@@ -8,7 +8,6 @@ from typing import Any
 
 from mega_hf.absent import is_absent, is_placeholder, places
 from mega_hf.candidates import tolerance, treated
-from mega_hf.data_settings import Calibration, Sample
 from mega_hf.errors import VerificationError
 from mega_hf.hf.parents import origin_of
 from mega_hf.recipe_checks import is_local
@@ -41,10 +40,7 @@ def compare_origins(told: Testimony) -> None:
     if data["source"] != source:
         raise changed(RESULT, "where the data came from", source, data["source"])
     for split in told.splits:
-        spec = getattr(wanted, split)
-        said = spec.text if isinstance(spec, Sample) else spec
-        if isinstance(spec, Calibration):
-            said = spec.text_of(wanted.train)
+        said = wanted.text_of(split, data[split]["rows"])
         if data[split]["spec"] != said:
             raise changed(RESULT, f"what the {split} rows are", said, data[split]["spec"])
     _compare_placeholders(told)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
 from mega_hf.allocator import trim
+from mega_hf.contest import hold_against
 from mega_hf.errors import RecipeError
 from mega_hf.evaluation.batches import choose_batch_size, choose_chunk
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
@@ -68,9 +69,12 @@ def merge(
     with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
         result = run.finished()
         if result is None:
-            merged, finding = search(recipe, run)
+            merged, finding, workshop = search(recipe, run)
+            with run.time("baselines"):
+                beside = hold_against(merged, finding, workshop)
+            del workshop
             finding.parents.release(finding.forward_path == COMPILED)
-            result = write_report(finding, merged, run.folder, run.processes, run.seconds)
+            result = write_report(finding, merged, beside, run.folder, run.processes, run.seconds)
         elif run.processes.is_main:
             run.folder.tidy()
         if keep == "final" and run.processes.is_main:
@@ -143,11 +147,11 @@ def train(
 
 def search(
     asked: Recipe, run: Run, only: str | None = None, pause: Pause | None = None
-) -> tuple[list[Merged], Finding]:
+) -> tuple[list[Merged], Finding, Workshop]:
     """Make the merges of a run that was started, or those that `only` needs, and no report; `pause` as in `Workshop`.
 
     Returns:
-        the merges, the last is the root, or `only`; and what a report needs beside them.
+        the merges, the last is the root, or `only`; what a report needs beside them, and what they shared.
 
     Raises:
         MegaError: as `merge`.
@@ -187,10 +191,11 @@ def search(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
         choose_chunk(asked_size, batch_size), run.how.full, calibration, pause,
     )  # fmt: skip
-    root = next(reversed(recipe.nodes(ranking)))
+    last = next(reversed(recipe.all_nodes(ranking)))
     with run.time("search"):
-        merged = _merge_nodes(recipe.chosen_nodes(only, ranking), root, parents, run, workshop)
-    return merged, Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices)
+        merged = _merge_nodes(recipe.chosen_nodes(only, ranking), last, parents, run, workshop)
+    finding = Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices, ranking)
+    return merged, finding, workshop
 
 
 def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run) -> Forward:
@@ -199,7 +204,7 @@ def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, rec
     path = asked or (journal.header or {}).get("forward_path")
     forward = Forward(parents.model.model, device)
     if path is None:
-        evaluations = sum(node.evaluations for node in recipe.nodes().values())
+        evaluations = sum(node.evaluations for node in recipe.all_nodes().values())
         path = choose_path(forward.model, pictures, evaluations * pictures.count, device)
     if path == COMPILED and journal.header is None:
         with run.time("compiling"):
@@ -228,11 +233,11 @@ def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any
     return [splits.digests["validation"], parents.mapping, model.library, model.structure, model.preprocessing, *run]
 
 
-def _merge_nodes(nodes: dict[str, Node], root: str, parents: Parents, run: Run, workshop: Workshop) -> list[Merged]:
+def _merge_nodes(nodes: dict[str, Node], last: str, parents: Parents, run: Run, workshop: Workshop) -> list[Merged]:
     """Make the merges one after the other, each after those that it needs."""
     sources, merged, level = dict(parents.sources), [], tree.levels(inputs_of(nodes))
     for number, (name, node) in enumerate(nodes.items(), start=1):
-        target = run.folder.path / "merged" if name == root else run.folder.path / "nodes" / name
+        target = run.folder.merged if name == last else run.folder.node(name)
         inputs = {parent: sources[parent] for parent in node.parents}
         done = merge_node(name, node, level[name], inputs, target, workshop)
         sources[name] = done.source

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
 from mega_hf import absent, recipe_checks, strict_yaml, tree
 from mega_hf.data_settings import Data
 from mega_hf.errors import RecipeError
+from mega_hf.finalists import BASELINES, NAMES, SECOND_LOOK, Baseline, baseline_nodes, second_look
 from mega_hf.inheritance import fill_inherited, without_inherited
 from mega_hf.settings import (
     Evaluation,
@@ -37,7 +38,7 @@ Merges = Annotated[
 
 
 MOST_SNAPSHOTS = 10_000
-RESERVED = ("merged", "uniform_soup", "aligned_soup")  # what a report calls models of its own
+RESERVED = ("merged", *NAMES)  # what a report calls models of its own
 
 
 class Recipe(Strict):
@@ -50,6 +51,8 @@ class Recipe(Strict):
     merge: Merge = Merge()  # shared by all nodes
     merges: Merges = "joint"
     order: Literal["listed", "accuracy"] = "listed"  # who is paired with whom
+    # What the merge is held against, beside the parents and their average.
+    baselines: Annotated[list[Baseline], Field(default_factory=lambda: list(BASELINES))]
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
     _expected: dict[str, Any] = PrivateAttr(default_factory=dict)  # digests of what is given anew in a portable recipe
@@ -119,6 +122,13 @@ class Recipe(Strict):
                 expected = f"at least {count}, one for each parent"
                 raise impossible(at, expected, node.population_size, "or include_parents: false")
 
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, names: list[Baseline]) -> list[Baseline]:
+        if len(set(names)) < len(names):
+            raise impossible([], "each name once", ", ".join(names), "list it once")
+        return names
+
     @property
     def trained(self) -> dict[str, TrainedParent]:
         """The parents that are trained here."""
@@ -148,6 +158,13 @@ class Recipe(Strict):
         inputs = tree.pair_up(names) if self.merges == "pairwise" else {tree.join(names): names}
         settings = self.merge.model_dump()
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
+
+    def all_nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
+        """Return `nodes`, what the final one is held against, and the second look between them, if there is one."""
+        nodes, has_second_look = self.nodes(ranking), self.data.second_look > 0
+        baselines = baseline_nodes(nodes, self.baselines, has_second_look)
+        last = {SECOND_LOOK: second_look(nodes, baselines)} if has_second_look else {}
+        return nodes | baselines | last
 
     def chosen_nodes(self, only: str | None, ranking: Sequence[str] | None = None) -> dict[str, Node]:
         """Return the nodes to run: all, or the one named `only` with what it needs; that one, or the root, is last.
@@ -247,7 +264,7 @@ class Recipe(Strict):
         Defaults are included, but for `push`, and for keys that came later and hold what held before.
         """
         tree = without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
-        data, merge = without_later(tree["data"]), without_later(tree["merge"], written=True)
+        data, merge = (without_later(tree[block], written=True) for block in ("data", "merge"))
         return absent.unmark(tree | {"data": data, "merge": merge})
 
     def to_yaml(self) -> str:
@@ -258,7 +275,8 @@ class Recipe(Strict):
     def sha256(self) -> str:
         """The digest of all settings, in hexadecimal."""
         tree = self.to_dict()
-        tree["merge"] = without_later(tree["merge"])
+        tree |= {block: without_later(tree[block]) for block in ("data", "merge")}
+        tree = {key: value for key, value in tree.items() if key != "baselines" or value}
         settings = [tree, list(self.parents)]  # the parents' order decides who is paired with whom
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

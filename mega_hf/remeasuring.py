@@ -16,6 +16,7 @@ from mega_hf.errors import RecipeError, VerificationError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.processes import Processes
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.hf.data import Splits, add_calibration, load_splits
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
@@ -108,7 +109,7 @@ class Makings:
 
     first: OpenModel  # the first parent's, into which weights are written
     parents: list[Source]
-    merges: list[Source]  # the root last
+    merges: list[Source]  # and baselines; what gave the merged model is last
     chosen: list[Chosen]  # of the journal
     recomputed: list[Replayed]  # merges whose statistics were computed anew
     aligned: Callable[[Inputs], Inputs] | None  # puts the parents in one order, if the final merge did that
@@ -143,7 +144,8 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
     completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
     merges = [_as_it_lies(one, completed[one.name]) if one.name in completed else one for one in made.merges]
     made = replace(made, merges=merges)
-    lines = _count_lines(made.chosen, forward, validation, calibration, progress)
+    shown = {SECOND_LOOK: load(splits.second_look)} if splits.second_look else {}
+    lines = _count_lines(made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress)
     treatment = calibration if told.is_treated else None
     models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
@@ -155,7 +157,11 @@ def _as_it_lies(source: Source, folder: Path) -> Source:
 
 
 def _count_lines(
-    chosen: list[Chosen], forward: Forward, validation: Pictures, calibration: Calibration | None, progress: Progress
+    chosen: list[Chosen],
+    forward: Forward,
+    pictures_of: Callable[[str], Pictures],
+    calibration: Calibration | None,
+    progress: Progress,
 ) -> list[Count]:
     lines = []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
@@ -164,7 +170,7 @@ def _count_lines(
             if calibration and one.recomputed:
                 calibration.recalibrate(forward, one.recomputed)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            lines.append(Count(what, one.correct, forward.count(validation), one.rows, one.unseen))
+            lines.append(Count(what, one.correct, forward.count(pictures_of(one.node)), one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
             advance(1, "")
     return lines
@@ -180,9 +186,10 @@ def _count_models(
     """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
     validation, test, treatment = shown
     parents = {source.name: source for source in made.parents}
-    save_baselines(parents, made.scratch, treatment, made.aligned, processes.device)
-    merges = [(source, told.nodes[source.name]["level"]) for source in made.merges]
-    candidates = list_candidates(made.parents, merges, made.scratch, told.is_treated, told.has_aligned)
+    names = {source.name for source in made.merges}
+    save_baselines(parents, made.scratch, treatment, made.aligned, processes.device, names)
+    sources = parents | {source.name: source for source in made.merges}
+    candidates = list_candidates(told.lineup, sources, told.root, made.scratch)
     report = told.result.report
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
@@ -194,11 +201,12 @@ def _count_models(
             said, measured = claimed[split], found[split]
             counts.append(Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"]))
             _refuse(counts[-1], "result.json")
-    pairing, rows = pair(candidates, right, validation.count, report.paired["against"]), test.count
-    paired = [
-        Count(f"test rows that only {who} gets right", report.paired[key], getattr(pairing, key), rows)
-        for key, who in (("only_merged_right", "the merged model"), ("only_other_right", pairing.against))
-    ]
+    paired = []
+    for said in report.comparisons:
+        pairing = pair(candidates, right, validation.count, said["against"])
+        for key, who in (("only_merged_right", "the merged model"), ("only_other_right", pairing.against)):
+            what = f"test rows that only {who} gets right, of it and {pairing.against}"
+            paired.append(Count(what, said[key], getattr(pairing, key), test.count))
     for one in paired:
         _refuse(one, "result.json")
     return counts, paired

@@ -73,13 +73,13 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
         with _blaming(name, known):
             opened = _align(opened, known, making.first)
     first, space, encoding = opened.first, opened.space, encode(opened, node)
-    record = Replay(known, told.rows, encoding.digest)
+    record = Replay(known, told.rows_of(name), encoding.digest)
     with _blaming(name, known):
         _refuse_few(node, known)
         try:
             outcome = search_node(name, node, encoding, _Keeping(name, record, encoding, kept, making.chosen))
         except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows, None))
+            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None))
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
     _refuse_more(name, known, record.asked)

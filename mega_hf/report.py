@@ -14,12 +14,22 @@ from typing import Any
 import torch
 
 from mega_hf.aligning import alignment
-from mega_hf.candidates import best_parent, count, list_candidates, measure, pair, save_baselines, tolerance
+from mega_hf.candidates import (
+    compared,
+    count,
+    line_up,
+    list_candidates,
+    measure,
+    pair,
+    save_baselines,
+    tolerance,
+)
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import file_digest, remove, write_whole
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
@@ -53,6 +63,7 @@ class Finding:
     calibration: Calibration | None  # of the merges that were recalibrated, if any was
     forward_path: str
     notices: list[str]
+    ranking: list[str] | None  # of the parents, where they were paired by it
 
 
 def header(
@@ -76,13 +87,19 @@ def versions() -> dict[str, str]:
 
 
 def write_report(
-    finding: Finding, merged: list[Merged], folder: RunFolder, processes: Processes, seconds: dict[str, float]
+    finding: Finding,
+    merged: list[Merged],
+    beside: list[Merged],
+    folder: RunFolder,
+    processes: Processes,
+    seconds: dict[str, float],
 ) -> MergeResult:
     """Measure parents, baselines and merged models from their folders, and write result, card and plots.
 
     Args:
         finding: what the run found.
         merged: the merges, the root last.
+        beside: baselines that were searched for, and the second look, if there was one, last.
         folder: where the report goes.
         processes: who takes part in measuring.
         seconds: by stage, so far.
@@ -92,14 +109,15 @@ def write_report(
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
-    root, sources = merged[-1], finding.parents.sources
+    root, sources, all_made = merged[-1], finding.parents.sources, {one.name: one for one in (*merged, *beside)}
     aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
     treatment = finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
     if processes.is_main:
-        save_baselines(sources, scratch, treatment, aligned, processes.device)
+        save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
     processes.wait()
-    levels = [(one.source, one.level) for one in merged]
-    candidates = list_candidates(sources.values(), levels, scratch, treatment is not None, aligned is not None)
+    lineup = line_up(finding.recipe, finding.ranking, treatment is not None, aligned is not None)
+    opened = sources | {name: one.source for name, one in all_made.items()}
+    candidates = list_candidates(lineup, opened, next(reversed(all_made)), scratch)
     test = finding.load(finding.splits.test)
     right = measure(candidates, finding.validation, test, processes)
     processes.wait()
@@ -107,11 +125,11 @@ def write_report(
         remove(scratch)
     rows = len(finding.splits.validation)
     models = count(candidates, right, rows)
-    paired = pair(candidates, right, rows, best_parent(models)).to_dict()
-    _refuse_drift(merged, models)
+    _refuse_drift([one for name, one in all_made.items() if name != SECOND_LOOK], models)
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
-        record = make_record(finding, merged, models, paired, processes, seconds)
+        record = make_record(finding, merged, beside, models, processes, seconds)
+        record |= {name: pair(candidates, right, rows, other).to_dict() for name, other in compared(models).items()}
         write_run_files(folder.path, record)
     processes.wait()
     return MergeResult.load(folder.path)
@@ -149,11 +167,12 @@ def write_card(result: MergeResult, overwrite: bool = False) -> None:
     write_whole(file, card.encode())
 
 
-def _refuse_drift(merged: list[Merged], models: list[dict[str, Any]]) -> None:
-    measured = {model["name"]: model["validation"] for model in models if model["role"] == "intermediate"}
-    measured[merged[-1].name] = models[-1]["validation"]
-    for one in merged:
-        saved, rows = measured[one.name]["correct"], measured[one.name]["n"]
+def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
+    """See that the models that were searched for count as the search did, as they were saved."""
+    measured = {model["name"]: model["validation"] for model in models}
+    for one in made:
+        counted = measured.get(one.name, measured["merged"])  # the final merge, where no second look stands above it
+        saved, rows = counted["correct"], counted["n"]
         low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
         if max(low - saved, saved - high) > tolerance(rows):  # plain eager mode rounds otherwise than the search did
             raise RunError(
@@ -166,20 +185,18 @@ def _refuse_drift(merged: list[Merged], models: list[dict[str, Any]]) -> None:
 def make_record(
     finding: Finding,
     merged: list[Merged],
+    beside: list[Merged],
     models: list[dict[str, Any]],
-    paired: dict[str, Any],
     processes: Processes,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Return everything that card and plots are made from; no path of this machine among it."""
     splits, recipe, parents, root = finding.splits, finding.recipe, finding.parents, merged[-1]
-    rows = {
-        "validation": (splits.validation.spec, len(splits.validation)),
-        "test": (splits.test.spec, len(splits.test)),
-    }
-    if splits.calibration is not None and "calibration" in splits.digests:
-        rows["calibration"] = splits.calibration.spec, len(splits.calibration)
     nodes = [one.describe() for one in merged]
+    last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
+    digests = (last or root).describe()["digests"]
+    others: dict[str, Any] = {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
+    others |= {SECOND_LOOK: _describe_second_look(last, finding.journal)} if last else {}
     return {
         "version": VERSION,
         "name": recipe.name,
@@ -189,29 +206,38 @@ def make_record(
         "channels": parents.model.picture_shape[0],
         "recipe": _portable(finding),
         "models": models,
-        "paired": paired,
         "search": nodes[-1]["search"],
         "history": nodes[-1]["history"],
         "nodes": nodes,
+        **others,
         "parents": [
             {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256} for p in parents.identities.values()
         ],
         "data": {
             "source": splits.source, "classes": splits.classes, "matched": parents.matched,
             "shared_pictures": splits.shared_pictures,
-            **{name: {"rows": n, "spec": spec, "sha256": splits.digests[name]} for name, (spec, n) in rows.items()},
+            **{name: {"rows": len(rows), "spec": rows.spec, "sha256": sha} for name, rows, sha in splits.named},
         },
-        "digests": {
-            **nodes[-1]["digests"], "recipe": recipe.sha256, "journal": file_digest(finding.journal.path),
-        },
+        "digests": {**digests, "recipe": recipe.sha256, "journal": file_digest(finding.journal.path)},
         "environment": {
             "versions": versions(), "machine": platform.machine(), "system": platform.system(),
             "device_kind": processes.device_kind, "forward_path": finding.forward_path,
             "processes": processes.count, "threads": torch.get_num_threads(),
         },
-        "seconds": {"evaluating": round(sum(one.seconds for one in merged), 1), **seconds},
-        "notices": [*finding.notices, *_copies(parents, root)],
+        "seconds": {"evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1), **seconds},
+        "notices": [*finding.notices, *_copies(parents, last or root)],
     }  # fmt: skip
+
+
+def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
+    known, best = journal.nodes[last.name], last.record
+    counted = [known.find(1, i, None) for i in range(len(last.node.parents))]
+    finalists = [
+        {"name": name, "correct": one[0], "n": one[1]}
+        for name, one in zip(last.node.parents, counted, strict=True)
+        if one
+    ]
+    return last.describe() | {"finalists": finalists, "chosen": last.node.parents[best["index"]]}
 
 
 def _copies(parents: Parents, root: Merged) -> list[str]:
@@ -221,7 +247,7 @@ def _copies(parents: Parents, root: Merged) -> list[str]:
         opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
         learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
         same = [name for name, weights in learned.items() if weights == root.record["weights"]]
-    return [f"the merged model is {name} itself: the search found nothing better on validation" for name in same]
+    return [f"the merged model is {name} itself: nothing better was found" for name in same]
 
 
 def _portable(finding: Finding) -> dict[str, Any]:

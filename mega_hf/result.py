@@ -16,6 +16,8 @@ from mega_hf.statistics import wilson_interval
 
 VERSION = 1
 NAME = "result.json"
+_ROLES = ("parent", "treated_parent", "searched", "merged")
+_CHOOSING = ("greedy_soup", "line-sweep", "random")  # baselines that validation rows chose
 _COLUMNS = ("model", "role", "validation", "test", "95 % interval")
 
 
@@ -24,7 +26,14 @@ class Report:
     """Every model's right answers on validation and test, and the paired test; `str` is a table."""
 
     models: list[dict[str, Any]]  # {name, role, validation: {correct, n}, test: {correct, n}}
-    paired: dict[str, Any]  # {against, only_merged_right, only_other_right, p}
+    paired: dict[str, Any]  # {against, only_merged_right, only_other_right, p, low, high}: against the best parent
+    paired_soup: dict[str, Any] | None = None  # against the greedy soup, if there is one
+    second_look: dict[str, Any] | None = None  # {chosen, search: {n}}, where rows were kept for it
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """The merged model's paired tests, that against the best parent first."""
+        return [paired for paired in (self.paired, self.paired_soup) if paired is not None]
 
     @property
     def merged(self) -> dict[str, Any]:
@@ -51,6 +60,53 @@ class Report:
         return f"The merged model is {word} than {best}: {difference}."
 
     @property
+    def remarks(self) -> list[str]:
+        """What else is to be said, a sentence each: who was chosen, the greedy soup, selection bias, the ensemble."""
+        return [*self._choice(), *self._soup(), *self._bias(), *self._ceiling()]
+
+    def _choice(self) -> list[str]:
+        if self.second_look is None:
+            return []
+        name = self.second_look["chosen"]
+        treated = any(model["role"] == "treated_parent" for model in self.models)
+        parent = "the recalibrated parent" if treated else "the parent"
+        role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
+        who = next((role.get(model["role"], "") for model in self.models if model["name"] == name), "")
+        rows = self.second_look["search"]["n"]
+        return [f"Named the merged model on {rows:,} rows that no search has seen: {who} {printable(name)}."]
+
+    def _soup(self) -> list[str]:
+        if self.paired_soup is None:
+            return []
+        paired, rows = self.paired_soup, self.merged["test"]["n"]
+        gain = 100 * (paired["only_merged_right"] - paired["only_other_right"]) / rows
+        low, high = 100 * paired["low"], 100 * paired["high"]
+        interval = f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p {format_p(paired['p'])}"
+        return [f"Against {printable(paired['against'])}: {gain:+.2f} points on test ({interval})."]
+
+    def _bias(self) -> list[str]:
+        """Say by how much the search's best is better on the rows that chose it than on those that did not."""
+        by_role = {role: [model for model in self.models if model["role"] == role] for role in _ROLES}
+        searched = (by_role["searched"] or by_role["merged"])[0]
+        parents = by_role["treated_parent"] or by_role["parent"]
+        if "low" not in self.paired or not parents:
+            return []  # of a release that did not say it
+        own, *others = [_accuracy(model["validation"]) - _accuracy(model["test"]) for model in (searched, *parents)]
+        return [
+            f"Selection bias: on validation, which chose it, the search's best has {_points(own)} than on test; its "
+            f"parents, which were not chosen there, have {_points(sum(others) / len(others))} on average."
+        ]
+
+    def _ceiling(self) -> list[str]:
+        parents = sum(model["role"] == "parent" for model in self.models)
+        return [
+            f"The ensemble of the {parents} parents, which takes {parents} times as long to run, has "
+            f"{100 * _accuracy(model['test']):.2f} % on test."
+            for model in self.models
+            if model["role"] == "ceiling"
+        ]
+
+    @property
     def has_tree(self) -> bool:
         """Whether there are merges below the final one."""
         return any(model["role"] == "intermediate" for model in self.models)
@@ -60,7 +116,7 @@ class Report:
         rows: list[tuple[str, ...]] = [_COLUMNS]
         for model in self.models:
             low, high = wilson_interval(model["test"]["correct"], model["test"]["n"])
-            searched = " (selected on)" if model["role"] in ("merged", "intermediate") else ""
+            searched = " (selected on)" if self._is_selected(model) else ""
             validation = f"{100 * _accuracy(model['validation']):.2f} %{searched}"
             test = f"{100 * _accuracy(model['test']):.2f} %"
             level = f", level {model['level']}" if self.has_tree and model.get("level") else ""
@@ -68,13 +124,20 @@ class Report:
             rows.append((printable(model["name"]), printable(model["role"]) + level, validation, test, interval))
         return rows
 
+    def _is_selected(self, model: dict[str, Any]) -> bool:
+        """Say whether a model was chosen by its validation figure, which is too high for that."""
+        if model["role"] == "merged" and self.second_look is not None:
+            chosen = next(one for one in self.models if one["name"] == self.second_look["chosen"])
+            return self._is_selected(chosen)
+        return model["role"] in ("merged", "searched", "intermediate") or model["name"] in _CHOOSING
+
     def __str__(self) -> str:
         rows = self.rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.verdict])
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.verdict, *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -92,7 +155,12 @@ class MergeResult:
     @property
     def report(self) -> Report:
         """The table of all models."""
-        return Report(self._entry("models"), self._entry("paired"))
+        return Report(
+            self._entry("models"),
+            self._entry("paired"),
+            self.record.get("paired_soup"),
+            self.record.get("second_look"),
+        )
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -111,6 +179,13 @@ class MergeResult:
     def has_tree(self) -> bool:
         """Whether there are merges below the final one."""
         return self.report.has_tree
+
+    @property
+    def made(self) -> list[dict[str, Any]]:
+        """The merges, the searched baselines, and the second look: whichever is last gave the merged model."""
+        record = self.record
+        last = [record["second_look"]] if record.get("second_look") else []
+        return [*record["nodes"], *record.get("baselines", ()), *last]
 
     @property
     def merged(self) -> Path:
@@ -181,6 +256,10 @@ class MergeResult:
 def encode_record(record: dict[str, Any]) -> bytes:
     """Return what result.json holds."""
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _points(difference: float) -> str:
+    return f"{abs(100 * difference):.2f} points {'more' if difference >= 0 else 'less'}"
 
 
 def _accuracy(counted: dict[str, int]) -> float:

@@ -43,6 +43,8 @@ class _Paired(_Lenient):
     only_merged_right: _Number = 0
     only_other_right: _Number = 0
     p: Annotated[float, Field(ge=0, le=1)]
+    low: Annotated[float, Field(ge=-1, le=1)] | None = None
+    high: Annotated[float, Field(ge=-1, le=1)] | None = None
 
 
 class _Generation(_Lenient):
@@ -58,6 +60,15 @@ class _Node(_Lenient):
     level: _Level | None = None
     search: _Counted | None = None
     history: list[_Generation] | None = None
+
+
+class _Finalist(_Counted):
+    name: str
+
+
+class _Choice(_Node):
+    finalists: Annotated[list[_Finalist], Field(min_length=1)]
+    chosen: str
 
 
 class _Parent(_Lenient):
@@ -76,6 +87,7 @@ class _Data(_Lenient):
     validation: _Split
     test: _Split
     calibration: _Split | None = None
+    second_look: _Split | None = None
 
 
 class _Record(_Lenient):
@@ -89,7 +101,10 @@ class _Record(_Lenient):
     paired: _Paired | None = None
     search: _Counted | None = None
     history: list[_Generation] = []
+    paired_soup: _Paired | None = None
     nodes: Annotated[list[_Node], Field(min_length=1)] | None = None
+    baselines: list[_Node] = []
+    second_look: _Choice | None = None
     parents: list[_Parent] = []
     data: _Data | None = None
     digests: dict[str, str | None] = {}
@@ -99,17 +114,18 @@ class _Record(_Lenient):
 
     @model_validator(mode="after")
     def _named(self) -> _Record:
-        told = [one for node in self.nodes or () for one in (node.parents, node.level, node.search, node.history)]
+        made = [*(self.nodes or ()), *self.baselines, *([self.second_look] if self.second_look else [])]
+        told = [one for node in made for one in (node.parents, node.level, node.search, node.history)]
         if self.models is not None and None in told:
             raise ValueError("nodes: one without parents, level, search or history")
         if self.models is not None and sum(model.role == "merged" for model in self.models) != 1:
             raise ValueError("models: not one merged model")
-        if (
-            self.models is not None
-            and self.paired is not None
-            and self.paired.against not in [model.name for model in self.models]
-        ):
-            raise ValueError("paired.against: no such model")
+        names = [model.name for model in self.models or ()]
+        for key, paired in (("paired", self.paired), ("paired_soup", self.paired_soup)):
+            if self.models is not None and paired is not None and paired.against not in names:
+                raise ValueError(f"{key}.against: no such model")
+        if self.second_look and self.models is not None and self.second_look.chosen not in names:
+            raise ValueError("second_look.chosen: no such model")
         return self
 
 

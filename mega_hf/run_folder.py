@@ -79,6 +79,15 @@ class RunFolder:
         """The journal's file."""
         return self.path / JOURNAL
 
+    @property
+    def merged(self) -> Path:
+        """The folder of the merged model."""
+        return self.path / "merged"
+
+    def node(self, name: str) -> Path:
+        """Return the folder of a merge that is not the run's last, or of a baseline."""
+        return self.path / "nodes" / name
+
     def check(self, recipe: Recipe, overwrite: bool, update: bool = False) -> Recipe:
         """Return the recipe to run: the one given, or the folder's own (with pinned revisions) if it is the same.
 
@@ -218,9 +227,9 @@ class RunFolder:
         known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
         if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
             return None  # of an early release, or of another recipe
-        *intermediates, root = [node["name"] for node in result.record["nodes"]]
+        *intermediates, last = [node["name"] for node in result.made]
         is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
-        folders = {name: self.path / "nodes" / name for name in intermediates if is_kept} | {root: result.merged}
+        folders = {name: self.node(name) for name in intermediates if is_kept} | {last: self.merged}
         journal = Journal(self.journal)
         is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
         return result if is_whole else None

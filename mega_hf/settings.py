@@ -11,8 +11,11 @@ from pydantic_core import PydanticCustomError
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 # Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
-_LATER = {"encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None}
-_CHANGED = {"batchnorm"}
+_LATER = {
+    "encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None,
+    "second_look": 0.0,
+}  # fmt: skip
+_CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
 SWEEP = 21  # points of a line sweep
 
@@ -146,7 +149,7 @@ class Founders(Strict):
 class Merge(Strict):
     """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
 
-    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup"] = "mega"
+    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"] = "mega"
     variant: Literal["default", "reference"] = "default"
     population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -217,13 +220,15 @@ class Node(Merge):
         """How many individuals are measured, at most."""
         breeding = self.population_size + (self.generations - 1) * (self.population_size - 1)  # the elite is known
         # Whoever is best so far has a line in each step of a greedy soup, and is not measured again.
-        other = {"line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * len(self.parents) - 2}
+        count = len(self.parents)
+        other = {"line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * count - 2, "choose": count}
         return other.get(self.method, breeding)
 
     @property
     def founders_count(self) -> int:
         """How many of them are in the first generation."""
-        other = {"line-sweep": min(SWEEP, self.population_size), "uniform_soup": 1, "greedy_soup": len(self.parents)}
+        count, sweep = len(self.parents), min(SWEEP, self.population_size)
+        other = {"line-sweep": sweep, "uniform_soup": 1, "greedy_soup": count, "choose": count}
         return other.get(self.method, self.population_size)
 
     @property

@@ -13,8 +13,10 @@ from typing import Any
 
 from mega_hf.absent import is_found_again
 from mega_hf.baselines import ALIGNED
+from mega_hf.candidates import Lineup, line_up
 from mega_hf.errors import HubError, MegaError, ParentError, RunError, VerificationError
-from mega_hf.files import file_digest, folder_digest
+from mega_hf.files import file_digest
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.hf import hub
 from mega_hf.hf.models import open_model
 from mega_hf.journal import NAME as JOURNAL
@@ -56,13 +58,23 @@ class Testimony:
 
     @cached_property
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """What result.json says of each merge, the root last."""
-        return {node["name"]: node for node in self.result.record["nodes"]}
+        """What result.json says of each merge, of each searched baseline, and of the second look."""
+        return {node["name"]: node for node in self.result.made}
 
     @property
     def root(self) -> str:
-        """The name of the final merge."""
+        """The name of what gave the merged model: the final merge, or the second look."""
         return next(reversed(self.nodes))
+
+    @property
+    def searched(self) -> str:
+        """The name of the final merge."""
+        return str(self.result.record["nodes"][-1]["name"])
+
+    @property
+    def lineup(self) -> Lineup:
+        """The models that result.json must tell of."""
+        return line_up(self.recipe, self.ranking, self.is_treated, self.has_aligned)
 
     @property
     def parents(self) -> dict[str, str]:
@@ -76,13 +88,18 @@ class Testimony:
 
     @property
     def rows(self) -> int:
-        """How many validation rows there are."""
+        """How many validation rows the searches saw."""
         return self.result.record["data"]["validation"]["rows"]
+
+    def rows_of(self, name: str) -> int:
+        """Return on how many rows a merge's individuals were measured."""
+        return self.result.record["data"][SECOND_LOOK]["rows"] if name == SECOND_LOOK else self.rows
 
     @property
     def splits(self) -> list[str]:
-        """What the run took of the data set: validation and test, and calibration where a merge was recalibrated."""
-        return [split for split in ("validation", "test", "calibration") if split in self.result.record["data"]]
+        """What the run took of the data set: validation and test, and what else a recipe may ask for."""
+        named = ("validation", "test", "calibration", SECOND_LOOK)
+        return [split for split in named if split in self.result.record["data"]]
 
     @property
     def is_treated(self) -> bool:
@@ -94,10 +111,10 @@ class Testimony:
         """Whether the average of the aligned parents is among the baselines."""
         return any(model["role"] == "baseline" and model["name"] == ALIGNED for model in self.result.report.models)
 
-    def shown(self, recomputes: bool) -> int:
-        """How many pictures full evaluation would have shown each individual, those for its statistics among them."""
+    def shown(self, name: str, recomputes: bool) -> int:
+        """Return how many pictures full evaluation would show each individual of a merge, for its statistics too."""
         calibration = self.result.record["data"].get("calibration")
-        return self.rows + (calibration["rows"] if calibration and recomputes else 0)
+        return self.rows_of(name) + (calibration["rows"] if calibration and recomputes else 0)
 
     @property
     def ranking(self) -> list[str] | None:
@@ -147,19 +164,6 @@ class Testimony:
         if largest == 0:
             return ": the same numbers, in a file that is another one"
         return f": largest difference {largest:.3g}, in {differing:,} of {total:,} numbers"
-
-    def refuse_changed_files(self) -> None:
-        """Raise VerificationError where a file beside the model's weights is not as the run left it."""
-        if self.model is None:
-            return
-        listed = self.result.record.get("files", {})
-        for name in [name for name in listed if "/" not in name]:
-            file = self.model / name
-            if not file.is_file() or file_digest(file) != listed[name]:
-                raise changed(name, "the model's files", listed[name], file_digest(file) if file.is_file() else "none")
-        left = (self.record_of(self.root).merged or {}).get("folder")
-        if not listed and folder_digest(self.model) != left:
-            raise changed("merged", "the model's files", left, folder_digest(self.model))
 
 
 def read_testimony(run: str | Path) -> Testimony:
@@ -283,8 +287,9 @@ def _compare(told: Testimony, is_whole: bool) -> None:
     for name, expected in told.parents.items():
         if header["parents"].get(name) != expected:
             raise changed(RESULT, f"what it says of the parent {name}", header["parents"].get(name), expected)
-    if list(told.recipe.nodes(told.ranking)) != list(told.nodes):
-        raise changed(RESULT, "the merges in it", ", ".join(told.recipe.nodes(told.ranking)), ", ".join(told.nodes))
+    if list(told.recipe.all_nodes(told.ranking)) != list(told.nodes):
+        expected = ", ".join(told.recipe.all_nodes(told.ranking))
+        raise changed(RESULT, "the merges in it", expected, ", ".join(told.nodes))
 
 
 def changed(where: str, what: str, expected: object, got: object) -> VerificationError:

@@ -94,7 +94,7 @@ def verify(
     told = read_testimony(run)
     references = _references(told, dict(parents or {}), Path(trained) if trained is not None else None)
     sources = {name: _open_source(told, name, *reference) for name, reference in references.items()}
-    nodes = told.recipe.nodes(told.ranking)
+    nodes = told.recipe.all_nodes(told.ranking)
     lines = [(name, *at) for name in nodes for at in told.record_of(name)]
     # By no seed: a forger must not know which lines will be measured again.
     wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
@@ -116,7 +116,8 @@ def verify(
             unseen += ["BatchNorm's statistics: they take the data, --evaluate K"] if making.recomputed else []
             unseen.append("accuracies, and the counts in the journal: that takes the data, --evaluate K")
         else:
-            aligned = alignment(nodes[root.name], [source.name for source in leaves], told.record_of(root.name))
+            names = [source.name for source in leaves]
+            aligned = alignment(nodes[told.searched], names, told.record_of(told.searched))
             merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
             made = Makings(first, leaves, merges, making.chosen, making.recomputed, aligned, baselines)
             again = remeasure(told, made, data, Progress(progress))

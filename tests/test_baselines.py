@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mega_hf.baselines import ALIGNED, BASELINES, uniform_soup
+from mega_hf.finalists import BASELINES as SEARCHED
+from mega_hf.finalists import SECOND_LOOK
 from mega_hf.recipe import RESERVED
 
 
@@ -45,4 +47,4 @@ def test_every_baseline_of_equal_parents_is_that_parent(name):
 
 
 def test_no_parent_may_bear_a_baselines_name():
-    assert set(RESERVED) == {"merged", ALIGNED, *BASELINES}
+    assert set(RESERVED) == {"merged", SECOND_LOOK, ALIGNED, *BASELINES, *SEARCHED}

@@ -13,7 +13,7 @@ import pytest
 from mega_hf import MergeResult, VerificationError, verify
 from mega_hf.hf.card_update import seal
 from mega_hf.report import write_card
-from mega_hf.statistics import sign_test
+from mega_hf.statistics import bootstrap_interval, sign_test
 from tests.forged import append, assert_named, claim, edit
 
 
@@ -60,7 +60,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "validation": (
         lambda f: edit(f, lambda r: r["models"][-1]["validation"].update(correct=60)), "^result.json: .*on validation"
     ),
-    "the best parent": (_prefer_the_other, "^result.json: changed.*whom the paired test is against"),
+    "the best parent": (_prefer_the_other, "^result.json: changed.*whom the paired tests are against"),
     "paired": (lambda f: claim(f, "paired", "only_merged_right", value=90), "^result.json: changed.*the paired test"),
     "p": (lambda f: claim(f, "paired", "p", value=0.00001), "^result.json: changed.*the paired test's p"),
     "card": (_improve_card, "^README.md: a generated part of the card was changed"),
@@ -80,7 +80,14 @@ def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> Non
     paired, counts = record["paired"], {one["name"]: one["test"]["correct"] for one in record["models"]}
     gain = counts["merged"] - counts[paired["against"]]
     few = paired["only_other_right"]
-    paired |= {"only_merged_right": few + gain, "p": sign_test(few + gain, few)}
+    _set_pair(record, few + gain, few)
+
+
+def _set_pair(record: dict[str, Any], only_merged: int, only_other: int) -> None:
+    """Claim other counts of the paired test, and what follows from them."""
+    low, high = bootstrap_interval(only_merged, only_other, record["models"][0]["test"]["n"])
+    told = {"only_merged_right": only_merged, "only_other_right": only_other, "low": low, "high": high}
+    record["paired"] |= told | {"p": sign_test(only_merged, only_other)}
 
 
 CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -89,12 +96,8 @@ CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "baseline": (lambda r: _add_right(r, 4, "test", -2), "uniform_soup on test is not what was claimed"),
     "validation": (lambda r: _add_right(r, 4, "validation", -2), "uniform_soup on validation is not what was claimed"),
     "paired": (
-        lambda r: r["paired"].update(
-            only_merged_right=r["paired"]["only_merged_right"] + 2,
-            only_other_right=r["paired"]["only_other_right"] + 2,
-            p=sign_test(r["paired"]["only_merged_right"] + 2, r["paired"]["only_other_right"] + 2),
-        ),
-        "test rows that only the merged model gets right is not what was claimed",
+        lambda r: _set_pair(r, r["paired"]["only_merged_right"] + 2, r["paired"]["only_other_right"] + 2),
+        "test rows that only the merged model gets right, of it and ",
     ),
     "classes": (lambda r: r["data"].update(classes=4), "changed since the run: what it says of the data's classes"),
 }  # fmt: skip

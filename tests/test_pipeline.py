@@ -80,7 +80,7 @@ def test_the_result_record(finished: MergeResult) -> None:
             assert counted["n"] == tiny.ROWS[name]
             assert type(counted["correct"]) is int
             assert 0 <= counted["correct"] <= counted["n"]
-    assert set(record["paired"]) == {"against", "only_merged_right", "only_other_right", "p"}
+    assert set(record["paired"]) == {"against", "only_merged_right", "only_other_right", "p", "low", "high"}
     digests = record["digests"]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()), digests
     assert {"weights", "statistics", "file", "recipe", "journal"} <= set(digests)

@@ -43,6 +43,7 @@ def test_the_merged_model_holds_the_statistics_that_its_weights_have(finished: M
 def test_blended_it_is_another_model_and_no_training_picture_is_needed(pair: tiny.Pair, tmp_path: Path) -> None:
     rows = {name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))}
     data = {"path": str(tiny.write_splits(tmp_path / "data", rows)), "validation": "validation", "test": "test"}
+    data |= {"second_look": 0.0}
     blend = tiny.MERGE | {"batchnorm": "blend"}
     result = merge(Recipe.from_dict(pair.recipe(data=data, merge=blend)), tmp_path / "out")
     assert [model["role"] for model in result.report.models] == ["parent", "parent", "baseline", "merged"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.statistics import Paired, mcnemar, wilson_interval
+from mega_hf.statistics import Paired, bootstrap_interval, mcnemar, wilson_interval
 
 COUNTS = st.integers(1, 20_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -52,7 +52,7 @@ def test_wilson_of_a_textbook_example():
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
-@given(*[st.integers(0, 40)] * 4)
+@given(st.integers(1, 40), *[st.integers(0, 40)] * 3)
 @settings(max_examples=80, deadline=None)
 def test_mcnemar_is_the_binomial_sum_over_the_rows_that_differ(both, only_merged, only_other, neither):
     paired = mcnemar("a", *_vectors(both, only_merged, only_other, neither))
@@ -68,9 +68,29 @@ def test_mcnemar_of_known_counts(b, c, p):
 
 
 def test_a_pair_is_plain_values():
-    assert Paired("a", 1, 2, 0.5).to_dict() == {
+    assert Paired("a", 1, 2, 0.5, -0.1, 0.2).to_dict() == {
         "against": "a",
         "only_merged_right": 1,
         "only_other_right": 2,
         "p": 0.5,
+        "low": -0.1,
+        "high": 0.2,
     }
+
+
+@pytest.mark.parametrize(("ups", "downs", "n"), [(500, 400, 10_000), (3, 0, 10), (0, 0, 50), (30, 45, 200)])
+def test_the_bootstraps_interval_is_that_of_drawn_rows(ups, downs, n):
+    """Beside numpy's own draws, of which the ends of an interval are off by their chance."""
+    low, high = bootstrap_interval(ups, downs, n)
+    draws = np.random.default_rng(0).multinomial(n, [ups / n, downs / n, (n - ups - downs) / n], size=100_000)
+    drawn = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975], method="inverted_cdf")
+    assert (low, high) == pytest.approx(tuple(drawn), abs=1.01 / n)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 400))
+@settings(max_examples=60, deadline=None)
+def test_the_bootstraps_interval_holds_the_difference_and_turns_with_it(ups, downs, more):
+    n = ups + downs + more
+    low, high = bootstrap_interval(ups, downs, n)
+    assert -1 <= low <= (ups - downs) / n <= high <= 1
+    assert bootstrap_interval(downs, ups, n) == pytest.approx((-high, -low), abs=1.01 / n)

@@ -204,7 +204,8 @@ class Pair:
 
     def recipe(self, **changes: Any) -> dict[str, Any]:
         """Return a recipe that merges them, as a tree; `changes` replace top-level keys."""
-        tree = {"name": "tiny", "data": {"path": str(self.data), "validation": "validation", "test": "test"}}
+        rows = {"validation": "validation", "test": "test", "second_look": 0.0}
+        tree = {"name": "tiny", "data": {"path": str(self.data), **rows}, "baselines": []}
         return tree | {"parents": {"a": str(self.a), "b": str(self.b)}, "merge": MERGE} | changes
 
     def write(self, folder: Path, **changes: Any) -> Path:

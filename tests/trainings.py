@@ -33,7 +33,8 @@ def tree(data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **
     own = {"a": {"seed": 1}, "b": {"seed": 2}} if parents is None else parents
     return {
         "name": "trained",
-        "data": {"path": str(data), "validation": "validation", "test": "test"},
+        "data": {"path": str(data), "validation": "validation", "test": "test", "second_look": 0.0},
+        "baselines": [],
         "parents": {n: {"train": p} if isinstance(p, dict) and "weights" not in p else p for n, p in own.items()},
         "train": TRAIN | train,
         "threads": threads,

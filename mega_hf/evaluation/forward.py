@@ -137,6 +137,15 @@ class Forward:
         right, margin, finite = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
         return Answers(right, margin, bool(finite.all()))
 
+    @torch.inference_mode()
+    def probabilities(self, pictures: Pictures) -> torch.Tensor:
+        """Return what the resident model gives each class, on all rows: [rows, classes] float32 on the CPU."""
+        found = []
+        for chosen in torch.arange(pictures.count).split(pictures.batch_size):
+            images = pictures.select(chosen)[0].to(self.device).to(memory_format=self.memory_format)
+            found.append(self.run(images).softmax(dim=1)[: len(chosen)].cpu())
+        return torch.cat(found)
+
     def tried_for_order(self, pictures: Pictures) -> int:
         """Return how many pictures `is_order_free` would show: some batches, twice, if it does not know yet."""
         return 2 * min(3 * pictures.batch_size, pictures.count) if self._is_order_free is None else 0

@@ -23,6 +23,13 @@ def uniform_soup(parents: torch.Tensor, search: Search, streams: Streams, evalua
     return _try(parents, [_equal(len(parents))], 1, evaluate)
 
 
+def choose(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+    """Keep the best of the parents as it is, of equals the first; all are measured to the end."""
+    population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
+    fitness = [Fitness(*counted) for counted in evaluate(population, [[i] for i in range(len(parents))], None)]
+    return Outcome(best_of(population, fitness), (record_generation(1, fitness),))
+
+
 def line_sweep(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
     """Take the best of `search.budget` points at equal distances on the line between two parents, ends included."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
@@ -88,4 +95,5 @@ def _equal(count: int) -> list[float]:
 
 METHODS: dict[str, Method] = {
     "random": random_search, "line-sweep": line_sweep, "uniform_soup": uniform_soup, "greedy_soup": greedy_soup,
+    "choose": choose,
 }  # fmt: skip

@@ -67,6 +67,7 @@ def _rendered(result: MergeResult) -> str:
         how=_METHODS.get(record["nodes"][-1].get("merge", {}).get("method"), _METHODS["mega"]),
         treated=any(model["role"] == "treated_parent" for model in record["models"]),
         verdict=escape(result.report.verdict),
+        remarks=result.report.remarks,
         p=format_p(record["paired"]["p"]),
         own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",
         recipe=strict_yaml.dump(record["recipe"]),

@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from mega_hf.data_settings import Calibration, Data, Sample
+from mega_hf.data_settings import SECOND_LOOK_SEED, Calibration, Data, Sample
 from mega_hf.errors import DataError
 from mega_hf.hf.dataset import find_columns, open_dataset
-from mega_hf.hf.rows import Split, check_labels, hash_rows, sample_rows, select_rows
+from mega_hf.hf.rows import Split, check_labels, draw_places, hash_rows, sample_rows, select_rows
 
 DEFAULT_SAMPLE = 5000
 _SHARED_LIMIT = 0.01  # more identical pictures than this share of the validation rows is a leak, not a coincidence
@@ -29,10 +29,22 @@ class Splits:
     classes: int
     data: Data  # with every default filled in: columns, splits, revision
     source: dict[str, Any]  # {hub, revision} or {local}: never a path of this machine
-    digests: dict[str, str]  # validation, test: SHA-256 over rows
+    digests: dict[str, str]  # validation, test, second_look: SHA-256 over rows
     shared_pictures: int  # pictures that stand in validation and in test
     notices: tuple[str, ...]
     calibration: Split | None = None  # rows of `train` for BatchNorm's statistics; None where there are none
+    second_look: Split | None = None  # validation rows that the search never sees, and so no part of `validation`
+
+    @property
+    def named(self) -> list[tuple[str, Split, str]]:
+        """The rows that a run takes of the data set beside those for training: name, rows, digest."""
+        rows = {"validation": self.validation, "test": self.test, "calibration": self.calibration}
+        rows |= {"second_look": self.second_look}
+        return [
+            (name, split, self.digests[name])
+            for name, split in rows.items()
+            if split is not None and name in self.digests
+        ]
 
 
 def load_splits(data: Data, trained_here: bool = False) -> Splits:
@@ -67,8 +79,9 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         check_labels(split, classes)
     if shared:
         notices = (*notices, f"{shared} validation pictures stand in the test split too")
+    searched, second = _divide(validation, data, hashes)
     digests = {name: hashlib.sha256(b"".join(rows)).hexdigest() for name, rows in hashes.items()}
-    return Splits(train, validation, test, names, classes, data, source, digests, shared, notices, calibration)
+    return Splits(train, searched, test, names, classes, data, source, digests, shared, notices, calibration, second)
 
 
 def add_calibration(splits: Splits) -> Splits:
@@ -198,6 +211,34 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
         sample = Sample(split=data.train, size=max(1, size))
         data = data.model_copy(update={"validation": sample})
     return data
+
+
+def _divide(validation: Split, data: Data, hashes: dict[str, list[bytes]]) -> tuple[Split, Split | None]:
+    """Return the validation rows that are searched on, and those of the second look, if there is one.
+
+    Args:
+        validation: all of them.
+        data: which share is kept for the second look.
+        hashes: of each split's rows; what is divided is put in its place.
+
+    Raises:
+        DataError: the share is no row.
+    """
+    if not data.second_look:
+        return validation, None
+    count = len(validation)
+    later = draw_places(count, min(round(data.second_look * count), count - 1), SECOND_LOOK_SEED)
+    if not len(later):
+        raise DataError(
+            "no validation rows for a second look", expected=f"a share of {validation.spec} that is a row or more",
+            got=f"{data.second_look:g} of {count}",
+            remedy="more validation rows; or data.second_look: 0, and there is none",
+        )  # fmt: skip
+    places = {"validation": np.setdiff1d(np.arange(count), later), "second_look": later}
+    whole = hashes["validation"]
+    hashes |= {name: [whole[place] for place in chosen] for name, chosen in places.items()}
+    searched, second = (validation.take(chosen, data.text_of(name, len(chosen))) for name, chosen in places.items())
+    return searched, second
 
 
 def _refuse_overlap(one: Split, other: Split, names: str = "validation and test") -> None:

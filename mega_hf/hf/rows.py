@@ -84,6 +84,10 @@ class Split:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def take(self, places: np.ndarray, spec: str) -> Split:
+        """Return the rows at some places, under a text that says which they are."""
+        return replace(self, spec=spec, indices=self.indices[places], rows=self.rows.select(places))
+
     def labels(self) -> np.ndarray:
         """Return the rows' labels: [rows] int64."""
         return np.array([-1 if label is None else label for label in self.rows[self.label][:]], dtype=np.int64)
@@ -157,10 +161,15 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
 
 def sample_rows(split: Split, wanted: Calibration) -> Split:
     """Draw some of a split's rows, or take all if it has no more, in the split's order."""
-    stream = np.random.Generator(np.random.Philox(key=wanted.seed))
-    chosen = np.sort(np.argsort(stream.random(len(split)), kind="stable")[: wanted.size])
+    chosen = draw_places(len(split), wanted.size, wanted.seed)
     text = wanted.model_copy(update={"size": len(chosen)}).text_of(split.spec)
-    return replace(split, spec=text, indices=split.indices[chosen], rows=split.rows.select(chosen))
+    return split.take(chosen, text)
+
+
+def draw_places(count: int, wanted: int, seed: int) -> np.ndarray:
+    """Draw `wanted` of `count` places, or take all, in ascending order."""
+    stream = np.random.Generator(np.random.Philox(key=seed))
+    return np.sort(np.argsort(stream.random(count), kind="stable")[:wanted])
 
 
 def fill_pictures(

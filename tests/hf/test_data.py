@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_defaults(folder: Path) -> None:
-    splits = load_splits(Data(path=str(folder)))
+    splits = load_splits(Data(path=str(folder), second_look=0.0))
     assert (splits.validation.spec, splits.test.spec) == ("validation", "test")
     assert (len(splits.validation), len(splits.test), len(splits.train)) == (60, 90, 120)
     assert (splits.class_names, splits.classes) == (tiny.NAMES, 3)
@@ -31,7 +31,7 @@ def test_the_defaults(folder: Path) -> None:
 
 
 def test_pictures_and_labels_are_those_of_the_files(folder: Path) -> None:
-    splits = load_splits(Data(path=str(folder), validation="validation[10:20]"))
+    splits = load_splits(Data(path=str(folder), validation="validation[10:20]", second_look=0.0))
     images, labels = tiny.pictures(60, 2)
     assert np.array_equal(np.array(splits.validation.picture(3)), images[13])
     assert splits.validation.labels().tolist() == labels[10:20].tolist()
@@ -40,10 +40,11 @@ def test_pictures_and_labels_are_those_of_the_files(folder: Path) -> None:
 
 def test_a_stratified_sample(folder: Path) -> None:
     sample = Sample(split="train", size=30, seed=1)
-    splits = load_splits(Data(path=str(folder), validation=sample))
+    splits = load_splits(Data(path=str(folder), validation=sample, second_look=0.0))
     assert np.bincount(splits.validation.labels()).tolist() == [10, 10, 10]
-    again = load_splits(Data(path=str(folder), validation=sample))
-    other = load_splits(Data(path=str(folder), validation=sample.model_copy(update={"seed": 2})))
+    again = load_splits(Data(path=str(folder), validation=sample, second_look=0.0))
+    sample = sample.model_copy(update={"seed": 2})
+    other = load_splits(Data(path=str(folder), validation=sample, second_look=0.0))
     assert again.digests == splits.digests
     assert other.digests["validation"] != splits.digests["validation"]
     # What parents are trained on here is what is left.
@@ -54,7 +55,7 @@ def test_a_stratified_sample(folder: Path) -> None:
 def test_a_sample_of_unequal_classes_without_stratification(tmp_path: Path) -> None:
     one = tiny.split(60, 1).select([0, 3, 6, 9, 12, 15, 18, 21, 24, 1])  # a class of one row can't be shared out
     tiny.write_splits(tmp_path / "data", {"train": one, "test": tiny.split(9, 3)})
-    data = Data(path=str(tmp_path / "data"), validation=Sample(size=5, seed=0))
+    data = Data(path=str(tmp_path / "data"), validation=Sample(size=5, seed=0), second_look=0.0)
     with pytest.raises(DataError, match="stratify: false"):
         load_splits(data)
     plain = data.model_copy(update={"validation": Sample(size=5, seed=0, stratify=False)})
