@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
-from mega_hf.lines import VERSION, check_line, seal, unseal
+from mega_hf.lines import VERSION, check_line, differing_entry, seal, unseal
 from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class NodeRecord:
         seconds: spent on evaluations, over all processes and resumptions.
         pictures: forwarded for them.
         aligned: permutations of the parents' channels.
+        proposed: what a strategy proposed: generation -> points.
     """
 
     journal: Journal
@@ -43,6 +44,7 @@ class NodeRecord:
     seconds: float = 0.0
     pictures: int = 0
     aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # parent -> groups of channels, and orders
+    proposed: dict[int, list[list[float]]] = field(default_factory=dict)
     _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
     _genomes: dict[str, Counted] = field(default_factory=dict)
 
@@ -108,21 +110,34 @@ class NodeRecord:
         """
         line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
         line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4), "pictures": pictures}
+        self._keep(line, write)
+
+    def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
+        """Append how a parent's channels are put in the order of the first one's, before anything is bred of it."""
+        self._keep({"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}, write)
+
+    def propose(self, generation: int, points: list[list[float]], write: bool = True) -> None:
+        """Append what a strategy proposes for a generation, before it is measured."""
+        self._keep({"kind": "proposed", "node": self.node, "generation": generation, "points": points}, write)
+
+    def _keep(self, line: dict[str, Any], write: bool) -> None:
         if write:
             self.journal.append(line)
         else:
             self.take(line)
 
-    def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
-        """Append how a parent's channels are put in the order of the first one's, before anything is bred of it."""
-        line = {"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}
-        if write:
-            self.journal.append(line)
-        else:
-            self.aligned[parent] = groups
-
     def take(self, line: dict[str, Any]) -> None:
-        """Keep in memory what a line says of an individual."""
+        """Keep in memory what a line says of the merge."""
+        if line["kind"] == "merged":
+            self.merged = line
+        elif line["kind"] == "aligned":
+            self.aligned[line["parent"]] = line["groups"]
+        elif line["kind"] == "proposed":
+            self.proposed[line["generation"]] = line["points"]
+        else:
+            self._take_fitness(line)
+
+    def _take_fitness(self, line: dict[str, Any]) -> None:
         counted = (line["correct"], line["n"])
         self._known[line["generation"], line["index"]] = (counted, line["genome"])
         self._genomes[line["genome"]] = counted
@@ -174,7 +189,7 @@ class Journal:
         there = self.header
         if there is None:
             return self.append({"kind": "header", "version": VERSION} | header)
-        differing = _differing(there, header)
+        differing = differing_entry(there, header)
         if differing and not update:
             before, now = there.get(differing), header.get(differing)
             raise RunError(
@@ -263,10 +278,6 @@ class Journal:
             self.order = line
         elif kind == "node":
             self.nodes[line["node"]] = NodeRecord(self, line["node"], line["key"])
-        elif kind == "merged":
-            self.nodes[line["node"]].merged = line
-        elif kind == "aligned":
-            self.nodes[line["node"]].aligned[line["parent"]] = line["groups"]
         else:
             self.nodes[line["node"]].take(line)
 
@@ -278,15 +289,6 @@ def _damaged(where: str, number: int, error: Exception) -> RunError:
         expected="a journal's line, as it was written", got=error,
         remedy=f"put a copy back; or {back}--overwrite starts afresh",
     )  # fmt: skip
-
-
-def _differing(there: dict[str, Any], header: dict[str, Any]) -> str | None:
-    """Name the first thing in which two headers of one run may not differ."""
-    shared = there["parents"].keys() & header["parents"].keys()
-    if any(there["parents"][name] != header["parents"][name] for name in shared):
-        return "parents"
-    keys = ("data", "device_kind", "forward_path", "batch_size")
-    return next((key for key in keys if there.get(key) != header.get(key)), None)
 
 
 def _difference(a: Any, b: Any) -> str:

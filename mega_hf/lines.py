@@ -115,6 +115,15 @@ class Aligned(_Line):
     groups: list[Channels]
 
 
+class Proposed(_Line):
+    """What a strategy proposes for a generation, before it is measured: points, as it numbers their coordinates."""
+
+    kind: Literal["proposed"]
+    node: str
+    generation: _Count
+    points: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
+
+
 class Order(_Line):
     """The parents from best to worst on validation."""
 
@@ -126,7 +135,7 @@ class Order(_Line):
 
 
 _LINES: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Header | Begun | Fitness | Merged | Aligned | Order, Field(discriminator="kind")]
+    Annotated[Header | Begun | Fitness | Merged | Aligned | Proposed | Order, Field(discriminator="kind")]
 )
 
 
@@ -170,3 +179,12 @@ def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
     if checksum != int(sealed[2], 16):
         raise ValueError(f"checksum {sealed[2].decode()}, but its content has {checksum:08x}")
     return json.loads(sealed[1] + b"}"), checksum
+
+
+def differing_entry(there: dict[str, Any], header: dict[str, Any]) -> str | None:
+    """Name the first thing in which two headers of one run may not differ."""
+    shared = there["parents"].keys() & header["parents"].keys()
+    if any(there["parents"][name] != header["parents"][name] for name in shared):
+        return "parents"
+    keys = ("data", "device_kind", "forward_path", "batch_size")
+    return next((key for key in keys if there.get(key) != header.get(key)), None)

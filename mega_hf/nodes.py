@@ -22,7 +22,7 @@ from mega_hf.evaluation.individuals import Interval
 from mega_hf.evaluation.memory import Memory, known_as
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
-from mega_hf.genetic.evolve import Evaluate, Outcome, Search, evolve
+from mega_hf.genetic.evolve import Evaluate, Outcome, Recorded, Search
 from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Fitness, Genes
@@ -204,7 +204,8 @@ def _search(
             workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
             workshop.memory, workshop.chunk, workshop.full, calibration,
         )  # fmt: skip
-        outcome = search_node(name, node, encoding, evaluation)
+        recorded = partial(_propose, known, workshop.processes)
+        outcome = search_node(name, node, encoding, evaluation, recorded)
     state = dict(encoding.entries(outcome.best.genome))
     if calibration:
         workshop.forward.write(state.items(), part=True)
@@ -235,7 +236,19 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate) -> Outcome:
+def _propose(
+    known: NodeRecord, processes: Processes, generation: int, make: Callable[[], list[list[float]]]
+) -> list[list[float]]:
+    """Return what a strategy proposes, on all processes what the main one does; what was recorded holds."""
+    made = np.array(make())  # always: what proposes goes on as if nothing had been recorded
+    if generation not in known.proposed:
+        bits = processes.share(1, made.size, lambda _: made.view(np.int64).reshape(-1).tolist())
+        points = bits.view(np.float64).reshape(made.shape)
+        known.propose(generation, [point.tolist() for point in points], write=processes.is_main)
+    return known.proposed[generation]
+
+
+def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recorded: Recorded) -> Outcome:
     """Search the weights of one node.
 
     Args:
@@ -243,17 +256,15 @@ def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate) -
         node: its settings.
         encoding: what a genome means; it holds what is merged.
         evaluate: gives each individual its fitness, measured or from a journal.
+        recorded: gives what a strategy proposes, made or from a journal.
     """
     mutation, reference = node.mutation, node.variant == "reference"
     gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
     search = Search(
         node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
-        node.founders.include_parents, plan_reference if reference else plan, node.evaluations,
+        node.founders.include_parents, plan_reference if reference else plan, node.evaluations, recorded,
     )  # fmt: skip
-    drawn = streams(node.seed, name)
-    if node.method in METHODS:
-        return METHODS[node.method](encoding.parents, search, drawn, evaluate)
-    return evolve(encoding.parents, _genes(encoding), search, drawn, evaluate)
+    return METHODS[node.method](encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate)
 
 
 def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:

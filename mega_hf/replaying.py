@@ -13,7 +13,9 @@ from mega_hf.claims import compare_intermediate, compare_model, compare_node
 from mega_hf.errors import RunError, VerificationError
 from mega_hf.evaluation.individuals import Genomes, Interval
 from mega_hf.evaluation.replay import Replay, Unrecorded
+from mega_hf.genetic.evolve import Outcome
 from mega_hf.genetic.selection import Undecided
+from mega_hf.genetic.strategy import NoProposal
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.save import layout_digest, save_model
@@ -66,25 +68,14 @@ class Making:
 def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> Source:
     """Make one merge again, and compare it with what journal and result say of it."""
     told, target = making.told, making.scratch / name
-    kept = {(generation, index) for at, generation, index in making.wanted if at == name}
     opened = open_inputs(inputs, node.recalibrates)
     known = told.record_of(name)
     if node.align != "none":
         with _blaming(name, known):
             opened = _align(opened, known, making.first)
-    first, space, encoding = opened.first, opened.space, encode(opened, node)
-    record = Replay(known, told.rows_of(name), encoding.digest)
-    with _blaming(name, known):
-        _refuse_few(node, known)
-        try:
-            outcome = search_node(name, node, encoding, _Keeping(name, record, encoding, kept, making.chosen))
-        except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None))
-            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
-            raise
-    _refuse_more(name, known, record.asked)
-    best = outcome.best
-    state = dict(encoding.entries(best.genome))
+    space, encoding = opened.space, encode(opened, node)
+    outcome = _search_again(making, name, node, encoding, known)
+    state = dict(encoding.entries(outcome.best.genome))
     made = {"weights": space.learned_digest(state), "parameters": space.learned_size}
     made["recomputes"] = bool(space.recomputed)
     stored = known_statistics(told, name, space)
@@ -93,17 +84,38 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
     if is_known:
         made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
     compare_node(told, name, made, outcome, known, state)
-    save_model(target, first, state)
+    save_model(target, opened.first, state)
     model = open_model(target, name)
-    if not is_known:
-        making.recomputed.append(Replayed(name, target, False))
-    elif name == told.root:
-        compare_model(told, model)
-    else:
-        compare_intermediate(told, name, model)
-    if is_known and space.recomputed:
-        making.recomputed.append(Replayed(name, target, True))
+    if is_known:
+        compare = compare_model if name == told.root else partial(compare_intermediate, name=name)
+        compare(told, made=model)
+    if space.recomputed:
+        making.recomputed.append(Replayed(name, target, is_known))
     return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
+
+
+def _search_again(making: Making, name: str, node: Node, encoding: Encoding, known: NodeRecord) -> Outcome:
+    """Search as the run did, every fitness and every proposal from its journal."""
+    told, recorded = making.told, partial(_proposed, known)
+    kept = {(generation, index) for at, generation, index in making.wanted if at == name}
+    record = Replay(known, told.rows_of(name), encoding.digest)
+    keeping = _Keeping(name, record, encoding, kept, making.chosen)
+    with _blaming(name, known):
+        _refuse_few(node, known)
+        try:
+            outcome = search_node(name, node, encoding, keeping, recorded)
+        except RunError as error:  # bred otherwise: by how much, in the end?
+            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None), recorded)
+            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
+            raise
+    _refuse_more(name, known, record.asked)
+    return outcome
+
+
+def _proposed(known: NodeRecord, generation: int, _: object) -> list[list[float]]:
+    if generation not in known.proposed:
+        raise Unrecorded(f"what was proposed for generation {generation}")
+    return known.proposed[generation]
 
 
 def _align(opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
@@ -136,7 +148,7 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
     """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
     try:
         yield
-    except (Unrecorded, Undecided) as error:
+    except (Unrecorded, Undecided, NoProposal) as error:
         lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
         raise VerificationError(
             lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",

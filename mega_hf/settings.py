@@ -18,6 +18,7 @@ _LATER = {
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
 SWEEP = 21  # points of a line sweep
+_FEWEST = 5  # individuals of which an evolution strategy learns a direction
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
@@ -149,7 +150,7 @@ class Founders(Strict):
 class Merge(Strict):
     """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
 
-    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"] = "mega"
+    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose", "cma-es"] = "mega"
     variant: Literal["default", "reference"] = "default"
     population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -158,7 +159,7 @@ class Merge(Strict):
     mutation: Mutation = Mutation()
     founders: Founders = Founders()
     encoding: Literal["direct", "mixing"] = "direct"
-    granularity: Literal["model", "layer", "tensor"] = "layer"  # of mixing
+    granularity: Literal["model", "stage", "layer", "tensor"] = "layer"  # of mixing
     align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of the first parent
     batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
     seed: Seed = 46
@@ -170,6 +171,11 @@ class Merge(Strict):
             raise impossible("encoding", "direct: the published code has no other", self.encoding, remedy)
         if self.variant == "reference" and self.method != "mega":
             raise impossible("method", "mega: the published code has no other", self.method, "variant: default")
+        if self.method == "cma-es" and self.encoding != "mixing":
+            raise impossible("method", "encoding: mixing, for cma-es", self.encoding, "add encoding: mixing")
+        if self.method == "cma-es" and self.population_size < _FEWEST:
+            expected = f"at least {_FEWEST}, for cma-es"
+            raise impossible("population_size", expected, self.population_size, "a larger population_size")
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
             raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
@@ -218,10 +224,13 @@ class Node(Merge):
     @property
     def evaluations(self) -> int:
         """How many individuals are measured, at most."""
-        breeding = self.population_size + (self.generations - 1) * (self.population_size - 1)  # the elite is known
+        size, count = self.population_size, len(self.parents)
+        breeding = size + (self.generations - 1) * (size - 1)  # the elite is known
         # Whoever is best so far has a line in each step of a greedy soup, and is not measured again.
-        count = len(self.parents)
-        other = {"line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * count - 2, "choose": count}
+        strategy = 1 + count + max(1, (breeding - 1 - count) // (size - 1)) * (size - 1)
+        other = {
+            "line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * count - 2, "choose": count, "cma-es": strategy,
+        }  # fmt: skip
         return other.get(self.method, breeding)
 
     @property
@@ -229,6 +238,7 @@ class Node(Merge):
         """How many of them are in the first generation."""
         count, sweep = len(self.parents), min(SWEEP, self.population_size)
         other = {"line-sweep": sweep, "uniform_soup": 1, "greedy_soup": count, "choose": count}
+        other |= {"cma-es": 1 + count}
         return other.get(self.method, self.population_size)
 
     @property

@@ -15,7 +15,7 @@ HUGGING_FACE = {"timm", "transformers", "datasets", "huggingface_hub"}
 
 # folder -> what its modules may import beside the standard library
 ALLOWED = {
-    "genetic": {"torch", "numpy", "mega_hf.genetic", "mega_hf.errors"},
+    "genetic": {"torch", "numpy", "cmaes", "mega_hf.genetic", "mega_hf.errors"},
     "weights": {"torch", "numpy", "safetensors", "scipy", "mega_hf.weights", "mega_hf.errors"},
     "evaluation": {
         "torch",

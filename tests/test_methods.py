@@ -11,21 +11,24 @@ from mega_hf import Recipe, RecipeError, merge, verify
 from tests import tiny
 from tests.run_files import journal, weights_of
 
-METHODS = ("random", "line-sweep", "uniform_soup", "greedy_soup")
+METHODS = ("random", "line-sweep", "uniform_soup", "greedy_soup", "choose", "cma-es")
 
 
 def recipe(pair: tiny.Pair, method: str, **more: Any) -> Recipe:
+    more = {"encoding": "mixing", "granularity": "stage"} | more if method == "cma-es" else more
     return Recipe.from_dict(pair.recipe(merge=tiny.MERGE | {"method": method} | more))
 
 
-@pytest.mark.parametrize("encoding", ["direct", "mixing"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "encoding"),
+    [(method, how) for method in METHODS for how in ("direct", "mixing") if (method, how) != ("cma-es", "direct")],
+)
 def test_a_merge_by_this_method_is_resumed_and_verified(
     method: str, encoding: str, pair: tiny.Pair, tmp_path: Path, interrupt: Any
 ) -> None:
     made = recipe(pair, method, encoding=encoding)
     node = next(iter(made.nodes().values()))
-    interrupt(2 if method != "uniform_soup" else 0)
+    interrupt(0 if method in ("uniform_soup", "choose") else 2)
     with pytest.raises(KeyboardInterrupt):
         merge(made, tmp_path / "out")
     result = merge(made, tmp_path / "out")
@@ -55,6 +58,8 @@ def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
     [
         ({"method": "line-sweep"}, "two parents, for a line-sweep"),
         ({"method": "cmaes"}, "method"),
+        ({"method": "cma-es"}, "encoding: mixing, for cma-es"),
+        ({"method": "cma-es", "encoding": "mixing", "population_size": 4}, "at least 5"),
         ({"method": "random", "variant": "reference"}, "the published code has no other"),
     ],
 )
@@ -65,7 +70,7 @@ def test_what_a_method_cant_do_is_refused(changes: dict[str, Any], said: str, fo
 
 
 def test_a_dry_run_says_how_many_a_method_measures(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
-    for method, count in (("line-sweep", 21), ("uniform_soup", 1), ("greedy_soup", 4), ("random", 26)):
+    for method, count in (("line-sweep", 21), ("uniform_soup", 1), ("greedy_soup", 4), ("random", 26), ("choose", 2)):
         file = pair.write(tmp_path / method, merge=tiny.MERGE | {"method": method})
         answer = mega("merge", file, "--dry-run")
         assert answer.code == 0 and f"evaluations  {count} in 1 merge" in answer.out
@@ -76,4 +81,5 @@ def test_the_card_tells_of_the_method_that_was_used(method: str, pair: tiny.Pair
     result = merge(recipe(pair, method), tmp_path / "out")
     head = (result.folder / "README.md").read_text().partition("## Use")[0]
     assert "genetic algorithm" not in head and "MeGA" not in head
-    assert {"random": "at random", "line-sweep": "sweep"}.get(method, "averag") in head
+    words = {"random": "at random", "line-sweep": "sweep", "choose": "as they are", "cma-es": "CMA-ES"}
+    assert words.get(method, "averag") in head

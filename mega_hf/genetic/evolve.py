@@ -18,6 +18,8 @@ from mega_hf.genetic.selection import Plan, Planner, plan, winner
 # (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all
 # of these: (right answers, rows seen, rows not seen)
 Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int]]]
+# (generation, what makes a proposal) -> the proposal, made or as a journal has it
+Recorded = Callable[[int, Callable[[], list[list[float]]]], list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Search:
     include_parents: bool = True
     plan: Planner = plan
     budget: int = 0  # individuals to be tried by a method that breeds none
+    recorded: Recorded = lambda generation, make: make()  # keeps what no other machine computes alike
 
 
 @dataclass(frozen=True)

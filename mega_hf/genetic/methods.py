@@ -1,4 +1,4 @@
-"""Other ways to a merge: averages, a sweep along the line, mixtures at random. What evolution must beat, and may be.
+"""All ways to a merge, each a function; beside evolution what it must beat: averages, a sweep, mixtures at random.
 
 They are measured, journaled and replayed as generations are, so that nothing else knows which method found a merge.
 """
@@ -10,33 +10,36 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mega_hf.genetic.crossover import mix, spacings
-from mega_hf.genetic.evolve import Evaluate, Outcome, Search, best_of, prove, record_generation
-from mega_hf.genetic.population import Fitness, Generation, Individual, Population
+from mega_hf.genetic.evolve import Evaluate, Outcome, Search, best_of, evolve, prove, record_generation
+from mega_hf.genetic.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.genetic.seeds import Streams
 from mega_hf.genetic.selection import winner
+from mega_hf.genetic.strategy import cma_es
 
-Method = Callable[[torch.Tensor, Search, Streams, Evaluate], Outcome]  # parents: [parents, size] float32
+Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate], Outcome]  # parents: [parents, size] float32
 
 
-def uniform_soup(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def uniform_soup(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
     return _try(parents, [_equal(len(parents))], 1, evaluate)
 
 
-def choose(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def choose(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
     """Keep the best of the parents as it is, of equals the first; all are measured to the end."""
     population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
     fitness = [Fitness(*counted) for counted in evaluate(population, [[i] for i in range(len(parents))], None)]
     return Outcome(best_of(population, fitness), (record_generation(1, fitness),))
 
 
-def line_sweep(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def line_sweep(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
     """Take the best of `search.budget` points at equal distances on the line between two parents, ends included."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
     return _try(parents, [[1.0 - point, point] for point in points], search.population_size, evaluate)
 
 
-def random_search(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def random_search(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate
+) -> Outcome:
     """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
     count = len(parents)
     included = [[float(i == j) for j in range(count)] for i in range(count)] if search.include_parents else []
@@ -44,7 +47,7 @@ def random_search(parents: torch.Tensor, search: Search, streams: Streams, evalu
     return _try(parents, [*included, *drawn], search.population_size, evaluate)
 
 
-def greedy_soup(parents: torch.Tensor, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def greedy_soup(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
     """Average the parents, best first, of which each is kept if the average is not worse with it (Wortsman et al.)."""
     generation, history = 1, list[Generation]()
 
@@ -94,6 +97,11 @@ def _equal(count: int) -> list[float]:
 
 
 METHODS: dict[str, Method] = {
-    "random": random_search, "line-sweep": line_sweep, "uniform_soup": uniform_soup, "greedy_soup": greedy_soup,
+    "mega": evolve,
+    "cma-es": cma_es,
+    "random": random_search,
+    "line-sweep": line_sweep,
+    "uniform_soup": uniform_soup,
+    "greedy_soup": greedy_soup,
     "choose": choose,
-}  # fmt: skip
+}

@@ -23,6 +23,11 @@ _METHODS = {  # of the final merge: how, and for what
         "evolution (MeGA",
         "): a genetic algorithm searched the weights between and around the parents for the most right answers on",
     ),
+    "cma-es": (
+        "an evolution strategy (CMA-ES)",
+        ": it adapted by how much of each parent the parts of the model are made, for the most right answers on",
+    ),
+    "choose": ("choice", ": the best of the models as they are, by right answers on"),
     "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
     "line-sweep": (
         "a sweep", ": the best of points at equal distances on the line between the parents, by right answers on",

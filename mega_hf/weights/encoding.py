@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,7 +15,8 @@ import torch
 
 from mega_hf.weights.space import Segment, StateDict, WeightSpace
 
-Granularity = Literal["model", "layer", "tensor"]
+Granularity = Literal["model", "stage", "layer", "tensor"]
+_STAGE = re.compile(r"[^\d]*\d+|.*\.|.*")  # stages.0.blocks.1.norm -> stages.0, and fc.weight -> fc.
 BOUNDS = (-0.5, 1.5)  # of a coefficient: how far beyond the parents a mixture may lie
 
 
@@ -81,9 +83,10 @@ class Mixing:
     Attributes:
         space: the parents' layout.
         states: the parents' state dicts.
-        granularity: what is mixed alike: all the `model`, the tensors of one `layer`, or each `tensor` by itself.
-            BatchNorm's running statistics are a group of their own, which is blended but never mutated: by
-            coefficients within 0 and 1 no variance is negative.
+        granularity: what is mixed alike: all the `model`, the tensors of one `stage` (whose names are the same up to
+            their first number) or of one `layer`, or each `tensor` by itself. BatchNorm's running statistics are a
+            group of their own, which is blended but never mutated: by coefficients within 0 and 1 no variance is
+            negative.
         contents: what tells these parents from others; part of a genome's digest.
     """
 
@@ -160,4 +163,6 @@ def _mix(tensors: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
 def _group(segment: Segment, granularity: Granularity) -> str:
     if granularity == "model" or not segment.learned:
         return ""
+    if granularity == "stage":
+        return _STAGE.match(segment.name)[0]  # type: ignore[index]  # it matches everything
     return segment.name if granularity == "tensor" else segment.name.rpartition(".")[0]

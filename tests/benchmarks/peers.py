@@ -74,7 +74,7 @@ class Task:
             return [(0, 1, 0)] * len(population.genomes)
 
         alone = self.node.model_copy(update={"generations": 1})
-        search_node(self.name, alone, self.encoding, keep)
+        search_node(self.name, alone, self.encoding, keep, lambda generation, make: make())
         return bred[0]
 
     def fitness(self, genome: torch.Tensor) -> float:

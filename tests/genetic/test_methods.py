@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.seeds import streams
-from tests.genetic.test_evolve_oracle import Evaluator, coarse, parents_of, settings_of
+from tests.genetic.test_evolve_oracle import GENES, Evaluator, coarse, parents_of, settings_of
 
 
 def run(name, score=coarse, parents=None, budget=21, seed=46, **more):
     evaluator, parents = Evaluator(score), parents_of() if parents is None else parents
-    outcome = METHODS[name](parents, settings_of(budget=budget, **more), streams(seed, "a+b"), evaluator)
+    outcome = METHODS[name](parents, GENES, settings_of(budget=budget, **more), streams(seed, "a+b"), evaluator)
     return outcome, evaluator
 
 
@@ -80,7 +80,7 @@ def test_the_greedy_soup_against_its_definition(count, seed):
     assert all(contests == [[i] for i in range(len(genomes))] for _, genomes, contests, _, _ in evaluator.calls)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"mega", "cma-es"}))
 def test_of_equals_the_first_is_taken_and_the_place_is_where_it_was_first_seen(name):
     outcome, evaluator = run(name, lambda _: 5, parents_of(2), budget=20)
     best = outcome.best
