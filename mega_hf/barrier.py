@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from mega_hf.aligning import Tracer, move
+from mega_hf.aligning import Tracer
 from mega_hf.data_settings import Data
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.batches import choose_batch_size
@@ -18,11 +17,10 @@ from mega_hf.evaluation.processes import Processes
 from mega_hf.hf.data import load_sample, match_classes
 from mega_hf.hf.opened import OpenModel
 from mega_hf.inputs import Inputs
+from mega_hf.mixtures import align_models, count_right, mix_models
 from mega_hf.pictures import Loader
 from mega_hf.progress import Progress
-from mega_hf.settings import Merge
 from mega_hf.weights.batchnorm import statistics_names
-from mega_hf.weights.encoding import Mixing
 from mega_hf.weights.space import StateDict, build_space
 
 POINTS = 11
@@ -87,9 +85,9 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
         progress: shows how far it is.
     """
     forward, without = tracer.forward, ""
-    states = {PLAIN: list(opened.states.values())}
+    states: dict[str, Mapping[str, StateDict]] = {PLAIN: opened.states}
     try:
-        states[ALIGNED] = [states[PLAIN][0], _aligned(opened, tracer)]
+        states[ALIGNED] = align_models(opened, tracer)[0]
     except ParentError as error:
         without = f"not aligned: {error.what}"
     has_statistics = bool(statistics_names(forward.model))
@@ -100,35 +98,13 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
     found: dict[str, list[float]] = {}
     with progress.bar("line", len(kinds) * POINTS, "models") as advance:
         for kind, of, recalibrates in kinds:
-            found[kind], mixing = [], _mix(opened, states[of], statistics_names(forward.model) if recalibrates else [])
-            for point in range(POINTS):
-                found[kind].append(_measure(mixing, point, tracer, pictures))
+            mixing = mix_models(opened, states[of], statistics_names(forward.model) if recalibrates else [])
+            found[kind] = []
+            for share in (point / (POINTS - 1) for point in range(POINTS)):
+                right = count_right(mixing, [1.0 - share, share], tracer, pictures)
+                found[kind].append(100 * (right or 0) / pictures.count)
                 advance(1, kind)
     return Line(pictures.count, found, without)
-
-
-def _aligned(opened: Inputs, tracer: Tracer) -> StateDict:
-    """Return the second model's state dict in the first one's order of channels."""
-    how = Merge(align="activations" if tracer.calibration else "weights")
-    ((name, orders),) = tracer.find(how, opened).items()
-    groups, found = zip(*orders, strict=True) if orders else ((), ())
-    return move(opened, opened.states[name], groups, found)
-
-
-def _mix(opened: Inputs, states: list[StateDict], recomputed: Collection[str]) -> Mixing:
-    learned = [segment.name for segment in opened.space.segments if segment.learned]
-    space = build_space(dict(zip("ab", states, strict=True)), learned, opened.space.tied, recomputed)
-    return Mixing(space, states, "model", contents=["", ""])  # no digest of it is asked for
-
-
-def _measure(mixing: Mixing, point: int, tracer: Tracer, pictures: Pictures) -> float:
-    """Return the accuracy in per cent at one point of the line; 0 where a logit is not finite."""
-    forward, share, recomputed = tracer.forward, point / (POINTS - 1), mixing.space.recomputed
-    genome = torch.tensor([1.0 - share, share]).repeat(len(mixing.bounds))
-    forward.write(mixing.entries(genome), part=bool(recomputed))
-    if recomputed and tracer.calibration:
-        tracer.calibration.recalibrate(forward, recomputed)
-    return 100 * (forward.count(pictures) or 0) / pictures.count
 
 
 def draw_lines(

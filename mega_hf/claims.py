@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf import __version__
+from mega_hf.automatic import choice_of
 from mega_hf.candidates import compared, tolerance
 from mega_hf.errors import HubError, RunError, VerificationError
 from mega_hf.files import file_digest, folder_digest, merged_digest
@@ -209,6 +210,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
             told.has_aligned,
         ),
         "whether rows were kept for a second look": (SECOND_LOOK in nodes, SECOND_LOOK in told.splits),
+        "what was chosen for it": (choice_of(told.journal, told.recipe), record.get("chosen")),
         "the digests": ({**told.digests, **last["digests"]}, told.digests),
     }
     for name, node in nodes.items():
@@ -233,9 +235,8 @@ def _compare_table(told: Testimony) -> None:
         raise changed(RESULT, "the table of models", expected, got)
     for model in models:
         for split in ("validation", "test"):
-            rows, said = data[split]["rows"], model[split]["n"]
-            if said != rows:
-                raise changed(RESULT, f"{model['name']} on {split}", f"{rows} rows", f"{said} rows")
+            if model[split]["n"] != data[split]["rows"]:
+                raise changed(RESULT, f"rows of {model['name']} on {split}", data[split]["rows"], model[split]["n"])
 
 
 def _compare_paired(told: Testimony) -> None:
@@ -253,9 +254,8 @@ def _compare_pair(report: Report, paired: dict[str, Any]) -> None:
     gain = report.merged["test"]["correct"] - other["test"]["correct"]
     only_merged, only_other = paired["only_merged_right"], paired["only_other_right"]
     if only_merged - only_other != gain:
-        raise changed(
-            RESULT, "the paired test", f"{gain} right answers apart, as in the table", only_merged - only_other
-        )
+        expected = f"{gain} right answers apart, as in the table"
+        raise changed(RESULT, "the paired test", expected, only_merged - only_other)
     p = sign_test(only_merged, only_other)
     if not math.isclose(p, paired["p"], rel_tol=1e-6):
         raise changed(RESULT, "the paired test's p", p, paired["p"])

@@ -179,6 +179,8 @@ class Estimate:
             f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights), all rows "
             "for every individual: losers see fewer, and a long search is compiled",
         ]
+        if self.recipe.is_open:
+            lines += ["method       auto: chosen once the parents are measured; reckoned as if it were mega"]
         if self.recipe.order == "accuracy":
             lines += ["order        by validation accuracy: who is paired with whom is known once they are measured"]
         return "\n".join([*lines, *(f"note         {notice}" for notice in splits.notices), "Nothing was made."])

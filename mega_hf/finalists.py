@@ -1,8 +1,9 @@
 """What stands beside a search: baselines made as its merge was, and the second look, which names the merged model.
 
 A search that is better than the average of its parents on the rows that it was searched on may have selected noise. So
-its best individual, the baselines and the parents meet again on validation rows that no search has seen; the best of
-them there is the merged model, and of equals the simplest.
+its best individual, the baselines and the parents meet again on validation rows that no search has seen. The best of
+them there is the merged model; but what was searched for must be better than the average, or a parent, by more than a
+standard error.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ def baseline_nodes(nodes: dict[str, Node], wanted: Sequence[str], has_second_loo
 
 
 def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
-    """Return the node that chooses between the final merge, the baselines and the parents, the simplest first."""
+    """Return the node that chooses between the final merge, the baselines and the parents.
+
+    The average and the parents come first: they were not searched for, and are preferred.
+    """
     root, leaves = _final(nodes)
     finalists = [*baselines, next(reversed(nodes))]
     soup, *searched = finalists
-    changes = {"align": "none"}  # nothing is mixed
+    changes = {"align": "none", "prefer": 1 + len(leaves)}  # nothing is mixed
     return _like(root, [soup, *leaves, *searched], "choose", changes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
-from mega_hf.lines import VERSION, check_line, differing_entry, seal, unseal
+from mega_hf.lines import VERSION, check_line, difference, differing_entry, seal, unseal
 from mega_hf.tree import base
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,7 @@ class NodeRecord:
         pictures: forwarded for them.
         aligned: permutations of the parents' channels.
         proposed: what a strategy proposed: generation -> points.
+        answers: who of those that were chosen between was right where: bits, in hexadecimal; None if nobody asked.
     """
 
     journal: Journal
@@ -45,6 +45,7 @@ class NodeRecord:
     pictures: int = 0
     aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # parent -> groups of channels, and orders
     proposed: dict[int, list[list[float]]] = field(default_factory=dict)
+    answers: list[str] | None = None
     _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
     _genomes: dict[str, Counted] = field(default_factory=dict)
 
@@ -120,6 +121,10 @@ class NodeRecord:
         """Append what a strategy proposes for a generation, before it is measured."""
         self._keep({"kind": "proposed", "node": self.node, "generation": generation, "points": points}, write)
 
+    def answer(self, right: list[str], write: bool = True) -> None:
+        """Append who is right where, of individuals that are chosen between."""
+        self._keep({"kind": "answered", "node": self.node, "right": right}, write)
+
     def _keep(self, line: dict[str, Any], write: bool) -> None:
         if write:
             self.journal.append(line)
@@ -134,6 +139,8 @@ class NodeRecord:
             self.aligned[line["parent"]] = line["groups"]
         elif line["kind"] == "proposed":
             self.proposed[line["generation"]] = line["points"]
+        elif line["kind"] == "answered":
+            self.answers = line["right"]
         else:
             self._take_fitness(line)
 
@@ -168,6 +175,7 @@ class Journal:
         self.path = path
         self.header: dict[str, Any] | None = None
         self.order: dict[str, Any] | None = None
+        self.chosen: dict[str, Any] | None = None  # by `method: auto`
         self.nodes: dict[str, NodeRecord] = {}
         self._whole = 0  # bytes up to the last whole line
         self._torn = False
@@ -195,12 +203,12 @@ class Journal:
             raise RunError(
                 f"the journal was begun with other {differing.replace('_', ' ')}",
                 where=str(self.path),
-                expected=_difference(before, now),
-                got=_difference(now, before),
+                expected=difference(before, now),
+                got=difference(now, before),
                 remedy="--update runs again what this changes; else another --out, or --overwrite to start afresh",
             )
         if there.get("versions") != header.get("versions"):
-            was = _difference(there.get("versions"), header.get("versions"))
+            was = difference(there.get("versions"), header.get("versions"))
             logger.warning("begun with other releases, which may round otherwise: %s", was)
         if not update:  # those that an update does not need may be others by the time that they are needed
             header = header | {"parents": there["parents"] | header["parents"]}
@@ -274,8 +282,8 @@ class Journal:
         kind = line["kind"]
         if kind == "header":
             self.header = line
-        elif kind == "order":
-            self.order = line
+        elif kind in ("order", "chosen"):
+            setattr(self, kind, line)
         elif kind == "node":
             self.nodes[line["node"]] = NodeRecord(self, line["node"], line["key"])
         else:
@@ -289,10 +297,3 @@ def _damaged(where: str, number: int, error: Exception) -> RunError:
         expected="a journal's line, as it was written", got=error,
         remedy=f"put a copy back; or {back}--overwrite starts afresh",
     )  # fmt: skip
-
-
-def _difference(a: Any, b: Any) -> str:
-    """Show of `a` what is not in `b`."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return json.dumps({k: v for k, v in a.items() if b.get(k) != v})
-    return json.dumps(a)

@@ -124,6 +124,24 @@ class Proposed(_Line):
     points: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
 
 
+class Answered(_Line):
+    """Which rows each of some individuals answers rightly: a bit a row, in hexadecimal, the first row's highest."""
+
+    kind: Literal["answered"]
+    node: str
+    right: list[Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]]
+
+
+class Chosen(_Line):
+    """What `method: auto` chose, why, and right answers of parents and averages (-1 where a logit was not finite)."""
+
+    kind: Literal["chosen"]
+    settings: dict[str, str]
+    why: list[str]
+    correct: dict[str, int]
+    n: _Count
+
+
 class Order(_Line):
     """The parents from best to worst on validation."""
 
@@ -135,7 +153,9 @@ class Order(_Line):
 
 
 _LINES: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Header | Begun | Fitness | Merged | Aligned | Proposed | Order, Field(discriminator="kind")]
+    Annotated[
+        Header | Begun | Fitness | Merged | Aligned | Proposed | Answered | Chosen | Order, Field(discriminator="kind")
+    ]
 )
 
 
@@ -188,3 +208,10 @@ def differing_entry(there: dict[str, Any], header: dict[str, Any]) -> str | None
         return "parents"
     keys = ("data", "device_kind", "forward_path", "batch_size")
     return next((key for key in keys if there.get(key) != header.get(key)), None)
+
+
+def difference(a: Any, b: Any) -> str:
+    """Show of `a` what is not in `b`."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return json.dumps({k: v for k, v in a.items() if b.get(k) != v})
+    return json.dumps(a)

@@ -22,7 +22,7 @@ from mega_hf.evaluation.individuals import Interval
 from mega_hf.evaluation.memory import Memory, known_as
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import folder_digest, merged_digest, write_folder
-from mega_hf.genetic.evolve import Evaluate, Outcome, Recorded, Search
+from mega_hf.genetic.evolve import Evaluate, Outcome, Recollection, Search
 from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.mutation import Gaussian, spread
 from mega_hf.genetic.population import Fitness, Genes
@@ -34,6 +34,7 @@ from mega_hf.hf.stored import weight_files
 from mega_hf.inputs import Inputs, Source, encode, genomes_bytes, is_recalibrated, open_inputs
 from mega_hf.journal import Journal, NodeRecord
 from mega_hf.progress import Progress
+from mega_hf.recollection import recollect
 from mega_hf.run_folder import RunFolder
 from mega_hf.settings import Node
 from mega_hf.weights.encoding import Encoding
@@ -204,8 +205,8 @@ def _search(
             workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
             workshop.memory, workshop.chunk, workshop.full, calibration,
         )  # fmt: skip
-        recorded = partial(_propose, known, workshop.processes)
-        outcome = search_node(name, node, encoding, evaluation, recorded)
+        recall = recollect(known, evaluation)
+        outcome = search_node(name, node, encoding, evaluation, recall)
     state = dict(encoding.entries(outcome.best.genome))
     if calibration:
         workshop.forward.write(state.items(), part=True)
@@ -236,19 +237,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def _propose(
-    known: NodeRecord, processes: Processes, generation: int, make: Callable[[], list[list[float]]]
-) -> list[list[float]]:
-    """Return what a strategy proposes, on all processes what the main one does; what was recorded holds."""
-    made = np.array(make())  # always: what proposes goes on as if nothing had been recorded
-    if generation not in known.proposed:
-        bits = processes.share(1, made.size, lambda _: made.view(np.int64).reshape(-1).tolist())
-        points = bits.view(np.float64).reshape(made.shape)
-        known.propose(generation, [point.tolist() for point in points], write=processes.is_main)
-    return known.proposed[generation]
-
-
-def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recorded: Recorded) -> Outcome:
+def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: Recollection) -> Outcome:
     """Search the weights of one node.
 
     Args:
@@ -256,15 +245,15 @@ def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, r
         node: its settings.
         encoding: what a genome means; it holds what is merged.
         evaluate: gives each individual its fitness, measured or from a journal.
-        recorded: gives what a strategy proposes, made or from a journal.
+        recall: gives what else a method needs, made or from a journal.
     """
     mutation, reference = node.mutation, node.variant == "reference"
     gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
     search = Search(
         node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
-        node.founders.include_parents, plan_reference if reference else plan, node.evaluations, recorded,
+        node.founders.include_parents, plan_reference if reference else plan, node.evaluations, node.prefer,
     )  # fmt: skip
-    return METHODS[node.method](encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate)
+    return METHODS[node.method](encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, recall)
 
 
 def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:

@@ -62,6 +62,8 @@ def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
     nodes = recipe.nodes().values()
     check_alignable(nodes, parent.model, parent.picture_shape, parent.structure.get("architecture", "model"))
     wanted = needs_calibration(nodes, parent.model)
+    if recipe.is_open:  # what is there may be used; what is not is no error
+        wanted = splits.calibration is not None and len(splits.calibration) > 1
     return add_calibration(splits) if wanted else splits
 
 

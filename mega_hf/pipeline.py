@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from mega_hf import tree
 from mega_hf.absent import refuse_absent
+from mega_hf.aligning import Tracer
 from mega_hf.allocator import trim
+from mega_hf.automatic import decide_recipe, write_choice
 from mega_hf.contest import hold_against
 from mega_hf.errors import RecipeError
 from mega_hf.evaluation.batches import choose_batch_size, choose_chunk
+from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
 from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
 from mega_hf.evaluation.memory import Memory
@@ -159,43 +162,61 @@ def search(
     recipe = run.hold(asked)
     refuse_absent(recipe.to_dict())
     with run.time("data"):
-        splits = load_splits(recipe.data, recipe.trains_all)
-    leaves = recipe.leaves(only)
+        loaded = load_splits(recipe.data, recipe.trains_all)
     with run.time("parents"):
-        parents, recipe, splits = _gather(asked, recipe, leaves, splits, run)
-    notices = [*splits.notices]
-    notices += recipe.others(_digests(recipe, parents, splits))
-    notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
-    for notice in notices if run.processes.is_main else ():
-        logger.warning(notice)
-    rows, asked_size, model = len(splits.validation), recipe.evaluation.batch_size, parents.model
-    batch_size = choose_batch_size(asked_size, rows, run.processes.device, model.model, model.picture_shape)
-    load = Loader(model, parents.mapping, batch_size, run.processes.device, recipe.evaluation.memory_share)
-    with run.time("pictures"):
-        pictures = load(splits.validation)
-        calibration = load.calibration(splits, recipe.threads)
-    journal = Journal(run.folder.journal)
+        parents, recipe, splits = _gather(asked, recipe, recipe.leaves(only), loaded, run)
+    notices = _notices(recipe, parents, splits, run)
+    load, pictures, calibration = _load(recipe, parents, splits, run)
+    journal, model = Journal(run.folder.journal), parents.model
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
     forward = _prepare_forward(parents, pictures, journal, recipe, run)
-    head = header(recipe, parents, splits, run.processes.device_kind, forward.path, batch_size)
+    choice = None
+    if recipe.is_open:
+        tracer = Tracer(forward, model.picture_shape, calibration, run.processes)
+        choice = decide_recipe(recipe, parents.sources, tracer, pictures)
+        splits = prepared(recipe.decided(choice.settings), loaded, model)
+        recipe = recipe.decided(choice.settings).model_copy(update={"data": splits.data})
+        calibration = calibration if "calibration" in splits.digests else None
+    head = header(recipe, parents, splits, run.processes.device_kind, forward.path, load.batch_size)
     for what, value in (head | {"journal": journal.checksum}).items():
         run.processes.compare(what.replace("_", " "), value)
     if run.processes.is_main:
         journal.begin(head, run.update)
+    if choice is not None:
+        write_choice(choice, asked, recipe, journal, run)
     context = _context(splits, parents, head)
-    ranking, memory = None, Memory(rows)
+    ranking, memory = None, Memory(pictures.count)
     if recipe.order == "accuracy":
         treated = calibration if is_recalibrated(recipe.merge, model.model) else None
         ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
     workshop = Workshop(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
-        choose_chunk(asked_size, batch_size), run.how.full, calibration, pause,
+        choose_chunk(recipe.evaluation.batch_size, load.batch_size), run.how.full, calibration, pause,
     )  # fmt: skip
     last = next(reversed(recipe.all_nodes(ranking)))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), last, parents, run, workshop)
     finding = Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices, ranking)
     return merged, finding, workshop
+
+
+def _notices(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> list[str]:
+    """Return what is to be said of parents and data, having said it."""
+    notices = [*splits.notices, *recipe.others(_digests(recipe, parents, splits))]
+    notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
+    for notice in notices if run.processes.is_main else ():
+        logger.warning(notice)
+    return notices
+
+
+def _load(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> tuple[Loader, Pictures, Calibration | None]:
+    """Return what loads pictures for these parents, the validation rows', and those for BatchNorm's statistics."""
+    model, device, settings = parents.model, run.processes.device, recipe.evaluation
+    rows = len(splits.validation)
+    batch_size = choose_batch_size(settings.batch_size, rows, device, model.model, model.picture_shape)
+    load = Loader(model, parents.mapping, batch_size, device, settings.memory_share)
+    with run.time("pictures"):
+        return load, load(splits.validation), load.calibration(splits, recipe.threads)
 
 
 def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run) -> Forward:

@@ -25,6 +25,7 @@ from mega_hf.settings import (
     Strict,
     Train,
     TrainedParent,
+    decide,
     impossible,
     inputs_of,
     without_later,
@@ -166,6 +167,18 @@ class Recipe(Strict):
         last = {SECOND_LOOK: second_look(nodes, baselines)} if has_second_look else {}
         return nodes | baselines | last
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a merge leaves it open how it is made: `method: auto`."""
+        return any(node.method == "auto" for node in self.nodes().values())
+
+    def decided(self, chosen: Mapping[str, str]) -> Recipe:
+        """Return the recipe with settings in the place of `method: auto`."""
+        merge, merges = decide(self.merge, chosen), self.merges
+        if isinstance(merges, dict):
+            merges = {name: decide(node, chosen) for name, node in merges.items()}
+        return self.model_copy(update={"merge": merge, "merges": merges})
+
     def chosen_nodes(self, only: str | None, ranking: Sequence[str] | None = None) -> dict[str, Node]:
         """Return the nodes to run: all, or the one named `only` with what it needs; that one, or the root, is last.
 
@@ -192,7 +205,7 @@ class Recipe(Strict):
         Raises:
             RecipeError: there is no node of this name, or can't be.
         """
-        nodes = self.chosen_nodes(only)
+        nodes = self.chosen_nodes(None if self.is_open else only)  # all parents choose how to merge
         if self.order == "accuracy":
             return list(self.parents)
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
@@ -264,8 +277,7 @@ class Recipe(Strict):
         Defaults are included, but for `push`, and for keys that came later and hold what held before.
         """
         tree = without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
-        data, merge = (without_later(tree[block], written=True) for block in ("data", "merge"))
-        return absent.unmark(tree | {"data": data, "merge": merge})
+        return absent.unmark(tree | {block: without_later(tree[block], written=True) for block in ("data", "merge")})
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""
@@ -277,8 +289,8 @@ class Recipe(Strict):
         tree = self.to_dict()
         tree |= {block: without_later(tree[block]) for block in ("data", "merge")}
         tree = {key: value for key, value in tree.items() if key != "baselines" or value}
-        settings = [tree, list(self.parents)]  # the parents' order decides who is paired with whom
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        # The parents' order decides who is paired with whom.
+        return hashlib.sha256(json.dumps([tree, list(self.parents)], sort_keys=True).encode()).hexdigest()
 
 
 def _decisive(parent: ParentRef) -> Any:

@@ -13,15 +13,15 @@ from mega_hf.claims import compare_intermediate, compare_model, compare_node
 from mega_hf.errors import RunError, VerificationError
 from mega_hf.evaluation.individuals import Genomes, Interval
 from mega_hf.evaluation.replay import Replay, Unrecorded
-from mega_hf.genetic.evolve import Outcome
+from mega_hf.genetic.evolve import Outcome, Unfit
 from mega_hf.genetic.selection import Undecided
-from mega_hf.genetic.strategy import NoProposal
 from mega_hf.hf.models import open_model
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.save import layout_digest, save_model
 from mega_hf.inputs import Inputs, Source, encode, open_inputs
 from mega_hf.journal import NodeRecord
 from mega_hf.nodes import search_node
+from mega_hf.recollection import recollect_alone
 from mega_hf.recomputing import Replayed, known_statistics
 from mega_hf.remeasuring import Chosen
 from mega_hf.settings import Node
@@ -96,26 +96,21 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
 
 def _search_again(making: Making, name: str, node: Node, encoding: Encoding, known: NodeRecord) -> Outcome:
     """Search as the run did, every fitness and every proposal from its journal."""
-    told, recorded = making.told, partial(_proposed, known)
+    told = making.told
+    recall = recollect_alone(known, told.rows_of(name))
     kept = {(generation, index) for at, generation, index in making.wanted if at == name}
     record = Replay(known, told.rows_of(name), encoding.digest)
     keeping = _Keeping(name, record, encoding, kept, making.chosen)
     with _blaming(name, known):
         _refuse_few(node, known)
         try:
-            outcome = search_node(name, node, encoding, keeping, recorded)
+            outcome = search_node(name, node, encoding, keeping, recall)
         except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None), recorded)
+            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None), recall)
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
     _refuse_more(name, known, record.asked)
     return outcome
-
-
-def _proposed(known: NodeRecord, generation: int, _: object) -> list[list[float]]:
-    if generation not in known.proposed:
-        raise Unrecorded(f"what was proposed for generation {generation}")
-    return known.proposed[generation]
 
 
 def _align(opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
@@ -148,7 +143,7 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
     """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
     try:
         yield
-    except (Unrecorded, Undecided, NoProposal) as error:
+    except (Unrecorded, Undecided, Unfit) as error:
         lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
         raise VerificationError(
             lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",

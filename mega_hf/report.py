@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mega_hf.aligning import alignment
+from mega_hf.automatic import choice_of
 from mega_hf.candidates import (
     compared,
     count,
@@ -196,6 +197,7 @@ def make_record(
     last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
     digests = (last or root).describe()["digests"]
     others: dict[str, Any] = {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
+    others |= {"chosen": told} if (told := choice_of(finding.journal, recipe)) else {}
     others |= {SECOND_LOOK: _describe_second_look(last, finding.journal)} if last else {}
     return {
         "version": VERSION,

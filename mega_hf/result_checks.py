@@ -71,6 +71,12 @@ class _Choice(_Node):
     chosen: str
 
 
+class _Chosen(_Lenient):
+    settings: dict[str, str]
+    why: list[str]
+    n: _Number
+
+
 class _Parent(_Lenient):
     name: str
     train: _Text = {}
@@ -105,6 +111,7 @@ class _Record(_Lenient):
     nodes: Annotated[list[_Node], Field(min_length=1)] | None = None
     baselines: list[_Node] = []
     second_look: _Choice | None = None
+    chosen: _Chosen | None = None
     parents: list[_Parent] = []
     data: _Data | None = None
     digests: dict[str, str | None] = {}

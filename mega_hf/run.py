@@ -109,6 +109,12 @@ class Run:
         self.processes.wait()
         self._refuse_unshared()
 
+    def write_out(self, asked: Recipe, recipe: Recipe) -> None:
+        """Write what was chosen for `method: auto` into the run's recipe, which stays the one that was asked for."""
+        if self.processes.is_main:
+            self.folder.create(asked, recipe, overwrite=False)
+        self.processes.wait()
+
     def _refuse_unshared(self) -> None:
         """Raise LaunchError where this process does not see the folder that the main process made."""
         end = time.monotonic() + (_PATIENCE if self.processes.span_machines else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,12 +13,12 @@ REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 # Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
 _LATER = {
     "encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None,
-    "second_look": 0.0,
+    "second_look": 0.0, "prefer": 0,
 }  # fmt: skip
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
 SWEEP = 21  # points of a line sweep
-_FEWEST = 5  # individuals of which an evolution strategy learns a direction
+_OPEN = {"encoding": "direct", "granularity": "layer", "align": "none", "batchnorm": "recalibrate"}  # auto chooses
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
@@ -150,7 +150,8 @@ class Founders(Strict):
 class Merge(Strict):
     """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
 
-    method: Literal["mega", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose", "cma-es"] = "mega"
+    FEWEST: ClassVar[int] = 5  # individuals of which an evolution strategy learns a direction
+    method: Literal["mega", "cma-es", "auto", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"] = "mega"
     variant: Literal["default", "reference"] = "default"
     population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -161,6 +162,7 @@ class Merge(Strict):
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "stage", "layer", "tensor"] = "layer"  # of mixing
     align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of the first parent
+    prefer: Annotated[int, Field(ge=0, le=100_000)] = 0  # inputs of `choose` that win unless others are surely better
     batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
     seed: Seed = 46
 
@@ -173,9 +175,15 @@ class Merge(Strict):
             raise impossible("method", "mega: the published code has no other", self.method, "variant: default")
         if self.method == "cma-es" and self.encoding != "mixing":
             raise impossible("method", "encoding: mixing, for cma-es", self.encoding, "add encoding: mixing")
-        if self.method == "cma-es" and self.population_size < _FEWEST:
-            expected = f"at least {_FEWEST}, for cma-es"
+        if self.method == "cma-es" and self.population_size < self.FEWEST:
+            expected = f"at least {self.FEWEST}, for cma-es"
             raise impossible("population_size", expected, self.population_size, "a larger population_size")
+        closed = [key for key, open_value in _OPEN.items() if getattr(self, key) != open_value]
+        if self.method == "auto" and closed:
+            remedy = "leave it out, or take another method"
+            raise impossible(closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), remedy)
+        if self.prefer and self.method != "choose":
+            raise impossible("prefer", "method: choose", self.method, "leave it out")
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
             raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
@@ -245,6 +253,14 @@ class Node(Merge):
     def settings(self) -> dict[str, Any]:
         """The genetic algorithm's settings as plain values."""
         return without_later(self.model_dump(mode="json", exclude={"parents"}))
+
+
+_AnyMerge = TypeVar("_AnyMerge", bound=Merge)
+
+
+def decide(merge: _AnyMerge, chosen: Mapping[str, str]) -> _AnyMerge:
+    """Return a merge's settings with what was chosen in the place of `method: auto`."""
+    return merge.model_copy(update=dict(chosen)) if merge.method == "auto" else merge
 
 
 def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:

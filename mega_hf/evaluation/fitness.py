@@ -98,6 +98,28 @@ class Evaluation:
                 return [one.interval for one in seen]
             self._round(population, self._choose(needed, seen), seen)
 
+    def answers(self, population: Genomes) -> np.ndarray:
+        """Measure all of a population to its end; return who is right where: [individuals, rows] bool.
+
+        One with a logit that is not finite is right nowhere.
+        """
+        genomes, rows, head = self._digest(population), np.arange(self.pictures.count), 3
+        self._genomes, self._statistics = genomes, {}
+
+        def measure(i: int) -> list[int]:
+            failed, seconds, shown, right, _ = self._measure(population, i, rows)
+            return [failed, int(1e6 * seconds), shown, *(right & ~failed).tolist()]
+
+        found = self.processes.share(len(genomes), head + len(rows), measure)
+        for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
+            counted = (None if failed else sum(right), len(rows))
+            if self.record.find(population.generation, i, genomes[i]) != counted:
+                pictures, is_main = shown + len(rows), self.processes.is_main
+                self.record.add(
+                    population.generation, i, genomes[i], counted, microseconds / 1e6, pictures, write=is_main
+                )
+        return found[:, head:].astype(bool)
+
     def _digest(self, population: Genomes) -> list[str]:
         """Return the digest of each genome; each process makes its share of them."""
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mega_hf.genetic.crossover import blend, mix, spacings
@@ -18,8 +20,22 @@ from mega_hf.genetic.selection import Plan, Planner, plan, winner
 # (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all
 # of these: (right answers, rows seen, rows not seen)
 Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int]]]
-# (generation, what makes a proposal) -> the proposal, made or as a journal has it
-Recorded = Callable[[int, Callable[[], list[list[float]]]], list[list[float]]]
+
+
+class Recollection(NamedTuple):
+    """What a method takes from others beside fitness, made now or as a journal has it.
+
+    Attributes:
+        propose: (generation, what makes a proposal) -> the proposal.
+        answers: a population, all of which is measured to its end -> who is right where, [individuals, rows] bool.
+    """
+
+    propose: Callable[[int, Callable[[], list[list[float]]]], list[list[float]]]
+    answers: Callable[[Population], np.ndarray]
+
+
+class Unfit(Exception):
+    """What was recorded can't be what a method made."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class Search:
     include_parents: bool = True
     plan: Planner = plan
     budget: int = 0  # individuals to be tried by a method that breeds none
-    recorded: Recorded = lambda generation, make: make()  # keeps what no other machine computes alike
+    prefer: int = 0  # of `choose`: inputs, from the first, that win unless another one is better by more than chance
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,14 @@ class Outcome:
     history: tuple[Generation, ...]
 
 
-def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def evolve(
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection | None = None,
+) -> Outcome:
     """Search the weights between and around the parents (MeGA, Algorithm 1).
 
     Args:
@@ -54,6 +77,7 @@ def evolve(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
         search: the settings.
         streams: the random streams of this merge.
         evaluate: gives each individual its fitness; called once a generation.
+        recall: not needed here.
 
     Returns:
         the best individual over all generations; `generations` populations are evaluated, the elite only once.

@@ -10,35 +10,69 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mega_hf.genetic.crossover import mix, spacings
-from mega_hf.genetic.evolve import Evaluate, Outcome, Search, best_of, evolve, prove, record_generation
+from mega_hf.genetic.evolve import (
+    Evaluate,
+    Outcome,
+    Recollection,
+    Search,
+    Unfit,
+    best_of,
+    evolve,
+    prove,
+    record_generation,
+)
 from mega_hf.genetic.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.genetic.seeds import Streams
 from mega_hf.genetic.selection import winner
 from mega_hf.genetic.strategy import cma_es
 
-Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate], Outcome]  # parents: [parents, size] float32
+# parents: [parents, size] float32
+Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate, Recollection], Outcome]
 
 
-def uniform_soup(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def uniform_soup(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
     return _try(parents, [_equal(len(parents))], 1, evaluate)
 
 
-def choose(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
-    """Keep the best of the parents as it is, of equals the first; all are measured to the end."""
+def choose(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
+    """Keep the best of the parents as it is; of equals the first.
+
+    The first `search.prefer` of them win where the best is better by no more than the standard error of their paired
+    difference: what was searched for must be better by more than that (the rule of one standard error; Breiman et
+    al., 1984).
+
+    Raises:
+        Unfit: the rows said to be right are others than were counted.
+    """
     population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
+    right = recall.answers(population)
     fitness = [Fitness(*counted) for counted in evaluate(population, [[i] for i in range(len(parents))], None)]
-    return Outcome(best_of(population, fitness), (record_generation(1, fitness),))
+    counted = [0 if one.correct is None else one.correct for one in fitness]
+    if right.sum(axis=1).tolist() != counted:
+        raise Unfit(f"{right.sum(axis=1).tolist()} right answers where {counted} were counted")
+    best = winner(list(range(len(fitness))), fitness)
+    apart = (right != right[best]).sum(axis=1)
+    near = [i for i in range(search.prefer) if (counted[best] - counted[i]) ** 2 <= apart[i]]
+    index = winner(near, fitness) if near else best
+    chosen = Individual(population.genomes[index].clone(), fitness[index], 1, index)
+    return Outcome(chosen, (record_generation(1, fitness),))
 
 
-def line_sweep(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def line_sweep(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
     """Take the best of `search.budget` points at equal distances on the line between two parents, ends included."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
     return _try(parents, [[1.0 - point, point] for point in points], search.population_size, evaluate)
 
 
 def random_search(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
 ) -> Outcome:
     """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
     count = len(parents)
@@ -47,7 +81,9 @@ def random_search(
     return _try(parents, [*included, *drawn], search.population_size, evaluate)
 
 
-def greedy_soup(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def greedy_soup(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
     """Average the parents, best first, of which each is kept if the average is not worse with it (Wortsman et al.)."""
     generation, history = 1, list[Generation]()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mega_hf.genetic.evolve import Evaluate, Outcome, Search, best_of, prove, record_generation
+from mega_hf.genetic.evolve import Evaluate, Outcome, Recollection, Search, Unfit, best_of, prove, record_generation
 from mega_hf.genetic.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.genetic.seeds import Streams
 
@@ -13,11 +13,9 @@ _SIGMA = 0.25  # where it begins: two parents are 1.41 apart, and their middle h
 _LARGEST = 1e6  # of a coordinate; far beyond what coefficients are drawn back to
 
 
-class NoProposal(Exception):
-    """What was recorded as a proposal of the strategy can't be one."""
-
-
-def cma_es(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate) -> Outcome:
+def cma_es(
+    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
     """Adapt a normal distribution of coefficients, from the best of the parents and their average on.
 
     A point is how far the coefficients of each group are from equal ones, in directions along which their sum stays
@@ -26,7 +24,7 @@ def cma_es(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
     other machines.
 
     Raises:
-        NoProposal: what was recorded has another shape, or numbers that it never proposes.
+        Unfit: what was recorded has another shape, or numbers that it never proposes.
     """
     from cmaes import CMA
 
@@ -39,7 +37,7 @@ def cma_es(parents: torch.Tensor, genes: Genes, search: Search, streams: Streams
     seed = int(streams(1, 0, "strategy").random() * 2**32)
     strategy = CMA(mean=mean, sigma=_SIGMA, seed=seed, population_size=size)
     for generation in range(2, 2 + (search.budget - 1 - count) // size):
-        asked = search.recorded(generation, lambda: [strategy.ask().tolist() for _ in range(size)])
+        asked = recall.propose(generation, lambda: [strategy.ask().tolist() for _ in range(size)])
         points = _checked(asked, size, len(mean))
         genomes = torch.cat([elite.genome[None], _genomes(points, basis, parents.shape[1])])
         population = Population(genomes, generation, elite, prove(asked, genomes, generation))
@@ -82,8 +80,8 @@ def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor
 
 def _checked(asked: list[list[float]], size: int, dimensions: int) -> np.ndarray:
     if {len(point) for point in asked} != {dimensions} or len(asked) != size:
-        raise NoProposal(f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of {dimensions}")
+        raise Unfit(f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of {dimensions}")
     points = np.array(asked, dtype=np.float64)
     if not (np.abs(points) < _LARGEST).all():
-        raise NoProposal("a number that the strategy never proposes")
+        raise Unfit("a number that the strategy never proposes")
     return points

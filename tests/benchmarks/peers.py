@@ -24,6 +24,7 @@ from mega_hf import Recipe, bench
 from mega_hf.evaluation.batches import choose_batch_size
 from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
 from mega_hf.evaluation.individuals import Genomes
+from mega_hf.genetic.evolve import Recollection
 from mega_hf.hf.data import load_splits
 from mega_hf.hf.rows import fill_pictures
 from mega_hf.inputs import encode, open_inputs
@@ -74,7 +75,9 @@ class Task:
             return [(0, 1, 0)] * len(population.genomes)
 
         alone = self.node.model_copy(update={"generations": 1})
-        search_node(self.name, alone, self.encoding, keep, lambda generation, make: make())
+        search_node(
+            self.name, alone, self.encoding, keep, Recollection(lambda _, make: make(), lambda _: np.empty((0, 0)))
+        )
         return bred[0]
 
     def fitness(self, genome: torch.Tensor) -> float:

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.genetic.evolve import Search, evolve
+from mega_hf.genetic.evolve import Recollection, Search, evolve
 from mega_hf.genetic.mutation import Gaussian
 from mega_hf.genetic.population import Genes
 from mega_hf.genetic.seeds import streams
 
 GENES = Genes(bounds=((0, 4), (4, 5), (5, 7)), learned=2, scales=(0.5, 2.0, 1.0))
+
+NOTHING = Recollection(lambda _, make: make(), lambda _: np.empty((0, 0), dtype=bool))
 
 
 class Evaluator:

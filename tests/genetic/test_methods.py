@@ -6,14 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mega_hf.genetic.evolve import Recollection, Unfit
 from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.seeds import streams
-from tests.genetic.test_evolve_oracle import GENES, Evaluator, coarse, parents_of, settings_of
+from tests.genetic.test_evolve_oracle import GENES, NOTHING, Evaluator, coarse, parents_of, settings_of
 
 
 def run(name, score=coarse, parents=None, budget=21, seed=46, **more):
     evaluator, parents = Evaluator(score), parents_of() if parents is None else parents
-    outcome = METHODS[name](parents, GENES, settings_of(budget=budget, **more), streams(seed, "a+b"), evaluator)
+    outcome = METHODS[name](
+        parents, GENES, settings_of(budget=budget, **more), streams(seed, "a+b"), evaluator, NOTHING
+    )
     return outcome, evaluator
 
 
@@ -80,7 +83,7 @@ def test_the_greedy_soup_against_its_definition(count, seed):
     assert all(contests == [[i] for i in range(len(genomes))] for _, genomes, contests, _, _ in evaluator.calls)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"mega", "cma-es"}))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"mega", "cma-es", "choose"}))
 def test_of_equals_the_first_is_taken_and_the_place_is_where_it_was_first_seen(name):
     outcome, evaluator = run(name, lambda _: 5, parents_of(2), budget=20)
     best = outcome.best
@@ -96,3 +99,44 @@ def test_a_candidate_that_answers_no_number_is_the_worst():
     outcome, _ = run("line-sweep", lambda g: None if g[0] < 0.5 else 3, torch.tensor([[0.0], [1.0]]))
     assert outcome.best.fitness.correct == 3 and float(outcome.best.genome[0]) == pytest.approx(0.5)
     assert outcome.history[0].failed == 6
+
+
+def rows_of(*counts, n=100):
+    """Return answers, [individuals, n] bool: the first so many of each are right."""
+    return np.arange(n) < np.array(counts)[:, None]
+
+
+def chosen(right, prefer):
+    parents = torch.arange(float(len(right)))[:, None]
+    score = lambda genome: int(right[int(genome[0])].sum())  # noqa: E731
+    evaluator = Evaluator(score)
+    recall = Recollection(lambda _, make: make(), lambda _: right)
+    search = settings_of(prefer=prefer)
+    return METHODS["choose"](parents, GENES, search, streams(46, "a+b"), evaluator, recall)
+
+
+@pytest.mark.parametrize(
+    ("counts", "prefer", "expected"),
+    [
+        ((50, 60, 58), 0, 1),  # the best
+        ((60, 50, 60), 0, 0),  # of equals the first
+        ((60, 59, 61), 2, 0),  # one row apart, by which the best is ahead: no more than chance
+        ((60, 62, 63), 2, 1),  # of two that are preferred the better one
+        ((60, 50, 62), 1, 2),  # two rows apart, both the best's: more than a standard error of 1.4
+    ],
+)
+def test_what_is_preferred_wins_unless_another_is_better_by_more_than_a_standard_error(counts, prefer, expected):
+    assert chosen(rows_of(*counts), prefer).best.index == expected
+
+
+def test_how_often_two_differ_decides_what_is_chance():
+    right = rows_of(50, 54)
+    right[1] = np.roll(right[1], 30)  # now they differ in 64 rows: a standard error of 8
+    assert chosen(right, 1).best.index == 0
+    assert chosen(rows_of(50, 54), 1).best.index == 1, "four rows, all of which one alone gets right"
+
+
+def test_answers_that_are_not_those_that_were_counted_are_refused():
+    recall = Recollection(lambda _, make: make(), lambda _: rows_of(1, 1))
+    with pytest.raises(Unfit):
+        METHODS["choose"](parents_of(2), GENES, settings_of(), streams(46, "a+b"), Evaluator(lambda g: 5), recall)

@@ -6,12 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mega_hf.genetic.evolve import Unfit
 from mega_hf.genetic.methods import METHODS
 from mega_hf.genetic.population import Genes
 from mega_hf.genetic.seeds import streams
-from mega_hf.genetic.strategy import NoProposal, _directions, cma_es
+from mega_hf.genetic.strategy import _directions
 from mega_hf.settings import Node
-from tests.genetic.test_evolve_oracle import Evaluator, settings_of
+from tests.genetic.test_evolve_oracle import NOTHING, Evaluator, settings_of
 
 
 def mixtures(parents=3, groups=2, statistics=0):
@@ -25,10 +26,10 @@ def towards(target):
     return lambda genome: 100_000 - int(10_000 * np.abs(genome[: len(target)] - target).sum())
 
 
-def run(score, parents, genes, budget=121, size=13, seed=46, name="cma-es", **more):
+def run(score, parents, genes, budget=121, size=13, seed=46, name="cma-es", propose=NOTHING.propose):
     evaluator = Evaluator(score)
-    search = settings_of(n=size, budget=budget, **more)
-    return METHODS[name](parents, genes, search, streams(seed, "a+b"), evaluator), evaluator
+    search, recall = settings_of(n=size, budget=budget), NOTHING._replace(propose=propose)
+    return METHODS[name](parents, genes, search, streams(seed, "a+b"), evaluator, recall), evaluator
 
 
 def test_it_finds_a_mixture_that_chance_does_not():
@@ -91,8 +92,8 @@ def test_what_was_recorded_holds():
         return kept.setdefault(generation, make())
 
     score = towards(np.zeros(6, dtype=np.float32))
-    first, _ = run(score, parents, genes, recorded=keep)
-    again, _ = run(score, parents, genes, seed=47, recorded=lambda generation, make: kept[generation])
+    first, _ = run(score, parents, genes, propose=keep)
+    again, _ = run(score, parents, genes, seed=47, propose=lambda generation, make: kept[generation])
     assert torch.equal(first.best.genome, again.best.genome) and first.history == again.history
     other, _ = run(score, parents, genes, seed=47)
     assert first.history != other.history
@@ -101,6 +102,5 @@ def test_what_was_recorded_holds():
 @pytest.mark.parametrize("asked", [[], [[0.0] * 4], [[0.0] * 3] * 12, [[1e7] + [0.0] * 3] * 12])
 def test_what_can_be_no_proposal_is_refused(asked):
     parents, genes = mixtures()
-    search = settings_of(n=13, budget=60, recorded=lambda generation, make: asked)
-    with pytest.raises(NoProposal):
-        cma_es(parents, genes, search, streams(46, "a+b"), Evaluator(lambda g: 1))
+    with pytest.raises(Unfit):
+        run(lambda g: 1, parents, genes, 60, propose=lambda generation, make: asked)
