@@ -58,7 +58,7 @@ def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
     root, leaves = _final(nodes)
     finalists = [*baselines, next(reversed(nodes))]
     soup, *searched = finalists
-    changes = {"align": "none", "prefer": 1 + len(leaves)}  # nothing is mixed
+    changes = {"align": "none", "fitness": "accuracy", "prefer": 1 + len(leaves)}  # nothing is mixed
     return _like(root, [soup, *leaves, *searched], "choose", changes)
 
 

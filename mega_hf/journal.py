@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 NAME = "journal.jsonl"
 _LONGEST = 1 << 24  # bytes of a line; the longest, permutations, have some bytes a channel and place
 
-Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
+Counted = tuple[int | None, int, int]  # right answers (None where a logit was not finite), rows seen, loss
 
 
 @dataclass
@@ -104,13 +104,14 @@ class NodeRecord:
             generation: 1 for the founders.
             index: its place in the generation.
             genome: its digest.
-            fitness: right answers, rows seen.
+            fitness: right answers, rows seen, loss.
             seconds: that it took.
             pictures: that were forwarded for it: none where its genome was known.
             write: on the main process; the others keep it in memory.
         """
         line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
         line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4), "pictures": pictures}
+        line |= {"loss": fitness[2]} if fitness[2] else {}
         self._keep(line, write)
 
     def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
@@ -145,7 +146,7 @@ class NodeRecord:
             self._take_fitness(line)
 
     def _take_fitness(self, line: dict[str, Any]) -> None:
-        counted = (line["correct"], line["n"])
+        counted = (line["correct"], line["n"], line.get("loss", 0))
         self._known[line["generation"], line["index"]] = (counted, line["genome"])
         self._genomes[line["genome"]] = counted
         self.seconds += line["seconds"]

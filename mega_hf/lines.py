@@ -55,6 +55,7 @@ class Fitness(_Line):
     genome: _Digest
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     pictures: _Count | None = None  # that were forwarded for it; as many as rows in version 3
+    loss: _Count = 0  # the sum over these rows, of each row's in 2⁻¹⁶; where it decides between equals
 
     @model_validator(mode="after")
     def _possible(self) -> Fitness:

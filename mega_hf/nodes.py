@@ -190,9 +190,9 @@ def _search(
     encoding = encode(opened, node)
     calibration = _calibration(node, workshop)
     for parent, source in zip(encoding.parents, inputs.values(), strict=True):
-        counted = workshop.memory.find(known_as(source.sha256, calibration is not None))
+        counted = workshop.memory.find(known_as(source.sha256, calibration is not None), node.sums_losses)
         if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
-            workshop.memory.keep(encoding.digest(parent), counted[0])
+            workshop.memory.keep(encoding.digest(parent), counted[0], counted[2] if node.sums_losses else None)
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
         pause = partial(workshop.pause or (lambda *_: None), workshop.forward, workshop.validation)
@@ -203,7 +203,7 @@ def _search(
 
         evaluation = Evaluation(
             workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
-            workshop.memory, workshop.chunk, workshop.full, calibration,
+            workshop.memory, workshop.chunk, workshop.full, calibration, node.sums_losses,
         )  # fmt: skip
         recall = recollect(known, evaluation)
         outcome = search_node(name, node, encoding, evaluation, recall)

@@ -12,6 +12,7 @@ from mega_hf.aligning import aligned_inputs, check_function
 from mega_hf.claims import compare_intermediate, compare_model, compare_node
 from mega_hf.errors import RunError, VerificationError
 from mega_hf.evaluation.individuals import Genomes, Interval
+from mega_hf.evaluation.memory import MOST_LOSS
 from mega_hf.evaluation.replay import Replay, Unrecorded
 from mega_hf.genetic.evolve import Outcome, Unfit
 from mega_hf.genetic.selection import Undecided
@@ -44,7 +45,7 @@ class _Keeping:
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
         known = self.replay(population, tournaments, elite)
-        for index, (correct, seen, unseen) in enumerate(known):
+        for index, (correct, seen, unseen, *_) in enumerate(known):
             if (population.generation, index) in self.kept:
                 state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
@@ -99,14 +100,15 @@ def _search_again(making: Making, name: str, node: Node, encoding: Encoding, kno
     told = making.told
     recall = recollect_alone(known, told.rows_of(name))
     kept = {(generation, index) for at, generation, index in making.wanted if at == name}
-    record = Replay(known, told.rows_of(name), encoding.digest)
+    most = MOST_LOSS if node.sums_losses else 0
+    record = Replay(known, told.rows_of(name), encoding.digest, most)
     keeping = _Keeping(name, record, encoding, kept, making.chosen)
     with _blaming(name, known):
         _refuse_few(node, known)
         try:
             outcome = search_node(name, node, encoding, keeping, recall)
         except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None), recall)
+            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None, most), recall)
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
     _refuse_more(name, known, record.asked)

@@ -13,7 +13,7 @@ REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 # Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
 _LATER = {
     "encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None,
-    "second_look": 0.0, "prefer": 0,
+    "second_look": 0.0, "prefer": 0, "fitness": "accuracy",
 }  # fmt: skip
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
@@ -162,6 +162,7 @@ class Merge(Strict):
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "stage", "layer", "tensor"] = "layer"  # of mixing
     align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of the first parent
+    fitness: Literal["accuracy", "accuracy+loss"] = "accuracy"  # cross-entropy decides between equals, or nothing
     prefer: Annotated[int, Field(ge=0, le=100_000)] = 0  # inputs of `choose` that win unless others are surely better
     batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
     seed: Seed = 46
@@ -203,6 +204,11 @@ class Merge(Strict):
             founders = {**founders, "include_parents": False} if isinstance(founders, dict) else founders
             return {**tree, "mutation": mutation, "founders": founders}
         return tree
+
+    @property
+    def sums_losses(self) -> bool:
+        """Whether losses decide between individuals with as many right answers."""
+        return self.fitness == "accuracy+loss"
 
     @property
     def recalibrates(self) -> bool:

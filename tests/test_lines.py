@@ -20,7 +20,7 @@ def _begun(path, lines):
     journal.begin(HEADER)
     node = journal.node("a+b", "k")
     for index in range(lines):
-        node.add(1, index, f"1{index}", (index, 9), 0.5)
+        node.add(1, index, f"1{index}", (index, 9, 0), 0.5)
 
 
 @pytest.mark.parametrize("number", range(5))

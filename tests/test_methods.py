@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mega_hf import Recipe, RecipeError, merge, verify
+from mega_hf import Recipe, RecipeError, VerificationError, merge, verify
+from mega_hf.files import file_digest
 from tests import tiny
-from tests.run_files import journal, weights_of
+from tests.forged import claim
+from tests.run_files import journal, journal_of, weights_of
+from tests.started import MEGA
 
 METHODS = ("random", "line-sweep", "uniform_soup", "greedy_soup", "choose", "cma-es")
 
@@ -41,6 +45,36 @@ def test_a_merge_by_this_method_is_resumed_and_verified(
     else:
         best = max(rows[f"{name} recalibrated"]["validation"]["correct"] for name in "ab")
         assert rows["merged"]["validation"]["correct"] >= best - 1, "both parents were among what was tried"
+
+
+@pytest.mark.parametrize("method", ["mega", "greedy_soup", "cma-es"])
+def test_losses_that_decide_between_equals_are_resumed_and_verified(
+    method: str, pair: tiny.Pair, tmp_path: Path, interrupt: Any
+) -> None:
+    made = recipe(pair, method, fitness="accuracy+loss")
+    interrupt(7 if method != "greedy_soup" else 2)
+    with pytest.raises(KeyboardInterrupt):
+        merge(made, tmp_path / "out")
+    result = merge(made, tmp_path / "out")
+    assert all(line["loss"] > 0 for line in journal(result.folder, "fitness") if line["n"] > 1)
+    assert verify(result.folder, evaluate=5).digests["file"] == result.record["digests"]["file"]
+    assert weights_of(merge(made, tmp_path / "again").folder) == weights_of(result.folder)
+    words = [*MEGA, "merge", str(pair.write(tmp_path, **{"merge": made.to_dict()["merge"]})), "--quiet"]
+    done = subprocess.run([*words, "--out", str(tmp_path / "two"), "--num-processes", "2"], capture_output=True)
+    assert done.returncode == 0 and weights_of(tmp_path / "two") == weights_of(result.folder)
+
+
+def test_a_loss_that_was_changed_in_the_journal_shows(pair: tiny.Pair, tmp_path: Path) -> None:
+    result = merge(recipe(pair, "mega", fitness="accuracy+loss"), tmp_path / "out")
+    lines = journal(result.folder)
+    best = next(line for line in lines if line["kind"] == "merged")
+    for line in lines:
+        if line["kind"] == "fitness" and line["correct"] == best["correct"] and line["n"] == best["n"]:
+            line["loss"] = 10**9 if line["index"] == best["index"] else 1
+    (result.folder / "journal.jsonl").write_bytes(journal_of(lines))
+    claim(result.folder, "digests", "journal", value=file_digest(result.folder / "journal.jsonl"))
+    with pytest.raises(VerificationError):
+        verify(result.folder)
 
 
 def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:

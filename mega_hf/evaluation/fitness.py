@@ -13,7 +13,7 @@ import torch
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, Pictures
 from mega_hf.evaluation.individuals import Genomes, Interval, Record, Seen
-from mega_hf.evaluation.memory import Memory, quantize
+from mega_hf.evaluation.memory import MOST_LOSS, Memory, quantize, quantize_losses
 from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict
@@ -45,6 +45,7 @@ class Evaluation:
         chunk: how many rows an individual is shown before it is asked whether it may still win.
         full: measure every individual on every row.
         calibration: what gives each individual BatchNorm's statistics; none where they are part of a genome.
+        sums_losses: whether losses decide between individuals with as many right answers.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Evaluation:
         chunk: int,
         full: bool = False,
         calibration: Calibration | None = None,
+        sums_losses: bool = False,
     ) -> None:
+        self.most = MOST_LOSS if sums_losses else 0
         self.forward, self.pictures, self.encoding, self.processes = forward, pictures, encoding, processes
         self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
         self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
@@ -107,12 +110,12 @@ class Evaluation:
         self._genomes, self._statistics = genomes, {}
 
         def measure(i: int) -> list[int]:
-            failed, seconds, shown, right, _ = self._measure(population, i, rows)
+            failed, seconds, shown, right, *_ = self._measure(population, i, rows)
             return [failed, int(1e6 * seconds), shown, *(right & ~failed).tolist()]
 
         found = self.processes.share(len(genomes), head + len(rows), measure)
         for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
-            counted = (None if failed else sum(right), len(rows))
+            counted = (None if failed else sum(right), len(rows), 0)  # losses decide nothing between these
             if self.record.find(population.generation, i, genomes[i]) != counted:
                 pictures, is_main = shown + len(rows), self.processes.is_main
                 self.record.add(
@@ -132,15 +135,19 @@ class Evaluation:
     def _recall(self, generation: int, index: int, genome: str, elite: Interval | None) -> Seen:
         """Return what the record, or the memory, has of an individual."""
         counted = self.record.find(generation, index, genome)
-        counted = counted or (elite[:2] if elite else None) or self.record.find_genome(genome)
+        counted = counted or ((elite[0], elite[1], elite[3]) if elite else None) or self.record.find_genome(genome)
         rows = self.pictures.count
         if counted is None or counted[1] < rows:
-            counted = self.memory.find(genome) or counted
+            counted = self.memory.find(genome, bool(self.most)) or counted
         unseen = np.ones(rows, dtype=bool)
         if counted is not None and counted[1] == rows:
-            self.memory.keep(genome, counted[0])
-            return Seen(genome, ~unseen, counted[0])
-        return Seen(genome, unseen, told=counted)
+            correct, _, loss = counted if self.most else (*counted[:2], 0)
+            self._remember(genome, correct, loss)
+            return Seen(genome, ~unseen, correct, loss, self.most)
+        return Seen(genome, unseen, most=self.most, told=counted)
+
+    def _remember(self, genome: str, correct: int | None, loss: int) -> None:
+        self.memory.keep(genome, correct, loss if self.most else None)
 
     def _needed(self, contests: list[list[int]], seen: list[Seen]) -> set[int]:
         """Return the individuals whose unseen rows may decide a contest, and all that are the same."""
@@ -167,7 +174,7 @@ class Evaluation:
         """
 
         def order(i: int) -> tuple[int, int]:
-            correct, _, unseen = seen[i].interval
+            correct, _, unseen, *_ = seen[i].interval
             return -(correct or 0) - unseen, i
 
         first = {seen[i].genome: i for i in sorted(needed, reverse=True)}
@@ -184,41 +191,44 @@ class Evaluation:
         size, rows = self.pictures.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
-            one.correct, one.told = (0, None) if one.told else (one.correct, None)
+            one.correct, one.loss, one.told = (0, 0, None) if one.told else (one.correct, one.loss, None)
             left = one.unseen
             rows.append(np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size))
         longest = max(map(len, rows))
-        head = 3  # failed, microseconds, pictures for statistics; then right, margins
-        found = np.zeros((len(indices), head + 2 * longest), dtype=np.int64)
+        head = 3  # failed, microseconds, pictures for statistics; then right, margins, losses
+        found = np.zeros((len(indices), head + 3 * longest), dtype=np.int64)
         parts = [(row, at) for row in range(len(indices)) for at in range(0, len(rows[row]), size)]
         share = self.processes.part(len(parts))
         for row, index in enumerate(indices):
             mine = [parts[i][1] for i in share if parts[i][0] == row]
             if mine:
                 chosen = slice(mine[0], min(mine[-1] + size, len(rows[row])))
-                failed, seconds, shown, right, margins = self._measure(population, index, rows[row][chosen])
+                failed, seconds, shown, *answers = self._measure(population, index, rows[row][chosen])
                 found[row, :head] = failed, int(1e6 * seconds), shown
-                found[row, head:][chosen], found[row, head + longest :][chosen] = right, margins
+                for part, values in enumerate(answers):
+                    found[row, head + part * longest :][chosen] = values
         for row, answers in enumerate(self.processes.add_up(found)):
             n = len(rows[row])
-            right, margins = answers[head : head + n], answers[head + longest :][:n]
-            self._take(seen[indices[row]], rows[row], answers[:head], right, margins)
+            right, margins, losses = (answers[head + part * longest :][:n] for part in range(3))
+            self._take(seen[indices[row]], rows[row], answers[:head], right, margins, losses)
 
     def _measure(
         self, population: Genomes, index: int, rows: np.ndarray
-    ) -> tuple[bool, float, int, np.ndarray, np.ndarray]:
+    ) -> tuple[bool, float, int, np.ndarray, np.ndarray, np.ndarray]:
         """Measure an individual on some rows.
 
         Returns:
             whether a logit was not finite, the seconds that it took, how many pictures its statistics took, and right
-            answers and margins, row by row.
+            answers, margins and losses, row by row.
         """
         began, shown = time.perf_counter(), 0
         if self._resident != (population.generation, index):
             shown = self._place(population, index)
             self._resident = (population.generation, index)
-        right, margin, finite = self.forward.answers(self.pictures, torch.from_numpy(rows))
-        return not finite, time.perf_counter() - began, shown, right.numpy(), quantize(margin.numpy())
+        right, margin, finite, loss = self.forward.answers(self.pictures, torch.from_numpy(rows))
+        losses = quantize_losses(loss.numpy()) if self.most else np.zeros(len(rows), dtype=np.int64)
+        seconds = time.perf_counter() - began
+        return not finite, seconds, shown, right.numpy(), quantize(margin.numpy()), losses
 
     def _place(self, population: Genomes, index: int) -> int:
         """Write an individual into the resident model; return how many pictures its statistics took."""
@@ -234,18 +244,18 @@ class Evaluation:
         self._statistics[genome] = self.calibration.recalibrate(self.forward, self.encoding.space.recomputed)
         return self.calibration.pictures.count
 
-    def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, right: np.ndarray, margins: np.ndarray) -> None:
+    def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, *answers: np.ndarray) -> None:
         """Add to what is known of an individual, and of the rows; `cost` as it stands before the answers."""
-        failed, microseconds, shown = cost.tolist()
+        (failed, microseconds, shown), (right, margins, losses) = cost.tolist(), answers
         one.seconds, one.pictures = one.seconds + microseconds / 1e6, one.pictures + len(rows) + shown
         one.unseen[rows] = False
         if failed or one.correct is None:
-            one.correct, one.unseen[:] = None, False  # nothing is worse: the other rows don't matter
+            one.correct, one.loss, one.unseen[:] = None, 0, False  # nothing is worse: the other rows don't matter
         else:
-            one.correct += int(right.sum())
+            one.correct, one.loss = one.correct + int(right.sum()), one.loss + int(losses.sum())
             self.memory.learn(rows, margins)
         if not one.unseen.any():
-            self.memory.keep(one.genome, one.correct)
+            self._remember(one.genome, one.correct, one.loss)
 
     def _settle(self, generation: int, indices: list[int], seen: list[Seen], is_elite_known: bool) -> None:
         """Record individuals that are measured no further; an elite that was known stands in its own generation."""

@@ -54,6 +54,7 @@ class Answers(NamedTuple):
     right: torch.Tensor  # [rows] bool
     margin: torch.Tensor  # [rows] float32: the right class's logit less the largest of the others
     finite: bool  # whether all logits were
+    loss: torch.Tensor  # [rows] float32: cross-entropy, in nats
 
 
 def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float) -> Pictures:
@@ -134,8 +135,8 @@ class Forward:
                 images, labels = pictures.select(chosen)
                 images = images.to(self.device, non_blocking=True).to(memory_format=self.memory_format)
                 found.append([part[: len(chosen)] for part in _judge(self.run(images), labels)])
-        right, margin, finite = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        return Answers(right, margin, bool(finite.all()))
+        right, margin, finite, loss = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        return Answers(right, margin, bool(finite.all()), loss)
 
     @torch.inference_mode()
     def probabilities(self, pictures: Pictures) -> torch.Tensor:
@@ -158,8 +159,9 @@ class Forward:
         if self._is_order_free is None:
             rows = torch.arange(self.tried_for_order(pictures) // 2)
             mixed = torch.cat([rows[1::2], rows[::2]]).flip(0)  # beside other rows, and in other places
-            there, here = self.answers(pictures, rows).margin[mixed], self.answers(pictures, rows[mixed]).margin
-            self._is_order_free = torch.equal(there.nan_to_num(), here.nan_to_num())
+            there, here = self.answers(pictures, rows), self.answers(pictures, rows[mixed])
+            both = [(there.margin[mixed], here.margin), (there.loss[mixed], here.loss)]
+            self._is_order_free = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in both)
         return self._is_order_free
 
     def count(self, pictures: Pictures) -> int | None:
@@ -220,12 +222,13 @@ def _only_once(compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.T
         return compiled(images)
 
 
-def _judge(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each row whether it is right, the margin by which, and whether all logits are finite."""
+def _judge(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return for each row whether it is right, the margin by which, whether all logits are finite, and the loss."""
     labels = labels[:, None]
     others = scores.scatter(1, labels, -math.inf).amax(dim=1)
-    margin = scores.gather(1, labels)[:, 0] - others
-    return scores.argmax(dim=1) == labels[:, 0], margin, torch.isfinite(scores).all(dim=1)
+    own = scores.gather(1, labels)[:, 0]
+    loss = scores.logsumexp(dim=1) - own
+    return scores.argmax(dim=1) == labels[:, 0], own - others, torch.isfinite(scores).all(dim=1), loss
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

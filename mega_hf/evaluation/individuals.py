@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-Counted = tuple[int | None, int]  # right answers (None where a logit was not finite), rows seen
-Interval = tuple[int | None, int, int]  # right answers, rows seen, rows not seen
+# right answers (None where a logit was not finite), rows seen, the sum of their losses (0 where nobody asks for it)
+Counted = tuple[int | None, int, int]
+Interval = tuple[int | None, int, int, int, int]  # right answers, rows seen, not seen, loss, what it may be more
 
 
 class Genomes(Protocol):
@@ -51,6 +52,8 @@ class Seen:
         genome: its digest.
         unseen: [rows] bool.
         correct: right answers on the rows seen; None where a logit was not finite.
+        loss: the sum of their losses, in 2⁻¹⁶.
+        most: what a row's loss is at most; 0 where it does not count.
         told: what a journal says of it where it does not say which rows were seen; until some are.
         seconds: that measuring took since it was recorded.
         pictures: that were forwarded since it was recorded.
@@ -59,17 +62,20 @@ class Seen:
     genome: str
     unseen: np.ndarray
     correct: int | None = 0
+    loss: int = 0
+    most: int = 0
     told: Counted | None = None
     seconds: float = 0.0
     pictures: int = 0
 
     @property
     def counted(self) -> Counted:
-        """Right answers, rows seen."""
-        return self.told or (self.correct, int(len(self.unseen) - self.unseen.sum()))
+        """Right answers, rows seen, loss."""
+        return self.told or (self.correct, int(len(self.unseen) - self.unseen.sum()), self.loss)
 
     @property
     def interval(self) -> Interval:
-        """Right answers, rows seen, rows not seen."""
-        correct, seen = self.counted
-        return correct, seen, len(self.unseen) - seen
+        """Right answers, rows seen, rows not seen, loss, and what these may add to it."""
+        correct, seen, loss = self.counted
+        unseen = len(self.unseen) - seen
+        return correct, seen, unseen, loss, self.most * unseen

@@ -6,6 +6,7 @@ import numpy as np
 
 _FADING = 0.5  # what one generation's answers weigh beside those of the next
 _LIMIT = 1 << 20  # of a margin
+MOST_LOSS = 1 << 20  # of a row, in 2⁻¹⁶: 16 nats, as of a class that is given one part in nine million
 
 
 class Memory:
@@ -20,7 +21,7 @@ class Memory:
     def __init__(self, rows: int) -> None:
         self._margins = np.zeros(rows)  # sums, faded
         self._asked = np.zeros(rows)  # how often, faded alike
-        self._whole: dict[str, int | None] = {}
+        self._whole: dict[str, tuple[int | None, int | None]] = {}  # right answers, and the loss if it was summed
 
     def fade(self) -> None:
         """Let what was learnt so far weigh less than what will be: a generation is over."""
@@ -38,13 +39,17 @@ class Memory:
         mean = self._margins[rows] / np.maximum(self._asked[rows], 1e-9)
         return rows[np.argsort(mean, kind="stable")[:count]]
 
-    def keep(self, digest: str, correct: int | None) -> None:
-        """Remember the right answers, on all rows, of a genome or a state dict, by its digest."""
-        self._whole[digest] = correct
+    def keep(self, digest: str, correct: int | None, loss: int | None = None) -> None:
+        """Remember right answers, on all rows, of a genome or state dict, by its digest; and the loss, if known."""
+        if loss is not None or digest not in self._whole:
+            self._whole[digest] = correct, loss
 
-    def find(self, digest: str) -> tuple[int | None, int] | None:
-        """Return its right answers (None where a logit was not finite), rows seen; None unless it saw all."""
-        return (self._whole[digest], len(self._asked)) if digest in self._whole else None
+    def find(self, digest: str, needs_loss: bool = False) -> tuple[int | None, int, int] | None:
+        """Return right answers (None where a logit was not finite), rows seen, and loss; None unless it saw all."""
+        correct, loss = self._whole.get(digest, (None, None))
+        if digest not in self._whole or (needs_loss and loss is None):
+            return None
+        return correct, len(self._asked), loss or 0
 
 
 def known_as(sha256: str, is_treated: bool) -> str:
@@ -55,3 +60,9 @@ def known_as(sha256: str, is_treated: bool) -> str:
 def quantize(margins: np.ndarray) -> np.ndarray:
     """Return margins as integers, in 1/256: only integers cross processes. What is no number counts as wrong."""
     return np.clip(np.nan_to_num(256 * margins, nan=-_LIMIT), -_LIMIT, _LIMIT).astype(np.int64)
+
+
+def quantize_losses(losses: np.ndarray) -> np.ndarray:
+    """Return losses, in nats, as integers in 2⁻¹⁶ up to `MOST_LOSS`: their sums are exact in any order."""
+    bounded = np.clip(np.nan_to_num(losses.astype(np.float64), nan=np.inf), 0, MOST_LOSS / (1 << 16))
+    return np.rint(bounded * (1 << 16)).astype(np.int64)

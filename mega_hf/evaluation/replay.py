@@ -20,10 +20,11 @@ class Replay:
         record: the journal.
         rows: of the validation split.
         digest: of a genome, which must be the one that was recorded; None if it does not matter.
+        most: what a row's loss is at most; 0 where it does not count.
     """
 
-    def __init__(self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None) -> None:
-        self.record, self.rows, self.digest = record, rows, digest
+    def __init__(self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None, most: int = 0) -> None:
+        self.record, self.rows, self.digest, self.most = record, rows, digest, most
         self.asked: set[tuple[int, int]] = set()  # (generation, index) of whatever the search had to do with
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
@@ -38,8 +39,9 @@ class Replay:
             self.asked.add((population.generation, index))
             counted = self.record.find(population.generation, index, digest)
             if counted is None and index == 0 and elite is not None:
-                counted = elite[:2]
+                counted = elite[0], elite[1], elite[3]
             if counted is None:
                 raise Unrecorded(f"individual {index} of generation {population.generation}")
-            known.append((*counted, self.rows - counted[1]))
+            correct, seen, loss = counted
+            known.append((correct, seen, self.rows - seen, loss, self.most * (self.rows - seen)))
         return known

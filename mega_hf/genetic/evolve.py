@@ -18,8 +18,8 @@ from mega_hf.genetic.seeds import Streams
 from mega_hf.genetic.selection import Plan, Planner, plan, winner
 
 # (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all
-# of these: (right answers, rows seen, rows not seen)
-Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int]]]
+# of these: what a `Fitness` is made of
+Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int, int, int]]]
 
 
 class Recollection(NamedTuple):

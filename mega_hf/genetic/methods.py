@@ -95,7 +95,7 @@ def greedy_soup(
         return fitness
 
     fitness = measure(parents.clone(), "parents")
-    first, *others = sorted(range(len(parents)), key=lambda i: -fitness[i].low)
+    first, *others = sorted(range(len(parents)), key=lambda i: fitness[i].sure)
     kept: list[int] = [first]
     best = Individual(parents[first].clone(), fitness[first], 1, first)
     for other in others:

@@ -11,12 +11,15 @@ import torch
 class Fitness(NamedTuple):
     """Right answers on the validation rows seen; `correct` is None where a logit was not finite: the worst of all.
 
-    With rows unseen it is an interval: what they would add is not known.
+    With rows unseen it is an interval: what they would add is not known. Of individuals with as many right answers the
+    one with the smaller loss is fitter, where losses are summed.
     """
 
     correct: int | None
     seen: int
     unseen: int = 0
+    loss: int = 0  # the sum over the rows seen, of each row's in 2⁻¹⁶
+    more: int = 0  # what the rows not seen may add to it
 
     @property
     def low(self) -> int:
@@ -27,6 +30,16 @@ class Fitness(NamedTuple):
     def high(self) -> int:
         """What it is at most."""
         return -1 if self.correct is None else self.correct + self.unseen
+
+    @property
+    def sure(self) -> tuple[int, int]:
+        """Where it stands at worst: smaller is better."""
+        return -self.low, self.loss + self.more
+
+    @property
+    def hoped(self) -> tuple[int, int]:
+        """Where it stands at best."""
+        return -self.high, self.loss
 
 
 @dataclass(frozen=True)

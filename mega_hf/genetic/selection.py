@@ -71,9 +71,9 @@ def winner(tournament: list[int], fitness: Sequence[Fitness]) -> int:
 def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
     """Return the indices of those that may win a tournament, whatever the rows that they have not seen will say."""
     # If one is sure to win, it is the one that is ahead already.
-    first = min(tournament, key=lambda i: (-fitness[i].low, i))
-    ahead = (-fitness[first].low, first)
-    return [first, *(i for i in tournament if i != first and (-fitness[i].high, i) < ahead)]
+    first = min(tournament, key=lambda i: (fitness[i].sure, i))
+    ahead = (fitness[first].sure, first)
+    return [first, *(i for i in tournament if i != first and (fitness[i].hoped, i) < ahead)]
 
 
 class Undecided(Exception):

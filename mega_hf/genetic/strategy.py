@@ -45,7 +45,8 @@ def cma_es(
         fitness = [Fitness(*counted) for counted in evaluate(population, alone, elite.fitness)]
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
-        strategy.tell([(point, -float(one.low)) for point, one in zip(points, fitness[1:], strict=True)])
+        places = sorted({one.sure for one in fitness})  # the strategy looks at who is better than whom alone
+        strategy.tell([(point, float(places.index(one.sure))) for point, one in zip(points, fitness[1:], strict=True)])
     return Outcome(elite, tuple(history))
 
 

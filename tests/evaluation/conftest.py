@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from mega_hf.evaluation.fitness import Evaluation
 from mega_hf.evaluation.forward import Forward, place_pictures
 from mega_hf.evaluation.memory import Memory
 from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
-from tests.evaluation.measuring import ROWS, Record, contend, make_model
+from tests.evaluation.measuring import ROWS, Record, Short, contend, make_model
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def make(processes, pictures, encoding):
     def build(known=(), full=True, memory=None):
         record, told, memory = Record(known), [], memory or Memory(ROWS)
         forward = Forward(make_model(), processes.device)
-        evaluation = Evaluation(
+        evaluation = Short(
             forward, pictures, encoding, processes, record, contend, lambda *seen: told.append(seen), memory, 8, full
         )
         return evaluation, record, told

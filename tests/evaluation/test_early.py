@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mega_hf.evaluation.fitness import Evaluation
 from mega_hf.evaluation.forward import Answers
-from mega_hf.evaluation.memory import Memory
+from mega_hf.evaluation.memory import MOST_LOSS, Memory
+from mega_hf.evaluation.replay import Replay
 from mega_hf.genetic.population import Fitness
 from mega_hf.genetic.selection import winner
 from tests.evaluation.measuring import ROWS, Record, contend, expect, populate
@@ -24,8 +25,8 @@ def _decide(tournaments, intervals):
 class Table:
     """A forward pass that reads answers off a table, [individuals, rows]: 0 wrong, 1 right, 2 no number."""
 
-    def __init__(self, table, draw):
-        self.table, self.draw, self.path = table, draw, "table"
+    def __init__(self, table, draw, losses=None):
+        self.table, self.draw, self.path, self.losses = table, draw, "table", losses
 
     def tried_for_order(self, pictures):
         return 0
@@ -39,7 +40,8 @@ class Table:
     def answers(self, pictures, rows):
         found = torch.tensor(self.table[self.now])[rows]
         margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)  # says nothing of the answers
-        return Answers(found == 1, margin, not (found == 2).any())
+        losses = torch.from_numpy(self.losses[self.now])[rows] if self.losses is not None else torch.zeros(len(rows))
+        return Answers(found == 1, margin, not (found == 2).any(), losses)
 
 
 class Numbered:
@@ -63,6 +65,14 @@ def _cases(draw):
     return np.array(table), size, draw(st.lists(some, max_size=6)), elite, draw(st.sampled_from([1, 2, 3, 5]))
 
 
+@st.composite
+def _cases_with_losses(draw):
+    """Few different losses, some beyond the largest that counts, so that those of equals are equal at times."""
+    case = draw(_cases())
+    values = np.array(draw(st.sampled_from([[0.25, 0.5], [0.0, 1.0, 20.0, np.inf], [0.3]])), dtype=np.float32)
+    return case, values[np.random.default_rng(draw(st.integers(0, 99))).integers(0, len(values), case[0].shape)]
+
+
 @given(_cases(), st.integers(1, 30), st.integers(0, 1000))
 @settings(max_examples=1500, deadline=None)
 def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, seed):
@@ -70,7 +80,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
     rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
     right = [None if 2 in line else int((line == 1).sum()) for line in table]
-    first = (right[0], rows, 0) if elite else None
+    first = (right[0], rows, 0, 0, 0) if elite else None
     found = []
     for full in (True, False):
         record, draw = Record(), np.random.default_rng(seed)
@@ -89,6 +99,31 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
         assert all(intervals[i][2] == 0 for i in found[-1]), "a winner that was not measured to its end"
         assert record.pictures <= rows * (len(table) - elite), "a row was asked twice"
     assert found[0] == found[1]
+
+
+@given(_cases_with_losses(), st.integers(1, 30), st.integers(0, 1000))
+@settings(max_examples=800, deadline=None)
+def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk, seed):
+    (table, size, tournaments, elite, count), losses = drawn
+    rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
+    population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
+    right = [None if 2 in line else int((line == 1).sum()) for line in table]
+    units = np.rint(np.minimum(losses.astype(np.float64), 16) * 65536).astype(int)
+    summed = [0 if right[i] is None else int(units[i].sum()) for i in range(len(table))]
+    first = (right[0], rows, 0, summed[0], 0) if elite else None
+    contests = [*tournaments, list(range(len(table)))]
+    fittest = [min(one, key=lambda i: (-(-1 if right[i] is None else right[i]), summed[i], i)) for one in contests]
+    for full in (True, False):
+        record = Record()
+        evaluation = Evaluation(
+            Table(table, np.random.default_rng(seed), losses), SimpleNamespace(count=rows, batch_size=size),
+            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), chunk, full, sums_losses=True,
+        )  # fmt: skip
+        intervals = evaluation(population, tournaments, first)
+        assert _decide(tournaments, intervals) == fittest
+        assert all(intervals[i][3] == summed[i] for i in fittest), "to the last unit"
+        again = Replay(record, rows, None, MOST_LOSS)
+        assert _decide(tournaments, again(population, tournaments, first)) == fittest, "from the record alone"
 
 
 class Alone:

@@ -63,7 +63,7 @@ def test_count_equals_a_naive_loop(rows, batch_size, seed):
 
 def test_answers_are_those_of_each_row():
     pictures, model = _pictures(10, 4), _model().eval()
-    right, _, finite = Forward(_model(), CPU).answers(pictures)
+    right, _, finite, _ = Forward(_model(), CPU).answers(pictures)
     expected = model(pictures.images[:10]).argmax(dim=1) == pictures.labels[:10]
     assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
     assert torch.equal(right, expected)

@@ -63,7 +63,7 @@ def test_everybody_is_drawn_about_as_often():
     assert all(draws[i] == pytest.approx(300, abs=75) for i in range(10))
 
 
-FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10), st.just(0))
+FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10), st.just(0), st.just(0), st.just(0))
 
 
 @given(st.lists(FITNESS, min_size=1, max_size=8), st.randoms(use_true_random=False))
@@ -84,7 +84,9 @@ def test_no_fitness_is_worse_than_no_right_answer():
 
 
 PARTIAL = st.integers(0, 6).flatmap(
-    lambda seen: st.builds(Fitness, st.none() | st.integers(0, seen), st.just(seen), st.just(6 - seen))
+    lambda seen: st.builds(
+        Fitness, st.none() | st.integers(0, seen), st.just(seen), st.just(6 - seen), st.just(0), st.just(0)
+    )
 )
 
 
@@ -101,3 +103,31 @@ def test_who_may_win_is_who_wins_in_some_completion(fitness):
     else:
         with pytest.raises(Undecided, match="open between"):
             winner(tournament, fitness)
+
+
+# --- Losses, which decide between equals
+
+SUMMED = (
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 6))
+    .filter(lambda drawn: drawn[1] <= drawn[0] and drawn[2] <= 3 * drawn[0])
+    .map(lambda drawn: Fitness(drawn[1], drawn[0], 2 - drawn[0], drawn[2], 3 * (2 - drawn[0])))
+)
+
+
+@given(st.lists(SUMMED, min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_who_may_win_by_its_loss_is_who_wins_in_some_completion(fitness):
+    """Rows that were not seen are right or wrong, and have a loss of 0 to 3."""
+    tournament = list(range(len(fitness)))
+    ends = [{(f.low, f.loss + f.more), (f.high, f.loss), (f.low, f.loss), (f.high, f.loss + f.more)} for f in fitness]
+    winners = {
+        min(tournament, key=lambda i: (-whole[i][0], whole[i][1], i)) for whole in product(*[sorted(e) for e in ends])
+    }
+    assert set(contenders(tournament, fitness)) >= winners
+    if len(contenders(tournament, fitness)) == 1:
+        assert winners == {winner(tournament, fitness)}
+
+
+def test_of_as_many_right_answers_the_smaller_loss_wins():
+    assert winner([0, 1, 2], [Fitness(5, 9, 0, 40), Fitness(5, 9, 0, 30), Fitness(4, 9, 0, 1)]) == 1
+    assert winner([0, 1], [Fitness(5, 9, 0, 30), Fitness(5, 9, 0, 30)]) == 0
