@@ -44,6 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def without(words: list[str], *flags: str) -> list[str]:
+    """Return a command's words without some flags and their values, written in either form."""
+    kept, is_value = [], False
+    for word in words:
+        if not is_value and word not in flags and not word.startswith(tuple(f"{flag}=" for flag in flags)):
+            kept.append(word)
+        is_value = word in flags and not is_value
+    return kept
+
+
 def _add_merge(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -57,6 +67,8 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add("--test", help="test split (default: test)")
     add("--dry-run", action="store_true", help="check everything and say what it would cost; make nothing")
     add("--only", metavar="NODE", help="run one merge of a tree, with what it needs; no report")
+    again = "search from K seeds, each in a folder of its own, and say what they gave in the mean"
+    add("--seeds", type=int, metavar="K", help=again)
     keep = "all intermediate models of a tree, or the final one alone (default: all)"
     add("--keep", choices=("all", "final"), default="all", help=keep)
     _add_computing(parser)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mega_hf.arguments import build_parser
+from mega_hf.arguments import build_parser, without
 from mega_hf.environment import collect_rarely, let_threads_sleep, quieten
 from mega_hf.errors import MegaError, RecipeError, Terminated, VerificationError
 from mega_hf.failures import open_streams, say
@@ -70,6 +70,8 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.asked import asked_recipe
 
     recipe = asked_recipe(args)
+    if args.seeds is not None:
+        return _merge_seeds(args, words, recipe)
     if args.only is not None and args.push:
         remedy = "--only alone; then the whole tree with --push"
         raise RecipeError("a part of a tree is not pushed", expected="--only or --push", got="both", remedy=remedy)
@@ -103,6 +105,14 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         if args.keep == "final":
             folder.drop_intermediates()
     return _say_result(result, recipe, args.parents)
+
+
+def _merge_seeds(args: argparse.Namespace, words: list[str], recipe: Recipe) -> int:
+    from mega_hf.repetition import merge_seeds
+
+    failed, found = merge_seeds(args, words, recipe, _merge)
+    _say(found or "the runs of the seeds before are kept: the same command goes on")
+    return failed
 
 
 def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -158,7 +168,7 @@ def _launched(args: argparse.Namespace, words: list[str]) -> int | None:
     from mega_hf.evaluation.processes import default_processes, is_launched, launch
 
     count = args.num_processes or default_processes()
-    return launch(count, _without_count(words)) if count > 1 and not is_launched() else None
+    return launch(count, without(words, "--num-processes")) if count > 1 and not is_launched() else None
 
 
 def _train(args: argparse.Namespace, words: list[str]) -> int:
@@ -279,15 +289,6 @@ COMMANDS = {
     "merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card, "push": _push,
     "pull": _pull, "verify": _verify, "bench": _bench,
 }  # fmt: skip
-
-
-def _without_count(words: list[str]) -> list[str]:
-    """Drop --num-processes: the processes that are started must not start others."""
-    kept = [word for word in words if not word.startswith("--num-processes=")]
-    if "--num-processes" in kept:
-        at = kept.index("--num-processes")
-        del kept[at : at + 2]
-    return kept
 
 
 def _is_main() -> bool:
