@@ -95,7 +95,8 @@ def test_an_unfinished_run_is_not_evaluated(pair: tiny.Pair, tmp_path: Path, meg
 def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out")
     assert answer.code == 0
-    assert "validation: 60 rows" in answer.out
+    assert "validation without the second look: 30 rows" in answer.out
+    assert "second look  30 of the validation rows" in answer.out
     assert "right only if" not in answer.out
 
 
