@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,14 @@ class Tracer:
     shape: tuple[int, ...]  # of a picture
     calibration: Calibration | None  # pictures for activations
     processes: Processes
+    found: dict[str, dict[str, Orders]] = field(default_factory=dict)  # for merges of the same parents: not made again
+
+    def recall(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
+        """Return what `find` gives, or gave before for these parents."""
+        key = json.dumps([settings.align, settings.seed, list(opened.states), opened.contents])
+        if key not in self.found:
+            self.found[key] = self.find(settings, opened)
+        return self.found[key]
 
     def find(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
         """Return for each parent but the first how its channels are put beside the first one's; on all processes.
@@ -83,7 +92,7 @@ def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tra
         return opened
     others = list(opened.states)[1:]
     if not set(others) <= set(known.aligned):
-        for parent, orders in tracer.find(settings, opened).items():
+        for parent, orders in tracer.recall(settings, opened).items():
             known.align(parent, [_line(group, order) for group, order in orders], write=tracer.processes.is_main)
     return aligned_inputs(opened, known)
 

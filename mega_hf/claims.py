@@ -78,7 +78,7 @@ def compare_node(
 def _compare_choice(told: Testimony, known: NodeRecord, best: int) -> None:
     """Compare what is said of the second look with its lines in the journal."""
     said, names = told.nodes[SECOND_LOOK], told.nodes[SECOND_LOOK]["parents"]
-    counted = [(name, *(known.find(1, i, None) or (None, 0))) for i, name in enumerate(names)]
+    counted = [(name, *(known.find(1, i, None) or (None, 0))[:2]) for i, name in enumerate(names)]
     got = [(one["name"], one["correct"], one["n"]) for one in said["finalists"]]
     if counted != got or said["chosen"] != names[best]:
         raise changed(RESULT, "the second look", f"{names[best]}, of {counted}", f"{said['chosen']}, of {got}")

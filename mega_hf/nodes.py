@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mega_hf.aligning import Tracer, align_inputs
+from mega_hf.aligning import Orders, Tracer, align_inputs
 from mega_hf.errors import RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.fitness import Evaluation
@@ -59,11 +59,14 @@ class Workshop:
     full: bool  # measure every individual on every row
     calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
     pause: Pause | None = None  # what a benchmark does whenever individuals are measured, on all processes
+    orders: dict[str, dict[str, Orders]] = field(default_factory=dict)  # of channels, found for other merges
 
     @property
     def tracer(self) -> Tracer:
         """What finds the permutations of parents' channels."""
-        return Tracer(self.forward, tuple(self.validation.images.shape[1:]), self.calibration, self.processes)
+        return Tracer(
+            self.forward, tuple(self.validation.images.shape[1:]), self.calibration, self.processes, self.orders
+        )
 
 
 @dataclass(frozen=True)

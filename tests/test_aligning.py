@@ -14,6 +14,7 @@ import timm
 import torch
 
 from mega_hf import MergeResult, ParentError, Recipe, VerificationError, merge, verify
+from mega_hf.aligning import Tracer
 from mega_hf.journal import Journal
 from mega_hf.weights.symmetry import find_symmetry
 from tests import tiny
@@ -73,6 +74,22 @@ def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
     assert (line["parent"], len(line["groups"])) == ("b", 12)
     moved = [order for group in line["groups"] if (order := group["order"]) != sorted(group["order"])]
     assert len(moved) == 12
+
+
+def test_baselines_are_aligned_as_the_merge_was_and_nothing_is_found_twice(
+    scattered: tiny.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, find = [], Tracer.find
+    monkeypatch.setattr(Tracer, "find", lambda self, *words: found.append(1) or find(self, *words))
+    more = {"baselines": ["greedy_soup", "line-sweep"], "data": scattered.recipe()["data"] | {"second_look": 0.5}}
+    result = merge(
+        Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)), tmp_path / "out"
+    )
+    lines = {line["node"]: line["groups"] for line in journal(result.folder, "aligned")}
+    assert list(lines) == ["a+b", "aligned_soup", "greedy_soup", "line-sweep"] and len(found) == 1
+    assert len({str(groups) for groups in lines.values()}) == 1
+    assert _tests(result)["greedy_soup"] > _tests(result)["uniform_soup"] + 10
+    assert verify(tmp_path / "out", evaluate=3).parents == 2
 
 
 def test_it_is_found_once(
