@@ -50,7 +50,7 @@ def _make(name: str, node: Node, sources: dict[str, Source], target: Path, works
         percent = 100 * done.record["correct"] / done.record["n"]
         if name == SECOND_LOOK:
             chosen = node.parents[done.record["index"]]
-            logger.info("second look: %s is best, %.2f %% of %d other rows", chosen, percent, done.record["n"])
+            logger.info("second look: %s is named, %.2f %% of %d other rows", chosen, percent, done.record["n"])
         else:
             logger.info("baseline %s: %.2f %% on validation, %d evaluations", name, percent, done.evaluations)
     return done

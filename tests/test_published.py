@@ -10,7 +10,7 @@ from mega_hf.cli import build_parser
 from mega_hf.hf.card import render_card
 from mega_hf.recipe import Recipe
 from mega_hf.result import MergeResult
-from tests import results_table
+from tests import results_table, study_table
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
@@ -42,9 +42,14 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
 @pytest.mark.parametrize("folder", CARRYING, ids=lambda path: path.name)
 def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
     """On whatever processor this runs; those of other parents are verified where these lie (tests/test_real.py)."""
-    answer = mega("verify", folder)
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    local = [parent["name"] for parent in record["parents"] if "local" in parent]
+    answer = mega(
+        "verify", folder, *(word for name in local for word in ("--parent", f"{name}={folder}/parents/{name}"))
+    )
     assert answer.code == 0, answer.err
-    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["digests"]["file"] in answer.out
+    what = "weights" if "calibration" in record["data"] else "file"  # of which statistics are a part, from pictures
+    assert record["digests"][what] in answer.out
 
 
 @pytest.mark.parametrize(("page", "prefix"), results_table.PAGES.items())
@@ -55,7 +60,13 @@ def test_the_results_table_is_made_of_the_committed_results(page, prefix):
 
 def test_every_published_result_stands_in_the_table():
     shown = {name for _, runs in results_table.ROWS.values() for name in runs.values()}
+    shown |= {f"study-{kind}-{how}" for kind, how, _ in study_table.runs()}
     assert {folder.name for folder in CARDS} <= shown
+
+
+def test_the_studys_table_is_made_of_the_committed_results():
+    assert len(study_table.runs()) >= 3 and study_table.FIGURE.is_file()
+    assert study_table.render() in study_table.PAGE.read_text(encoding="utf-8"), "python -m tests.study_table"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

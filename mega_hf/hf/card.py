@@ -27,6 +27,7 @@ _METHODS = {  # of the final merge: how, and for what
         "an evolution strategy (CMA-ES)",
         ": it adapted by how much of each parent the parts of the model are made, for the most right answers on",
     ),
+    "parent": ("keeping one of them", ": no mixture was better by more than chance, of those searched for on"),
     "choose": ("choice", ": the best of the models as they are, by right answers on"),
     "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
     "line-sweep": (
@@ -69,7 +70,7 @@ def _rendered(result: MergeResult) -> str:
         revision=plain(record.get("revision") or ""),
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
-        how=_METHODS.get(record["nodes"][-1].get("merge", {}).get("method"), _METHODS["mega"]),
+        how=_METHODS.get(_method(record), _METHODS["mega"]),
         treated=any(model["role"] == "treated_parent" for model in record["models"]),
         verdict=escape(result.report.verdict),
         remarks=result.report.remarks,
@@ -89,6 +90,13 @@ def _rendered(result: MergeResult) -> str:
     )
     front, body = split_card(str(card))
     return f"---\n{strict_yaml.dump(front)}---\n\n{seal(body)}"
+
+
+def _method(record: dict[str, Any]) -> str | None:
+    """Return how the merged model was made: the final merge's method, or that of whom the second look named."""
+    made = {node["name"]: node for node in (*record["nodes"], *record.get("baselines", ()))}
+    named = record["second_look"]["chosen"] if record.get("second_look") else record["nodes"][-1]["name"]
+    return made[named].get("merge", {}).get("method") if named in made else "parent"
 
 
 def _has_parents(record: dict[str, Any]) -> bool:

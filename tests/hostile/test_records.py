@@ -19,7 +19,6 @@ from mega_hf.hf.models import open_model
 from mega_hf.plots import plot_fitness
 from mega_hf.result import MergeResult
 from mega_hf.testimony import _check_record, _reading, read_testimony
-from mega_hf.tree import levels
 from tests.hostile.cases import DEEP, bounded, cases, mutated, used
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -118,7 +117,7 @@ def test_any_value_that_verify_holds_against_a_run(folders: dict[str, Path], tmp
         with _reading("result.json"):
             doubtful = replace(told, folder=tmp_path, result=_loaded(tmp_path, json.dumps(record)))
             _check_record(doubtful)
-        claims._compare_table(doubtful, nodes, levels({name: node.parents for name, node in nodes.items()}))
+        claims._compare_table(doubtful)
         claims._compare_paired(doubtful)
         claims._compare_card(doubtful)
         claims.compare_record(doubtful, nodes, first)
