@@ -204,7 +204,9 @@ def test_a_stranger_verifies_it_by_the_cards_command(place: Place, pushed: dict[
     command = next(line for line in files["README.md"].decode().splitlines() if line.startswith("mega-hf verify"))
     answer = place.run(*command.split()[1:])
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("reproduced bit for bit from 2 parents and 21 recorded evaluations")
+    made = [*pushed["nodes"], *pushed["baselines"], pushed["second_look"]]
+    count = sum(node["search"]["evaluations"] for node in made)
+    assert answer.out.startswith(f"reproduced bit for bit from 2 parents and {count} recorded evaluations")
     assert pushed["digests"]["file"] in answer.out and "the model's own" in answer.out
     assert place.run("verify", "me/m@main", "--evaluate", "3").code == 0
     for name, blamed in (
