@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from mega_hf.result import tree_rows
 from mega_hf.statistics import wilson_interval
 
 _LABELLED = 63  # models of a tree that can be named in its picture: 32 parents
@@ -82,7 +83,7 @@ def plot_tree(record: dict[str, Any]) -> bytes:
 
     nodes = record["nodes"]
     root = nodes[-1]["name"]
-    models = {m["name"] if m["role"] != "merged" else root: m for m in record["models"] if "level" in m}
+    models = tree_rows(record)
     levels = [[name for name in models if models[name]["level"] == i] for i in range(nodes[-1]["level"] + 1)]
     figure = Figure(figsize=(7.2, max(4.2, 1.4 + 0.17 * len(levels[0]))), layout="constrained")
     axes = figure.add_subplot()
@@ -98,7 +99,7 @@ def plot_tree(record: dict[str, Any]) -> bytes:
             colour = "#c1272d" if name == root else "#1f77b4" if models[name]["level"] else "#5f5f5f"
             _mark(axes, models[name], colour)
             if len(models) <= _LABELLED:
-                _label(axes, models[name], "merged" if name == root else _short(name), height, colour)
+                _label(axes, models[name], _final(record) if name == root else _short(name), height, colour)
     for soup in (m for m in record["models"] if m["role"] == "baseline"):
         accuracy = _test(soup)[0]
         said = f"{soup['name']}: {accuracy:.1f} %"
@@ -115,6 +116,10 @@ def plot_tree(record: dict[str, Any]) -> bytes:
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small", loc="upper right", bbox_to_anchor=(1.0, -0.12))
     return _png(figure)
+
+
+def _final(record: dict[str, Any]) -> str:
+    return "the search's best" if record.get("second_look") else "merged"
 
 
 def _limits(models: dict[str, Any]) -> tuple[float, float]:

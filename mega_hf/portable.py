@@ -55,7 +55,7 @@ def portable_files(
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(result.merged)}
     if with_nodes:
         _refuse_dropped(result)
-        for node in result.record["nodes"][:-1]:
+        for node in result.made[:-1]:
             kept = _model_files(folder / "nodes" / node["name"])
             files |= {f"nodes/{node['name']}/{path.name}": path for path in kept}
     files |= parent_files(parents or {})
@@ -140,7 +140,7 @@ def refuse_changed(result: MergeResult) -> None:
 
 
 def _refuse_dropped(result: MergeResult) -> None:
-    if result.has_tree and not (result.folder / "nodes").is_dir():
+    if len(result.made) > 1 and not (result.folder / "nodes").is_dir():
         raise RunError(
             "the intermediate models were dropped", where=str(result.folder),
             expected="nodes/NAME for each", got="none",
@@ -186,7 +186,7 @@ def copied_models(source: Path, repository: str) -> list[str]:
             raise _changed(repository, RECIPE)
         if file_digest(source / JOURNAL) != result.record["digests"]["journal"]:
             raise _changed(repository, JOURNAL)
-        names = [node["name"] for node in result.record["nodes"]]
+        names = [node["name"] for node in result.made]
         files = result.record["files"]
         harmful = [name for name in files if not _is_harmless(name)] + [n for n in names if not _NODE.fullmatch(n)]
         if harmful or not names:

@@ -253,6 +253,14 @@ class MergeResult:
         return cls(record, Path(folder))
 
 
+def tree_rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows of the models in a run's tree by name, the final merge's own last."""
+    root = record["nodes"][-1]["name"]
+    rows = {m["name"]: m for m in record["models"] if "level" in m and m["role"] != "merged"}
+    merged = next(m for m in record["models"] if m["role"] == "merged")
+    return rows if root in rows else rows | {root: merged}  # there, where a second look named the merged model
+
+
 def encode_record(record: dict[str, Any]) -> bytes:
     """Return what result.json holds."""
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()

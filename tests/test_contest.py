@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mega_hf import DataError, Recipe, RecipeError, RunError, VerificationError, merge, merge_only, verify
+from mega_hf import DataError, MergeResult, Recipe, RecipeError, RunError, VerificationError, merge, merge_only, verify
 from mega_hf.files import file_digest
+from mega_hf.hf.card import draw_mermaid
 from mega_hf.hf.data import load_splits
+from mega_hf.portable import portable_files, restore
+from mega_hf.result import tree_rows
 from tests import tiny
 from tests.run_files import EVALUATIONS, contents, journal, names, weights_of
 from tests.started import MEGA
@@ -180,7 +183,6 @@ def test_a_better_ensemble_than_there_is_shows_when_it_is_measured(run: Path, tm
 
 def forge_with_card(run: Path, folder: Path, change: Any) -> Path:
     """As `forge`, by someone who has the card made anew."""
-    from mega_hf import MergeResult
     from mega_hf.report import write_card
 
     write_card(MergeResult.load(forge(run, folder, change)), overwrite=True)
@@ -214,6 +216,21 @@ def test_a_tree_is_held_against_as_many_mixtures_at_random(four: dict[str, Any],
     told = merge(recipe, tmp_path / "run").record
     assert [node["name"] for node in told["baselines"]] == ["uniform_soup", "random"], "no line between four"
     assert verify(tmp_path / "run").parents == 4
+    searched = next(model for model in told["models"] if model["role"] == "searched")
+    assert tree_rows(told)[searched["name"]] == searched, "the tree shows what was searched, whoever was named"
+    assert f"{searched['name']}<br/>{100 * searched['test']['correct'] / 90:.2f} %" in draw_mermaid(told)
+
+
+def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
+    result = MergeResult.load(run)
+    files = portable_files(result, "me/x", {"license": "mit"}, with_nodes=True)
+    for name, content in files.items():
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+    restored = restore(tmp_path / "copy", tmp_path / "again", "me/x")
+    assert names(tmp_path / "again" / "nodes") == {"a+b", *BASELINES}
+    parents = {"a": str(pair.a), "b": str(pair.b)}
+    assert verify(restored.folder, parents=parents).digests["file"] == result.record["digests"]["file"]
 
 
 @pytest.mark.parametrize(

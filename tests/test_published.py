@@ -31,10 +31,9 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
         for split in ("validation", "test"):
             assert model[split]["n"] == record["data"][split]["rows"]
             assert 0 <= model[split]["correct"] <= model[split]["n"]
-    settings = record["recipe"]["merge"]
-    size, generations = settings["population_size"], settings["generations"]
-    assert record["search"]["evaluations"] == size + (generations - 1) * (size - 1)
-    assert len(record["history"]) == generations
+    root = list(Recipe.from_dict(record["recipe"]).nodes().values())[-1]
+    assert record["search"]["evaluations"] == root.evaluations
+    assert len(record["history"]) == root.generations
     assert (folder / "journal.jsonl").is_file(), "nobody can verify it"
     assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a path of one machine"
 

@@ -15,7 +15,7 @@ from mega_hf.absent import absent_keys
 from mega_hf.errors import MegaError, RunError
 from mega_hf.hf.card_update import Card, seal, split_card
 from mega_hf.hf.licences import agreed_licence, licence_of
-from mega_hf.result import MergeResult, format_p, printable
+from mega_hf.result import MergeResult, format_p, printable, tree_rows
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _METHODS = {  # of the final merge: how, and for what
@@ -92,11 +92,11 @@ def _rendered(result: MergeResult) -> str:
     return f"---\n{strict_yaml.dump(front)}---\n\n{seal(body)}"
 
 
-def _method(record: dict[str, Any]) -> str | None:
+def _method(record: dict[str, Any]) -> str:
     """Return how the merged model was made: the final merge's method, or that of whom the second look named."""
     made = {node["name"]: node for node in (*record["nodes"], *record.get("baselines", ()))}
     named = record["second_look"]["chosen"] if record.get("second_look") else record["nodes"][-1]["name"]
-    return made[named].get("merge", {}).get("method") if named in made else "parent"
+    return str(made[named].get("merge", {}).get("method")) if named in made else "parent"
 
 
 def _has_parents(record: dict[str, Any]) -> bool:
@@ -118,9 +118,8 @@ def card_there(result: MergeResult) -> Card | None:
 
 
 def draw_mermaid(record: dict[str, Any]) -> str:
-    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the merged model on top."""
-    root = record["nodes"][-1]["name"]
-    models = {m["name"] if m["role"] != "merged" else root: m for m in record["models"] if "level" in m}
+    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the final merge on top."""
+    models = tree_rows(record)
     keys = {name: f"m{i}" for i, name in enumerate(models)}
     lines = ["graph BT"]
     for name, model in models.items():
