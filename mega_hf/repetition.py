@@ -102,7 +102,7 @@ def merge_seeds(
         MegaError: several seeds can't be run so.
     """
     out = args.out or Path("runs") / f"{recipe.name}.seeds"
-    _refuse_unfit(args, out)
+    _refuse_unfit(args, recipe, out)
     results = []
     for offset in range(args.seeds):
         one, seed = copy.copy(args), recipe.merge.seed + offset
@@ -125,12 +125,11 @@ def merge_seeds(
     return 0, found
 
 
-def _refuse_unfit(args: argparse.Namespace, out: Path) -> None:
+def _refuse_unfit(args: argparse.Namespace, recipe: Recipe, out: Path) -> None:
     if args.seeds < 2:
         raise RecipeError("nothing to repeat", where="--seeds", expected="2 or more", got=args.seeds, remedy="more")
-    given = [
-        flag for flag, value in (("--only", args.only), ("--push", args.push), ("--dry-run", args.dry_run)) if value
-    ]
+    asked = {"--only": args.only, "--push": recipe.push, "--dry-run": args.dry_run}
+    given = [flag for flag, value in asked.items() if value]
     if given:
         remedy = f"--seeds without it; then {given[0]} for one of the seeds"
         raise RecipeError(

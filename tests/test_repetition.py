@@ -75,6 +75,7 @@ def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path,
         (["--seeds", "1"], "2 or more"),
         (["--seeds", "2", "--only", "a+b"], "--seeds and --only"),
         (["--seeds", "2", "--push", "me/x"], "--seeds and --push"),
+        (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push"),  # all would go to one repository
         (["--seeds", "2", "--dry-run"], "--seeds and --dry-run"),
     ],
 )
