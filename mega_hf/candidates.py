@@ -191,6 +191,7 @@ def measure(
     different = list(models.values())
 
     def answers(i: int) -> list[int]:
+        """Say of one model, row by row, whether it is right."""
         one, splits = different[i], (validation, test)
         if one.members:
             right = _ensemble_right(one.members, splits, processes)

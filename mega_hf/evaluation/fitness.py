@@ -12,7 +12,7 @@ import torch
 
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Forward, Pictures
-from mega_hf.evaluation.individuals import Genomes, Interval, Record, Seen
+from mega_hf.evaluation.individuals import Counted, Genomes, Interval, Record, Seen
 from mega_hf.evaluation.memory import MOST_LOSS, Memory, quantize, quantize_losses
 from mega_hf.evaluation.processes import Processes
 from mega_hf.weights.encoding import Encoding
@@ -116,11 +116,7 @@ class Evaluation:
         found = self.processes.share(len(genomes), head + len(rows), measure)
         for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
             counted = (None if failed else sum(right), len(rows), 0)  # losses decide nothing between these
-            if self.record.find(population.generation, i, genomes[i]) != counted:
-                pictures, is_main = shown + len(rows), self.processes.is_main
-                self.record.add(
-                    population.generation, i, genomes[i], counted, microseconds / 1e6, pictures, write=is_main
-                )
+            self._record(population.generation, i, genomes[i], counted, microseconds / 1e6, shown + len(rows))
         return found[:, head:].astype(bool)
 
     def _digest(self, population: Genomes) -> list[str]:
@@ -262,10 +258,17 @@ class Evaluation:
         for i in indices:
             one = seen[i]
             carried = i == 0 and is_elite_known and not one.pictures
-            if not carried and self.record.find(generation, i, one.genome) != one.counted:
-                is_main = self.processes.is_main
-                self.record.add(generation, i, one.genome, one.counted, one.seconds, one.pictures, write=is_main)
+            if not carried and self._record(generation, i, one.genome, one.counted, one.seconds, one.pictures):
                 one.seconds, one.pictures = 0.0, 0  # another of the same genome has cost nothing
+
+    def _record(
+        self, generation: int, index: int, genome: str, counted: Counted, seconds: float, pictures: int
+    ) -> bool:
+        """Record a fitness unless it stands there; return whether it did not."""
+        is_new = self.record.find(generation, index, genome) != counted
+        if is_new:
+            self.record.add(generation, index, genome, counted, seconds, pictures, write=self.processes.is_main)
+        return is_new
 
     def _report(self, settled: list[Seen], count: int) -> None:
         if not settled:

@@ -128,24 +128,30 @@ class Forward:
         return self._answers(pictures, torch.arange(pictures.count) if rows is None else rows)
 
     def _answers(self, pictures: Pictures, rows: torch.Tensor) -> Answers:
+        right, margin, finite, loss = self._show(pictures, rows, _judge)
+        return Answers(right, margin, bool(finite.all()), loss)
+
+    def _show(
+        self,
+        pictures: Pictures,
+        rows: torch.Tensor,
+        judge: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    ) -> list[torch.Tensor]:
+        """Return what `judge` makes of each batch's logits and labels, of all rows in their order; on the CPU."""
         found = []
         # No search among algorithms: which one is fastest differs from run to run, and so would the last bits.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for chosen in rows.split(pictures.batch_size):
                 images, labels = pictures.select(chosen)
                 images = images.to(self.device, non_blocking=True).to(memory_format=self.memory_format)
-                found.append([part[: len(chosen)] for part in _judge(self.run(images), labels)])
-        right, margin, finite, loss = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        return Answers(right, margin, bool(finite.all()), loss)
+                found.append([part[: len(chosen)] for part in judge(self.run(images), labels)])
+        return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Pictures) -> torch.Tensor:
         """Return what the resident model gives each class, on all rows: [rows, classes] float32 on the CPU."""
-        found = []
-        for chosen in torch.arange(pictures.count).split(pictures.batch_size):
-            images = pictures.select(chosen)[0].to(self.device).to(memory_format=self.memory_format)
-            found.append(self.run(images).softmax(dim=1)[: len(chosen)].cpu())
-        return torch.cat(found)
+        (found,) = self._show(pictures, torch.arange(pictures.count), lambda scores, _: (scores.softmax(dim=1),))
+        return found
 
     def tried_for_order(self, pictures: Pictures) -> int:
         """Return how many pictures `is_order_free` would show: some batches, twice, if it does not know yet."""
