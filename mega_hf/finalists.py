@@ -9,7 +9,7 @@ standard error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from mega_hf import tree
@@ -60,6 +60,16 @@ def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
     soup, *searched = finalists
     changes = {"align": "none", "fitness": "accuracy", "prefer": 1 + len(leaves)}  # nothing is mixed
     return _like(root, [soup, *leaves, *searched], "choose", changes)
+
+
+def names_merged(names: Iterable[str]) -> str:
+    """Return which of a run's models is the merged one: what the second look names, or the final merge.
+
+    Args:
+        names: merges, the final one last; then baselines, and the second look, if there are any.
+    """
+    *_, last = (name for name in names if name not in NAMES or name == SECOND_LOOK)
+    return last
 
 
 def is_aligned(root: Node, leaves: Sequence[str]) -> bool:

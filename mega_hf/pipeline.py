@@ -19,6 +19,7 @@ from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.compiling import choose_path, compile_everywhere
 from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
 from mega_hf.evaluation.memory import Memory
+from mega_hf.finalists import names_merged
 from mega_hf.hf.data import Splits, load_splits
 from mega_hf.hf.opened import OpenModel
 from mega_hf.hf.parents import open_parent
@@ -193,7 +194,7 @@ def search(
         run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
         choose_chunk(recipe.evaluation.batch_size, load.batch_size), run.how.full, calibration, pause,
     )  # fmt: skip
-    last = next(reversed(recipe.all_nodes(ranking)))
+    last = names_merged(recipe.all_nodes(ranking))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), last, parents, run, workshop)
     finding = Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices, ranking)

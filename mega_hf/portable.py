@@ -55,9 +55,8 @@ def portable_files(
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(result.merged)}
     if with_nodes:
         _refuse_dropped(result)
-        for node in result.made[:-1]:
-            kept = _model_files(folder / "nodes" / node["name"])
-            files |= {f"nodes/{node['name']}/{path.name}": path for path in kept}
+        for name, kept in result.folders.items():
+            files |= {f"nodes/{name}/{path.name}": path for path in _model_files(kept) if kept != result.merged}
     files |= parent_files(parents or {})
     models = {name: file_digest(content) for name, content in files.items()}
     record, written = portable_record(result)

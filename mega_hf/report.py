@@ -30,7 +30,7 @@ from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Pictures
 from mega_hf.evaluation.processes import Processes
 from mega_hf.files import file_digest, remove, write_whole
-from mega_hf.finalists import SECOND_LOOK
+from mega_hf.finalists import SECOND_LOOK, names_merged
 from mega_hf.hf.card import card_there, render_card
 from mega_hf.hf.card_update import update_card
 from mega_hf.hf.data import Splits
@@ -118,7 +118,7 @@ def write_report(
     processes.wait()
     lineup = line_up(finding.recipe, finding.ranking, treatment is not None, aligned is not None)
     opened = sources | {name: one.source for name, one in all_made.items()}
-    candidates = list_candidates(lineup, opened, next(reversed(all_made)), scratch)
+    candidates = list_candidates(lineup, opened, names_merged(all_made), scratch)
     test = finding.load(finding.splits.test)
     right = measure(candidates, finding.validation, test, processes)
     processes.wait()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
+from mega_hf.finalists import names_merged
 from mega_hf.limits import RESULT_BYTES, parse_json, read_bytes
 from mega_hf.result_checks import check_record
 from mega_hf.statistics import wilson_interval
@@ -182,10 +183,17 @@ class MergeResult:
 
     @property
     def made(self) -> list[dict[str, Any]]:
-        """The merges, the searched baselines, and the second look: whichever is last gave the merged model."""
+        """The merges, the searched baselines, and the second look, which then gave the merged model."""
         record = self.record
         last = [record["second_look"]] if record.get("second_look") else []
         return [*record["nodes"], *record.get("baselines", ()), *last]
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each of `made` lies in the run folder, by name."""
+        names = [node["name"] for node in self.made]
+        last = names_merged(names)
+        return {name: self.merged if name == last else self.folder / "nodes" / name for name in names}
 
     @property
     def merged(self) -> Path:

@@ -227,9 +227,8 @@ class RunFolder:
         known = Recipe.from_document(strict_yaml.read(stored), check_files=False)
         if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
             return None  # of an early release, or of another recipe
-        *intermediates, last = [node["name"] for node in result.made]
         is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
-        folders = {name: self.node(name) for name in intermediates if is_kept} | {last: self.merged}
+        folders = {name: folder for name, folder in result.folders.items() if is_kept or folder == result.merged}
         journal = Journal(self.journal)
         is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
         return result if is_whole else None

@@ -16,7 +16,7 @@ from mega_hf.baselines import ALIGNED
 from mega_hf.candidates import Lineup, line_up
 from mega_hf.errors import HubError, MegaError, ParentError, RunError, VerificationError
 from mega_hf.files import file_digest
-from mega_hf.finalists import SECOND_LOOK
+from mega_hf.finalists import SECOND_LOOK, names_merged
 from mega_hf.hf import hub
 from mega_hf.hf.models import open_model
 from mega_hf.journal import NAME as JOURNAL
@@ -64,7 +64,7 @@ class Testimony:
     @property
     def root(self) -> str:
         """The name of what gave the merged model: the final merge, or the second look."""
-        return next(reversed(self.nodes))
+        return names_merged(self.nodes)
 
     @property
     def searched(self) -> str:

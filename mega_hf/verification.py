@@ -105,7 +105,7 @@ def verify(
         for name, node in nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
             sources[name] = replay(making, name, node, inputs)
-        root = Path(scratch) / next(reversed(nodes))
+        root = Path(scratch) / told.root
         if told.model is not None:
             load = partial(open_model, told.model, "merged")
             sources[root.name] = replace(sources[root.name], load=load)

@@ -202,6 +202,24 @@ def test_another_baseline_is_added_without_searching_again(pair: tiny.Pair, tmp_
     assert later == {"line-sweep", "second_look"}
 
 
+@pytest.mark.parametrize("merges", ["joint", "pairwise"])
+def test_without_a_second_look_the_final_merge_is_the_merged_model(
+    merges: str, four: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = four | {"merges": merges, "baselines": ["greedy_soup", "random", "ensemble"]}
+    result = merge(Recipe.from_dict(tree), tmp_path / "run")
+    told, searched = result.record, result.record["nodes"][-1]
+    assert [node["name"] for node in told["baselines"]] == ["greedy_soup", "random"] and "second_look" not in told
+    assert told["digests"]["file"] == searched["digests"]["file"]
+    assert told["digests"]["file"] == file_digest(result.merged / "model.safetensors")
+    assert result.report.merged["validation"]["correct"] == searched["search"]["correct"]
+    assert merge(Recipe.from_dict(tree), tmp_path / "run").record["digests"] == told["digests"]
+    pushed_and_back(result, tmp_path)
+    parents = {name: tree["parents"][name] for name in "abcd"}
+    assert verify(tmp_path / "again", parents=parents).digests["file"] == told["digests"]["file"]
+    assert verify(result.folder, evaluate=3).digests["file"] == told["digests"]["file"]
+
+
 def test_one_node_alone_has_no_contest(pair: tiny.Pair, tmp_path: Path) -> None:
     made = merge_only(Recipe.from_dict(whole(pair)), "a+b", tmp_path / "run")
     assert made.folder == tmp_path / "run" / "nodes" / "a+b"
@@ -221,13 +239,17 @@ def test_a_tree_is_held_against_as_many_mixtures_at_random(four: dict[str, Any],
     assert f"{searched['name']}<br/>{100 * searched['test']['correct'] / 90:.2f} %" in draw_mermaid(told)
 
 
+def pushed_and_back(result: MergeResult, folder: Path) -> MergeResult:
+    """Return the run as it comes back from a repository, in `again` of a folder."""
+    for name, content in portable_files(result, "me/x", {"license": "mit"}, with_nodes=True).items():
+        (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "copy" / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+    return restore(folder / "copy", folder / "again", "me/x")
+
+
 def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     result = MergeResult.load(run)
-    files = portable_files(result, "me/x", {"license": "mit"}, with_nodes=True)
-    for name, content in files.items():
-        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "copy" / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content)
-    restored = restore(tmp_path / "copy", tmp_path / "again", "me/x")
+    restored = pushed_and_back(result, tmp_path)
     assert names(tmp_path / "again" / "nodes") == {"a+b", *BASELINES}
     parents = {"a": str(pair.a), "b": str(pair.b)}
     assert verify(restored.folder, parents=parents).digests["file"] == result.record["digests"]["file"]
