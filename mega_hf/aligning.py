@@ -43,31 +43,32 @@ class Tracer:
 
     def recall(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
         """Return what `find` gives, or gave before for these parents."""
-        key = json.dumps([settings.align, settings.seed, list(opened.states), opened.contents])
+        key = json.dumps([settings.align, settings.align_to, settings.seed, list(opened.states), opened.contents])
         if key not in self.found:
             self.found[key] = self.find(settings, opened)
         return self.found[key]
 
     def find(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
-        """Return for each parent but the first how its channels are put beside the first one's; on all processes.
+        """Return for each parent but the reference how its channels are put beside that one's; on all processes.
 
         Raises:
             ParentError: the model can't be traced.
         """
         rows = min(_BATCH, self.calibration.pictures.count) if self.calibration else 2
         symmetry = find_symmetry(self.forward.model, self.shape, opened.first.structure["architecture"], rows)
-        (_, reference), *others = opened.states.items()
+        name, others = reference_of(settings, opened)
+        reference = opened.states[name]
         sizes = [group.size for group in symmetry.groups]
 
         def match(i: int) -> list[int]:
-            orders = self._match(settings, opened, symmetry, reference, others[i][1])
+            orders = self._match(settings, opened, symmetry, reference, opened.states[others[i]])
             return np.concatenate(orders).tolist()
 
         found = self.processes.share(len(others), sum(sizes), match)
         cuts = np.cumsum(sizes)[:-1]
         return {
-            name: list(zip(symmetry.groups, np.split(row, cuts), strict=True))
-            for (name, _), row in zip(others, found, strict=True)
+            other: list(zip(symmetry.groups, np.split(row, cuts), strict=True))
+            for other, row in zip(others, found, strict=True)
         }
 
     def _match(
@@ -81,8 +82,14 @@ class Tracer:
         return activation_matching(symmetry, reference, state, images)
 
 
+def reference_of(settings: Merge, opened: Inputs) -> tuple[str, list[str]]:
+    """Return the parent whose order of channels is kept, and those that are put beside it."""
+    reference = settings.align_to or next(iter(opened.states))
+    return reference, [name for name in opened.states if name != reference]
+
+
 def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tracer) -> Inputs:
-    """Return a merge's parents in the first one's order of channels; what is found is journaled before it is used.
+    """Return a merge's parents in one order of channels, the reference's; what is found is journaled before.
 
     Raises:
         ParentError: the model can't be traced.
@@ -90,11 +97,11 @@ def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tra
     """
     if settings.align == "none":
         return opened
-    others = list(opened.states)[1:]
+    others = reference_of(settings, opened)[1]
     if not set(others) <= set(known.aligned):
         for parent, orders in tracer.recall(settings, opened).items():
             known.align(parent, [_line(group, order) for group, order in orders], write=tracer.processes.is_main)
-    return aligned_inputs(opened, known)
+    return aligned_inputs(settings, opened, known)
 
 
 def move(opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
@@ -103,14 +110,14 @@ def move(opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequ
     return moved | {second: moved[first] for second, first in opened.space.tied.items()}
 
 
-def aligned_inputs(opened: Inputs, known: NodeRecord) -> Inputs:
+def aligned_inputs(settings: Merge, opened: Inputs, known: NodeRecord) -> Inputs:
     """Return a merge's parents with their channels moved as a journal says.
 
     Raises:
         RunError: it says something that does not fit them.
     """
     states, contents, moved = dict(opened.states), dict(zip(opened.states, opened.contents, strict=True)), set()
-    for parent in list(states)[1:]:
+    for parent in reference_of(settings, opened)[1]:
         if parent not in known.aligned:
             raise _unfit(known, f"how {parent} was aligned", "nothing")
         groups, orders = zip(*map(_parse, known.aligned[parent]), strict=True) if known.aligned[parent] else ((), ())
@@ -127,7 +134,7 @@ def aligned_inputs(opened: Inputs, known: NodeRecord) -> Inputs:
 
 def alignment(root: Node, leaves: Iterable[str], known: NodeRecord) -> Callable[[Inputs], Inputs] | None:
     """Return what aligns the parents of the run as the final merge did, if that one aligned all of them."""
-    return partial(aligned_inputs, known=known) if is_aligned(root, list(leaves)) else None
+    return partial(aligned_inputs, root, known=known) if is_aligned(root, list(leaves)) else None
 
 
 @torch.no_grad()

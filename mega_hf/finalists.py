@@ -58,7 +58,7 @@ def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
     root, leaves = _final(nodes)
     finalists = [*baselines, next(reversed(nodes))]
     soup, *searched = finalists
-    changes = {"align": "none", "fitness": "accuracy", "prefer": 1 + len(leaves)}  # nothing is mixed
+    changes = {"align": "none", "align_to": None, "fitness": "accuracy", "prefer": 1 + len(leaves)}  # nothing is mixed
     return _like(root, [soup, *leaves, *searched], "choose", changes)
 
 
@@ -83,4 +83,6 @@ def _final(nodes: dict[str, Node]) -> tuple[Node, list[str]]:
 
 
 def _like(root: Node, parents: Sequence[str], method: str, changes: Mapping[str, object]) -> Node:
-    return root.model_copy(update={"method": method, "parents": list(parents), "variant": "default", **changes})
+    reference = root.align_to if root.align_to in parents else None
+    like = {"method": method, "parents": list(parents), "variant": "default", "align_to": reference}
+    return root.model_copy(update={**like, **changes})

@@ -37,7 +37,6 @@ Merges = Annotated[
     Discriminator(lambda value: "nodes" if isinstance(value, dict) else "shape"),
 ]
 
-
 MOST_SNAPSHOTS = 10_000
 RESERVED = ("merged", *NAMES)  # what a report calls models of its own
 
@@ -111,16 +110,17 @@ class Recipe(Strict):
                 raise impossible(where, expected, f"{name} and {end}, its last epoch", "take one of them")
 
     def _refuse_unfit_settings(self) -> None:
-        explicit = isinstance(self.merges, dict)
         for name, node in self.nodes().items():
-            count = len(node.parents)
+            at, count = ["merges", name] if isinstance(self.merges, dict) else ["merge"], len(node.parents)
             if node.method == "line-sweep" and count != 2:
-                at = ["merges", name, "parents"] if explicit else ["merge", "method"]
+                at += ["method" if at == ["merge"] else "parents"]
                 raise impossible(at, "two parents, for a line-sweep", count, "another method")
+            if node.align_to is not None and node.align_to not in node.parents:
+                one = f"one of what {name} merges: {', '.join(node.parents)}"
+                raise impossible([*at, "align_to"], one, node.align_to, "name one of these, or leave it out")
             breeds = node.method in ("mega", "random")
             if breeds and node.founders.include_parents and node.population_size < count:
-                at = ["merges", name, "population_size"] if explicit else ["merge", "population_size"]
-                expected = f"at least {count}, one for each parent"
+                expected, at = f"at least {count}, one for each parent", [*at, "population_size"]
                 raise impossible(at, expected, node.population_size, "or include_parents: false")
 
     @field_validator("baselines")

@@ -73,7 +73,7 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
     known = told.record_of(name)
     if node.align != "none":
         with _blaming(name, known):
-            opened = _align(opened, known, making.first)
+            opened = _align(node, opened, known, making.first)
     space, encoding = opened.space, encode(opened, node)
     outcome = _search_again(making, name, node, encoding, known)
     state = dict(encoding.entries(outcome.best.genome))
@@ -115,9 +115,9 @@ def _search_again(making: Making, name: str, node: Node, encoding: Encoding, kno
     return outcome
 
 
-def _align(opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
+def _align(node: Node, opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
     """Move the parents' channels as the journal says, and see that none computes anything else for it."""
-    aligned = aligned_inputs(opened, known)
+    aligned = aligned_inputs(node, opened, known)
     check_function(mould.model, opened.states, aligned, mould.picture_shape)
     return aligned
 

@@ -13,7 +13,7 @@ REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
 # Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
 _LATER = {
     "encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None,
-    "second_look": 0.0, "prefer": 0, "fitness": "accuracy",
+    "second_look": 0.0, "prefer": 0, "fitness": "accuracy", "align_to": None,
 }  # fmt: skip
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
@@ -161,7 +161,8 @@ class Merge(Strict):
     founders: Founders = Founders()
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "stage", "layer", "tensor"] = "layer"  # of mixing
-    align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of the first parent
+    align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of one parent
+    align_to: Input | None = None  # that parent; the first one listed
     fitness: Literal["accuracy", "accuracy+loss"] = "accuracy"  # cross-entropy decides between equals, or nothing
     prefer: Annotated[int, Field(ge=0, le=100_000)] = 0  # inputs of `choose` that win unless others are surely better
     batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
@@ -183,6 +184,9 @@ class Merge(Strict):
         if self.method == "auto" and closed:
             remedy = "leave it out, or take another method"
             raise impossible(closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), remedy)
+        if self.align_to is not None and self.align == "none":
+            remedy = "add align: activations, or leave this out"
+            raise impossible("align_to", "align: weights or activations", self.align, remedy)
         if self.prefer and self.method != "choose":
             raise impossible("prefer", "method: choose", self.method, "leave it out")
         if self.tournament_size > self.population_size:

@@ -119,6 +119,31 @@ def test_three_parents_are_put_beside_the_first(scattered: tiny.Pair, pair: tiny
     assert verify(result.folder).parents == 3
 
 
+def test_they_are_put_beside_the_parent_that_is_named(scattered: tiny.Pair, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"baselines": ["greedy_soup"], "data": scattered.recipe()["data"] | {"second_look": 0.5}}
+    merges = tiny.MERGE | {"align": "weights", "align_to": "b"}
+    result = merge(Recipe.from_dict(scattered.recipe(merge=merges, **more)), tmp_path / "out")
+    lines = journal(result.folder, "aligned")
+    assert [line["parent"] for line in lines] == ["a"] * 3, "as the merge was, so its baselines are"
+    assert _tests(result)["aligned_soup"] > _tests(result)["uniform_soup"] + 10
+    assert verify(result.folder, evaluate=3).parents == 2
+    first = journal(merge(recipe(scattered, "weights"), tmp_path / "first").folder, "aligned")
+    for there, back in zip(lines[0]["groups"], first[0]["groups"], strict=True):
+        assert [there["order"][place] for place in back["order"]] == list(range(back["size"])), "the way back"
+
+
+def test_of_another_parent_the_report_says_nothing_that_the_merge_did_not_do(
+    scattered: tiny.Pair, tmp_path: Path
+) -> None:
+    """A tree's last merge aligns others than the run's parents: their baselines have the first as their reference."""
+    merges = {"ab": {"parents": ["a", "b"]}, "last": {"parents": ["ab", "c"], "align_to": "ab"}}
+    parents = {"a": str(scattered.a), "b": str(scattered.b), "c": str(scattered.a.parent / "b")}
+    more: dict[str, Any] = {"merges": merges, "parents": parents, "baselines": ["greedy_soup"]}
+    made = merge(Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)), tmp_path / "out")
+    assert [line["parent"] for line in journal(made.folder, "aligned")] == ["b", "c", "b", "c"]
+    assert verify(made.folder).parents == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("align", ["weights", "activations"])
 def test_two_processes_give_the_file_of_one(align: str, scattered: tiny.Pair, tmp_path: Path) -> None:

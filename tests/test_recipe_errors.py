@@ -71,6 +71,13 @@ def _lines(message):
         ("std: 1e-3", "std: -1", 14, ["merge.mutation.std"]),
         ("std: 1e-3", "std: .inf", 14, ["merge.mutation.std"]),
         ("std: 1e-3", "scope: layer", 14, ["merge.mutation.scope", "'element' or 'tensor'", "'layer'"]),
+        ("generations: 3", "align_to: a", 10, ["merge.align_to", "align: weights or activations", "leave this out"]),
+        (
+            "generations: 3",
+            "align: weights\n  align_to: c",
+            11,
+            ["merge.align_to", "one of what a+b merges: a, b", "c"],
+        ),
         ("generations: 3", "method: magic", 10, ["merge.method", "'mega'"]),
         ("population_size: 6", "population_size: 2\n  x: 1", 10, ["unknown key"]),
         # parents
