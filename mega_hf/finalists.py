@@ -19,7 +19,7 @@ Baseline = Literal["greedy_soup", "line-sweep", "random", "ensemble"]
 BASELINES: tuple[Baseline, ...] = ("greedy_soup", "line-sweep", "random", "ensemble")
 SECOND_LOOK = "second_look"
 NAMES = ("uniform_soup", "aligned_soup", *BASELINES, SECOND_LOOK)  # that no parent and no merge may bear
-_SEARCHES = ("mega", "cma-es", "random")  # methods with a budget, to which a random search can be held
+_SEARCHES = ("mega", "cma-es", "random", "auto")  # methods with a budget, to which a random search can be held
 
 
 def baseline_nodes(nodes: dict[str, Node], wanted: Sequence[str], has_second_look: bool) -> dict[str, Node]:

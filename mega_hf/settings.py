@@ -18,7 +18,8 @@ _LATER = {
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
 SWEEP = 21  # points of a line sweep
-_OPEN = {"encoding": "direct", "granularity": "layer", "align": "none", "batchnorm": "recalibrate"}  # auto chooses
+# What `method: auto` chooses, and how it stands until then.
+_OPEN = {"encoding": "direct", "granularity": "layer", "align": "none", "align_to": None, "batchnorm": "recalibrate"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH

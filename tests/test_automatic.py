@@ -120,12 +120,15 @@ def test_what_is_claimed_to_have_been_chosen_is_checked(key: str, close: Path, t
         verify(folder)
 
 
-@pytest.mark.parametrize("more", [{"align": "weights"}, {"encoding": "mixing"}, {"batchnorm": "blend"}])
+@pytest.mark.parametrize(
+    "more", [{"align": "weights"}, {"align_to": "b"}, {"encoding": "mixing"}, {"batchnorm": "blend"}]
+)
 def test_what_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) -> None:
     with pytest.raises(RecipeError, match="nothing, since auto chooses it"):
         Recipe.from_dict(pair.recipe(merge=AUTO | more))
 
 
 def test_a_dry_run_takes_an_open_recipe(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
-    answer = mega("merge", pair.write(tmp_path, merge=AUTO), "--dry-run")
+    answer = mega("merge", pair.write(tmp_path, merge=AUTO, baselines=["random"]), "--dry-run")
     assert answer.code == 0 and "method       auto: chosen once the parents are measured" in answer.out
+    assert "baselines    random 26 evaluations" in answer.out, "as many as the search, whichever is chosen"
