@@ -14,7 +14,7 @@ from tests import results_table, study_table
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
-CARRYING = [folder for folder in CARDS if (folder / "parents").is_dir()]
+CARRYING = [folder for folder in CARDS if study_table.carried_by(folder)]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
@@ -42,10 +42,11 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
 def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
     """On whatever processor this runs; those of other parents are verified where these lie (tests/test_real.py)."""
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    local = [parent["name"] for parent in record["parents"] if "local" in parent]
-    answer = mega(
-        "verify", folder, *(word for name in local for word in ("--parent", f"{name}={folder}/parents/{name}"))
+    local, parents = (
+        [parent["name"] for parent in record["parents"] if "local" in parent],
+        study_table.carried_by(folder),
     )
+    answer = mega("verify", folder, *(word for name in local for word in ("--parent", f"{name}={parents}/{name}")))
     assert answer.code == 0, answer.err
     what = "weights" if "calibration" in record["data"] else "file"  # of which statistics are a part, from pictures
     assert record["digests"][what] in answer.out
@@ -65,7 +66,8 @@ def test_every_published_result_stands_in_the_table():
 
 def test_the_studys_table_is_made_of_the_committed_results():
     assert len(study_table.runs()) >= 3 and study_table.FIGURE.is_file()
-    assert study_table.render() in study_table.PAGE.read_text(encoding="utf-8"), "python -m tests.study_table"
+    page = study_table.PAGE.read_text(encoding="utf-8")
+    assert study_table.render() in page and study_table.summarize() in page, "python -m tests.study_table"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
