@@ -23,7 +23,7 @@ def recollect(known: NodeRecord, evaluation: Evaluation) -> Recollection:
 
 def recollect_alone(known: NodeRecord, rows: int) -> Recollection:
     """Return what a replay recalls of a merge whose individuals were measured on so many rows; it makes nothing."""
-    return Recollection(lambda generation, _: _proposed(known, generation), lambda _: _answered(known, rows))
+    return Recollection(lambda generation, _: _proposed(known, generation), lambda _: answered(known, rows))
 
 
 def _proposed(known: NodeRecord, generation: int) -> list[list[float]]:
@@ -32,7 +32,7 @@ def _proposed(known: NodeRecord, generation: int) -> list[list[float]]:
     return known.proposed[generation]
 
 
-def _answered(known: NodeRecord, rows: int) -> np.ndarray:
+def answered(known: NodeRecord, rows: int) -> np.ndarray:
     """Return who was right where: [individuals, rows] bool."""
     if not known.answers:
         raise Unrecorded("who was right where")
@@ -59,4 +59,4 @@ def _answer(known: NodeRecord, evaluation: Evaluation, population: Population) -
     if known.answers is None:
         right = evaluation.answers(population)
         known.answer([np.packbits(row).tobytes().hex() for row in right], write=evaluation.processes.is_main)
-    return _answered(known, evaluation.pictures.count)
+    return answered(known, evaluation.pictures.count)

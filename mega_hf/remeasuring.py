@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mega_hf.absent import is_absent
@@ -42,6 +43,7 @@ class Chosen:
     unseen: int  # of these, when it was measured: they may have been right or wrong
     state: StateDict
     recomputed: Mapping[str, torch.dtype]  # statistics that it lacks
+    right: np.ndarray | None  # [rows] bool: where it is right, if that is claimed
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Remeasured:
     others: list[Count]  # of parents, baselines and intermediates, likewise
     paired: list[Count]  # test rows that only one of the two gets right
     lines: list[Count]
+    second_look: list[Count]  # rows on which a model is right, or wrong, as the journal says
     statistics_apart: float | None  # BatchNorm's, as they were stored and as computed again; None if nothing was
     device_kind: str
     claimed_on: str
@@ -89,6 +92,7 @@ class Remeasured:
             f"the paired test's       {_alike(self.paired)}",
             f"lines of the journal    {_alike(self.lines)}",
         ]
+        said += [f"the second look's rows  {_alike(self.second_look)}"] if self.second_look else []
         if self.statistics_apart is not None:
             same = (
                 "the same bits"
@@ -145,11 +149,12 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
     merges = [_as_it_lies(one, completed[one.name]) if one.name in completed else one for one in made.merges]
     made = replace(made, merges=merges)
     shown = {SECOND_LOOK: load(splits.second_look)} if splits.second_look else {}
-    lines = _count_lines(made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress)
+    lines, looked = _count_lines(made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress)
     treatment = calibration if told.is_treated else None
     models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
-    return Remeasured(merged, others, paired, lines, apart, processes.device_kind, str(header.get("device_kind")))
+    here, there = processes.device_kind, str(header.get("device_kind"))
+    return Remeasured(merged, others, paired, lines, looked, apart, here, there)
 
 
 def _as_it_lies(source: Source, folder: Path) -> Source:
@@ -162,18 +167,26 @@ def _count_lines(
     pictures_of: Callable[[str], Pictures],
     calibration: Calibration | None,
     progress: Progress,
-) -> list[Count]:
-    lines = []
+) -> tuple[list[Count], list[Count]]:
+    """Return what individuals count, and for those of which that is claimed, on how many rows they are as claimed."""
+    lines, looked = [], []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
         for one in chosen:
+            shown = pictures_of(one.node)
             forward.write(one.state.items(), part=bool(one.recomputed))
             if calibration and one.recomputed:
                 calibration.recalibrate(forward, one.recomputed)
+            found = forward.answers(shown)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            lines.append(Count(what, one.correct, forward.count(pictures_of(one.node)), one.rows, one.unseen))
+            correct = int(found.right.sum()) if found.finite else None
+            lines.append(Count(what, one.correct, correct, one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
+            if one.right is not None:
+                alike = int((one.right == (found.right.numpy() & found.finite)).sum())
+                looked.append(Count(f"{what}, row by row,", one.rows, alike, one.rows))
+                _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
             advance(1, "")
-    return lines
+    return lines, looked
 
 
 def _count_models(
@@ -240,10 +253,10 @@ def _load(told: Testimony, data: str | None) -> Splits:
     return splits
 
 
-def _refuse(one: Count, where: str) -> None:
+def _refuse(one: Count, where: str, what: str = "right of") -> None:
     if one.difference > tolerance(one.rows):
         raise VerificationError(
-            f"{one.what} is not what was claimed", where=where, expected=f"{one.claimed} right of {one.rows}",
+            f"{one.what} is not what was claimed", where=where, expected=f"{one.claimed} {what} {one.rows}",
             got=one.found, remedy="it was changed, or this device rounds otherwise than the one that made the run",
         )  # fmt: skip
 

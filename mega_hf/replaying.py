@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from mega_hf.aligning import aligned_inputs, check_function
 from mega_hf.claims import compare_intermediate, compare_model, compare_node
 from mega_hf.errors import RunError, VerificationError
@@ -22,7 +24,7 @@ from mega_hf.hf.save import layout_digest, save_model
 from mega_hf.inputs import Inputs, Source, encode, open_inputs
 from mega_hf.journal import NodeRecord
 from mega_hf.nodes import search_node
-from mega_hf.recollection import recollect_alone
+from mega_hf.recollection import answered, recollect_alone
 from mega_hf.recomputing import Replayed, known_statistics
 from mega_hf.remeasuring import Chosen
 from mega_hf.settings import Node
@@ -41,6 +43,7 @@ class _Keeping:
     replay: Replay
     encoding: Encoding
     kept: set[tuple[int, int]]
+    right: np.ndarray | None  # [individuals, rows] bool, where that decides who wins
     chosen: list[Chosen]
 
     def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
@@ -49,8 +52,8 @@ class _Keeping:
             if (population.generation, index) in self.kept:
                 state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
-                lacking = self.encoding.space.recomputed
-                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking))
+                lacking, right = self.encoding.space.recomputed, None if self.right is None else self.right[index]
+                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking, right))
         return known
 
 
@@ -102,8 +105,9 @@ def _search_again(making: Making, name: str, node: Node, encoding: Encoding, kno
     kept = {(generation, index) for at, generation, index in making.wanted if at == name}
     most = MOST_LOSS if node.sums_losses else 0
     record = Replay(known, told.rows_of(name), encoding.digest, most)
-    keeping = _Keeping(name, record, encoding, kept, making.chosen)
     with _blaming(name, known):
+        right = answered(known, told.rows_of(name)) if node.prefer else None
+        keeping = _Keeping(name, record, encoding, kept, right, making.chosen)
         _refuse_few(node, known)
         try:
             outcome = search_node(name, node, encoding, keeping, recall)

@@ -81,8 +81,8 @@ def verify(
         run: a run folder, a copy of one (with or without the model), or a repository ORG/NAME[@REVISION].
         parents: where parents lie that were local where the run was made: name -> folder or reference.
         trained: a folder with parents that were trained for the run, each under its name.
-        evaluate: so many random lines of the journal are measured again, and every accuracy that is claimed, those
-            of parents and baselines too; this alone needs the data set.
+        evaluate: so many random lines of the journal are measured again, all of the second look, and every accuracy
+            that is claimed, those of parents and baselines too; this alone needs the data set.
         data: the data set, where it was local.
         progress: show bars while measuring.
 
@@ -98,6 +98,8 @@ def verify(
     lines = [(name, *at) for name in nodes for at in told.record_of(name)]
     # By no seed: a forger must not know which lines will be measured again.
     wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
+    if evaluate is not None:  # few, and they decide which model is named
+        wanted += [line for line in lines if nodes[line[0]].prefer and line not in wanted]
     leaves = list(sources.values())
     first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:

@@ -15,8 +15,10 @@ from mega_hf.files import file_digest
 from mega_hf.hf.card import draw_mermaid
 from mega_hf.hf.data import load_splits
 from mega_hf.portable import portable_files, restore
+from mega_hf.report import write_card
 from mega_hf.result import tree_rows
 from tests import tiny
+from tests.forged import rewrite
 from tests.run_files import EVALUATIONS, contents, journal, names, weights_of
 from tests.started import MEGA
 
@@ -181,10 +183,27 @@ def test_a_better_ensemble_than_there_is_shows_when_it_is_measured(run: Path, tm
         verify(forge_with_card(run, tmp_path / "forged", flatter), evaluate=1)
 
 
+def test_that_others_are_right_elsewhere_than_is_claimed_shows_when_they_are_measured(
+    run: Path, tmp_path: Path
+) -> None:
+    """By as many rows in all: that is what decides whether a model is surely better, and counts don't tell of it."""
+    copy = forge(run, tmp_path / "forged", lambda told: None)
+    lines, rows = journal(copy), record(copy)["data"]["second_look"]["rows"]
+    (line,) = (line for line in lines if line["kind"] == "answered")
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(line["right"][-1]), dtype=np.uint8), count=rows)
+    places = [np.flatnonzero(bits == value)[:3] for value in (0, 1)]
+    assert all(len(some) == 3 for some in places)
+    bits[places[0]], bits[places[1]] = 1, 0
+    line["right"][-1] = np.packbits(bits).tobytes().hex()
+    rewrite(copy, lines)
+    write_card(MergeResult.load(copy), overwrite=True)
+    assert verify(copy).remeasured is None, "the choice is the same"
+    with pytest.raises(VerificationError, match="row by row, is not what was claimed"):
+        verify(copy, evaluate=0)
+
+
 def forge_with_card(run: Path, folder: Path, change: Any) -> Path:
     """As `forge`, by someone who has the card made anew."""
-    from mega_hf.report import write_card
-
     write_card(MergeResult.load(forge(run, folder, change)), overwrite=True)
     return folder
 
