@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mega_hf.pipeline import merge, merge_only, train
     from mega_hf.publishing import pull, push
     from mega_hf.recipe import Recipe
-    from mega_hf.result import MergeResult, Report
+    from mega_hf.result import MergeResult
+    from mega_hf.verdict import Report
     from mega_hf.verification import Verification, verify
 
 __version__: str
@@ -41,7 +42,7 @@ _HOME = {
     "merge_only": "pipeline",
     "train": "pipeline",
     "MergeResult": "result",
-    "Report": "result",
+    "Report": "verdict",
     "evaluate": "measurement",
     "Measurement": "measurement",
     "compare": "comparison",

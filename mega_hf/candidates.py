@@ -24,6 +24,7 @@ from mega_hf.inputs import Inputs, Source, open_inputs
 from mega_hf.recipe import Recipe
 from mega_hf.settings import inputs_of
 from mega_hf.statistics import Paired, mcnemar
+from mega_hf.verdict import treated
 from mega_hf.weights.space import Segment
 
 ENSEMBLE = "ensemble"  # of the parents: what their merge may come to, at the cost of all of them
@@ -91,11 +92,6 @@ def save_baselines(
         save(ALIGNED, uniform_soup, parents)
     for name, source in parents.items() if calibration else ():
         save(treated(name), uniform_soup, {name: source})
-
-
-def treated(name: str) -> str:
-    """Return what a report calls a parent whose statistics were computed anew, as the merge's were."""
-    return f"{name} recalibrated"
 
 
 def _apart(

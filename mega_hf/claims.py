@@ -25,11 +25,11 @@ from mega_hf.journal import NodeRecord
 from mega_hf.origins import compare_order, compare_origins
 from mega_hf.pictures import needs_calibration
 from mega_hf.result import NAME as RESULT
-from mega_hf.result import Report
 from mega_hf.run_folder import CARD
 from mega_hf.settings import Node
 from mega_hf.statistics import bootstrap_interval, sign_test
 from mega_hf.testimony import OTHERWISE, Testimony, changed, is_loaded
+from mega_hf.verdict import Report
 from mega_hf.weights.space import StateDict
 
 

@@ -13,7 +13,7 @@ from mega_hf.data_settings import Data
 from mega_hf.hf.models import OpenModel, open_model
 from mega_hf.hf.parents import disagreements, resolve
 from mega_hf.recipe_checks import absolute
-from mega_hf.result import printable
+from mega_hf.verdict import printable
 from mega_hf.weights.space import build_space, digest
 
 

@@ -16,7 +16,8 @@ from mega_hf.arguments import without
 from mega_hf.errors import LaunchError, RecipeError, RunError
 from mega_hf.files import write_whole
 from mega_hf.recipe import Recipe
-from mega_hf.result import MergeResult, format_p, printable
+from mega_hf.result import MergeResult
+from mega_hf.verdict import format_p, printable
 
 NAME = "seeds.json"
 _SURE = 0.05

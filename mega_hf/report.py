@@ -244,12 +244,13 @@ def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
 
 def _copies(parents: Parents, root: Merged) -> list[str]:
     """Say so where the merged model is one of the parents, or has its weights and statistics computed anew."""
-    same = [p.name for p in parents.identities.values() if p.sha256 == root.record["state"]]
+    same = {p.name: "" for p in parents.identities.values() if p.sha256 == root.record["state"]}
     if root.node.recalibrates:
         opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
         learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
-        same = [name for name, weights in learned.items() if weights == root.record["weights"]]
-    return [f"the merged model is {name} itself: nothing better was found" for name in same]
+        anew = ", its BatchNorm statistics computed anew" if root.record["statistics"] else ""
+        same = {name: anew for name, weights in learned.items() if weights == root.record["weights"]} | same
+    return [f"the merged model is {name} itself{how}: nothing better was found" for name, how in same.items()]
 
 
 def _portable(finding: Finding) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mega_hf.result import MergeResult, format_p
+from mega_hf.result import MergeResult
 from mega_hf.statistics import wilson_interval
+from mega_hf.verdict import format_p
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "model_cards" / "study.md"

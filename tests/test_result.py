@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from mega_hf.errors import RunError
-from mega_hf.result import MergeResult, Report
+from mega_hf.result import MergeResult
 from mega_hf.statistics import mcnemar, wilson_interval
+from mega_hf.verdict import Report
 
 
 def _model(name, role, test, n=1000, validation=450):
@@ -70,6 +71,43 @@ def test_equal_is_not_better():
 
 def test_the_comparison_is_with_the_parent_that_was_tested_against():
     assert "7.50 points" in _report(725, p=0.01, against="b").verdict
+
+
+def _looked(chosen, **right):
+    models = [
+        _model("a", "parent", 700), _model("a recalibrated", "treated_parent", 700), _model("b", "parent", 650),
+        _model("b recalibrated", "treated_parent", 690), _model("uniform_soup", "baseline", 710),
+        _model("a+b", "searched", 715), _model("merged", "merged", 710),
+    ]  # fmt: skip
+    paired = {
+        "against": "a recalibrated",
+        "only_merged_right": 0,
+        "only_other_right": 0,
+        "p": 0.5,
+        "low": 0,
+        "high": 0,
+    }
+    finalists = [{"name": name.replace("_and_", "+"), "correct": count, "n": 200} for name, count in right.items()]
+    return Report(models, paired, None, {"chosen": chosen, "finalists": finalists, "search": {"n": 200}})
+
+
+def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named():
+    report = _looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=151)
+    head, *rows = report.rows()
+    assert head.index("second look") == 3
+    shown = {(row[0], row[1]): row[3] for row in rows}
+    assert shown["a", "parent"] == "" and shown["a recalibrated", "parent"] == "70.00 %"
+    assert shown["uniform_soup", "baseline"] == shown["merged", "merged"] == "75.00 %"
+    assert shown["a+b", "searched"] == "75.50 %"
+    assert "a+b (151) had more right there than its 150, but not by more than a standard error" in str(report)
+    assert "had more right" not in str(_looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=150))
+
+
+def test_where_nothing_was_chosen_there_is_no_selection_bias():
+    models, paired = _report(725).models, _report(725).paired | {"low": 0.0, "high": 0.1}
+    assert "Selection bias" in str(Report(models, paired)) and "(selected on)" in str(Report(models, paired))
+    alone = str(Report(models, paired, is_selected=False))
+    assert "Selection bias" not in alone and "(selected on)" not in alone
 
 
 def test_a_parent_may_be_called_like_a_baseline_or_like_the_merged_model():

@@ -15,7 +15,8 @@ from mega_hf.absent import absent_keys
 from mega_hf.errors import MegaError, RunError
 from mega_hf.hf.card_update import Card, seal, split_card
 from mega_hf.hf.licences import agreed_licence, licence_of
-from mega_hf.result import MergeResult, format_p, printable, tree_rows
+from mega_hf.result import MergeResult, tree_rows
+from mega_hf.verdict import format_p, printable
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _METHODS = {  # of the final merge: how, and for what
@@ -27,7 +28,6 @@ _METHODS = {  # of the final merge: how, and for what
         "an evolution strategy (CMA-ES)",
         ": it adapted by how much of each parent the parts of the model are made, for the most right answers on",
     ),
-    "parent": ("keeping one of them", ": no mixture was better by more than chance, of those searched for on"),
     "choose": ("choice", ": the best of the models as they are, by right answers on"),
     "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
     "line-sweep": (
@@ -70,7 +70,7 @@ def _rendered(result: MergeResult) -> str:
         revision=plain(record.get("revision") or ""),
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
-        how=_METHODS.get(_method(record), _METHODS["mega"]),
+        how=_how(record),
         treated=any(model["role"] == "treated_parent" for model in record["models"]),
         verdict=escape(result.report.verdict),
         remarks=result.report.remarks,
@@ -92,11 +92,33 @@ def _rendered(result: MergeResult) -> str:
     return f"---\n{strict_yaml.dump(front)}---\n\n{seal(body)}"
 
 
-def _method(record: dict[str, Any]) -> str:
-    """Return how the merged model was made: the final merge's method, or that of whom the second look named."""
-    made = {node["name"]: node for node in (*record["nodes"], *record.get("baselines", ()))}
-    named = record["second_look"]["chosen"] if record.get("second_look") else record["nodes"][-1]["name"]
-    return str(made[named].get("merge", {}).get("method")) if named in made else "parent"
+def _how(record: dict[str, Any]) -> str:
+    """Say how the merged model was made: as the final merge was, or whom the second look named, or as a parent."""
+    root, parents = record["nodes"][-1], [parent["name"] for parent in record["parents"]]
+    look = record.get("second_look")
+    named = look["chosen"] if look else root["name"]
+    made = {node["name"]: node for node in (root, *record.get("baselines", ()))}.get(named)
+    kept = named if made is None else _kept(made)
+    if kept in parents:
+        why = "none of the mixtures was surely better" if look else "nothing better was found"
+        return f"keeping one of them, {escape(kept)}: {why}, of those searched for on"
+    assert made is not None, "the second look names a model of the run"
+    how, what = _METHODS.get(str(made["merge"].get("method")), _METHODS["mega"])
+    is_tree = named == root["name"] and len(record["nodes"]) > 1
+    levels = f", {len(record['nodes'])} merges, level by level" if is_tree else ""
+    if made["merge"].get("align", "none") != "none":
+        what = what.replace("weights,", "weights, their channels in one order,")
+    return f"{how}{levels}{what}"
+
+
+def _kept(node: dict[str, Any]) -> str:
+    """Return which of its inputs a search found nothing better than; an empty text if there is none."""
+    settings, best = node["merge"], node["search"]
+    is_founder = settings.get("founders", {}).get("include_parents") and best["generation"] == 1
+    breeds = settings.get("method") in ("mega", "random", "choose")
+    return (
+        str(node["parents"][best["index"]]) if breeds and is_founder and best["index"] < len(node["parents"]) else ""
+    )
 
 
 def _has_parents(record: dict[str, Any]) -> bool:

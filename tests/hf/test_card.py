@@ -86,6 +86,24 @@ def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> No
     )
 
 
+def test_how_the_merged_model_was_made_is_said_of_that_model(finished: MergeResult, treed: MergeResult) -> None:
+    """Of the one that was named: a tree's own, a baseline that is none of its merges, or a parent as it is."""
+    assert "by\nevolution (MeGA): a genetic" in render_card(finished)
+    assert "evolution (MeGA, 3 merges, level by level): a genetic" in render_card(treed)
+    soup = copy.deepcopy(treed.record["nodes"][-1]) | {"name": "aligned_soup", "parents": list("abcd")}
+    soup["merge"] |= {"method": "uniform_soup", "align": "weights"}
+    look = soup | {"name": "second_look", "chosen": "aligned_soup", "finalists": [{"name": "a", "correct": 1, "n": 2}]}
+    row = next(model for model in treed.record["models"] if model["role"] == "baseline") | {"name": "aligned_soup"}
+    more = {"models": [row, *treed.record["models"]], "baselines": [soup]}
+    text = render_card(changed(treed, second_look=look, **more))
+    assert "averaging: the plain mean of the parents' weights, their channels in one order, measured on" in text
+    parent = render_card(changed(treed, second_look=look | {"chosen": "a"}, **more))
+    assert "keeping one of them, a: none of the mixtures was surely better" in parent
+    nodes = copy.deepcopy(finished.record["nodes"])
+    nodes[-1]["search"] |= {"generation": 1, "index": 1}
+    assert "keeping one of them, b: nothing better was found" in render_card(changed(finished, nodes=nodes))
+
+
 def test_how_to_load_a_transformers_model(finished: MergeResult) -> None:
     text = render_card(changed(finished, library="transformers", architecture="ViTForImageClassification"))
     assert 'AutoModelForImageClassification.from_pretrained("merged")' in text
