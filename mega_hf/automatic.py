@@ -92,11 +92,9 @@ def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pict
         enough = asked.population_size >= Merge.FEWEST
         settings |= {"align": "none", "encoding": "mixing", "granularity": "stage"}
         settings |= {"method": "cma-es" if enough else "mega"}
-        why += [
-            f"their average is {_worse(fall)} than they are: they lie in one valley, where few coefficients say enough"
-        ]
+        why += [f"their average is {_worse(fall)} they are: they lie in one valley, where few coefficients say enough"]
         return Choice(settings, why, counted.correct, pictures.count)
-    why += [f"their average is {_worse(fall)} than they are: what is good lies near one of them"]
+    why += [f"their average is {_worse(fall)} they are: what is good lies near one of them"]
     settings |= {"method": "mega", "encoding": "direct", "align": "none"}
     try:
         aligned, how = align_models(opened, tracer)
@@ -105,9 +103,9 @@ def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pict
     moved = counted.average("aligned average", aligned)
     if fall - moved >= _GAIN:
         settings["align"] = how
-        why += [f"their channels are aligned: their average is {_worse(moved)} then"]
+        why += [f"their channels are aligned: their average is {_worse(moved)} they are, then"]
     else:
-        why += [f"their channels are not aligned: their average would still be {_worse(moved)}"]
+        why += [f"their channels are not aligned: their average would still be {_worse(moved)} they are"]
     return Choice(settings, why, counted.correct, pictures.count)
 
 
@@ -155,4 +153,6 @@ def _said_of_statistics(has_any: bool, recalibrates: bool) -> str:
 
 
 def _worse(points: float) -> str:
-    return f"{abs(points):.1f} points {'worse' if points > 0 else 'better'}"
+    if f"{abs(points):.1f}" == "0.0":
+        return "as good as"
+    return f"{abs(points):.1f} points {'worse' if points > 0 else 'better'} than"

@@ -57,8 +57,11 @@ class Comparison:
                 lines.append(f"  relative distance {pair.distance:.4f}, cosine {pair.cosine:.4f}")
             if pair.line is not None:
                 lines += [f"  accuracy in % on {pair.line.rows:,} rows, from the first to the second", str(pair.line)]
-        answer = "These models can be merged." if self.mergeable else "These models can't be merged."
-        return "\n".join([*lines, answer])
+        if not self.mergeable:
+            return "\n".join([*lines, "These models can't be merged."])
+        is_measured = any(pair.line for pair in self.pairs)
+        gives = "What a merge may give is said above" if is_measured else "What a merge may give, --data measures"
+        return "\n".join([*lines, f"These models can be merged: they fit together. {gives}."])
 
 
 def compare(

@@ -41,6 +41,11 @@ class MegaError(Exception):
         lines += [f"  remedy:   {remedy}"] if remedy else []
         super().__init__("\n".join(lines))
 
+    def advise(self, more: str) -> MegaError:
+        """Return the same error with something more to be done about it."""
+        remedy = "; ".join(filter(None, [self.remedy, more]))
+        return type(self)(self.what, expected=self.expected, got=self.got, remedy=remedy, where=self.where)
+
     def to_dict(self) -> dict[str, str | None]:
         """Return its parts as texts."""
         parts = {"where": self.where, "what": self.what, "expected": self.expected, "got": self.got}

@@ -144,6 +144,8 @@ class Estimate:
         """Say what the final merge would be held against."""
         searched = [f"{name} {node.evaluations:,}" for name, node in self.beside.items() if name != SECOND_LOOK]
         lines = [f"baselines    {', '.join(searched)} evaluations"] if searched else []
+        if self.beside and "line-sweep" in self.recipe.baselines and len(self.leaves) != 2:
+            lines += ["             no line-sweep, which takes two parents"]
         look, rows = self.beside.get(SECOND_LOOK), self.splits.second_look
         if look is not None and rows is not None:
             lines += [

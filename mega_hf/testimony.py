@@ -225,7 +225,10 @@ def _find(run: str) -> tuple[str, Path, list[str] | None]:
         )  # fmt: skip
     name, _, revision = run.partition("@")
     hub.check_name(name)
-    source, commit = hub.fetch(name, revision or None, OURS)
+    try:
+        source, commit = hub.fetch(name, revision or None, OURS)
+    except HubError as error:  # or it was meant as a folder
+        raise error.advise("if a folder was meant, there is none of this name") from None
     whole = f"{name}@{commit[:12]}"
     try:
         models = copied_models(source, whole)

@@ -225,7 +225,14 @@ def test_evaluate_bad_input(model: str, split: str, words: str, pair: tiny.Pair,
 def test_compare_models_that_can_be_merged(pair: tiny.Pair, mega) -> None:
     answer = mega("compare", pair.a, pair.b)
     assert answer.code == 0, answer.err
-    for words in ("cifar_resnet20", "272,", "float32", "3: bar, dash, slash", "cosine", "can be merged."):
+    for words in (
+        "cifar_resnet20",
+        "272,",
+        "float32",
+        "3: bar, dash, slash",
+        "cosine",
+        "fit together. What a merge may give, --data",
+    ):
         assert words in answer.out, answer.out
     record = json.loads(mega("compare", pair.a, pair.b, "--json").out)
     assert record["mergeable"] is True

@@ -29,6 +29,7 @@ def test_the_command(copied: Path, mega) -> None:
     [
         (["nowhere"], "no such run"),
         (["./nowhere"], "no such run"),
+        (["runs/nowhere"], "if a folder was meant, there is none of this name"),
         (["."], "nothing that can be verified"),
         (["RUN", "--data", "x"], "--data is not needed"),
         (["RUN", "--parent", "c=./x"], "there is no parent c"),

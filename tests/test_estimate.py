@@ -51,6 +51,12 @@ def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(dat
     assert "mapped" not in str(direct)
 
 
+def test_what_is_asked_for_and_can_t_be_made_of_so_many_parents_is_said(data: Path) -> None:
+    made = str(estimate(of_four(data, baselines=["line-sweep", "greedy_soup"])))
+    assert "greedy_soup 10 evaluations\n             no line-sweep, which takes two parents" in made
+    assert "line-sweep" not in str(estimate(of_four(data, baselines=["greedy_soup"])))
+
+
 def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> None:
     whole, part = estimate(of_four(data)), estimate(of_four(data), only="a+b")
     assert "read once after the search" in str(whole)
