@@ -113,12 +113,9 @@ def _how(record: dict[str, Any]) -> str:
 
 def _kept(node: dict[str, Any]) -> str:
     """Return which of its inputs a search found nothing better than; an empty text if there is none."""
-    settings, best = node["merge"], node["search"]
-    is_founder = settings.get("founders", {}).get("include_parents") and best["generation"] == 1
-    breeds = settings.get("method") in ("mega", "random", "choose")
-    return (
-        str(node["parents"][best["index"]]) if breeds and is_founder and best["index"] < len(node["parents"]) else ""
-    )
+    settings, best, inputs = node["merge"], node["search"], node["parents"]
+    has_them = settings.get("method") in ("mega", "random") and settings.get("founders", {}).get("include_parents")
+    return str(inputs[best["index"]]) if has_them and best["generation"] == 1 and best["index"] < len(inputs) else ""
 
 
 def _has_parents(record: dict[str, Any]) -> bool:
