@@ -184,12 +184,8 @@ def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
     if not folder.is_dir():
         return "no such parent folder", "a folder with config.json and *.safetensors", parent, "check the path"
     if not (folder / "config.json").is_file():
-        return (
-            "the parent has no config.json",
-            "timm's or transformers' layout",
-            parent,
-            "save it with its own library",
-        )
+        layout = "timm's or transformers' layout"
+        return "the parent has no config.json", layout, parent, "save it with its own library"
     if not list(folder.glob("*.safetensors")):
         pickles = [f for f in sorted(folder.iterdir()) if f.suffix in _PICKLES]
         got = f"only {pickles[0].name}, a pickle that could run code" if pickles else "none"
@@ -277,7 +273,7 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
     at: list[str | int] = []
     for i, part in enumerate(location):
         is_last = i == len(location) - 1
-        if isinstance(tree, dict) and part in tree:
+        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and part in range(len(tree))):
             tree = tree[part]
         elif not (
             isinstance(tree, dict)
@@ -291,7 +287,8 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
 
 def _at(tree: Any, location: Location) -> Any:
     for part in location:
-        tree = tree[part] if isinstance(tree, dict) and part in tree else None
+        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
+        tree = tree[part] if is_there else None
     return tree
 
 

@@ -65,18 +65,17 @@ class Document:
                 got=f"--set {assignment}",
                 remedy="write the key, =, and the value: merge.seed=7",
             )
-        inner = self.tree
-        for part in path[:-1]:
-            if inner.get(part) is None:
-                inner[part] = {}
-            if not isinstance(inner[part], dict):
+        inner, made = self.tree, []
+        for i, part in enumerate(path[:-1], start=1):
+            if not isinstance(inner.get(part), dict):
                 inner[part] = {}  # a whole other form, as validation: {split: ...} over validation: train[45000:]
+                made.append(path[:i])
             inner = inner[part]
         if is_placeholder(inner.get(path[-1])) and "sha256" in inner[path[-1]]:
             self.found_again[key] = inner[path[-1]]["sha256"]
         inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
         self.origins = {at: origin for at, origin in self.origins.items() if at[: len(path)] != path}
-        self.origins[path] = Origin(label, Path.cwd())
+        self.origins |= {at: Origin(label, Path.cwd()) for at in (*made, path)}
 
 
 class _Loader(yaml.SafeLoader):

@@ -78,6 +78,7 @@ def _lines(message):
             11,
             ["merge.align_to", "one of what a+b merges: a, b", "c"],
         ),
+        ("name: test", "name: test\nbaselines: [random, best]", 2, ["baselines.1", "'greedy_soup'", "'best' (str)"]),
         ("generations: 3", "method: magic", 10, ["merge.method", "'mega'"]),
         ("population_size: 6", "population_size: 2\n  x: 1", 10, ["unknown key"]),
         # parents
@@ -178,6 +179,7 @@ def test_the_reference_variant_drops_no_unknown_key_in_silence(folder):
     ("override", "words"),
     [
         ("merge.sed=7", ["--set merge.sed: ", "did you mean seed?"]),
+        ("foo.bar=1", ["--set foo.bar: foo: unknown key"]),
         ("merge.seed=seven", ["--set merge.seed: ", "'seven'"]),
         ("merge.population_size=1", ["--set merge.population_size: "]),
         ("parents.b=./nowhere", ["--set parents.b: ", "no such parent folder"]),
