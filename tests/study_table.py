@@ -93,7 +93,11 @@ def searched_by(result: MergeResult) -> str:
     """Say how a run searched, where it differs from what the study does by default."""
     node = result.record["nodes"][-1]
     settings, evaluations = node["merge"], node["search"]["evaluations"]
-    words = [settings["method"], settings.get("granularity", ""), settings.get("fitness", "")]
+    words = [
+        ("auto: " if "chosen" in result.record else "") + settings["method"],
+        settings.get("granularity", ""),
+        settings.get("fitness", ""),
+    ]
     words += [f"{evaluations} evaluations"] if settings["population_size"] != _POPULATION else []
     return ", ".join(word for word in words if word)
 
@@ -127,7 +131,7 @@ def draw() -> None:
         for _, how, result in (run for run in runs() if run[0] == kind):
             shown = models(result)
             if not how.isdigit():
-                shown = {f"search: {searched_by(result)}": shown["search"]}
+                shown = {f"search, {searched_by(result)}": shown["search"]}
             for column, model in shown.items():
                 rows.setdefault(column.strip("*"), []).append(model)
         for at, (column, several) in enumerate(rows.items()):
