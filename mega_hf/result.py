@@ -34,12 +34,13 @@ class MergeResult:
     @property
     def report(self) -> Report:
         """The table of all models."""
+        final = (self.record.get("nodes") or [{}])[-1].get("merge") or {}
         return Report(
             self._entry("models"),
             self._entry("paired"),
             self.record.get("paired_soup"),
             self.record.get("second_look"),
-            (self.record.get("nodes") or [{}])[-1].get("merge", {}).get("method") != "uniform_soup",
+            final.get("method") != "uniform_soup",
         )
 
     @property

@@ -58,6 +58,7 @@ class _Node(_Lenient):
     name: Name
     parents: list[Input] | None = None
     level: _Level | None = None
+    merge: dict[str, Any] | None = None
     search: _Counted | None = None
     history: list[_Generation] | None = None
 
