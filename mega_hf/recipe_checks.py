@@ -273,7 +273,7 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
     at: list[str | int] = []
     for i, part in enumerate(location):
         is_last = i == len(location) - 1
-        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and part in range(len(tree))):
+        if _holds(tree, part):
             tree = tree[part]
         elif not (
             isinstance(tree, dict)
@@ -287,9 +287,12 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
 
 def _at(tree: Any, location: Location) -> Any:
     for part in location:
-        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
-        tree = tree[part] if is_there else None
+        tree = tree[part] if _holds(tree, part) else None
     return tree
+
+
+def _holds(tree: Any, part: Any) -> bool:
+    return part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
 
 
 def _show(value: Any) -> str:

@@ -178,8 +178,7 @@ def _count_lines(
                 calibration.recalibrate(forward, one.recomputed)
             found = forward.answers(shown)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            correct = int(found.right.sum()) if found.finite else None
-            lines.append(Count(what, one.correct, correct, one.rows, one.unseen))
+            lines.append(Count(what, one.correct, found.correct, one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
             if one.right is not None:
                 alike = int((one.right == (found.right.numpy() & found.finite)).sum())

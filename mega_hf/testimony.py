@@ -104,7 +104,7 @@ class Testimony:
     @property
     def is_treated(self) -> bool:
         """Whether the final merge was recalibrated, and so were the parents and baselines that it is shown beside."""
-        return any(model["role"] == "treated_parent" for model in self.result.report.models)
+        return self.result.report.is_treated
 
     @property
     def has_aligned(self) -> bool:

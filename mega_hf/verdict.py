@@ -34,6 +34,11 @@ class Report:
         return next(model for model in self.models if model["role"] == "merged")
 
     @property
+    def is_treated(self) -> bool:
+        """Whether parents stand there with their statistics computed anew, as the merge's were."""
+        return any(model["role"] == "treated_parent" for model in self.models)
+
+    @property
     def verdict(self) -> str:
         """Say in one sentence whether the merged model is better than its best parent, and how sure that is."""
         other = next(model for model in self.models if model["name"] == self.paired["against"])
@@ -61,8 +66,7 @@ class Report:
         if self.second_look is None:
             return []
         name = self.second_look["chosen"]
-        treated = any(model["role"] == "treated_parent" for model in self.models)
-        parent = "the recalibrated parent" if treated else "the parent"
+        parent = "the recalibrated parent" if self.is_treated else "the parent"
         role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
         who = next((role.get(model["role"], "") for model in self.models if model["name"] == name), "")
         rows = self.second_look["search"]["n"]
@@ -136,7 +140,7 @@ class Report:
         if self.second_look is None:
             return ""
         wanted = self.second_look["chosen"] if model["role"] == "merged" else model["name"]
-        if model["role"] == "parent" and any(one["role"] == "treated_parent" for one in self.models):
+        if model["role"] == "parent" and self.is_treated:
             return ""  # it was there as it is treated
         for one in self.second_look["finalists"]:
             if one["n"] and wanted == (treated(one["name"]) if model["role"] == "treated_parent" else one["name"]):

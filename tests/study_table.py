@@ -80,8 +80,9 @@ def summarize() -> str:
     shown = ["best parent", "average", "greedy soup", "random", "search", "**merged**"]
     head = ["parents, over seeds", *shown, "gain over the best parent", "largest p"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    found = runs()
     for kind, what in KINDS.items():
-        results = [result for of, how, result in runs() if of == kind and how.isdigit()]
+        results = [result for of, how, result in found if of == kind and how.isdigit()]
         cells = [_spread([_percent(models(result)[column]) for result in results]) for column in shown]
         gains = [_percent(models(r)["**merged**"]) - _percent(models(r)["best parent"]) for r in results]
         p = format_p(max(result.report.paired["p"] for result in results)).removeprefix("= ")
@@ -125,10 +126,10 @@ def draw() -> None:
     """Write the figure: what each way gave on test, for each kind of parents, with 95 % Wilson intervals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure, known = Figure(figsize=(9, 9), layout="constrained"), runs()
     for place, (kind, what) in enumerate(KINDS.items(), start=1):
         axes, rows, found = figure.add_subplot(2, 2, place), dict[str, list[dict[str, Any]]](), list[float]()
-        for _, how, result in (run for run in runs() if run[0] == kind):
+        for _, how, result in (run for run in known if run[0] == kind):
             shown = models(result)
             if not how.isdigit():
                 shown = {f"search, {searched_by(result)}": shown["search"]}

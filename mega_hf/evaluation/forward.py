@@ -56,6 +56,11 @@ class Answers(NamedTuple):
     finite: bool  # whether all logits were
     loss: torch.Tensor  # [rows] float32: cross-entropy, in nats
 
+    @property
+    def correct(self) -> int | None:
+        """How many rows are answered rightly; None where a logit was not finite."""
+        return int(self.right.sum()) if self.finite else None
+
 
 def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float) -> Pictures:
     """Allocate room for a split: on the device, else in main memory, else in a file that is mapped.
@@ -172,8 +177,7 @@ class Forward:
 
     def count(self, pictures: Pictures) -> int | None:
         """Return how many rows are answered rightly, or None where a logit is not finite."""
-        found = self.answers(pictures)
-        return int(found.right.sum()) if found.finite else None
+        return self.answers(pictures).correct
 
     @torch.inference_mode()
     def compile(self, pictures: Pictures) -> None:

@@ -71,7 +71,7 @@ def _rendered(result: MergeResult) -> str:
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         how=_how(record),
-        treated=any(model["role"] == "treated_parent" for model in record["models"]),
+        treated=result.report.is_treated,
         verdict=escape(result.report.verdict),
         remarks=result.report.remarks,
         p=format_p(record["paired"]["p"]),
