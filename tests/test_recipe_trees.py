@@ -217,7 +217,7 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
         ("[c, d]}", "[c, d], mutation: 5}", 10, ["merges.cd.mutation", "mapping", "5 (int)"]),
         ("[c, d]}", "[c, d], variant: published}", 10, ["merges.cd.variant", "'default' or 'reference'"]),
         ("[a, b]", "a", 9, ["merges.ab.parents", "list", "'a' (str)"]),
-        ("[a, b]", "[a, 5]", 9, ["merges.ab.parents", "string", "['a', 5]"]),
+        ("[a, b]", "[a, 5]", 9, ["merges.ab.parents.1", "string", "5 (int)"]),
         ("[a, b]", "[a, 'b c']", 9, ["merges.ab.parents", "a name of letters, digits", "b c"]),
         ("{parents: [a, b]}", "{seed: 3}", 9, ["merges.ab.parents", "missing"]),
         ("{parents: [a, b]}", "[a, b]", 9, ["merges.ab", "mapping", "['a', 'b']"]),
