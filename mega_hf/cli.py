@@ -120,7 +120,8 @@ def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
 
     out = args.out or Path("runs") / recipe.name
     kept = None if args.overwrite and args.parents is None else args.parents or out / "parents"
-    _say(estimate(recipe, args.num_processes or 1, args.only, kept, args.update))
+    with recipe.document.placing():
+        _say(estimate(recipe, args.num_processes or 1, args.only, kept, args.update))
     if recipe.push and args.only is None:
         _check_push(recipe)
         _say(f"The merge would then be pushed to {recipe.push.repo}.")
@@ -200,12 +201,8 @@ def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
 
 def _compare(args: argparse.Namespace, words: list[str]) -> int:
     if len(set(args.models)) < 2:
-        raise RecipeError(
-            "nothing to compare",
-            expected="two models or more",
-            got=", ".join(args.models),
-            remedy="name another model",
-        )
+        got, remedy = ", ".join(args.models), "name another model"
+        raise RecipeError("nothing to compare", expected="two models or more", got=got, remedy=remedy)
     from mega_hf.asked import data_of
     from mega_hf.comparison import compare
 

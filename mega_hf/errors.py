@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RESUMES = "the same command goes on where it stopped"
@@ -72,7 +73,24 @@ class ParentError(MegaError):
 
 
 class DataError(MegaError):
-    """The data set can't be found, read or used as the recipe asks."""
+    """The data set can't be found, read or used as the recipe asks.
+
+    Args: as `MegaError`; `key` is the entry of the recipe's `data` that it is about, if it is one.
+    """
+
+    def __init__(self, what: str, *, key: str = "", **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.key = key
+
+    @classmethod
+    @contextmanager
+    def about(cls, key: str) -> Iterator[None]:
+        """Say of errors that are met inside that they are about an entry, unless they are about another."""
+        try:
+            yield
+        except cls as error:
+            error.key = error.key or key
+            raise
 
 
 class RunError(MegaError):

@@ -55,7 +55,7 @@ class Recipe(Strict):
     baselines: Annotated[list[Baseline], Field(default_factory=lambda: list(BASELINES))]
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
-    _expected: dict[str, Any] = PrivateAttr(default_factory=dict)  # digests of what is given anew in a portable recipe
+    _document: strict_yaml.Document = PrivateAttr(default_factory=strict_yaml.Document)
     push: Push | None = None  # left out of digests and of what a run keeps: a rerun by others must not push
 
     @model_validator(mode="before")
@@ -129,6 +129,11 @@ class Recipe(Strict):
         if len(set(names)) < len(names):
             raise impossible([], "each name once", ", ".join(names), "list it once")
         return names
+
+    @property
+    def document(self) -> strict_yaml.Document:
+        """What this was read from, which knows where each entry stands."""
+        return self._document
 
     @property
     def trained(self) -> dict[str, TrainedParent]:
@@ -212,11 +217,8 @@ class Recipe(Strict):
 
     def given_again(self) -> dict[str, Any]:
         """Return what was given in the place of something absent: key, as `parents.a` -> reference."""
-        return {
-            ".".join(key): inner[key[-1]]
-            for key, inner in absent.places(self.to_dict())
-            if ".".join(key) in self._expected
-        }
+        places = {".".join(key): inner[key[-1]] for key, inner in absent.places(self.to_dict())}
+        return {key: place for key, place in places.items() if key in self._document.found_again}
 
     def others(self, found: Mapping[str, Any]) -> list[str]:
         """Return in words what was given in the place of something absent, and is not it.
@@ -224,7 +226,7 @@ class Recipe(Strict):
         Args:
             found: key, as `parents.a` or `data.path` -> digest of what was given.
         """
-        wrong = [key for key in self.given_again() if found[key] != self._expected[key]]
+        wrong = [key for key in self.given_again() if found[key] != self._document.found_again[key]]
         return [f"{key} is not what the recipe names by its digest: the weights will be others" for key in wrong]
 
     @classmethod
@@ -260,15 +262,13 @@ class Recipe(Strict):
             recipe = cls.model_validate(absent.mark(document.tree))
         except ValidationError as error:
             raise RecipeError.join(recipe_checks.all_findings(error.errors(), document)) from None
-        recipe._expected.update(document.found_again)
+        recipe._document = document
         if check_files:
             try:
                 recipe_checks.check_files(recipe.to_dict(), document)
             except OSError as error:  # a name longer than any, a folder that may not be entered
-                remedy = "check the paths"
-                raise RecipeError(
-                    "a path can't be used", expected="readable paths", got=error, remedy=remedy
-                ) from None
+                what, remedy = "a path can't be used", "check the paths"
+                raise RecipeError(what, expected="readable paths", got=error, remedy=remedy) from None
         return recipe
 
     def to_dict(self) -> dict[str, Any]:

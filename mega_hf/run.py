@@ -184,7 +184,7 @@ def start(
     try:
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
-        with ExitStack() as held, _shortage_said(folder.path), keep_freed():
+        with ExitStack() as held, _shortage_said(folder.path), keep_freed(), recipe.document.placing():
             yield Run(
                 folder,
                 processes,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import yaml
 
 from mega_hf.absent import is_placeholder
-from mega_hf.errors import MegaError, RecipeError
+from mega_hf.errors import DataError, MegaError, RecipeError
 from mega_hf.limits import RECIPE_BYTES, RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, read_bytes
 
 Location = tuple[str | int, ...]
@@ -28,7 +30,7 @@ class Origin:
 class Document:
     """A plain tree of dicts, lists and scalars, with the origin of each of its entries."""
 
-    tree: dict[str, Any]
+    tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[Location, Origin] = field(default_factory=dict)
     found_again: dict[str, Any] = field(default_factory=dict)  # key -> digest of what was local where this was run
 
@@ -38,6 +40,18 @@ class Document:
             if location[:length] in self.origins:
                 return self.origins[location[:length]]
         return Origin("", Path.cwd())
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Give errors over the data set, which are met long after this was read, the place of what they are about."""
+        try:
+            yield
+        except DataError as error:
+            if error.where and not error.key:
+                raise
+            at = ("data", error.key) if error.key else ("data",)
+            parts: dict[str, Any] = {"expected": error.expected, "got": error.got, "remedy": error.remedy}
+            raise DataError(f"{'.'.join(at)}: {error.what}", where=self.origin(at).label, **parts) from error.__cause__
 
     def _path(self, key: str) -> tuple[str, ...]:
         """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may, it is that name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,4 +128,24 @@ BAD_DATA: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_bad_data(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     changes, words = BAD_DATA[case]
     data = {"path": str(pair.data), "validation": "validation", "test": "test"} | changes
-    refused(mega("merge", pair.write(tmp_path, data=data), "--out", tmp_path / "out"), words, tmp_path)
+    recipe = pair.write(tmp_path, data=data)
+    for more in ((), ("--dry-run",)):
+        answer = mega("merge", recipe, "--out", tmp_path / "out", *more)
+        refused(answer, words, tmp_path)
+        blamed = lines(answer.err, recipe)
+        assert len(blamed) == 1 and re.match(r"\s*\"?(" + "|".join([*changes, "path"]) + ')"?:', blamed[0]), answer.err
+
+
+def lines(message: str, recipe: Path) -> list[str]:
+    """Return the lines of a recipe that a message names."""
+    written = recipe.read_text().splitlines()
+    return [written[int(number) - 1] for number in re.findall(rf"{re.escape(str(recipe))}:(\d+): data", message)]
+
+
+def test_bad_data_that_a_command_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    """What --set says is blamed on it, what nobody says on the block that lacks it."""
+    recipe = pair.write(tmp_path, data={"path": str(pair.data)})
+    answer = mega("merge", recipe, "--set", "data.validation=valid", "--out", tmp_path / "out")
+    assert answer.code == 2 and "error: --set data.validation: data.validation: no such split" in answer.err
+    answer = mega("merge", pair.a, pair.b, "--data", pair.data, "--validation", "valid", "--out", tmp_path / "out")
+    assert answer.code == 2 and "error: command line: data.validation: no such split" in answer.err

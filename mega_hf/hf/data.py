@@ -63,7 +63,10 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
     image, label, names = find_columns(data, whole)
     data = data.model_copy(update={"image": image, "label": label})
     assert data.validation is not None and data.test is not None, "the defaults filled them in"
-    validation, test = (select_rows(spec, whole, image, label) for spec in (data.validation, data.test))
+    with DataError.about("validation"):
+        validation = select_rows(data.validation, whole, image, label)
+    with DataError.about("test"):
+        test = select_rows(data.test, whole, image, label)
     _refuse_overlap(validation, test)
     notices: tuple[str, ...] = ()
     if validation.origin == data.train.split("[")[0] and not trained_here:
@@ -71,12 +74,14 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         notices = (f"validation rows {rows}: right only if no parent was trained on them",)
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
     shared = _shared_pictures(hashes["validation"], hashes["test"])
-    train = _remaining(data, whole, image, label, [validation, test])
+    with DataError.about("train"):
+        train = _remaining(data, whole, image, label, [validation, test])
     calibration = _calibration(data, whole, image, label, train, [validation, test])
     labelled = [split for split in (train, validation, test) if split is not None and len(split)]
     classes = len(names) if names else int(max(split.labels().max() for split in labelled)) + 1
-    for split in (validation, test):  # those of the training rows matter where something is trained on them
-        check_labels(split, classes)
+    for key, split in (("validation", validation), ("test", test)):  # training looks at those of its rows
+        with DataError.about(key):
+            check_labels(split, classes)
     if shared:
         notices = (*notices, f"{shared} validation pictures stand in the test split too")
     searched, second = _divide(validation, data, hashes)
@@ -93,7 +98,7 @@ def add_calibration(splits: Splits) -> Splits:
     rows = splits.calibration
     if rows is None or len(rows) < 2:
         raise DataError(
-            "no pictures to recalibrate BatchNorm's statistics on",
+            "no pictures to recalibrate BatchNorm's statistics on", key="calibration",
             expected=f"two rows of {splits.data.train} or more",
             got="none beside validation and test" if rows is None else f"{len(rows)} in {rows.spec}",
             remedy="data.train or data.calibration: another slice; or --set merge.batchnorm=blend, which needs none",
@@ -109,7 +114,8 @@ def _calibration(
 ) -> Split | None:
     """Return the rows that the recipe names for BatchNorm's statistics, or the first choice: some of `train`."""
     if isinstance(data.calibration, str):
-        chosen = select_rows(data.calibration, whole, image, label)
+        with DataError.about("calibration"):
+            chosen = select_rows(data.calibration, whole, image, label)
         for split, name in zip(held_out, ("validation", "test"), strict=True):
             _refuse_overlap(split, chosen, f"{name} and calibration")
         return chosen
@@ -230,7 +236,8 @@ def _divide(validation: Split, data: Data, hashes: dict[str, list[bytes]]) -> tu
     later = draw_places(count, min(round(data.second_look * count), count - 1), SECOND_LOOK_SEED)
     if not len(later):
         raise DataError(
-            "no validation rows for a second look", expected=f"a share of {validation.spec} that is a row or more",
+            "no validation rows for a second look", key="second_look",
+            expected=f"a share of {validation.spec} that is a row or more",
             got=f"{data.second_look:g} of {count}",
             remedy="more validation rows; or data.second_look: 0, and there is none",
         )  # fmt: skip
@@ -246,7 +253,7 @@ def _refuse_overlap(one: Split, other: Split, names: str = "validation and test"
         both = np.intersect1d(one.indices, other.indices)
         if len(both):
             raise DataError(
-                f"{names} overlap", expected="no common rows",
+                f"{names} overlap", key=names.split()[-1], expected="no common rows",
                 got=f"{len(both)} rows of {one.origin} in both {one.spec} and {other.spec}",
                 remedy="what has seen rows that it is measured on makes the measurement worthless: other slices",
             )  # fmt: skip
@@ -257,6 +264,7 @@ def _shared_pictures(validation: list[bytes], test: list[bytes]) -> int:
     if shared > _SHARED_LIMIT * len(validation):
         raise DataError(
             "validation and test hold the same pictures",
+            key="test",
             expected=f"at most {_SHARED_LIMIT:.0%} of the validation rows",
             got=f"{shared} of {len(validation)}",
             remedy="choose splits that are different rows",

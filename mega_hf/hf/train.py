@@ -92,6 +92,7 @@ def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> di
     if splits.train is None or not len(splits.train):
         raise DataError(
             "no rows to train on",
+            key="train",
             expected=f"rows of {splits.data.train}",
             got="none beside validation and test",
             remedy="a smaller validation split, or data.train: another split",
