@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -73,8 +74,8 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
     if args.seeds is not None:
         return _merge_seeds(args, words, recipe)
     if args.only is not None and args.push:
-        remedy = "--only alone; then the whole tree with --push"
-        raise RecipeError("a part of a tree is not pushed", expected="--only or --push", got="both", remedy=remedy)
+        what, remedy = "a part of a tree is not pushed", "--only alone; then the whole tree with --push"
+        raise RecipeError(what, expected="--only or --push", got="both", remedy=remedy)
     if args.dry_run:
         return _say_cost(recipe, args)
     from mega_hf.run_folder import RunFolder
@@ -108,8 +109,11 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _merge_seeds(args: argparse.Namespace, words: list[str], recipe: Recipe) -> int:
-    from mega_hf.repetition import merge_seeds
+    from mega_hf.repetition import check_seeds, merge_seeds
 
+    args.out = check_seeds(args, recipe)
+    if args.dry_run:
+        return _say_cost(recipe, args)
     failed, found = merge_seeds(args, words, recipe, _merge)
     _say(found or "the runs of the seeds before are kept: the same command goes on")
     return failed
@@ -121,7 +125,8 @@ def _say_cost(recipe: Recipe, args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / recipe.name
     kept = None if args.overwrite and args.parents is None else args.parents or out / "parents"
     with recipe.document.placing():
-        _say(estimate(recipe, args.num_processes or 1, args.only, kept, args.update))
+        cost = estimate(recipe, args.num_processes or 1, args.only, kept, args.update)
+    _say(replace(cost, runs=args.seeds or 1))
     if recipe.push and args.only is None:
         _check_push(recipe)
         _say(f"The merge would then be pushed to {recipe.push.repo}.")
@@ -246,10 +251,8 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.verification import verify
 
     if args.data and args.evaluate is None:
-        raise RecipeError(
-            "--data is not needed", expected="--data with --evaluate K", got="--data alone",
-            remedy="add --evaluate K to measure again; without it no data is read",
-        )  # fmt: skip
+        remedy = "add --evaluate K to measure again; without it no data is read"
+        raise RecipeError("--data is not needed", expected="--evaluate K with it", got="--data alone", remedy=remedy)
     try:
         verified = verify(
             args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,

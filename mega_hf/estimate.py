@@ -53,6 +53,7 @@ class Estimate:
     only: str | None  # the node, if it is a part of the tree that would be run
     calibration: int = 0  # rows on which BatchNorm's statistics would be computed, for each individual
     beside: Mapping[str, Node] = field(default_factory=dict)  # baselines that would be searched for, and a second look
+    runs: int = 1  # that would be made, each from a seed of its own
 
     @property
     def leaves(self) -> list[str]:
@@ -120,6 +121,11 @@ class Estimate:
         searches = sum(map(self.node_minutes, self._searches))
         return self.training_minutes + searches + pictures * self.seconds_a_picture / 60
 
+    @property
+    def total_minutes(self) -> float:
+        """All runs; parents are trained once."""
+        return self.runs * self.minutes - (self.runs - 1) * self.training_minutes
+
     def _tree(self) -> list[str]:
         notes = {
             name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}" for name, n in self.nodes.items()
@@ -128,9 +134,8 @@ class Estimate:
             if base(leaf) in self.trained:
                 notes[leaf] = f"trained already: {self.trained[base(leaf)].parent / leaf}"
             elif base(leaf) in self.training:
-                notes[leaf] = (
-                    f"trained here, {_about(self.training[base(leaf)])}" if leaf == base(leaf) else "snapshot"
-                )
+                here = f"trained here, {_about(self.training[base(leaf)])}"
+                notes[leaf] = here if leaf == base(leaf) else "snapshot"
             else:
                 notes[leaf] = str(self.recipe.to_dict()["parents"][leaf])
         drawn = tree.draw(inputs_of(self.nodes), next(reversed(self.nodes)), notes)
@@ -148,9 +153,8 @@ class Estimate:
             lines += ["             no line-sweep, which takes two parents"]
         look, rows = self.beside.get(SECOND_LOOK), self.splits.second_look
         if look is not None and rows is not None:
-            lines += [
-                f"second look  {len(rows):,} of the validation rows, to choose between {len(look.parents)} models"
-            ]
+            between = f"to choose between {len(look.parents)} models"
+            lines += [f"second look  {len(rows):,} of the validation rows, {between}"]
         return lines
 
     def __str__(self) -> str:
@@ -172,15 +176,15 @@ class Estimate:
         ]
         if self.training:
             rows = len(splits.train) if splits.train else 0
-            lines += [
-                f"training     {_count(len(self.training), 'parent')} on {rows:,} rows: "
-                f"{_about(self.training_minutes)} of the time below"
-            ]
+            trained = f"{_count(len(self.training), 'parent')} on {rows:,} rows"
+            lines += [f"training     {trained}: {_about(self.training_minutes)} of the time below"]
         lines += [
             f"time         {_about(self.minutes)} on {self.processes} x {self.device} "
             f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights), all rows "
             "for every individual: losers see fewer, and a long search is compiled",
         ]
+        if self.runs > 1:
+            lines += [f"runs         {self.runs}, one a seed, {_about(self.total_minutes)} in all"]
         if self.recipe.is_open:
             lines += ["method       auto: chosen once the parents are measured; reckoned as if it were mega"]
         if self.recipe.order == "accuracy":
@@ -238,14 +242,13 @@ def estimate(
     device = Processes().device
     trained = _find_trained(recipe, to_train, splits, kept, update)
     training = _train(recipe, [name for name in to_train if name not in trained], model, splits, device)
-    rows = choose_batch_size(
-        recipe.evaluation.batch_size, len(splits.validation), device, model.model, model.picture_shape
-    )
+    batch, shape = recipe.evaluation.batch_size, model.picture_shape
+    rows = choose_batch_size(batch, len(splits.validation), device, model.model, shape)
     numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
     beside = {} if only else {name: node for name, node in recipe.all_nodes().items() if name not in nodes}
     return Estimate(
         recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
-        picture=math.prod(model.picture_shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
+        picture=math.prod(shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
         trained=trained, device=device.type, processes=processes, only=only, calibration=calibration,
         beside=beside,
     )  # fmt: skip

@@ -91,20 +91,15 @@ def merge_seeds(
     """Run `mega-hf merge` once for each seed, each in a folder of its own; runs that are finished are not run again.
 
     Args:
-        args: what the command was asked, with `seeds`.
+        args: what the command was asked, as `check_seeds` saw it.
         words: the command's words.
         recipe: what is merged.
         merge: what runs one.
 
     Returns:
         the exit code of the first run that failed, or 0 and what they gave.
-
-    Raises:
-        MegaError: several seeds can't be run so.
     """
-    out = args.out or Path("runs") / f"{recipe.name}.seeds"
-    _refuse_unfit(args, recipe, out)
-    results = []
+    out, results = args.out, []
     for offset in range(args.seeds):
         one, seed = copy.copy(args), recipe.merge.seed + offset
         one.seeds, one.out = None, out / f"seed{seed}"
@@ -126,10 +121,16 @@ def merge_seeds(
     return 0, found
 
 
-def _refuse_unfit(args: argparse.Namespace, recipe: Recipe, out: Path) -> None:
+def check_seeds(args: argparse.Namespace, recipe: Recipe) -> Path:
+    """Return the folder for the runs of all seeds.
+
+    Raises:
+        MegaError: several seeds can't be run so.
+    """
+    out = Path(args.out or Path("runs") / f"{recipe.name}.seeds")
     if args.seeds < 2:
         raise RecipeError("nothing to repeat", where="--seeds", expected="2 or more", got=args.seeds, remedy="more")
-    asked = {"--only": args.only, "--push": recipe.push, "--dry-run": args.dry_run}
+    asked = {"--only": args.only, "--push": recipe.push}
     given = [flag for flag, value in asked.items() if value]
     if given:
         remedy = f"--seeds without it; then {given[0]} for one of the seeds"
@@ -146,3 +147,4 @@ def _refuse_unfit(args: argparse.Namespace, recipe: Recipe, out: Path) -> None:
             "a run lies there", where=str(out), expected="a folder for the runs of all seeds", got="one run's",
             remedy="another --out",
         )  # fmt: skip
+    return out

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mega_hf import MergeResult
+from mega_hf import MergeResult, Recipe
 from mega_hf.arguments import without
+from mega_hf.estimate import estimate
 from tests import tiny, trainings
 from tests.run_files import journal
 from tests.started import MEGA
@@ -76,7 +78,6 @@ def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path,
         (["--seeds", "2", "--only", "a+b"], "--seeds and --only"),
         (["--seeds", "2", "--push", "me/x"], "--seeds and --push"),
         (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push"),  # all would go to one repository
-        (["--seeds", "2", "--dry-run"], "--seeds and --dry-run"),
     ],
 )
 def test_what_cant_be_repeated_is_refused(
@@ -84,6 +85,18 @@ def test_what_cant_be_repeated_is_refused(
 ) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=MERGE), "--out", tmp_path / "out", *more)
     assert answer.code == 2 and said in answer.err and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_reckons_all_seeds(data: Path, tmp_path: Path, mega: Any) -> None:
+    """Parents are trained once, and all runs search."""
+    tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}}) | {"merge": MERGE}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    answer = mega("merge", tmp_path / "recipe.yaml", "--seeds", "3", "--out", tmp_path / "out", "--dry-run")
+    assert answer.code == 0 and "runs         3, one a seed, about" in answer.out, answer.err
+    assert not (tmp_path / "out").exists()
+    cost = replace(estimate(Recipe.from_dict(tree)), runs=3)
+    lone = replace(cost, training={})
+    assert cost.total_minutes == pytest.approx(3 * lone.minutes + cost.training_minutes)
 
 
 def test_under_a_launcher_it_says_how(pair: tiny.Pair, tmp_path: Path, mega: Any, monkeypatch: Any) -> None:
