@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import safetensors
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from mega_hf.errors import ParentError
 from mega_hf.limits import Beyond
@@ -47,6 +48,28 @@ _NOT_ARCHITECTURE = {
     "pretrained_custom_load", "pretrained_filter_fn", "checkpoint_path", "cache_dir", "features_only", "pruned",
     "feature_cfg", "feature_cls", "device", "dtype",
 }  # fmt: skip
+
+
+_RANDOM = ("normal_", "uniform_", "log_normal_", "exponential_", "bernoulli_", "random_", "cauchy_", "geometric_")
+_DRAWS = {draw for name, draw in vars(nn.init).items() if callable(draw) and name.endswith("_")}
+_DRAWS |= {getattr(torch.Tensor, name) for name in _RANDOM}
+
+
+class Undrawn(TorchFunctionMode):
+    """Leave parameters as they are allocated: of a model whose weights are loaded next, or that has none to hold.
+
+    Drawing them takes most of the time in which a model is built: a second for a ViT-B, longer on the meta device.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta or isinstance(tensor, nn.Parameter):  # buffers need not be among what is loaded
+                return tensor
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -193,7 +216,7 @@ def rehearsal(allowed: Allowance) -> Iterator[list[nn.Module]]:
         ):
             stack.callback(handle.remove)
         # What it draws, if anything, must not be missing from the streams of the model that is then built.
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), Undrawn():
             yield built
     numbers = sum(t.numel() for model in built for t in (*model.parameters(), *model.buffers()))
     if numbers > allowed.numbers:

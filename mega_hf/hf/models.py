@@ -16,7 +16,7 @@ from torch import nn
 
 from mega_hf.errors import MegaError, ParentError, library_errors
 from mega_hf.hf import cifar_resnet
-from mega_hf.hf.bounds import Allowance, refuse_arguments, refuse_depth, refuse_pictures, rehearsal
+from mega_hf.hf.bounds import Allowance, Undrawn, refuse_arguments, refuse_depth, refuse_pictures, rehearsal
 from mega_hf.hf.opened import IRRELEVANT, OpenModel, by_entry, plain
 from mega_hf.hf.stored import allowance, read_config, read_dtypes, stored_dtypes, weight_files
 from mega_hf.hf.transformers_models import open_transformers, unweighted_transformers
@@ -236,7 +236,8 @@ def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dty
         )
     with rehearsal(allowed) as built:
         built.append(timm.create_model(f"local-dir:{folder}", pretrained=False))
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with Undrawn():  # all of its parameters are in the file, or timm refuses it
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     stored, classes = model.pretrained_cfg["num_classes"], model.num_classes
     if stored != classes:  # timm would leave the head as it was drawn
         raise ParentError(

@@ -61,6 +61,21 @@ def test_half_precision_is_computed_in_float32_and_remembered(folders: dict[str,
     assert torch.equal(opened.state()["conv1.weight"], expected)
 
 
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_nothing_is_drawn_that_is_loaded(arch: str, tmp_path: Path) -> None:
+    """Neither in the rehearsal nor for the model; what is no parameter is what a new model has."""
+    torch.manual_seed(3)
+    new = tiny.timm_model(arch, img_size=32) if arch == "test_vit" else tiny.timm_model(arch)
+    folder = tiny.save_timm(tmp_path / "model", new)
+    before = torch.get_rng_state()
+    opened = open_model(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    for one, other in ((opened.model.named_parameters(), new.named_parameters()),
+                       (opened.model.named_buffers(), new.named_buffers())):  # fmt: skip
+        expected = dict(other)
+        assert all(torch.equal(value, expected.pop(name)) for name, value in one) and not expected
+
+
 def test_a_state_is_a_copy(folders: dict[str, Path]) -> None:
     opened = open_model(folders["timm"])
     opened.state()["conv1.weight"].zero_()
