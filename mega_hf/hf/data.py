@@ -93,7 +93,7 @@ def add_calibration(splits: Splits) -> Splits:
     """Return splits of which the calibration rows are known, by the recipe's entry and by their digest.
 
     Raises:
-        DataError: there are no two, or fewer than the recipe asks for; or a picture is broken.
+        DataError: there are no two; or a picture is broken.
     """
     rows = splits.calibration
     if rows is None or len(rows) < 2:
@@ -103,14 +103,8 @@ def add_calibration(splits: Splits) -> Splits:
             got="none beside validation and test" if rows is None else f"{len(rows)} in {rows.spec}",
             remedy="data.train or data.calibration: another slice; or --set merge.batchnorm=blend, which needs none",
         )  # fmt: skip
-    asked = splits.data.calibration
-    if isinstance(asked, Calibration) and asked.size > len(rows):
-        raise DataError(
-            "fewer rows to recalibrate on than asked for", key="calibration",
-            expected=f"at most {len(rows):,}, which validation and test leave of {splits.data.train}",
-            got=f"{asked.size:,}", remedy="a smaller size; or leave it out, and all of them are taken",
-        )  # fmt: skip
-    entry = asked if isinstance(asked, str) else (asked or Calibration()).model_copy(update={"size": len(rows)})
+    entry = splits.data.calibration or Calibration()
+    entry = entry if isinstance(entry, str) else entry.model_copy(update={"size": len(rows)})
     data = splits.data.model_copy(update={"calibration": entry})
     return replace(splits, data=data, digests=splits.digests | {"calibration": rows.digest})
 
