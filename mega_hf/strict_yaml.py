@@ -28,10 +28,13 @@ class Origin:
 
 @dataclass
 class Document:
-    """A plain tree of dicts, lists and scalars, with the origin of each of its entries."""
+    """A plain tree of dicts, lists and scalars, with the origin of each of its entries.
 
-    tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[Location, Origin] = field(default_factory=dict)
+    Recipes that say the same are equal wherever it was written, and so are the documents that they keep.
+    """
+
+    tree: dict[str, Any] = field(default_factory=dict, compare=False)
+    origins: dict[Location, Origin] = field(default_factory=dict, compare=False)
     found_again: dict[str, Any] = field(default_factory=dict)  # key -> digest of what was local where this was run
 
     def origin(self, location: Location) -> Origin:
