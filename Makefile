@@ -12,6 +12,9 @@ quickstart: .venv/installed  ## set everything up and run the main job: about a 
 test: .venv/installed-dev  ## set everything up and run the suite
 	$(BIN)/python -m pytest $(BOTH)
 
+long: .venv/installed-dev  ## run the tests that start several processes at a time, or kill many
+	$(BIN)/python -m pytest -m long $(BOTH)
+
 real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in ../shared
 	$(BIN)/python -m pytest -m real
 
@@ -30,7 +33,7 @@ types: .venv/installed-dev  ## check types
 	$(BIN)/mypy
 
 check: lint types  ## format, lint, types and the fast tests, under a minute
-	$(BIN)/python -m pytest -m "not real and not slow" $(BOTH)
+	$(BIN)/python -m pytest -m "not real and not long and not slow" $(BOTH)
 
 clean:  ## remove what was built; runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -48,4 +51,4 @@ clean:  ## remove what was built; runs stay
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@ .venv/installed
 
-.PHONY: help quickstart test real soak fix lint types check clean
+.PHONY: help quickstart test long real soak fix lint types check clean

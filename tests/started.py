@@ -19,6 +19,7 @@ from tests import tiny
 MEGA = [sys.executable, "-m", "mega_hf"]
 # Long enough to be stopped in the middle, in seconds and not in minutes.
 LONG = tiny.MERGE | {"generations": 40}
+TWO = pytest.param(2, marks=pytest.mark.long)  # processes
 
 
 def journal(folder: Path) -> list[bytes]:

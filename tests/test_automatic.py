@@ -58,7 +58,7 @@ def test_parents_of_one_function_in_another_order_are_aligned(tmp_path: Path, pa
     """The second is the first, its channels shuffled, and a little noise, so that it is no copy."""
     model = tiny.fit(tiny.timm_model())
     first = tiny.save_timm(tmp_path / "first", model)
-    groups = find_symmetry(model, (3, tiny.SIZE, tiny.SIZE), "cifar_resnet20").groups
+    groups = find_symmetry(model, (3, tiny.SIZE, tiny.SIZE), "cifar_resnet8").groups
     noise = torch.Generator().manual_seed(5)
     state = {
         name: tensor + 0.001 * torch.randn(tensor.shape, generator=noise) if "conv" in name else tensor
@@ -92,6 +92,7 @@ def test_an_interrupted_run_chooses_once(close: Path, pair: tiny.Pair, tmp_path:
     assert weights_of(tmp_path / "run") == weights_of(close)
 
 
+@pytest.mark.long
 def test_two_processes_choose_alike(close: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = pair.write(tmp_path, merge=AUTO)
     words = [*MEGA, "merge", str(file), "--out", str(tmp_path / "two"), "--quiet", "--num-processes", "2"]

@@ -20,7 +20,7 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     "infinite statistics": (broken.infinite_statistics, ["NaN or infinity", "bn1.running_var"]),
     "another architecture": (
         broken.other_architecture,
-        ["a and b can't be merged", "cifar_resnet20", "cifar_resnet32"],
+        ["a and b can't be merged", "cifar_resnet8", "cifar_resnet32"],
     ),
     "another library": (broken.other_library, ["a and b can't be merged", "timm", "transformers"]),
     "other shapes": (broken.other_shapes, ["layer2.0.conv1.weight", "[32, 17, 3, 3]"]),
@@ -57,7 +57,7 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
         "truncated": (Path(broken.truncated(pair, tmp_path)) / "model.safetensors", ["unreadable weights"]),
     }
     file, words = files[weights]
-    arch = "cifar_resnet32" if weights == "other shapes" else "cifar_resnet20"
+    arch = "cifar_resnet32" if weights == "other shapes" else "cifar_resnet8"
     bare = {"arch": arch, "weights": str(file), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare})
     refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
@@ -68,11 +68,11 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
     [
         ({"data_config": {"interpolation": "foo"}}, ["pictures can't be prepared", "mend data_config"]),
         ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "mend data_config"]),
-        ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet20", "mend them (arch_args"]),
+        ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet8", "mend them (arch_args"]),
     ],
 )
 def test_bare_weights_with_wrong_arguments(wrong, words, pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    bare = {"arch": "cifar_resnet20", "weights": str(pair.b / "model.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(pair.b / "model.safetensors"), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare | wrong})
     for more in (["--out", tmp_path / "out"], ["--dry-run"]):
         refused(mega("merge", recipe, *more), words, tmp_path)

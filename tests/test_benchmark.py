@@ -38,6 +38,7 @@ def test_what_it_counts_adds_up_and_it_leaves_nothing(pair: tiny.Pair, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
+@pytest.mark.long
 def test_full_evaluation_shows_every_picture_and_the_table_says_so(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     words = ("--out", tmp_path / "out", "--quiet", "--full-evaluation", "--forward", "compiled")

@@ -16,6 +16,7 @@ from mega_hf import MergeResult, merge
 from mega_hf.recipe import Recipe
 from tests import tiny, trainings
 from tests.run_files import FILES, names, weights_of
+from tests.started import TWO
 
 SMALL = tiny.MERGE | {"population_size": 4, "generations": 9}
 SEEDS = {f"s{seed}": {"seed": seed} for seed in (1, 2, 3, 4)}
@@ -47,7 +48,7 @@ def test_from_seeds_to_card(whole: MergeResult) -> None:
 
 
 @pytest.mark.parametrize("stop", ["training", "search"])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, TWO])
 def test_killed_and_resumed_it_gives_the_same_file(
     stop: str, processes: int, data: Path, whole: MergeResult, tmp_path: Path, mega
 ) -> None:

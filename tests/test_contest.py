@@ -109,6 +109,7 @@ def test_an_interrupted_run_measures_nothing_again(
     assert contents(tmp_path / "run")["journal.jsonl"] == before and run_again.is_file(), "all of it was cached"
 
 
+@pytest.mark.long
 def test_two_processes_choose_the_same(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(whole(pair)))

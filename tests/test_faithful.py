@@ -110,7 +110,7 @@ def test_not_finite_logits_are_the_worst_and_stop_nothing(pair: tiny.Pair, tmp_p
 
 def test_bare_weights_of_an_architecture(finished: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
     bare = {
-        name: {"arch": "cifar_resnet20", "weights": str(folder / "model.safetensors"), "num_classes": 3}
+        name: {"arch": "cifar_resnet8", "weights": str(folder / "model.safetensors"), "num_classes": 3}
         for name, folder in (("a", pair.a), ("b", pair.b))
     }
     result = merge(

@@ -79,7 +79,7 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, runs.TWO])
 def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: MergeResult, started, mega) -> None:
     command = ["merge", str(pair.write(tmp_path, merge=MERGE)), "--out", str(tmp_path / "out"), "--quiet"]
     draw = random.Random(processes)
@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: Me
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, runs.TWO])
 def test_a_signal_in_the_search_keeps_what_was_measured(
     processes: int, number: signal.Signals, pair, tmp_path: Path, whole: MergeResult, started, mega
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 4)])
 def test_a_run_that_is_killed_anywhere_gives_the_same_result(processes: int, kills: int, tmp_path: Path) -> None:
     words = ["--processes", str(processes), "--kills", str(kills), "--seed", "46"]

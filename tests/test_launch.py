@@ -55,6 +55,7 @@ def test_two_processes_give_the_file_of_one(command, tmp_path: Path, whole: Merg
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
 
 
+@pytest.mark.long
 def test_four_processes_give_the_file_of_one(command, tmp_path: Path, whole: MergeResult) -> None:
     """With five children a generation, four processes share the last one batch by batch."""
     words = [*LAUNCH[:-1], "4", *PLAIN, "--multi_gpu", "-m", "mega_hf", *command]
@@ -81,6 +82,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "where", "said"),
     [
@@ -102,6 +104,7 @@ def test_a_process_that_computes_otherwise_stops_the_run(
     assert_one_result(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(
     command, tmp_path: Path, whole: MergeResult, started
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
 
 
+@pytest.mark.long
 def test_workers_do_not_outlive_a_killed_launcher(command, tmp_path: Path, whole: MergeResult, started, mega) -> None:
     """They would go on writing beside the run that resumes."""
     process = begin([*MEGA, *command, "--num-processes", "2"], tmp_path)
@@ -135,6 +139,7 @@ def test_workers_do_not_outlive_a_killed_launcher(command, tmp_path: Path, whole
     assert_one_result(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_what_one_process_alone_meets_is_said_in_full(pair: tiny.Pair, tmp_path: Path) -> None:
     parents = {"a": {"seed": 1}, "b": {"seed": 2, "learning_rate": 100.0, "optimizer": "sgd"}}
     recipe = pair.write(tmp_path, **trainings.tree(pair.data, parents, epochs=20))
@@ -146,6 +151,7 @@ def test_what_one_process_alone_meets_is_said_in_full(pair: tiny.Pair, tmp_path:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes(command, tmp_path: Path, whole: MergeResult, started, mega) -> None:
     process = begin([*MEGA, *command], tmp_path)
     started.append(process)

@@ -148,7 +148,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch, caplog
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, runs.TWO])
 def test_a_second_run_is_refused_until_the_first_is_killed(
     processes: int, command, tmp_path: Path, whole: MergeResult, started, mega
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(
     runs.assert_one_result(tmp_path, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_first_runs_one_is_refused(command, tmp_path: Path, whole: MergeResult, started) -> None:
     (tmp_path / "other").mkdir()
     started += [runs.begin([*runs.MEGA, *command], folder) for folder in (tmp_path, tmp_path / "other")]

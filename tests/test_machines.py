@@ -67,6 +67,7 @@ def work_of(process: subprocess.Popen[str]) -> psutil.Process:
     return worker
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4] if LONG_FORM else [4])
 def test_two_launchers_give_the_file_of_one_process(
     processes: int, command, tmp_path: Path, whole: MergeResult, started: Started
@@ -77,6 +78,7 @@ def test_two_launchers_give_the_file_of_one_process(
     assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == processes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("machine", "what"), DEATHS if LONG_FORM else DEATHS[:3])
 def test_when_one_machine_dies_the_other_ends(
     machine: int, what: str, command, tmp_path: Path, whole: MergeResult, started: Started, mega
@@ -104,6 +106,7 @@ def test_when_one_machine_dies_the_other_ends(
     assert_one_result(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_a_run_folder_that_is_not_shared_is_refused(command, tmp_path: Path, started: Started) -> None:
     """Each launcher works in a folder of its own, and --out is relative."""
     words = [*command[:2], "--out", "out", "--quiet", "--set", "name=unshared"]

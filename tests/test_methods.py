@@ -59,6 +59,13 @@ def test_losses_that_decide_between_equals_are_resumed_and_verified(
     assert all(line["loss"] > 0 for line in journal(result.folder, "fitness") if line["n"] > 1)
     assert verify(result.folder, evaluate=5).digests["file"] == result.record["digests"]["file"]
     assert weights_of(merge(made, tmp_path / "again").folder) == weights_of(result.folder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["mega", "greedy_soup", "cma-es"])
+def test_two_processes_count_the_same_losses(method: str, pair: tiny.Pair, tmp_path: Path) -> None:
+    made = recipe(pair, method, fitness="accuracy+loss")
+    result = merge(made, tmp_path / "one")
     words = [*MEGA, "merge", str(pair.write(tmp_path, **{"merge": made.to_dict()["merge"]})), "--quiet"]
     done = subprocess.run([*words, "--out", str(tmp_path / "two"), "--num-processes", "2"], capture_output=True)
     assert done.returncode == 0 and weights_of(tmp_path / "two") == weights_of(result.folder)

@@ -63,7 +63,7 @@ def test_a_run_resumes_from_any_line(mixed: MergeResult, pair: tiny.Pair, tmp_pa
         assert weights_of(tmp_path / "out") == weights_of(mixed.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_give_the_file_of_one(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
     file = pair.write(tmp_path, merge=ALONE, evaluation=SMALL)
     words = ["merge", str(file), "--out", str(tmp_path / "out"), "--quiet", "--num-processes", "2"]

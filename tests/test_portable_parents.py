@@ -22,7 +22,7 @@ def result(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeRe
     folder = tmp_path_factory.mktemp("forms")
     shutil.copyfile(pair.b / "model.safetensors", folder / "b.safetensors")
     config = {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0}
-    arch = {"arch": "cifar_resnet20", "data_config": config}
+    arch = {"arch": "cifar_resnet8", "data_config": config}
     train = {"epochs": 2, "batch_size": 40, "learning_rate": 0.001, **arch}
     recipe = pair.recipe(
         parents={

@@ -79,7 +79,10 @@ def test_every_recipe_is_usable_and_says_how_to_run_it(path):
     assert all(node.evaluations > 0 for node in recipe.nodes().values())
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.long) if "paper-" in path.name else path for path in RECIPES],
+    ids=lambda path: path.name,
+)  # fmt: skip
 def test_every_recipe_is_dry_run(path, data, mega):
     """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree is drawn."""
     there = path.name == "quickstart.yaml"

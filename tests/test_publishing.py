@@ -75,7 +75,7 @@ def parents(kind: str, folder: Path) -> tiny.Pair:
     return pair
 
 
-@pytest.fixture(scope="module", params=["timm", "vit"])
+@pytest.fixture(scope="module", params=["timm", pytest.param("vit", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp(request.param)
     pair = parents(request.param, folder / "made")

@@ -62,6 +62,7 @@ def test_nodes_with_seeds_of_their_own_get_others_too(four: dict[str, Any], tmp_
     assert seeds == [[7, 46], [8, 47]]
 
 
+@pytest.mark.long
 def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
     file = pair.write(tmp_path, merge=MERGE)
     words = [*MEGA, "merge", str(file), "--seeds", "2", "--num-processes", "2", "--quiet", "--out"]

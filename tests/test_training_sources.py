@@ -63,7 +63,7 @@ def test_from_anything(source: str, data: Path, tmp_path: Path) -> None:
     models, out = tmp_path / "models", tmp_path / "out"
     tiny.save_timm(models / "timm", tiny.timm_model(seed=5))
     tiny.save_transformers(models / "vit", tiny.transformers_model("vit", seed=5))
-    bare = {"arch": "cifar_resnet20", "weights": str(models / "timm" / "model.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(models / "timm" / "model.safetensors"), "num_classes": 3}
     bare["data_config"] = trainings.TRAIN["data_config"]
     reference = {"timm": str(models / "timm"), "transformers": str(models / "vit")}.get(source, source)
     parents: dict[str, Any] = {"b": {"seed": 2, "from": reference}, "weights": bare}

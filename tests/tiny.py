@@ -68,7 +68,7 @@ def write_data(folder: Path, rows: dict[str, int] = ROWS) -> Path:
     return write_splits(folder, {name: split(count, seed) for seed, (name, count) in enumerate(rows.items(), 1)})
 
 
-def timm_model(arch: str = "cifar_resnet20", seed: int = 0, classes: int = len(NAMES), **arguments: Any) -> nn.Module:
+def timm_model(arch: str = "cifar_resnet8", seed: int = 0, classes: int = len(NAMES), **arguments: Any) -> nn.Module:
     """Make a timm model for the tiny pictures, its fresh weights those of the seed."""
     config = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
     config |= {"num_classes": classes, "fixed_input_size": False}

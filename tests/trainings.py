@@ -16,7 +16,7 @@ from mega_hf.hf.train import train_keys
 from mega_hf.training import train_missing
 
 TRAIN: dict[str, Any] = {
-    "arch": "cifar_resnet20",
+    "arch": "cifar_resnet8",
     "data_config": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
     "epochs": 2,
     "batch_size": 30,

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> ParentTrain:
-    return ParentTrain.model_validate({"arch": "cifar_resnet20", "seed": 1, "learning_rate": 0.1} | changes)
+    return ParentTrain.model_validate({"arch": "cifar_resnet8", "seed": 1, "learning_rate": 0.1} | changes)
 
 
 def rates(updates: int, train: ParentTrain) -> list[float]:

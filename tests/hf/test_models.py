@@ -100,7 +100,7 @@ def test_a_model_without_its_weights(kind: str, folders: dict[str, Path], tmp_pa
 
 
 def test_bare_weights(folders: dict[str, Path]) -> None:
-    opened = open_weights("cifar_resnet20", folders["timm"] / "model.safetensors", 3, {}, "x")
+    opened = open_weights("cifar_resnet8", folders["timm"] / "model.safetensors", 3, {}, "x")
     assert torch.equal(opened.state()["fc.weight"], tiny.timm_model().state_dict()["fc.weight"])
     assert (opened.labels, opened.folder) == (None, None)
 
@@ -147,4 +147,4 @@ def test_an_unknown_key_of_data_config_is_named() -> None:
     from mega_hf.hf.models import build_timm
 
     with pytest.raises(ParentError, match=r"unknown key in data_config[\s\S]*input_size[\s\S]*input_sise"):
-        build_timm("cifar_resnet20", 3, {}, {"input_sise": [3, 8, 8]})
+        build_timm("cifar_resnet8", 3, {}, {"input_sise": [3, 8, 8]})

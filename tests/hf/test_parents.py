@@ -31,10 +31,10 @@ def test_the_digest_is_of_the_weights(pair: tiny.Pair, tmp_path: Path) -> None:
     """Wherever they lie, whatever they are called; but one changed number is another model."""
     digest = identify(open_parent("x", str(pair.a)))[0]
     assert identify(open_parent("y", broken.copy_model(pair.a, tmp_path / "copy")))[0] == digest
-    bare = WeightsParent(arch="cifar_resnet20", weights=str(pair.a / "model.safetensors"), num_classes=3)
+    bare = WeightsParent(arch="cifar_resnet8", weights=str(pair.a / "model.safetensors"), num_classes=3)
     bare_digest, source = identify(open_parent("z", bare))
     assert bare_digest == digest
-    assert source == {"weights": "model.safetensors", "arch": "cifar_resnet20"}
+    assert source == {"weights": "model.safetensors", "arch": "cifar_resnet8"}
     nudged = broken.copy_model(pair.a, tmp_path / "nudged", weights=lambda s: s["fc.bias"][:1].add_(1e-3))
     assert identify(open_parent("x", nudged))[0] != digest
 
@@ -97,7 +97,7 @@ def test_defaults_written_out_are_no_difference(pair: tiny.Pair, tmp_path: Path)
 def test_bare_weights_have_the_preprocessing_that_the_recipe_says(pair: tiny.Pair) -> None:
     file = str(pair.a / "model.safetensors")
     said = {"input_size": [3, 8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    bare = WeightsParent(arch="cifar_resnet20", weights=file, num_classes=3, data_config=said)
+    bare = WeightsParent(arch="cifar_resnet8", weights=file, num_classes=3, data_config=said)
     model = open_parent("z", bare).model
     assert {key: model.preprocessing[key] for key in said} == said
     assert model.picture_shape == (3, 8, 8)

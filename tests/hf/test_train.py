@@ -125,7 +125,7 @@ def test_the_seeds_weights_whatever_was_drawn_before(data: Path, splits: Splits,
 
 def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_path: Path) -> None:
     """Architecture, classes and preprocessing of the model that is saved, known before it is trained."""
-    bare = {"arch": "cifar_resnet20", "weights": str(folders / "timm" / "model.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(folders / "timm" / "model.safetensors"), "num_classes": 3}
     parents = {
         "a": {"seed": 1}, "b": {"seed": 2, "from": "a"}, "c": {"seed": 1, "from": str(folders / "timm")},
         "d": {"seed": 1, "arch": None, "from": str(folders / "vit")},
@@ -210,13 +210,13 @@ def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch:
     parents = {f"seed{seed}": {"seed": seed} for seed in range(5)}
     parents |= {"branch": {"seed": 1, "from": "seed0"}, "other": {"seed": 1, "arch": "cifar_resnet32"}}
     check(trainings.recipe(data, parents))
-    assert built == ["cifar_resnet20", "cifar_resnet32"]
+    assert built == ["cifar_resnet8", "cifar_resnet32"]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet20"]),
+        ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet8"]),
         ({"arch_args": {"widht": 3}}, ["widht", "mend them (arch_args"]),
         ({"arch": "resnet18", "arch_args": {"global_pool": "mean"}}, ["can't build resnet18", "AssertionError"]),
         ({"arch": "test_vit", "arch_args": {"act_layer": "foo"}}, ["can't build test_vit", "foo"]),
@@ -225,11 +225,11 @@ def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch:
         ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
         ({"data_config": {"input_size": [1, 8, 8]}}, ["pictures can't be prepared", "RuntimeError", "input_size"]),
         ({"arch": "test_vit", "arch_args": {"img_size": 32}}, ["a can't be trained", "arch_args"]),
-        ({"from": "{folders}/timm", "arch": "cifar_resnet32"}, ["cifar_resnet32, its arch", "cifar_resnet20"]),
-        ({"from": "{folders}/vit"}, ["cifar_resnet20, its arch", "ViTForImageClassification", "arch: null"]),
+        ({"from": "{folders}/timm", "arch": "cifar_resnet32"}, ["cifar_resnet32, its arch", "cifar_resnet8"]),
+        ({"from": "{folders}/vit"}, ["cifar_resnet8, its arch", "ViTForImageClassification", "arch: null"]),
         ({"from": "{folders}/two", "arch": None}, ["trained from", "lacks a class", "bar"]),
         ({"from": "{folders}/broken", "arch": None}, ["unreadable weights"]),
-        ({"from": "timm:cifar_resnet20.nonsense"}, ["no such weights"]),
+        ({"from": "timm:cifar_resnet8.nonsense"}, ["no such weights"]),
     ],
 )
 def test_what_would_end_training_later(changes, words, data: Path, folders: Path) -> None:
@@ -243,14 +243,14 @@ def test_what_would_end_training_later(changes, words, data: Path, folders: Path
 
 def test_bare_weights_are_looked_at(data: Path, tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
-    bare = {"arch": "cifar_resnet20", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
     with pytest.raises(ParentError, match="unreadable weights"):
         check(trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}}))
 
 
 def test_weights_that_do_not_fit_their_architecture(data: Path, splits: Splits, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
-    bare = {"arch": "cifar_resnet20", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
     made = trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}})
     with pytest.raises(MegaError, match="the weights don't fit"):
         open_start(made, "a", tmp_path, splits)

@@ -44,7 +44,7 @@ def recipe_tree(tmp_path: Path) -> dict[str, Any]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "x.safetensors").write_bytes(b"")
-    train = {"arch": "cifar_resnet20", "epochs": 4, "checkpoints": 2, "arch_args": {"x": 1}, "optimizer": "sgd"}
+    train = {"arch": "cifar_resnet8", "epochs": 4, "checkpoints": 2, "arch_args": {"x": 1}, "optimizer": "sgd"}
     merge = {"population_size": 6, "generations": 2, "mutation": {"std": 0.1}, "founders": {"include_parents": True}}
     return {
         "name": "tiny",

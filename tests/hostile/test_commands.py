@@ -22,7 +22,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def asked(folders: dict[str, Path], data: Path) -> dict[str, Any]:
     tree = {"name": "tiny", "data": {"path": str(data), "validation": "validation[:20]", "test": "test[:20]"}}
-    bare = {"arch": "cifar_resnet20", "weights": str(folders["timm"] / "model.safetensors"), "num_classes": 3}
+    bare = {"arch": "cifar_resnet8", "weights": str(folders["timm"] / "model.safetensors"), "num_classes": 3}
     tree |= {"parents": {"a": str(folders["timm"]), "b": bare | {"arch_args": {}, "data_config": {"mean": [0.5] * 3}}}}
     return tree | {"merge": {"population_size": 4, "generations": 2, "seed": 46}, "evaluation": {"batch_size": 5}}
 

@@ -120,7 +120,7 @@ def test_a_header_that_is_none(kind: str, folder: Path, valid: bytes) -> None:
     with bounded(), pytest.raises(ParentError):
         open_model(folder)
     with bounded(), pytest.raises(ParentError):
-        open_weights("cifar_resnet20", folder / NAME, 3, {}, "x")
+        open_weights("cifar_resnet8", folder / NAME, 3, {}, "x")
 
 
 def test_a_header_of_gigabytes_is_not_read(folder: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_trees_intermediate_models_come_and_go(
     assert not {path for path in hub.repositories["models", name].files("main") if "node" in path or "tree" in path}
 
 
+@pytest.mark.long
 def test_two_processes_push_once(run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path) -> None:
     recipe = pair.write(tmp_path, push={"repo": name, "license": "mit", "private": True})
     answer = run("merge", recipe, "--out", tmp_path / "out", "--quiet", "--num-processes", "2")
