@@ -6,7 +6,7 @@ BOTH := -n logical --dist loadfile  # on all cores: most tests keep one busy
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: .venv/installed  ## set everything up and run the main job: about a minute after the installation
+quickstart: .venv/installed  ## set everything up and run the main job: half a minute after the installation
 	$(BIN)/mega-hf merge recipes/quickstart.yaml
 
 test: .venv/installed-dev  ## set everything up and run the suite

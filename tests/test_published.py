@@ -61,7 +61,15 @@ def test_the_results_table_is_made_of_the_committed_results(page, prefix):
 def test_every_published_result_stands_in_the_table():
     shown = {name for _, runs in results_table.ROWS.values() for name in runs.values()}
     shown |= {f"study-{kind}-{how}" for kind, how, _ in study_table.runs()}
-    assert {folder.name for folder in CARDS} <= shown
+    assert {folder.name for folder in CARDS} <= shown | {"quickstart"}
+
+
+def test_the_readme_shows_what_the_published_quickstart_gave():
+    result = MergeResult.load(ROOT / "model_cards" / "quickstart")
+    assert f"ends with\n\n```\n{result.report}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (
+        result.record["recipe"]["merge"]["seed"] == Recipe.from_yaml(ROOT / "recipes" / "quickstart.yaml").merge.seed
+    )
 
 
 def test_the_studys_table_is_made_of_the_committed_results():
