@@ -34,10 +34,8 @@ _LOADED = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "processor_config.json",
     "adapter_config.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl", "*.py",
 )  # fmt: skip
-OTHERWISE = (  # why a replay gives something else
-    "journal.jsonl was changed, or this machine breeds otherwise than the one that made the run; another copy of the "
-    "run, or another machine"
-)
+# Why a replay gives something else.
+OTHERWISE = "journal.jsonl was changed, or this machine breeds otherwise: another copy, or another machine"
 
 
 @dataclass(frozen=True)
@@ -261,15 +259,14 @@ def _check_record(told: Testimony) -> None:
     for node in told.nodes.values():
         assert {"weights", "statistics", "state", "file"} <= node["digests"].keys(), "a node's digests"
         assert {"correct", "n", "generation", "index"} <= node["search"].keys(), "a node's search"
-        assert isinstance(node["history"], list), "a node's history"
+        assert isinstance(node["history"], list), "its history"
     json.dumps([told.digests["file"], told.digests["recipe"], told.digests["journal"], told.result.record["recipe"]])
-    for split in told.splits:
-        assert isinstance(told.result.record["data"][split]["sha256"], str), "the rows' digests"
-        assert type(told.result.record["data"][split]["rows"]) is int, "how many rows there are"
+    for rows in (told.result.record["data"][split] for split in told.splits):
+        assert isinstance(rows["sha256"], str) and type(rows["rows"]) is int, "the rows' digests and number"
     assert isinstance(told.result.record["environment"]["versions"]["mega_hf"], str), "the release"
     assert {"against", "only_merged_right", "only_other_right", "p"} <= told.result.report.paired.keys(), "paired"
-    merged = told.result.report.merged
-    assert all(type(merged[split][key]) is int for split in ("validation", "test") for key in ("correct", "n"))
+    counts = [model[split] for model in told.result.report.models for split in ("validation", "test")]
+    assert all(type(count[key]) is int for count in counts for key in ("correct", "n")), "the models' counts"
 
 
 def _compare(told: Testimony, is_whole: bool) -> None:
@@ -283,16 +280,19 @@ def _compare(told: Testimony, is_whole: bool) -> None:
     if journal != told.digests["journal"]:
         raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
     header, data = told.journal.header or {}, told.result.record["data"]
-    said = {"recipe": told.digests["recipe"], "data": {split: data[split]["sha256"] for split in told.splits}}
-    for key, expected in said.items():
-        if header.get(key) != expected:
-            raise changed(RESULT, f"what it says of the {key}", header.get(key), expected)
-    for name, expected in told.parents.items():
-        if header["parents"].get(name) != expected:
-            raise changed(RESULT, f"what it says of the parent {name}", header["parents"].get(name), expected)
-    if list(told.recipe.all_nodes(told.ranking)) != list(told.nodes):
-        expected = ", ".join(told.recipe.all_nodes(told.ranking))
-        raise changed(RESULT, "the merges in it", expected, ", ".join(told.nodes))
+    told_of = {"recipe": told.digests["recipe"], "data": {split: data[split]["sha256"] for split in told.splits}}
+    said = {key: (header.get(key), found) for key, found in told_of.items()}
+    said |= {f"parent {one}": (header.get("parents", {}).get(one), found) for one, found in told.parents.items()}
+    for what, (written, found) in said.items():
+        if written != found:
+            raise changed(RESULT, f"what it says of the {what}", written, found)
+    for model in told.result.report.models:  # by whose counts the journal is then judged
+        for split in ("validation", "test"):
+            if model[split]["n"] != data[split]["rows"]:
+                raise changed(RESULT, f"rows of {model['name']} on {split}", data[split]["rows"], model[split]["n"])
+    asked, made = (", ".join(names) for names in (told.recipe.all_nodes(told.ranking), told.nodes))
+    if asked != made:
+        raise changed(RESULT, "the merges in it", asked, made)
 
 
 def changed(where: str, what: str, expected: object, got: object) -> VerificationError:

@@ -53,6 +53,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "parameters": (lambda f: claim(f, "parameters", value=10**9), "^result.json: changed.*parameters"),
     "settings": (lambda f: claim(f, "nodes", 0, "merge", "seed", value=47), "^result.json: changed.*settings of a.b"),
     "parents": (lambda f: claim(f, "nodes", 0, "parents", value=["b", "a"]), "^result.json: changed.*parents of a.b"),
+    "rows of a split": (lambda f: claim(f, "data", "validation", "rows", value=61), "^result.json: .*on validation"),
     "rows of a model": (lambda f: claim(f, "models", 4, "test", "n", value=900), "^result.json: .*soup on test"),
     "a model more": (
         lambda f: edit(f, lambda r: r["models"].insert(2, r["models"][2])), "^result.json: changed.*table of models"
