@@ -34,7 +34,7 @@ print(tiny.count(model, "validation"), tiny.count(model, "test"))
 """
 
 
-@pytest.mark.parametrize("library", ["timm", "transformers"])
+@pytest.mark.parametrize("library", ["timm", pytest.param("transformers", marks=pytest.mark.long)])
 def test_a_merge_and_its_model_in_a_fresh_process(
     library: str, finished: MergeResult, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:

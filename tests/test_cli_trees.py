@@ -47,7 +47,7 @@ def test_from_seeds_to_card(whole: MergeResult) -> None:
     assert "```mermaid" in card
 
 
-@pytest.mark.parametrize("stop", ["training", "search"])
+@pytest.mark.parametrize("stop", ["training", pytest.param("search", marks=pytest.mark.long)])
 @pytest.mark.parametrize("processes", [1, TWO])
 def test_killed_and_resumed_it_gives_the_same_file(
     stop: str, processes: int, data: Path, whole: MergeResult, tmp_path: Path, mega

@@ -64,7 +64,7 @@ def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
 # --- Whole runs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_from_any_write_that_failed(command, tmp_path: Path, whole: MergeResult, mega) -> None:
     """Limits that rise meet the recipe, the journal, the weights, the plots and the card, each in its turn."""
     sizes = sorted({path.stat().st_size for path in whole.folder.rglob("*") if path.is_file()})

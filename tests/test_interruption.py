@@ -78,8 +78,8 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
     assert not psutil.wait_procs(everyone, timeout=20)[1], "someone is left"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, runs.TWO])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: MergeResult, started, mega) -> None:
     command = ["merge", str(pair.write(tmp_path, merge=MERGE)), "--out", str(tmp_path / "out"), "--quiet"]
     draw = random.Random(processes)
