@@ -42,10 +42,14 @@ class MegaError(Exception):
         lines += [f"  remedy:   {remedy}"] if remedy else []
         super().__init__("\n".join(lines))
 
+    def but(self, **parts: Any) -> MegaError:
+        """Return the same error with some of its parts replaced, as they are named when it is made."""
+        mine: dict[str, Any] = {"what": self.what, "expected": self.expected, "got": self.got, "remedy": self.remedy}
+        return type(self)(**(mine | {"where": self.where} | parts))
+
     def advise(self, more: str) -> MegaError:
         """Return the same error with something more to be done about it."""
-        remedy = "; ".join(filter(None, [self.remedy, more]))
-        return type(self)(self.what, expected=self.expected, got=self.got, remedy=remedy, where=self.where)
+        return self.but(remedy="; ".join(filter(None, [self.remedy, more])))
 
     def to_dict(self) -> dict[str, str | None]:
         """Return its parts as texts."""
@@ -127,8 +131,7 @@ def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterato
     except MegaError as error:
         if error.where:
             raise
-        got, said = error.got, error.remedy
-        raise type(error)(error.what, expected=error.expected, got=got, remedy=said, where=where) from None
+        raise error.but(where=where) from None
     except Exception as error:
         refuse_shortage(error, where)
         got = " ".join(str(error).split())[:500]

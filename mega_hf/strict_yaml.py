@@ -53,8 +53,7 @@ class Document:
             if error.where and not error.key:
                 raise
             at = ("data", error.key) if error.key else ("data",)
-            parts: dict[str, Any] = {"expected": error.expected, "got": error.got, "remedy": error.remedy}
-            raise DataError(f"{'.'.join(at)}: {error.what}", where=self.origin(at).label, **parts) from error.__cause__
+            raise error.but(what=f"{'.'.join(at)}: {error.what}", where=self.origin(at).label) from error.__cause__
 
     def _path(self, key: str) -> tuple[str, ...]:
         """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may, it is that name."""

@@ -280,8 +280,8 @@ def _compare(told: Testimony, is_whole: bool) -> None:
     if journal != told.digests["journal"]:
         raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
     header, data = told.journal.header or {}, told.result.record["data"]
-    told_of = {"recipe": told.digests["recipe"], "data": {split: data[split]["sha256"] for split in told.splits}}
-    said = {key: (header.get(key), found) for key, found in told_of.items()}
+    rows = {split: data[split]["sha256"] for split in told.splits}
+    said = {"recipe": (header.get("recipe"), told.digests["recipe"]), "data": (header.get("data"), rows)}
     said |= {f"parent {one}": (header.get("parents", {}).get(one), found) for one, found in told.parents.items()}
     for what, (written, found) in said.items():
         if written != found:

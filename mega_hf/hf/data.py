@@ -67,7 +67,7 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         validation = select_rows(data.validation, whole, image, label)
     with DataError.about("test"):
         test = select_rows(data.test, whole, image, label)
-    _refuse_overlap(validation, test)
+        _refuse_overlap(validation, test)
     notices: tuple[str, ...] = ()
     if validation.origin == data.train.split("[")[0] and not trained_here:
         rows = f"are {validation.spec}" if isinstance(data.validation, Sample) else f"come from {validation.origin}"
@@ -116,8 +116,8 @@ def _calibration(
     if isinstance(data.calibration, str):
         with DataError.about("calibration"):
             chosen = select_rows(data.calibration, whole, image, label)
-        for split, name in zip(held_out, ("validation", "test"), strict=True):
-            _refuse_overlap(split, chosen, f"{name} and calibration")
+            for split, name in zip(held_out, ("validation", "test"), strict=True):
+                _refuse_overlap(split, chosen, f"{name} and calibration")
         return chosen
     if train is None or not len(train):
         return None
@@ -253,7 +253,7 @@ def _refuse_overlap(one: Split, other: Split, names: str = "validation and test"
         both = np.intersect1d(one.indices, other.indices)
         if len(both):
             raise DataError(
-                f"{names} overlap", key=names.split()[-1], expected="no common rows",
+                f"{names} overlap", expected="no common rows",
                 got=f"{len(both)} rows of {one.origin} in both {one.spec} and {other.spec}",
                 remedy="what has seen rows that it is measured on makes the measurement worthless: other slices",
             )  # fmt: skip

@@ -187,10 +187,7 @@ def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> lis
     try:
         return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
     except DataError as error:
-        raise DataError(
-            f"{name} can't be trained from {train.source}: {error.what}", expected=error.expected, got=error.got,
-            remedy=error.remedy,
-        ) from None  # fmt: skip
+        raise error.but(what=f"{name} can't be trained from {train.source}: {error.what}") from None
 
 
 def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
