@@ -173,7 +173,8 @@ def open_weights(
         ParentError: the file is damaged, or holds other entries than the architecture.
     """
     dtypes = read_dtypes(weights, name)
-    model = build_timm(arch, num_classes, arch_args, data_config, allowance([weights], name))
+    with Undrawn():  # the file has all of it, or is refused
+        model = build_timm(arch, num_classes, arch_args, data_config, allowance([weights], name))
     try:
         model.load_state_dict(load_file(weights))
     except Exception as error:  # of the architecture's own hooks

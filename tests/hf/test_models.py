@@ -65,11 +65,14 @@ def test_half_precision_is_computed_in_float32_and_remembered(folders: dict[str,
 def test_nothing_is_drawn_that_is_loaded(arch: str, tmp_path: Path) -> None:
     """Neither in the rehearsal nor for the model; what is no parameter is what a new model has."""
     torch.manual_seed(3)
-    new = tiny.timm_model(arch, img_size=32) if arch == "test_vit" else tiny.timm_model(arch)
+    arguments = {"img_size": 32} if arch == "test_vit" else {}
+    new = tiny.timm_model(arch, **arguments)
     folder = tiny.save_timm(tmp_path / "model", new)
     before = torch.get_rng_state()
     opened = open_model(folder)
+    bare = open_weights(arch, folder / "model.safetensors", 3, arguments, "x")
     assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(bare.state()[name], value) for name, value in new.state_dict().items())
     for one, other in ((opened.model.named_parameters(), new.named_parameters()),
                        (opened.model.named_buffers(), new.named_buffers())):  # fmt: skip
         expected = dict(other)
