@@ -74,7 +74,7 @@ def _cases_with_losses(draw):
 
 
 @given(_cases(), st.integers(1, 30), st.integers(0, 1000))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1500, deadline=None)
 def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, seed):
     table, size, tournaments, elite, count = case
     rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
@@ -102,7 +102,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
 
 
 @given(_cases_with_losses(), st.integers(1, 30), st.integers(0, 1000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk, seed):
     (table, size, tournaments, elite, count), losses = drawn
     rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
