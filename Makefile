@@ -19,7 +19,7 @@ real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in .
 	$(BIN)/python -m pytest -m real
 
 soak: .venv/installed-dev  ## the tests of faults in their long form: about 40 minutes; prints a table
-	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.tools.soak
 
 fix: .venv/installed-dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix --quiet .

@@ -14,8 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mega_hf.benchmark import Benchmark, bench
-    from mega_hf.comparison import Comparison, compare
     from mega_hf.errors import (
         DataError,
         HubError,
@@ -26,27 +24,30 @@ if TYPE_CHECKING:
         RunError,
         VerificationError,
     )
-    from mega_hf.measurement import Measurement, evaluate
-    from mega_hf.pipeline import merge, merge_only, train
-    from mega_hf.publishing import pull, push
-    from mega_hf.recipe import Recipe
-    from mega_hf.result import MergeResult
-    from mega_hf.verdict import Report
-    from mega_hf.verification import Verification, verify
+    from mega_hf.evaluation.compare import Comparison, compare
+    from mega_hf.evaluation.evaluate import Measurement, evaluate
+    from mega_hf.hub.pull import pull
+    from mega_hf.hub.push import push
+    from mega_hf.recipe.schema import Recipe
+    from mega_hf.report.result import MergeResult
+    from mega_hf.report.table import Report
+    from mega_hf.run.benchmark import Benchmark, bench
+    from mega_hf.run.pipeline import merge, merge_only, train
+    from mega_hf.verification.verify import Verification, verify
 
 __version__: str
 
 _HOME = {
-    "Recipe": "recipe",
-    "merge": "pipeline",
-    "merge_only": "pipeline",
-    "train": "pipeline",
-    "MergeResult": "result",
-    "Report": "verdict",
-    "evaluate": "measurement",
-    "Measurement": "measurement",
-    "compare": "comparison",
-    "Comparison": "comparison",
+    "Recipe": "recipe.schema",
+    "merge": "run.pipeline",
+    "merge_only": "run.pipeline",
+    "train": "run.pipeline",
+    "MergeResult": "report.result",
+    "Report": "report.table",
+    "evaluate": "evaluation.evaluate",
+    "Measurement": "evaluation.evaluate",
+    "compare": "evaluation.compare",
+    "Comparison": "evaluation.compare",
     "MegaError": "errors",
     "RecipeError": "errors",
     "ParentError": "errors",
@@ -55,12 +56,12 @@ _HOME = {
     "LaunchError": "errors",
     "HubError": "errors",
     "VerificationError": "errors",
-    "verify": "verification",
-    "Verification": "verification",
-    "bench": "benchmark",
-    "Benchmark": "benchmark",
-    "push": "publishing",
-    "pull": "publishing",
+    "verify": "verification.verify",
+    "Verification": "verification.verify",
+    "bench": "run.benchmark",
+    "Benchmark": "run.benchmark",
+    "push": "hub.push",
+    "pull": "hub.pull",
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ def run() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM) if "WORLD_SIZE" not in os.environ else ():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)
-    from mega_hf.cli import program
+    from mega_hf.cli.main import program
 
     program()
 

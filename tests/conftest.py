@@ -51,8 +51,8 @@ from typing import Any, NamedTuple  # noqa: E402
 
 import pytest  # noqa: E402
 
-from tests import tiny  # noqa: E402
-from tests.started import started  # noqa: E402, F401
+from tests.tools import tiny  # noqa: E402
+from tests.tools.started import started  # noqa: E402, F401
 
 
 class Answer(NamedTuple):
@@ -77,7 +77,7 @@ def _fresh_accelerate() -> Iterator[None]:
 @pytest.fixture
 def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Run a command line in this process: mega("merge", "recipe.yaml") gives (code, out, err)."""
-    from mega_hf.cli import main
+    from mega_hf.cli.main import main
 
     def run(*words: object) -> Answer:
         capsys.readouterr()
@@ -104,8 +104,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def splits(data: Path) -> Any:
     """That data set divided as the recipes of tiny trainings say."""
-    from mega_hf.hf.data import load_splits
-    from tests import trainings
+    from mega_hf.tasks.splits import load_splits
+    from tests.tools import trainings
 
     return load_splits(trainings.recipe(data).data)
 
@@ -155,7 +155,7 @@ def treed_copy(treed: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gets the node's name of each individual that is measured."""
-    from mega_hf.evaluation.fitness import Evaluation
+    from mega_hf.evaluation.racing import Evaluation
 
     seen: list[str] = []
     measure = Evaluation._measure
@@ -171,7 +171,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]:
     """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts them."""
-    from mega_hf.evaluation.fitness import Evaluation
+    from mega_hf.evaluation.racing import Evaluation
 
     def at(stop: int) -> Iterator[int]:
         measure, calls = Evaluation._measure, iter(range(1000))

@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from tests import tiny
-from tests.broken import refused
+from tests.tools import tiny
+from tests.tools.broken import refused
 
 
 def encoded(split: datasets.Dataset, change: Callable[[int, dict[str, Any]], None]) -> datasets.Dataset:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import broken, tiny
-from tests.broken import refused
+from tests.tools import broken, tiny
+from tests.tools.broken import refused
 
 BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     "does not exist": (lambda pair, folder: str(folder / "nowhere"), ["no such parent folder", "nowhere"]),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.broken import refused
+from tests.tools import tiny
+from tests.tools.broken import refused
 
 BAD_SETTINGS: dict[str, tuple[str, list[str]]] = {
     "population of one": ("merge.population_size=1", ["greater than or equal to 2", "1"]),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mega_hf import Recipe, RunError, merge, merge_only, train
-from tests import tiny, trainings
-from tests.broken import copy_model, refused
-from tests.run_files import weights_of
+from tests.tools import tiny, trainings
+from tests.tools.broken import copy_model, refused
+from tests.tools.run_files import weights_of
 
 SMALL = tiny.MERGE | {"population_size": 4, "generations": 2}
 

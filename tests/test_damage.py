@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
-from mega_hf.hf.models import open_model
-from mega_hf.inputs import Source
-from tests import tiny, trainings
-from tests.run_files import file_of, weights_of
+from mega_hf.models.load import open_model
+from mega_hf.models.merge_inputs import Source
+from tests.tools import tiny, trainings
+from tests.tools.run_files import file_of, weights_of
 
 SMALL = tiny.MERGE | {"population_size": 4, "generations": 2}
 
@@ -91,7 +91,7 @@ def test_a_file_in_the_place_of_the_parents_folder(pair: tiny.Pair, tmp_path: Pa
 
 def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path: Path) -> None:
     """Else its figures would stand under another model's digest."""
-    from mega_hf.hf.parents import open_parent
+    from mega_hf.models.references import open_parent
 
     folder = Path(shutil.copytree(pair.a, tmp_path / "a"))
     source = Source("a", open_parent("a", str(folder)).parent.sha256, "", lambda: open_model(folder))
@@ -113,7 +113,7 @@ def test_a_parent_whose_removal_was_cut_short_is_trained_again(
     recipe = Recipe.from_dict(of_seeds(pair))
     flip(seeds_copy / "parents" / "a" / "model.safetensors")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("mega_hf.files.shutil.rmtree", killed)
+        patched.setattr("mega_hf.runtime.files.shutil.rmtree", killed)
         merge(recipe, seeds_copy)
     result = merge(recipe, seeds_copy)
     assert trainings.stored(seeds_copy / "parents") == trainings.stored(seeds.folder / "parents")

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 
 from mega_hf import MergeResult, Recipe, merge
-from mega_hf.cli import COMMANDS
+from mega_hf.cli.main import COMMANDS
 from mega_hf.errors import MegaError, ParentError, RunError, library_errors, shortage
-from mega_hf.files import write_folder
-from tests import soak, tiny, trainings
-from tests import started as runs
+from mega_hf.runtime.files import write_folder
+from tests.tools import soak, tiny, trainings
+from tests.tools import started as runs
 
 ROUNDS = 3 * int(os.environ.get("MEGA_HF_SOAK", "1"))
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.evaluation.forward import Forward
-from tests import tiny
-from tests.run_files import EVALUATIONS, lines
+from tests.tools import tiny
+from tests.tools.run_files import EVALUATIONS, lines
 
 KINDS = {
     "no BatchNorm": lambda folder: tiny.make_pair(

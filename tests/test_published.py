@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mega_hf.cli import build_parser
-from mega_hf.hf.card import render_card
-from mega_hf.recipe import Recipe
-from mega_hf.result import MergeResult
-from tests import results_table, study_table
+from mega_hf.cli.main import build_parser
+from mega_hf.recipe.schema import Recipe
+from mega_hf.report.card import render_card
+from mega_hf.report.result import MergeResult
+from tests.tools import results_table, study_table
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
@@ -55,7 +55,9 @@ def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
 @pytest.mark.parametrize(("page", "prefix"), results_table.PAGES.items())
 def test_the_results_table_is_made_of_the_committed_results(page, prefix):
     assert CARDS, "nothing is published"
-    assert results_table.render(prefix) in (ROOT / page).read_text(encoding="utf-8"), "python -m tests.results_table"
+    assert results_table.render(prefix) in (ROOT / page).read_text(encoding="utf-8"), (
+        "python -m tests.tools.results_table"
+    )
 
 
 def test_every_published_result_stands_in_the_table():
@@ -74,7 +76,7 @@ def test_the_readme_shows_what_the_published_quickstart_gave():
 def test_the_studys_table_is_made_of_the_committed_results():
     assert len(study_table.runs()) >= 3 and study_table.FIGURE.is_file()
     page = study_table.PAGE.read_text(encoding="utf-8")
-    assert study_table.render() in page and study_table.summarize() in page, "python -m tests.study_table"
+    assert study_table.render() in page and study_table.summarize() in page, "python -m tests.tools.study_table"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from mega_hf import MergeResult, compare
-from mega_hf.barrier import BOTH, PLAIN, RECALIBRATED
-from mega_hf.data_settings import Data
-from tests.commands import commands
-from tests.hub_server import serve
-from tests.study_table import carried_by
+from mega_hf.evaluation.interpolation import BOTH, PLAIN, RECALIBRATED
+from mega_hf.recipe.data import Data
+from tests.hub_server.server import serve
+from tests.tools.commands import commands
+from tests.tools.study_table import carried_by
 
 SHARED = Path(__file__).parents[2] / "shared"
 DATA, ZOO = SHARED / "data" / "cifar10", SHARED / "zoo"
@@ -92,7 +92,7 @@ def test_a_tree_of_real_fine_tunes_and_one_that_is_trained_from_them(tmp_path: P
 
 STRANGER = """
 import datasets, timm, torch
-import mega_hf.hf.cifar_resnet
+import mega_hf.models.cifar_resnet
 model = timm.create_model("hf-hub:me/merged", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 test = datasets.load_dataset("uoft-cs/cifar10", split="test").select(range(1000))

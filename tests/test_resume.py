@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
-from mega_hf.evaluation.fitness import Evaluation
-from tests import tiny
-from tests.run_files import FILES, lines, names, weights_of
+from mega_hf.evaluation.racing import Evaluation
+from tests.tools import tiny
+from tests.tools.run_files import FILES, lines, names, weights_of
 
 
 def test_a_run_resumes_from_its_journal(finished: MergeResult, pair: tiny.Pair, copied: Path) -> None:

@@ -1,1 +1,1 @@
-"""Weights to a number: the forward pass, right answers counted, individuals shared out over processes."""
+"""From weights to a number: forward pass, racing, calibration, statistics."""

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from mega_hf.errors import RunError, first_line
-from mega_hf.evaluation.processes import is_gpu
+from mega_hf.runtime.processes import is_gpu
+from mega_hf.tasks.image_classification import _judge, logits
 
 # Ways of running a model, as the journal's header calls them.
 PLAIN = "eager float32 contiguous"  # as a user's own code would
@@ -230,18 +231,3 @@ def _only_once(compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.T
     """Run what was compiled; to compile again would cost more than it saves, and be a fault of ours."""
     with torch.compiler.set_stance("fail_on_recompile"):
         return compiled(images)
-
-
-def _judge(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return for each row whether it is right, the margin by which, whether all logits are finite, and the loss."""
-    labels = labels[:, None]
-    others = scores.scatter(1, labels, -math.inf).amax(dim=1)
-    own = scores.gather(1, labels)[:, 0]
-    loss = scores.logsumexp(dim=1) - own
-    return scores.argmax(dim=1) == labels[:, 0], own - others, torch.isfinite(scores).all(dim=1), loss
-
-
-def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return [rows, classes] from a timm model (a tensor) or a transformers model (a record with `logits`)."""
-    output = model(images)
-    return getattr(output, "logits", output)

@@ -1,1 +1,1 @@
-"""Weight space: state dicts as points of one flat float32 vector."""
+"""State dicts as vectors: layout, encodings, alignment, BatchNorm."""

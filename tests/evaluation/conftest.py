@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mega_hf.evaluation.forward import Forward, place_pictures
-from mega_hf.evaluation.memory import Memory
-from mega_hf.evaluation.processes import Processes
+from mega_hf.evaluation.row_difficulty import Memory
+from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
 from tests.evaluation.measuring import ROWS, Record, Short, contend, make_model

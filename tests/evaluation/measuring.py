@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from mega_hf.evaluation.fitness import Evaluation
-from mega_hf.genetic.population import Fitness
-from mega_hf.genetic.selection import contenders
+from mega_hf.evaluation.racing import Evaluation
+from mega_hf.search.population import Fitness
+from mega_hf.search.selection import contenders
 
 ROWS = 30
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.evaluation.fitness import Evaluation
 from mega_hf.evaluation.forward import Answers
-from mega_hf.evaluation.memory import MOST_LOSS, Memory
-from mega_hf.evaluation.replay import Replay
-from mega_hf.genetic.population import Fitness
-from mega_hf.genetic.selection import winner
+from mega_hf.evaluation.racing import Evaluation
+from mega_hf.evaluation.row_difficulty import MOST_LOSS, Memory
+from mega_hf.run.replay import Replay
+from mega_hf.search.population import Fitness
+from mega_hf.search.selection import winner
 from tests.evaluation.measuring import ROWS, Record, contend, expect, populate
 
 

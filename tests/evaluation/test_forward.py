@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.compiling import choose_path, compile_everywhere
+from mega_hf.evaluation.compile import choose_path, compile_everywhere
 from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, Forward, place_pictures
-from mega_hf.evaluation.processes import Processes
+from mega_hf.runtime.processes import Processes
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)

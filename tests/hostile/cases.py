@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from mega_hf.errors import MegaError
-from tests.broken import PARTS
-from tests.soak import count
+from tests.tools.broken import PARTS
+from tests.tools.soak import count
 
 SECONDS = 20  # for one case
 MEBIBYTES = 512  # for all cases of a module, as hf/bounds.py promises beside the weights

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
 from tests.hostile.cases import little_memory
+from tests.tools import tiny
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,7 +21,7 @@ def _memory(folders: dict[str, Path]) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One valid folder for each way in which models are stored; opened once, so that libraries are in memory."""
-    from mega_hf.hf.models import open_model, try_model
+    from mega_hf.models.load import open_model, try_model
 
     root = tmp_path_factory.mktemp("models")
     vit = tiny.timm_model("test_vit", img_size=tiny.SIZE, patch_size=4)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from hypothesis import given
 
-from tests import tiny
 from tests.hostile.cases import bounded, cases, mutated
+from tests.tools import tiny
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mega_hf.comparison import _describe
 from mega_hf.errors import ParentError
-from mega_hf.hf.models import open_model, try_model, unweighted_model
-from tests import tiny
+from mega_hf.evaluation.compare import _describe
+from mega_hf.models.load import open_model, try_model, unweighted_model
 from tests.hostile.cases import DEEP, bounded, cases, mutated, used
+from tests.tools import tiny
 
 # What would reach out of the folder, or build something huge, if a library were given it.
 MODEL_ARGS: dict[str, Any] = {

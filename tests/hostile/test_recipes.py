@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mega_hf.cli.failures import say
 from mega_hf.errors import RecipeError
-from mega_hf.failures import say
-from mega_hf.limits import harmless
-from mega_hf.recipe import Recipe
+from mega_hf.recipe.schema import Recipe
+from mega_hf.runtime.untrusted import harmless
 from tests.hostile.cases import HOSTILE, bounded, cases, mutated, used
 
 TEXTS = [

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mega_hf import claims
 from mega_hf.errors import RunError
-from mega_hf.hf.card import render_card
-from mega_hf.hf.models import open_model
-from mega_hf.plots import plot_fitness
-from mega_hf.result import MergeResult
-from mega_hf.testimony import _check_record, _reading, read_testimony
+from mega_hf.models.load import open_model
+from mega_hf.report.card import render_card
+from mega_hf.report.plots import plot_fitness
+from mega_hf.report.result import MergeResult
+from mega_hf.verification import consistency as claims
+from mega_hf.verification.claims import _check_record, _reading, read_testimony
 from tests.hostile.cases import DEEP, bounded, cases, mutated, used
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -100,7 +100,7 @@ def test_a_version_that_a_terminal_would_obey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stamp", [b"", b"\xff" * 10**6, b"x\n" * 10**6, b"\n"])
 def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
-    from mega_hf.training import check_trained
+    from mega_hf.training.train import check_trained
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train.sha256").write_bytes(stamp)

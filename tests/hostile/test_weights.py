@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.errors import ParentError
-from mega_hf.hf.models import open_model, open_weights
-from mega_hf.hf.stored import stored_dtypes
+from mega_hf.models.load import open_model
+from mega_hf.models.timm_models import open_weights
+from mega_hf.models.weight_files import stored_dtypes
 from tests.hostile.cases import bounded, cases, mutated, used
 
 NAME = "model.safetensors"

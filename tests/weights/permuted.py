@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mega_hf.weights.alignment import permute
+from mega_hf.weights.matching import permute
 
 
 def stir(model, seed=0):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-import mega_hf.hf.cifar_resnet
+import mega_hf.models.cifar_resnet
 from mega_hf.weights.batchnorm import recalibrate_batchnorm, statistics_names
 
-assert mega_hf.hf.cifar_resnet.default_cfgs, "imported to register its names with timm"
+assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names with timm"
 
 
 def _model(arch="test_efficientnet", **arguments):

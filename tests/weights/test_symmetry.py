@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import mega_hf.hf.cifar_resnet
+import mega_hf.models.cifar_resnet
 from mega_hf.errors import ParentError
 from mega_hf.weights.symmetry import find_symmetry
-from tests import tiny
+from tests.tools import tiny
 from tests.weights.permuted import Net, answer, shuffle, stir
 
-assert mega_hf.hf.cifar_resnet.default_cfgs, "imported to register its names with timm"
+assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names with timm"
 
 # Architecture -> picture's side, groups at least, tensors that move at least, as a share.
 FAMILIES = {

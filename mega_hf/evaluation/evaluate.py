@@ -1,0 +1,89 @@
+"""One model on one split."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mega_hf.errors import RunError
+from mega_hf.evaluation.batch_size import even_batches
+from mega_hf.evaluation.forward import PLAIN, Forward, place_pictures
+from mega_hf.evaluation.statistics import wilson_interval
+from mega_hf.models.load import open_model, try_model
+from mega_hf.models.references import resolve
+from mega_hf.recipe.data import Data
+from mega_hf.recipe.paths import absolute, is_local
+from mega_hf.runtime.environment import keep_freed
+from mega_hf.runtime.processes import Processes
+from mega_hf.tasks.image_classification import fill_pictures, match_classes
+from mega_hf.tasks.splits import load_split
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Right answers of a model on a split; `str` is a sentence."""
+
+    model: str
+    split: str
+    correct: int
+    n: int
+    seconds: float
+    matched: str  # how classes were matched: by name or by position
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson_interval(self.correct, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values, accuracy and interval included."""
+        return asdict(self) | {"accuracy": self.correct / self.n, "interval": list(self.interval)}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.model} on {self.split}: {100 * self.correct / self.n:.2f} % ({self.correct} of {self.n} right; "
+            f"95 % interval {100 * low:.2f} to {100 * high:.2f}), classes matched {self.matched}, {self.seconds:.1f} s"
+        )
+
+
+@keep_freed()
+def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
+    """Measure a model as its user would run it: loaded by its own library, float32, plain eager mode.
+
+    Args:
+        model: a parent's reference, or a run folder (its merged model is meant).
+        data: the data set and its columns.
+        split: a `datasets` slice.
+        batch_size: pictures in a forward pass.
+
+    Raises:
+        MegaError: model, data or split can't be read, or the model lacks a class.
+    """
+    reference = absolute(model)
+    if is_local(model) and (Path(reference) / "recipe.yaml").exists():
+        reference = str(_merged_model(Path(reference)))
+    opened = open_model(resolve(reference, model)[0], model)
+    try_model(opened, model)
+    rows, names, classes = load_split(data, split)
+    mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
+    device = Processes().device
+    pictures = place_pictures(len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5)
+    fill_pictures(rows, mapping, opened.transform, pictures.images, pictures.labels)
+    began = time.perf_counter()
+    right = Forward(opened.model, device, PLAIN).answers(pictures).right
+    return Measurement(model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched)
+
+
+def _merged_model(run: Path) -> Path:
+    """Return the folder of a run's merged model.
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    if not (run / "result.json").is_file():
+        remedy = "finish the run: the same mega-hf merge command resumes it"
+        raise RunError("no finished run", where=str(run), expected="result.json", got="none", remedy=remedy)
+    return run / "merged"

@@ -1,1 +1,0 @@
-"""Pure search: tensors, floats and seeds in, tensors and floats out."""

@@ -1,1 +1,0 @@
-"""The only folder that imports timm, transformers, datasets and huggingface_hub."""

@@ -1,0 +1,1 @@
+"""Push runs to the Hub and pull them back."""

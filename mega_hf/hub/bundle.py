@@ -1,0 +1,271 @@
+"""A run as a stranger may have it: no path of this machine in any file; and from such files a run folder again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mega_hf.errors import HubError, RunError
+from mega_hf.recipe.document import read
+from mega_hf.recipe.schema import Recipe
+from mega_hf.report.card import render_card
+from mega_hf.report.plots import plot_fitness, plot_tree
+from mega_hf.report.result import NAME as RESULT
+from mega_hf.report.result import MergeResult, encode_record
+from mega_hf.run.folder import CARD, RunFolder, portable_recipe
+from mega_hf.run.journal import NAME as JOURNAL
+from mega_hf.run.journal_format import seal, unseal
+from mega_hf.runtime.files import file_digest, write_folder
+
+Files = Mapping[str, Path | bytes]  # path in the repository -> a file here, or what is to stand in it
+
+RECIPE = "recipe.yaml"
+PLOTS = {"fitness.png": plot_fitness, "tree.png": plot_tree}
+OURS = frozenset({CARD, RECIPE, JOURNAL, RESULT, *PLOTS})
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,250}")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}")
+
+
+def portable_files(
+    result: MergeResult,
+    repository: str,
+    licence: Mapping[str, Any],
+    with_nodes: bool = False,
+    revision: str = "",
+    parents: Mapping[str, Path] | None = None,
+) -> dict[str, Path | bytes]:
+    """Return the files of a run's copy: the model at the root, beside it card, recipe, journal, result and plots.
+
+    Args:
+        result: a finished run.
+        repository: where the copy goes; its card says how to use it from there.
+        licence: the front matter's license, with its name and link if it has them.
+        with_nodes: the intermediate models of a tree too, under nodes/NAME.
+        revision: the branch, if it is another than main.
+        parents: those that were trained for the run, under parents/NAME: name -> folder.
+
+    Raises:
+        RunError: intermediate models are asked for, and were dropped.
+    """
+    folder = result.folder
+    files: dict[str, Path | bytes] = {path.name: path for path in _model_files(result.merged)}
+    if with_nodes:
+        _refuse_dropped(result)
+        for name, kept in result.folders.items():
+            files |= {f"nodes/{name}/{path.name}": path for path in _model_files(kept) if kept != result.merged}
+    files |= parent_files(parents or {})
+    models = {name: file_digest(content) for name, content in files.items()}
+    record, written = portable_record(result)
+    copied = record | {"repository": repository, "revision": revision, "licence": dict(licence), "files": models}
+    files |= written
+    files[RESULT] = encode_record(copied)
+    for name, plot in PLOTS.items():
+        if name != "tree.png" or result.has_tree:
+            files[name] = folder / name if (folder / name).is_file() else plot(copied)
+    files[CARD] = render_card(MergeResult(copied, folder)).encode()
+    return files
+
+
+def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return a run's record for a copy, and the recipe and the journal that it tells of, by their names."""
+    recipe = Recipe.from_dict(result.record["recipe"])
+    journal = _portable_journal(result.folder / JOURNAL, recipe.sha256)
+    digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
+    written = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
+    return result.record | {"recipe": recipe.to_dict(), "digests": digests}, written
+
+
+def trained_parents(result: MergeResult, elsewhere: Path | None = None) -> tuple[dict[str, Path], list[str]]:
+    """Find the parents that were trained for a run: they exist nowhere else, and train otherwise on another processor.
+
+    Args:
+        result: a finished run.
+        elsewhere: the folder in which it trained them, if that is not its own.
+
+    Returns:
+        name -> folder, with what else those trainings left, so that nothing is trained again where they are given; and
+        the names of the parents that are not there any more as they were merged.
+    """
+    merged = {parent["name"]: parent["sha256"] for parent in result.record["parents"] if "train" in parent}
+    if not merged:
+        return {}, []
+    from mega_hf.models.load import holds_weights
+    from mega_hf.models.training_stamp import is_unchanged
+    from mega_hf.run.parents import trained_for  # not above: it loads timm, which most pushes do not need
+
+    folder, recipe = elsewhere or result.folder / "parents", Recipe.from_dict(result.record["recipe"])
+    found = {name: folder / name for name, sha256 in merged.items() if holds_weights(folder / name, sha256)}
+    made = [model for name in trained_for(recipe, list(merged)) for model in recipe.made_by(name)]
+    found |= {name: folder / name for name in made if name not in merged and is_unchanged(folder / name)}
+    return found, [name for name in merged if name not in found]
+
+
+def parent_files(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
+    """Return the files of trained parents by their place in a copy: parents/NAME/FILE."""
+    return {
+        f"parents/{name}/{path.name}": path
+        for name, folder in folders.items()
+        for path in _model_files(folder)
+        if path.suffix in (".json", ".safetensors", ".sha256")
+    }
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def refuse_changed(result: MergeResult) -> None:
+    """Raise RunError unless the folder is a finished run, and holds what was measured."""
+    again = "the same mega-hf merge command makes it again"
+    if RunFolder(result.folder).finished() is None:
+        raise RunError(
+            "the run is not finished, or its files were changed since", where=str(result.folder),
+            expected="recipe, journal and models as the run left them", got="others", remedy=again,
+        )  # fmt: skip
+
+
+def _refuse_dropped(result: MergeResult) -> None:
+    if len(result.made) > 1 and not (result.folder / "nodes").is_dir():
+        raise RunError(
+            "the intermediate models were dropped", where=str(result.folder),
+            expected="nodes/NAME for each", got="none",
+            remedy="push without --with-nodes; or delete result.json, and merge again without --keep final",
+        )  # fmt: skip
+
+
+def _portable_journal(path: Path, recipe: str) -> bytes:
+    """Return a run's journal for a copy: its headers name the recipe of the copy."""
+    lines, before, after = b"", 0, 0
+    for raw in path.read_bytes().splitlines(keepends=True):
+        line, before = unseal(raw, before)
+        sealed, after = seal(line | {"recipe": recipe} if line["kind"] == "header" else line, after)
+        lines += sealed
+    return lines
+
+
+# --- Back to a run folder
+
+
+def copied_models(source: Path, repository: str) -> list[str]:
+    """Return the names of a copy's model files, once its record has been found to be one of a run.
+
+    Args:
+        source: recipe.yaml, journal.jsonl and result.json of the copy.
+        repository: where it comes from, for errors.
+
+    Raises:
+        HubError: it is no copy of a run, or its record was changed since it was pushed.
+    """
+    missing = [name for name in (RESULT, RECIPE, JOURNAL) if not (source / name).is_file()]
+    if missing:
+        raise HubError(
+            "not a merge that mega-hf pushed", where=repository, expected=", ".join((RESULT, RECIPE, JOURNAL)),
+            got=f"no {missing[0]}", remedy="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
+        )  # fmt: skip
+    with _distrusting(repository):
+        result = MergeResult.load(source)
+        str(result.report), render_card(result)
+        recipe = Recipe.from_document(read(source / RECIPE), check_files=False)
+        written = Recipe.from_dict(result.record["recipe"])
+        if recipe.push or written.push or written.sha256 != recipe.sha256:  # no digest holds where to push
+            raise _changed(repository, RECIPE)
+        if file_digest(source / JOURNAL) != result.record["digests"]["journal"]:
+            raise _changed(repository, JOURNAL)
+        names = [node["name"] for node in result.made]
+        files = result.record["files"]
+        harmful = [name for name in files if not _is_harmless(name)] + [n for n in names if not _NODE.fullmatch(n)]
+        if harmful or not names:
+            raise _changed(repository, str(harmful)[:100])
+        return list(files)
+
+
+def changed_models(source: Path) -> list[str]:
+    """Return the model files of a copy that are not as its record says."""
+    digests: dict[str, str] = MergeResult.load(source).record["files"]
+    return [name for name in digests if not (source / name).is_file() or file_digest(source / name) != digests[name]]
+
+
+def restore(source: Path, target: Path, repository: str) -> MergeResult:
+    """Make a run folder of a copy.
+
+    Args:
+        source: the copy's files.
+        target: the run folder, which must not exist or be empty; it appears whole or not at all.
+        repository: where the copy comes from, for errors.
+
+    Raises:
+        HubError: it is no copy of a run, or was changed since it was pushed.
+        RunError: there is something at the target.
+    """
+    names = copied_models(source, repository)
+    models = {name: f"merged/{name}" if "/" not in name else name for name in names}
+    copied = {name: name for name in OURS if (source / name).is_file()}
+    if changed := changed_models(source):
+        raise _changed(repository, changed[0])
+
+    def fill(folder: Path) -> None:
+        """Put everything in its place, and see that it is a run."""
+        for name, place in {**models, **copied}.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / place)
+        with _distrusting(repository):
+            if RunFolder(folder).finished() is None:
+                raise _changed(repository, "recipe, journal or model")
+        refuse_filled(target)
+
+    whole = target.absolute()
+    if not whole.exists():
+        write_folder(whole, fill)
+        return MergeResult.load(target)
+    # A folder that is there stays the same one, for whoever stands in it; the result comes last.
+    write_folder(whole / ".mega-pulled", fill)
+    for path in sorted((whole / ".mega-pulled").iterdir(), key=lambda path: path.name == RESULT):
+        path.replace(whole / path.name)
+    (whole / ".mega-pulled").rmdir()
+    return MergeResult.load(target)
+
+
+def refuse_filled(target: Path) -> None:
+    """Raise RunError where something lies at a path."""
+    there = [path.name for path in target.iterdir()] if target.exists() else []
+    foreign = sorted(name for name in there if not name.startswith(".mega-"))
+    if foreign:
+        raise RunError(
+            "the folder is not empty", where=str(target), expected="a new or empty folder",
+            got=", ".join(foreign[:5]), remedy="another --out",
+        )  # fmt: skip
+
+
+@contextmanager
+def _distrusting(repository: str) -> Iterator[None]:
+    """Turn whatever a stranger's record makes of our own code into a HubError."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise HubError(
+            "its record can't be read", where=repository, expected="what mega-hf wrote", got=got,
+            remedy="an earlier revision: ORG/NAME@COMMIT; or a newer release of mega_hf",
+        ) from None  # fmt: skip
+
+
+def _is_harmless(name: object) -> bool:
+    """Say whether a file's name is one that a push gives: NAME, nodes/NODE/NAME or parents/PARENT/NAME."""
+    parts = str(name).split("/")
+    folders = len(parts) == 1 or (
+        len(parts) == 3 and parts[0] in ("nodes", "parents") and _NODE.fullmatch(parts[1]) is not None
+    )
+    return folders and _FILE.fullmatch(parts[-1]) is not None and name not in OURS
+
+
+def _changed(repository: str, what: str) -> HubError:
+    return HubError(
+        "changed since it was pushed", where=repository, expected="the files that its result.json tells of",
+        got=f"another {what}", remedy="an earlier revision: ORG/NAME@COMMIT",
+    )  # fmt: skip

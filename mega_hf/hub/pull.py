@@ -1,0 +1,40 @@
+"""Load a run from a Hub repository into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mega_hf.hub import repository as hub
+from mega_hf.hub.bundle import (
+    OURS,
+    changed_models,
+    copied_models,
+    refuse_filled,
+    restore,
+)
+from mega_hf.report.result import MergeResult
+from mega_hf.runtime.files import refuse_unwritable
+
+
+def pull(repository: str, out: str | Path | None = None) -> MergeResult:
+    """Restore the run folder of a merge that was pushed.
+
+    Args:
+        repository: ORG/NAME or ORG/NAME@REVISION.
+        out: the run folder; `runs/NAME` in the working folder by default.
+
+    Raises:
+        MegaError: it can't be fetched, is no pushed merge, or was changed since.
+    """
+    name, _, revision = repository.partition("@")
+    target = Path(out) if out is not None else Path("runs") / name.rpartition("/")[2]
+    hub.check_name(name)
+    refuse_unwritable(target, "the run folder", "another --out")
+    refuse_filled(target)
+    source, commit = hub.fetch(name, revision or None, OURS)
+    whole = f"{name}@{commit[:12]}"
+    models = copied_models(source, whole)
+    fetched = hub.fetch(name, commit, [*OURS, *models])[0]
+    if changed_models(fetched):
+        fetched = hub.fetch(name, commit, [*OURS, *models], afresh=True)[0]  # it may have been damaged on its way
+    return restore(fetched, target, whole)

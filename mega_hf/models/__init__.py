@@ -1,0 +1,1 @@
+"""Parents: references, loading, compatibility, saving, and the CIFAR ResNets."""

@@ -1,0 +1,84 @@
+"""A loaded classifier as a record, whichever library it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from mega_hf.models.weight_files import weight_files
+
+# What two configurations may differ in without computing another function at inference.
+IRRELEVANT = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "architectures",
+    "label_names", "num_classes", "num_labels", "initializer_range", "hidden_dropout_prob", "drop_rate",
+    "attention_probs_dropout_prob", "drop_path_rate", "problem_type", "pretrained_cfg", "do_pooling",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A loaded classifier and everything that must be the same in models that are merged."""
+
+    model: nn.Module  # float32, evaluation mode, on the CPU
+    library: str  # timm or transformers
+    structure: dict[str, Any]  # architecture and the arguments that decide its function
+    labels: tuple[str, ...] | None  # class names by index, if the model knows them
+    num_classes: int
+    preprocessing: dict[str, Any]
+    transform: Callable[[Image.Image], torch.Tensor]  # a picture to [channels, height, width] float32
+    dtypes: dict[str, torch.dtype]  # of the floating entries, as stored; empty where that is not known
+    folder: Path | None  # None if it was made from an architecture's name
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the model takes."""
+        channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
+        return channels, height, width
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors in its folder."""
+        return weight_files(self.folder, self.folder.name) if self.folder else []
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the state dict, in the dtypes that it was stored in."""
+        return {k: v.to(self.dtypes.get(k, v.dtype), copy=True) for k, v in self.model.state_dict().items()}
+
+    def view(self) -> dict[str, torch.Tensor]:
+        """Return the state dict as `state` does, but not as a copy where the dtypes are the model's own: to read."""
+        return {k: v.to(self.dtypes.get(k, v.dtype)) for k, v in self.model.state_dict().items()}
+
+    def learned(self) -> set[str]:
+        """Return the names of the learned weights."""
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    def tied(self) -> dict[str, str]:
+        """Return second names of tensors that have several: second name -> first name."""
+        first: dict[int, str] = {}
+        tied = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            known = first.setdefault(id(parameter), name)
+            if known != name:
+                tied[name] = known
+        return tied
+
+
+def by_entry(
+    model: nn.Module, stored: dict[str, torch.dtype], default: torch.dtype | None = None
+) -> dict[str, torch.dtype]:
+    """Match stored dtypes with the model's entries; where names differ on disk, the file's one dtype holds."""
+    kinds = set(stored.values())
+    default = next(iter(kinds)) if len(kinds) == 1 else default or torch.float32
+    return {k: stored.get(k, default) for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON does not know becomes text."""
+    return json.loads(json.dumps(value, default=str))

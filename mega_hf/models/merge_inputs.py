@@ -1,0 +1,126 @@
+"""What a merge starts from: models that are opened, or mapped from the disk, and the encoding of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mega_hf.errors import RunError
+from mega_hf.models.timm_models import OpenModel
+from mega_hf.recipe.blocks import Merge, Node
+from mega_hf.runtime.environment import trim
+from mega_hf.weights.batchnorm import statistics_names
+from mega_hf.weights.encoding import Direct, Encoding, Mixing
+from mega_hf.weights.mapped import map_copy, map_files
+from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parent or a merged node as an input of a merge."""
+
+    name: str
+    sha256: str  # of its state dict
+    layout: str  # the digest of what a merge takes from it beside weights, if it is the first
+    load: Callable[[], OpenModel]
+    files: Sequence[Path] = ()  # its safetensors
+
+    def open(self) -> OpenModel:
+        """Load the model and see that it is still the one that was identified.
+
+        Raises:
+            RunError: it has been changed since.
+        """
+        model = self.load()
+        found = digest(model.view())
+        if found != self.sha256:
+            raise RunError(
+                f"{self.name} was changed while the run was going on", expected=f"weights {self.sha256[:12]}",
+                got=f"weights {found[:12]}", remedy="the same command again, when nothing else writes there",
+            )  # fmt: skip
+        return model
+
+    def map(self) -> StateDict:
+        """Return its state dict, mapped from its files, or from a copy where their tensors bear other names.
+
+        Raises:
+            RunError: as `open`.
+        """
+        return map_files(self.files, self.sha256) or map_copy(self.open().view())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The models that a merge mixes; their weights stay on the disk."""
+
+    first: OpenModel  # whose configuration the merged model gets; it holds no weights
+    space: WeightSpace
+    states: dict[str, StateDict]
+    contents: list[str]  # digests of the states, without statistics that are computed anew
+    moved: frozenset[str] = frozenset()  # parents whose channels were put in another order
+
+
+def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> Inputs:
+    """Map the weights of some models and lay out their space.
+
+    Args:
+        sources: the models.
+        recalibrates: whether BatchNorm's statistics are computed anew for any mixture, and so are no part of it.
+
+    Raises:
+        RunError: one has been changed since it was identified.
+        ParentError: they can't be mixed.
+    """
+    model = next(iter(sources.values())).open()
+    learned, tied, order = model.learned(), model.tied(), {name: i for i, name in enumerate(model.view())}
+    recomputed = statistics_names(model.model) if recalibrates else []
+    model.model.to("meta")  # its weights are another copy, and not needed any more
+    trim()
+    states = {name: _arrange(source.map(), order) for name, source in sources.items()}
+    space = build_space(states, learned, tied, recomputed)
+    contents = {name: source.sha256 for name, source in sources.items()}
+    if recomputed:
+        contents = {name: digest_without(state, space.recomputed) for name, state in states.items()}
+    return Inputs(model, space, states, list(contents.values()))
+
+
+def is_recalibrated(settings: Merge, model: nn.Module) -> bool:
+    """Say whether a merge computes statistics anew: it is asked to, and its model has any that can be."""
+    return settings.recalibrates and bool(statistics_names(model))
+
+
+def digest_without(state: StateDict, names: Container[str]) -> str:
+    """Return the digest of a state dict but for some entries."""
+    return digest({name: tensor for name, tensor in state.items() if name not in names})
+
+
+def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:
+    """Put entries in the model's order, in which genes stand: a file has another one."""
+    return dict(sorted(state.items(), key=lambda entry: order.get(entry[0], len(order))))
+
+
+def encode(inputs: Inputs, settings: Merge) -> Encoding:
+    """Return what a genome means in a merge."""
+    if settings.encoding == "mixing":
+        return Mixing(inputs.space, list(inputs.states.values()), settings.granularity, inputs.contents)
+    vectors = torch.empty(len(inputs.states), inputs.space.size)
+    for vector, state in zip(vectors, inputs.states.values(), strict=True):
+        inputs.space.pack(state, out=vector)
+    return Direct(inputs.space, vectors)
+
+
+def genomes_bytes(settings: Node, parents: int, weights: int) -> int:
+    """Return what the genomes of a search take in memory, at most.
+
+    Directly encoded: parents, population, mates, the best and one that is being made, each a copy of the weights in
+    float32. As coefficients they are nothing beside a model.
+    """
+    if settings.encoding == "mixing":
+        return 0
+    breeds = settings.method == "mega"
+    mates = 0 if not breeds else settings.num_mates if settings.variant == "default" else settings.population_size
+    return 4 * weights * (parents + settings.founders_count + mates + 2)

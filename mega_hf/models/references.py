@@ -1,0 +1,183 @@
+"""Parents: a reference in a recipe becomes a folder, a folder becomes a model; and what parents must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from mega_hf.errors import ParentError, refuse_shortage
+from mega_hf.models.licenses import read_licence
+from mega_hf.models.load import open_model, unweighted_model
+from mega_hf.models.timm_models import OpenModel, build_timm, describe_timm, open_weights, timm_structure
+from mega_hf.models.weight_files import allowance, read_dtypes, stored_dtypes
+from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
+from mega_hf.recipe.paths import check_parent, is_local
+from mega_hf.recipe.placeholders import is_absent, name_there
+from mega_hf.runtime.hub_client import explain, set_timeout
+from mega_hf.weights.space import digest
+
+_DESCRIPTION = ["*.json", "README.md"]  # its card says under which licence it is
+_WEIGHTS = ["*.safetensors"]
+_BELOW = ["*/*"]  # checkpoints of a training, a merge's nodes, other formats: never the model itself
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A parent that has been identified; its weights are not held."""
+
+    name: str
+    sha256: str  # of its state dict: names, dtypes, shapes, bytes
+    source: dict[str, Any]  # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
+    licence: dict[str, Any] | None = None  # as its card's front matter has it: {license}, perhaps with name and link
+
+
+def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
+    """Find the folder behind a reference, downloading it if it is on the Hub.
+
+    Args:
+        reference: ORG/NAME@REVISION, timm:ARCH.TAG, or a folder's absolute path.
+        name: what errors call it.
+        only_configuration: leave the weights on the Hub.
+
+    Returns:
+        the folder, and the reference with its revision pinned to a commit.
+
+    Raises:
+        ParentError: it doesn't exist, is not ours to read, holds no safetensors, or there is no network.
+    """
+    problem = check_parent(reference)
+    if problem:
+        what, expected, got, remedy = problem
+        raise ParentError(f"{name or reference}: {what}", expected=expected, got=got, remedy=remedy)
+    if is_local(reference):
+        return Path(reference), reference
+    repository, _, revision = _hub_repository(reference).partition("@")
+    set_timeout()
+    wanted = _DESCRIPTION if only_configuration else _DESCRIPTION + _WEIGHTS
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_BELOW)
+        )
+    except Exception as error:
+        refuse_shortage(error, HF_HUB_CACHE)
+        raise _explain(error, repository, revision, name or reference) from None
+    problem = check_parent(str(folder))
+    if problem and not only_configuration:
+        raise ParentError(f"{name or reference}: {problem[0]}", expected=problem[1], got=problem[2], remedy=problem[3])
+    return folder, f"{repository}@{folder.name}"  # a snapshot's folder bears its commit's name
+
+
+@dataclass(frozen=True)
+class OpenParent:
+    """A parent with its model, until its weights are packed."""
+
+    parent: Parent
+    model: OpenModel
+    reference: ParentRef  # as in the recipe, with the revision pinned
+
+
+def open_parent(name: str, reference: ParentRef, trained: Path | None = None) -> OpenParent:
+    """Load one parent of a recipe.
+
+    Args:
+        name: its name in the recipe, `NAME@EPOCH` for a snapshot.
+        reference: what the recipe says of it.
+        trained: where its weights lie, if it was trained here.
+
+    Raises:
+        ParentError: as `resolve` and `open_model`.
+    """
+    pinned: ParentRef = reference
+    if isinstance(reference, WeightsParent):
+        file = Path(reference.weights)
+        model = open_weights(
+            reference.arch, file, reference.num_classes, reference.arch_args, name, reference.data_config
+        )
+    elif isinstance(reference, TrainedParent):
+        assert trained is not None, "trained parents are made before they are opened"
+        model = open_model(trained, name)
+    else:
+        folder, pinned = resolve(reference, name)
+        model = open_model(folder, name)
+    licence = read_licence(model.folder) if isinstance(reference, str) else None
+    return OpenParent(Parent(name, digest(model.view()), origin_of(name, pinned), licence), model, pinned)
+
+
+def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
+    """Say where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}; never by a path.
+
+    Args:
+        name: its name, `NAME@EPOCH` for a snapshot.
+        reference: what the recipe says of it, the revision pinned.
+    """
+    if isinstance(reference, WeightsParent):
+        return {"weights": _called(reference.weights), "arch": reference.arch}
+    if isinstance(reference, TrainedParent):
+        epoch, start = name.partition("@")[2], reference.train.source
+        said: dict[str, Any] = {"seed": reference.train.seed}
+        said |= {"epoch": int(epoch)} if epoch else {}
+        is_here = start and (is_local(start) or is_absent(start))
+        return {"train": said | ({"from": _called(start) if is_here else start} if start else {})}
+    if is_local(reference) or is_absent(reference):
+        return {"local": _called(reference)}
+    repository, _, commit = reference.partition("@")
+    return {"hub": repository, "revision": commit}
+
+
+def _called(place: str) -> str:
+    """Return the name of a folder or a file, here or where the recipe was run."""
+    return name_there(place) if is_absent(place) else Path(place).name
+
+
+def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
+    """Build a parent from its configuration, with random weights: nothing large is read or downloaded.
+
+    Of weights that lie here the headers are read, to see that they are whole; of others the dtypes are not known.
+
+    Raises:
+        ParentError: as `open_parent`.
+    """
+    if isinstance(reference, WeightsParent):
+        weights = Path(reference.weights)
+        dtypes, allowed = read_dtypes(weights, name), allowance([weights], name)
+        model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config, allowed)
+        return describe_timm(model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None)
+    assert isinstance(reference, str), "parents that are trained here are built by train.py"
+    folder, _ = resolve(reference, name, only_configuration=True)
+    if is_local(reference):
+        return unweighted_model(folder, name, stored_dtypes(folder, name))
+    return replace(unweighted_model(folder, name, {}), dtypes={})
+
+
+def _hub_repository(reference: str) -> str:
+    """Turn timm:ARCH.TAG into its repository on the Hub; leave others alone."""
+    if not reference.startswith("timm:"):
+        return reference
+    name = reference.removeprefix("timm:")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    except RuntimeError:  # the architecture has no such tag
+        config = None
+    if config is None or not config.hf_hub_id:
+        near = ", ".join(timm.list_models(f"{name.split('.')[0]}*", pretrained=True)[:5])
+        raise ParentError(
+            f"{reference}: timm has no such weights",
+            expected=f"e.g. {near or 'resnet18.a1_in1k'}",
+            got=name,
+            remedy="timm.list_pretrained() lists all of them",
+        )
+    return config.hf_hub_id
+
+
+def _explain(error: Exception, repository: str, revision: str, name: str) -> ParentError:
+    """Say what the Hub's client met, and what to do about it."""
+    what, remedy = explain(error, repository, revision)
+    if Path(repository).is_dir():
+        what, remedy = f"taken for a repository on the Hub: {what}", f"to mean the folder, write ./{repository}"
+    got, at = f"{repository}@{revision or 'main'}", f"{name}: " if name != repository else ""
+    return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, remedy=remedy)

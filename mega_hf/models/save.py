@@ -1,0 +1,79 @@
+"""Merged weights to a folder that the parents' own library loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.transformers_models import without_bars
+from mega_hf.weights.mapped import apart
+
+_KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
+
+
+def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:
+    """Write weights in the layout of the model that they were merged from.
+
+    Args:
+        folder: made here; its parent folder must exist.
+        like: the first parent: its configuration and preprocessing are kept.
+        state: a complete state dict in the dtypes to store.
+    """
+    folder.mkdir(parents=True)
+    if like.library == "timm":
+        save_timm(folder, like.model, state, like.labels, like.folder)
+    else:
+        _save_transformers(folder, like, state)
+
+
+def layout_digest(like: OpenModel) -> str:
+    """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and preprocessing."""
+    described = [like.library, like.structure, like.num_classes, like.labels, like.preprocessing]
+    sha = hashlib.sha256(json.dumps(described).encode())
+    for name in _KEPT if like.folder is not None else ():
+        assert like.folder is not None
+        if (like.folder / name).is_file():
+            sha.update(f"{name} {hashlib.sha256((like.folder / name).read_bytes()).hexdigest()}".encode())
+    return sha.hexdigest()
+
+
+def save_timm(
+    folder: Path,
+    model: nn.Module,
+    state: dict[str, torch.Tensor],
+    labels: tuple[str, ...] | None,
+    source: Path | None = None,
+) -> None:
+    """Write timm's layout into an existing folder: config.json (the source's own, if there is one) and weights."""
+    if source is not None:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    else:
+        from timm.models._hub import save_config_for_hf  # save_for_hf fails on a channels-last model
+
+        save_config_for_hf(model, str(folder / "config.json"), model_config={"label_names": labels} if labels else {})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # timm writes num_classes here too, and transformers' wrapper then passes it twice and fails.
+    config.get("model_args", {}).pop("num_classes", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(apart(state), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_transformers(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:
+    from transformers import AutoModelForImageClassification
+
+    assert like.folder is not None, "transformers models come from folders"
+    # A model of its own: the resident one stays float32. save_pretrained knows the names on disk, we don't.
+    with without_bars():
+        model = AutoModelForImageClassification.from_pretrained(like.folder, dtype="auto", local_files_only=True)
+        model.load_state_dict(state)
+        model.save_pretrained(folder, state_dict=dict(state))  # it empties the dict that it is given
+    for name in _KEPT[1:]:
+        if (like.folder / name).is_file():
+            shutil.copyfile(like.folder / name, folder / name)

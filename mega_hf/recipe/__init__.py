@@ -1,0 +1,1 @@
+"""What to do: the recipe's schema, YAML with line numbers, and the tree of merges."""

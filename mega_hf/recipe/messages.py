@@ -1,0 +1,163 @@
+"""What is checked of a recipe beyond its types: paths, references, files; and how findings are worded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mega_hf.errors import RecipeError
+from mega_hf.recipe.document import Document, Location
+from mega_hf.runtime.untrusted import RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, is_plain
+
+
+def refuse_strange(document: Document) -> None:
+    """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a terminal."""
+    waiting: list[tuple[Location, Any]] = [((), document.tree)]
+    seen = 0
+    while waiting:
+        at, value = waiting.pop()
+        seen += 1
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += [((*at, key), one) for key, one in inner]
+        named = at[-1] if at else ""
+        problem = None
+        if len(at) > RECIPE_LEVELS or seen > RECIPE_VALUES:
+            problem = (f"at most {RECIPE_LEVELS} levels and {RECIPE_VALUES:,} values", "more")
+        elif any(isinstance(text, str) and not is_plain(text) for text in (value, named)):
+            problem = ("printable characters, without marks of direction", ascii(value if at else named)[:200])
+        elif isinstance(value, str) and len(value) > RECIPE_TEXT:
+            problem = (f"a text of at most {RECIPE_TEXT:,} characters", f"{len(value):,}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problem = ("a finite number", str(value))
+        elif isinstance(value, int) and value.bit_length() > 200:
+            problem = ("a smaller number", "one of dozens of digits")
+        elif value is not None and not isinstance(value, str | int | float | dict | list):
+            problem = ("a text, a number, true, false, a list or a mapping", type(value).__name__)
+        if problem:
+            where = tuple(ascii(part)[1:-1][:100] if isinstance(part, str) else part for part in at)
+            raise RecipeError(
+                f"{'.'.join(map(str, where))}: not usable", where=document.origin(at).label, expected=problem[0],
+                got=problem[1], remedy="mend it",
+            )  # fmt: skip
+
+
+def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> None:
+    """Raise `error` where two names stand for one and the same parent."""
+    seen: dict[str, str] = {}
+    for name, parent in parents.items():
+        key = json.dumps(parent, sort_keys=True)
+        if key in seen:
+            where, remedy = ["parents", name], "list each model once"
+            raise error(where, f"another model than {seen[key]}", "the same twice", remedy)
+        seen[key] = name
+
+
+def refuse_idle_granularity(nodes: Mapping[str, Any], explicit: bool, error: Callable[..., Exception]) -> None:
+    """Raise `error` where a granularity is asked for and no merge is by mixing; `explicit`: nodes are named."""
+    idle = [name for name, node in nodes.items() if node.granularity != "layer"]
+    if idle and all(node.encoding == "direct" for node in nodes.values()):
+        where, got = ["merges", idle[0]] if explicit else ["merge"], nodes[idle[0]].granularity
+        raise error([*where, "granularity"], "encoding: mixing, which alone has one", got, "add it, or leave this out")
+
+
+def _finding(
+    document: Document, at: Location, what: str, expected: object, got: object, remedy: str | None = None
+) -> RecipeError:
+    dotted = ".".join(map(str, at))
+    return RecipeError(f"{dotted}: {what}", where=document.origin(at).label, expected=expected, got=got, remedy=remedy)
+
+
+def all_findings(errors: Sequence[Any], document: Document) -> list[RecipeError]:
+    """Word all findings of pydantic's; what is wrong in a shared block is not said again of those that inherit it."""
+    wrong_blocks = {error["loc"][0] for error in errors if error["loc"]}
+    heirs = {block for shared, block in (("merge", "merges"), ("train", "parents")) if shared in wrong_blocks}
+    return [
+        finding
+        for error in errors
+        if not (error["loc"] and error["loc"][0] in heirs and _is_inherited(error, document))
+        for finding in _findings(error, document)
+    ]
+
+
+def _is_inherited(error: Any, document: Document) -> bool:
+    """Say whether the value that an error is about is not written at its own place."""
+    at, context = _without_tags(error["loc"], document.tree), error.get("ctx", {})
+    keys = context.get("keys") or context.get("key")
+    if error["type"] == "missing":
+        return False
+    written = _at(document.tree, at)
+    return not any(key in written for key in keys) if keys and isinstance(written, dict) else written is None
+
+
+def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
+    """Word one finding of pydantic's as expected, got, remedy at a line."""
+    at = _without_tags(error["loc"], document.tree)
+    context = error.get("ctx", {})
+    if error["type"] == "unknown":
+        written = _at(document.tree, at) or {}  # what is inherited is said of the shared block
+        return [_unknown(document, (*at, k), k, context["known"]) for k in context["keys"] if k in written]
+    if error["type"] == "impossible":
+        at = (*at, *context["key"])
+        if at[0] == "parents" and at[2:] == ("train", "from") and _at(document.tree, at) is None:
+            at = at[2:]  # it stands in the shared block
+        return [_finding(document, at, "impossible", context["expected"], context["got"], context["remedy"] or None)]
+    if error["type"] == "missing":
+        message = _finding(document, at, "missing", f"the key {at[-1]}", "nothing", f"add {at[-1]}: ...")
+        return [message]
+    if at[-1:] == ("parents",) and error["type"] == "too_short":
+        return [_finding(document, at, "too few", "two parents or more", context.get("actual_length", 0), "add one")]
+    if "[key]" in error["loc"]:
+        expected = "a name of letters, digits and . _ + -, at most 100, a letter or a digit first"
+        return [_finding(document, at, "not a name", expected, repr(at[-1]), "rename it")]
+    if at == ("merges",) and error["type"] == "literal_error":
+        expected = "joint, pairwise, or nodes: {NAME: {parents: [a, b]}, ...}"
+        return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), "one of these")]
+    expected = error["msg"].removeprefix("Input should be ")
+    expected = "a mapping of one entry or more" if error["type"] == "too_short" else expected
+    expected = "a mapping" if expected.startswith("a valid dictionary") else expected
+    expected = "a name of letters, digits and . _ + -" if error["type"] == "string_pattern_mismatch" else expected
+    remedy = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
+    return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), remedy)]
+
+
+def _unknown(document: Document, at: Location, key: str, known: list[str]) -> RecipeError:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else "leave it out"
+    if at == ("train", "seed"):
+        remedy = "each parent has a seed of its own: parents: {NAME: {train: {seed: ...}}}"
+    return _finding(document, at, "unknown key", "one of " + ", ".join(known), key, remedy)
+
+
+def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
+    """Drop what pydantic adds to a location for unions and dict keys, by walking the tree beside it."""
+    at: list[str | int] = []
+    for i, part in enumerate(location):
+        is_last = i == len(location) - 1
+        if _holds(tree, part):
+            tree = tree[part]
+        elif not (
+            isinstance(tree, dict)
+            and is_last
+            and part not in ("[key]", "slice", "sample", "reference", "file", "trained", "shape", "nodes")
+        ):
+            continue
+        at.append(part)
+    return tuple(at)
+
+
+def _at(tree: Any, location: Location) -> Any:
+    for part in location:
+        tree = tree[part] if _holds(tree, part) else None
+    return tree
+
+
+def _holds(tree: Any, part: Any) -> bool:
+    return part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return text if len(text) < 200 else text[:200] + " ..."

@@ -1,0 +1,1 @@
+"""One run: pipeline, journal, run folder, resume, dry run, benchmark."""

@@ -1,0 +1,262 @@
+"""The models that a report compares: parents, baselines, a tree's merges; each is measured as its user runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mega_hf.evaluation.calibration import Calibration
+from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
+from mega_hf.evaluation.statistics import Paired, mcnemar
+from mega_hf.models.load import open_model
+from mega_hf.models.merge_inputs import Inputs, Source, open_inputs
+from mega_hf.models.save import save_model
+from mega_hf.models.timm_models import OpenModel
+from mega_hf.recipe import tree
+from mega_hf.recipe.baselines import SECOND_LOOK
+from mega_hf.recipe.blocks import inputs_of
+from mega_hf.recipe.schema import Recipe
+from mega_hf.report.table import treated
+from mega_hf.runtime.files import remove, write_folder
+from mega_hf.runtime.processes import Processes
+from mega_hf.search.crossover import mix
+from mega_hf.weights.space import Segment
+
+ENSEMBLE = "ensemble"  # of the parents: what their merge may come to, at the cost of all of them
+_TOLERANCE = 1 / 1000  # of the rows
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the report."""
+
+    name: str
+    role: str  # parent, treated_parent, baseline, ceiling, intermediate, searched or merged
+    open: Callable[[], OpenModel]
+    level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
+    sha256: str | None = None  # of its state dict, where that is known: models that are the same are measured once
+    members: tuple[Candidate, ...] = ()  # of an ensemble, which is no model of its own
+
+    @property
+    def content(self) -> str:
+        """What is the same in candidates that are the same model."""
+        return self.sha256 or self.name
+
+
+def tolerance(rows: int) -> int:
+    """Return by how many right answers two ways of computing one model may differ: near-ties that rounding turns."""
+    return max(1, int(_TOLERANCE * rows))
+
+
+def save_baselines(
+    parents: dict[str, Source],
+    folder: Path,
+    calibration: Calibration | None,
+    aligned: Callable[[Inputs], Inputs] | None,
+    device: torch.device,
+    made: Container[str] = (),
+) -> None:
+    """Write the models that stand beside the parents, each to FOLDER/NAME.
+
+    Args:
+        parents: by name.
+        folder: made here.
+        calibration: what the merge was recalibrated on: so are the baselines then, and the parents a second time.
+        aligned: puts the parents' channels in the order that the merge put them in, if it did that with all of them.
+        device: where statistics are computed.
+        made: baselines that lie elsewhere already.
+    """
+    remove(folder)
+    forward = Forward(next(iter(parents.values())).open().model, device) if calibration else None
+
+    def save(name: str, baseline: Baseline, parents: dict[str, Source]) -> None:
+        """Write one baseline of some parents."""
+        opened = open_inputs(parents, calibration is not None)
+        opened = aligned(opened) if aligned and name == ALIGNED else opened
+        state, recomputed = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline))), {}
+        if calibration and forward:
+            forward.write(state.items(), part=True)
+            recomputed = calibration.recalibrate(forward, opened.space.recomputed)
+        first = opened.first
+        del opened  # what is mapped goes before a copy of all weights is made to be saved
+        write_folder(folder / name, lambda path: save_model(path, first, state | recomputed))
+
+    for name in (name for name in BASELINES if name not in made):
+        save(name, BASELINES[name], parents)
+    if aligned and ALIGNED not in made:
+        save(ALIGNED, uniform_soup, parents)
+    for name, source in parents.items() if calibration else ():
+        save(treated(name), uniform_soup, {name: source})
+
+
+def _apart(
+    baseline: Callable[[torch.Tensor], torch.Tensor], segment: Segment, tensors: list[torch.Tensor]
+) -> torch.Tensor:
+    """Apply a baseline to one tensor of each parent."""
+    return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(segment.shape)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Which models a report tells of, by name.
+
+    Attributes:
+        parents: in the recipe's order.
+        merges: each with its level, the final one last.
+        is_treated: whether the final merge was recalibrated, and the parents are shown recalibrated too.
+        is_aligned: whether it aligned all parents, and their aligned average is shown.
+        baselines: those that were searched for.
+        has_ensemble: whether the parents' ensemble is shown.
+        has_second_look: whether the merged model was chosen among the final merge, the baselines and the parents.
+    """
+
+    parents: list[str]
+    merges: list[tuple[str, int]]
+    is_treated: bool
+    is_aligned: bool
+    baselines: list[str]
+    has_ensemble: bool
+    has_second_look: bool
+
+    def rows(self) -> list[tuple[str, str, int | None]]:
+        """Return (name, role, level) of each row of the report, the merged model last."""
+        *intermediates, (final, top) = self.merges
+        rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in self.parents]
+        rows += [(treated(name), "treated_parent", None) for name in self.parents if self.is_treated]
+        soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
+        rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *self.baselines])]
+        rows += [(ENSEMBLE, "ceiling", None)] if self.has_ensemble else []
+        rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
+        rows += [(final, "searched", top)] if self.has_second_look else []
+        return [*rows, ("merged", "merged", top)]
+
+
+def line_up(recipe: Recipe, ranking: Sequence[str] | None, is_treated: bool, is_aligned: bool) -> Lineup:
+    """Return the models that a recipe's report tells of; arguments as the attributes and in `Recipe.nodes`."""
+    levels, nodes = tree.levels(inputs_of(recipe.nodes(ranking))), recipe.all_nodes(ranking)
+    merges = [(name, levels[name]) for name in recipe.nodes(ranking)]
+    searched = [name for name in nodes if name not in levels and name != SECOND_LOOK]
+    has_ensemble, has_second_look = ENSEMBLE in recipe.baselines, SECOND_LOOK in nodes
+    return Lineup(recipe.leaves(None), merges, is_treated, is_aligned, searched, has_ensemble, has_second_look)
+
+
+def list_candidates(lineup: Lineup, sources: Mapping[str, Source], last: str, scratch: Path) -> list[Candidate]:
+    """Return the models of a report, in its order.
+
+    Args:
+        lineup: which they are.
+        sources: parents, merges and searched baselines, by name.
+        last: which of them is the merged model.
+        scratch: the folder of `save_baselines`.
+    """
+    found: dict[str, Candidate] = {}
+    for name, role, level in lineup.rows():
+        source = sources.get(last if role == "merged" else name)
+        load = source.open if source else partial(open_model, scratch / name)
+        shown = [treated(parent) if lineup.is_treated else parent for parent in lineup.parents]
+        members = tuple(found[member] for member in shown) if role == "ceiling" else ()
+        found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)
+    return list(found.values())
+
+
+def measure(
+    candidates: list[Candidate],
+    validation: Pictures,
+    test: Pictures,
+    processes: Processes,
+    advance: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows] int64.
+
+    Args:
+        candidates: the models; each process loads some of them, one after the other.
+        validation: the validation split's pictures.
+        test: the test split's.
+        processes: who takes part.
+        advance: called after each model that this process has measured.
+    """
+
+    models: dict[str, Candidate] = {}
+    for candidate in candidates:
+        models.setdefault(candidate.content, candidate)
+    different = list(models.values())
+
+    def answers(i: int) -> list[int]:
+        """Say of one model, row by row, whether it is right."""
+        one, splits = different[i], (validation, test)
+        if one.members:
+            right = _ensemble_right(one.members, splits, processes)
+        else:
+            forward = Forward(one.open().model, processes.device, PLAIN)
+            right = [forward.answers(pictures).right for pictures in splits]
+        advance()
+        return torch.cat(right).int().tolist()
+
+    right = processes.share(len(different), validation.count + test.count, answers)
+    return right[[list(models).index(candidate.content) for candidate in candidates]]
+
+
+def _ensemble_right(
+    members: tuple[Candidate, ...], splits: tuple[Pictures, ...], processes: Processes
+) -> list[torch.Tensor]:
+    """Return where the mean of some models' probabilities is right: [rows] bool of each split; one model at a time."""
+    totals = [torch.zeros(())] * len(splits)
+    for member in members:
+        forward = Forward(member.open().model, processes.device, PLAIN)
+        totals = [total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)]
+    return [total.argmax(dim=1) == one.labels.cpu() for total, one in zip(totals, splits, strict=True)]
+
+
+def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:
+    """Return each model's row of the report, from what `measure` returned of so many validation rows."""
+    models = []
+    for candidate, bits in zip(candidates, right, strict=True):
+        counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
+        counted |= {} if candidate.level is None else {"level": candidate.level}
+        for split, part in (("validation", bits[:rows]), ("test", bits[rows:])):
+            counted[split] = {"correct": int(part.sum()), "n": len(part)}
+        models.append(counted)
+    return models
+
+
+def best_parent(models: list[dict[str, Any]]) -> str:
+    """Return the parent that is best on validation, as it is or treated as the merge was: what that one is held to.
+
+    Of equals it is the treated one, and the first.
+    """
+    parents = [model for role in ("treated_parent", "parent") for model in models if model["role"] == role]
+    return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
+
+
+def compared(models: list[dict[str, Any]]) -> dict[str, str]:
+    """Return whom the merged model is tested against: entry of the record -> name."""
+    against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
+    return {entry: name for entry, name in against.items() if name in [model["name"] for model in models]}
+
+
+def pair(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
+    """Test the merged model against another one on the test rows; args as `count`."""
+    test = right[:, rows:].astype(bool)
+    return mcnemar(against, test[-1], test[[one.name for one in candidates].index(against)])
+
+
+Baseline = Callable[[torch.Tensor], torch.Tensor]
+
+
+def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
+    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32.
+
+    Each number by itself, so that any part of the weights will do.
+    """
+    return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
+
+
+ALIGNED = "aligned_soup"  # the parents' average, their channels in one order as in the final merge
+
+BASELINES: dict[str, Baseline] = {"uniform_soup": uniform_soup}

@@ -1,0 +1,252 @@
+"""The report, made once after the search: the test split is read here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mega_hf.errors import HubError, MegaError, RunError
+from mega_hf.evaluation.calibration import Calibration
+from mega_hf.evaluation.forward import Pictures
+from mega_hf.models.merge_inputs import is_recalibrated, open_inputs
+from mega_hf.models.references import open_parent
+from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
+from mega_hf.recipe.paths import is_local
+from mega_hf.recipe.schema import Recipe
+from mega_hf.report.card import write_card
+from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
+from mega_hf.run.align import alignment
+from mega_hf.run.auto import choice_of
+from mega_hf.run.candidates import compared, count, line_up, list_candidates, measure, pair, save_baselines, tolerance
+from mega_hf.run.folder import RunFolder
+from mega_hf.run.journal import Journal
+from mega_hf.run.node import Merged
+from mega_hf.run.parents import Parents
+from mega_hf.runtime.files import file_digest, remove, write_whole
+from mega_hf.runtime.processes import Processes
+from mega_hf.tasks.rows import Split
+from mega_hf.tasks.splits import Splits
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run leaves to the report beside its merges."""
+
+    recipe: Recipe
+    parents: Parents
+    splits: Splits
+    journal: Journal
+    load: Callable[[Split], Pictures]
+    validation: Pictures
+    calibration: Calibration | None  # of the merges that were recalibrated, if any was
+    forward_path: str
+    notices: list[str]
+    ranking: list[str] | None  # of the parents, where they were paired by it
+
+
+def header(
+    recipe: Recipe, parents: Parents, splits: Splits, device_kind: str, forward_path: str, batch_size: int
+) -> dict[str, Any]:
+    """Return the journal's header: all that decides the numbers below it."""
+    return {
+        "recipe": recipe.sha256,
+        "parents": {p.name: p.sha256 for p in parents.identities.values()},
+        "data": splits.digests,
+        "device_kind": device_kind,
+        "forward_path": forward_path,
+        "batch_size": batch_size,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the releases of Python and of the libraries that numbers may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def write_report(
+    finding: Finding,
+    merged: list[Merged],
+    beside: list[Merged],
+    folder: RunFolder,
+    processes: Processes,
+    seconds: dict[str, float],
+) -> MergeResult:
+    """Measure parents, baselines and merged models from their folders, and write result, card and plots.
+
+    Args:
+        finding: what the run found.
+        merged: the merges, the root last.
+        beside: baselines that were searched for, and the second look, if there was one, last.
+        folder: where the report goes.
+        processes: who takes part in measuring.
+        seconds: by stage, so far.
+
+    Raises:
+        RunError: a saved model counts otherwise than the search did.
+    """
+    began = time.perf_counter()
+    scratch = folder.path / ".mega-baselines"
+    root, sources, all_made = merged[-1], finding.parents.sources, {one.name: one for one in (*merged, *beside)}
+    aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
+    treatment = finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
+    if processes.is_main:
+        save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
+    processes.wait()
+    lineup = line_up(finding.recipe, finding.ranking, treatment is not None, aligned is not None)
+    opened = sources | {name: one.source for name, one in all_made.items()}
+    candidates = list_candidates(lineup, opened, names_merged(all_made), scratch)
+    test = finding.load(finding.splits.test)
+    right = measure(candidates, finding.validation, test, processes)
+    processes.wait()
+    if processes.is_main:
+        remove(scratch)
+    rows = len(finding.splits.validation)
+    models = count(candidates, right, rows)
+    _refuse_drift([one for name, one in all_made.items() if name != SECOND_LOOK], models)
+    seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
+    if processes.is_main:
+        record = make_record(finding, merged, beside, models, processes, seconds)
+        record |= {name: pair(candidates, right, rows, other).to_dict() for name, other in compared(models).items()}
+        write_run_files(folder.path, record)
+    processes.wait()
+    return MergeResult.load(folder.path)
+
+
+def write_run_files(folder: Path, record: dict[str, Any]) -> None:
+    """Write plots and card, and last result.json: where it is, the run is finished."""
+    result = MergeResult(record, folder)
+    try:
+        write_card(result)
+    except HubError as error:  # of a card that was changed by hand; after hours of work the run must not end here
+        kept = folder / "README-before.md"
+        (folder / "README.md").replace(kept)
+        logger.warning("%s; the card that was there is now %s", error.what, kept)
+        write_card(result)
+    write_whole(folder / NAME, encode_record(record))
+
+
+def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
+    """See that the models that were searched for count as the search did, as they were saved."""
+    measured = {model["name"]: model["validation"] for model in models}
+    for one in made:
+        counted = measured.get(one.name, measured["merged"])  # the final merge, where no second look stands above it
+        saved, rows = counted["correct"], counted["n"]
+        low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
+        if max(low - saved, saved - high) > tolerance(rows):  # plain eager mode rounds otherwise than the search did
+            raise RunError(
+                f"the saved model {one.name} answers otherwise than the one that was searched",
+                expected=f"{low} right of {rows} validation rows", got=saved,
+                remedy="this is a fault of mega_hf or of the model's own save and load: please report it",
+            )  # fmt: skip
+
+
+def make_record(
+    finding: Finding,
+    merged: list[Merged],
+    beside: list[Merged],
+    models: list[dict[str, Any]],
+    processes: Processes,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return everything that card and plots are made from; no path of this machine among it."""
+    splits, recipe, parents, root = finding.splits, finding.recipe, finding.parents, merged[-1]
+    nodes = [one.describe() for one in merged]
+    last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
+    digests = (last or root).describe()["digests"]
+    others: dict[str, Any] = {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
+    others |= {"chosen": told} if (told := choice_of(finding.journal, recipe)) else {}
+    others |= {SECOND_LOOK: _describe_second_look(last, finding.journal)} if last else {}
+    return {
+        "version": VERSION,
+        "name": recipe.name,
+        "library": parents.model.library,
+        "architecture": parents.model.structure.get("architecture", ""),
+        "parameters": root.record["parameters"],
+        "channels": parents.model.picture_shape[0],
+        "recipe": _portable(finding),
+        "models": models,
+        "search": nodes[-1]["search"],
+        "history": nodes[-1]["history"],
+        "nodes": nodes,
+        **others,
+        "parents": [
+            {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256} for p in parents.identities.values()
+        ],
+        "data": {
+            "source": splits.source, "classes": splits.classes, "matched": parents.matched,
+            "shared_pictures": splits.shared_pictures,
+            **{name: {"rows": len(rows), "spec": rows.spec, "sha256": sha} for name, rows, sha in splits.named},
+        },
+        "digests": {**digests, "recipe": recipe.sha256, "journal": file_digest(finding.journal.path)},
+        "environment": {
+            "versions": versions(), "machine": platform.machine(), "system": platform.system(),
+            "device_kind": processes.device_kind, "forward_path": finding.forward_path,
+            "processes": processes.count, "threads": torch.get_num_threads(),
+        },
+        "seconds": {"evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1), **seconds},
+        "notices": [*finding.notices, *_copies(parents, last or root)],
+    }  # fmt: skip
+
+
+def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
+    known, best = journal.nodes[last.name], last.record
+    counted = [known.find(1, i, None) for i in range(len(last.node.parents))]
+    finalists = [
+        {"name": name, "correct": one[0], "n": one[1]}
+        for name, one in zip(last.node.parents, counted, strict=True)
+        if one
+    ]
+    return last.describe() | {"finalists": finalists, "chosen": last.node.parents[best["index"]]}
+
+
+def _copies(parents: Parents, root: Merged) -> list[str]:
+    """Say so where the merged model is one of the parents, or has its weights and statistics computed anew."""
+    same = {p.name: "" for p in parents.identities.values() if p.sha256 == root.record["state"]}
+    if root.node.recalibrates:
+        opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
+        learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
+        anew = ", its BatchNorm statistics computed anew" if root.record["statistics"] else ""
+        same = {name: anew for name, weights in learned.items() if weights == root.record["weights"]} | same
+    return [f"the merged model is {name} itself{how}: nothing better was found" for name, how in same.items()]
+
+
+def _portable(finding: Finding) -> dict[str, Any]:
+    """Return the recipe with {local: NAME, sha256} in the place of each local folder and file."""
+    tree, identities = finding.recipe.to_dict(), finding.parents.identities
+    if "local" in finding.splits.source:
+        tree["data"]["path"] = {**finding.splits.source, "sha256": finding.splits.digests}
+
+    def hide(block: dict[str, Any], key: str, name: str = "") -> None:
+        place = block.get(key)
+        if isinstance(place, str) and is_local(place):
+            known = identities[name].sha256 if name in identities else _digest(finding.recipe, name, place)
+            block[key] = {"local": Path(place).name} | ({"sha256": known} if known else {})
+
+    for name, written in tree["parents"].items():
+        hide(tree["parents"], name, name)
+        if isinstance(written, dict):
+            hide(written, "weights", name)
+            hide(written.get("train", {}), "from")
+    hide(tree["train"] or {}, "from")
+    return tree
+
+
+def _digest(recipe: Recipe, name: str, place: str) -> str | None:
+    """Return the digest of a model that others were only trained from; None if it can't be read any more."""
+    try:
+        return open_parent(name, recipe.parents.get(name, place)).parent.sha256
+    except MegaError:
+        return None

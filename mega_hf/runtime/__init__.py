@@ -1,0 +1,1 @@
+"""Processes, files, locks, progress, logging, random streams, and the Hub client."""

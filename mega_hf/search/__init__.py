@@ -1,0 +1,1 @@
+"""The search itself: tensors, floats and seeds in, tensors and floats out."""

@@ -1,0 +1,1 @@
+"""Train parents from seeds."""

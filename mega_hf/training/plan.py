@@ -1,0 +1,231 @@
+"""Parents from seeds: what training starts at, what decides its outcome, and what would end it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from mega_hf.errors import DataError, ParentError, refuse_shortage
+from mega_hf.models.references import open_parent, open_unweighted
+from mega_hf.models.save import layout_digest, save_model
+from mega_hf.models.timm_models import OpenModel, build_timm, describe_timm, timm_structure
+from mega_hf.recipe.blocks import ParentRef, ParentTrain, TrainedParent, WeightsParent
+from mega_hf.recipe.schema import Recipe
+from mega_hf.recipe.tree import base
+from mega_hf.tasks.image_classification import check_labels, match_classes
+from mega_hf.tasks.splits import Splits
+from mega_hf.training.trainer import update
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts at, and the mould for what it leaves."""
+
+    opened: OpenModel
+    arguments: dict[str, Any]  # of the architecture, where no folder's config.json holds them
+    mapping: list[int]  # for each class of the data set the model's output
+
+
+def trained_source(recipe: Recipe, name: str) -> str | None:
+    """Return the trained parent that a trained parent starts from, itself or one of its snapshots; else None."""
+    source = recipe.trained[name].train.source
+    return base(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
+
+
+def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
+    """Return for each name, and for those that it starts from, the digest of everything that decides its weights.
+
+    That is settings, seed, threads, training rows, classes, and what it starts from; not which snapshots are kept.
+
+    Raises:
+        MegaError: a source can't be read; a training picture is broken.
+    """
+    assert splits.train is not None, "check_training has refused this"
+    shared = [recipe.threads, splits.train.digest, splits.class_names, splits.classes]
+    keys: dict[str, str] = {}
+    opened: dict[str, Any] = {}  # several parents may start from one model: it is read once
+
+    def _origin(name: str) -> Any:
+        source, reference = recipe.trained[name].train.source, _source(recipe, name)
+        if source is None or reference is None:
+            return None
+        if isinstance(reference, TrainedParent):
+            above, _, epoch = source.partition("@")
+            return [key(above), epoch]
+        if source not in opened:
+            one = open_parent(source, reference)
+            arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
+            opened[source] = [one.parent.sha256, layout_digest(one.model), arguments]
+        return opened[source]
+
+    def key(name: str) -> str:
+        if name not in keys:
+            settings = recipe.trained[name].train.model_dump(mode="json", exclude={"source", "checkpoints"})
+            decisive = json.dumps([settings, _origin(name), *shared], sort_keys=True)
+            keys[name] = hashlib.sha256(decisive.encode()).hexdigest()
+        return keys[name]
+
+    for name in names:
+        key(name)
+    return keys
+
+
+def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, OpenModel]:
+    """Raise what would end training later, before anything is made; no weights are read or downloaded.
+
+    Returns:
+        name -> what it will be, with fresh weights; those that are trained alike are one.
+
+    Raises:
+        DataError: there are no rows to train on, one has no label or a broken picture, or a source lacks a class.
+        ParentError: an architecture can't be built or can't take its pictures, or a source can't be opened.
+    """
+    if not names:
+        return {}
+    if splits.train is None or not len(splits.train):
+        raise DataError(
+            "no rows to train on",
+            key="train",
+            expected=f"rows of {splits.data.train}",
+            got="none beside validation and test",
+            remedy="a smaller validation split, or data.train: another split",
+        )
+    check_labels(splits.train, splits.classes)
+    built: dict[str, OpenModel] = {}
+    models: dict[str, OpenModel] = {}
+    tried: set[tuple[int, int]] = set()
+    for name in names:
+        models[name] = model = _unweighted(recipe, name, splits, built)
+        rows = min(2, recipe.trained[name].train.batch_size, len(splits.train))
+        if (id(model), rows) not in tried:
+            tried.add((id(model), rows))
+            _try(name, model, rows)
+    assert splits.train.digest, "every picture has been decoded"
+    return models
+
+
+def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start:
+    """Return what a parent's training starts at: the weights of its seed, or those of its source.
+
+    Args:
+        recipe: the parents.
+        name: which one.
+        folder: where the parents that are trained here lie; those that it starts from are there.
+        splits: the classes.
+
+    Raises:
+        MegaError: its source can't be opened, or does not fit.
+    """
+    train, reference = recipe.trained[name].train, _source(recipe, name)
+    if train.source is None or reference is None:
+        opened, arguments = _from_seed(train, splits), _lasting(train.arch_args)
+    else:
+        opened = open_parent(train.source, reference, folder / train.source).model
+        arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
+        opened = _with_dropout(opened, arguments, train)
+    return Start(opened, arguments, _fit(name, train, opened, splits))
+
+
+def save_trained(folder: Path, start: Start) -> None:
+    """Write the model, whose weights have been trained since, into a folder that is made here."""
+    state = {key: tensor.cpu().contiguous() for key, tensor in start.opened.state().items()}
+    save_model(folder, start.opened, state)
+    if start.opened.folder is None and start.arguments:  # not every timm writes them itself
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["model_args"] = config.get("model_args", {}) | start.arguments
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _source(recipe: Recipe, name: str) -> ParentRef | None:
+    """Return the reference behind a trained parent's `from`: names of the recipe win over anything else."""
+    source = recipe.trained[name].train.source
+    if source is None or source not in recipe.usable:
+        return source
+    return recipe.parents[base(source)]
+
+
+def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
+    assert train.arch is not None, "a recipe has refused this"
+    with torch.random.fork_rng(devices=[]):  # constructors know no other source of randomness
+        torch.default_generator.manual_seed(train.seed)
+        model = build_timm(train.arch, splits.classes, train.arch_args, train.data_config)
+    structure = timm_structure(train.arch.partition(".")[0], _lasting(train.arch_args))
+    return describe_timm(model, structure, {}, splits.class_names, None)
+
+
+def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]) -> OpenModel:
+    """Build what a parent will be, or take it from what was built before."""
+    train, reference = recipe.trained[name].train, _source(recipe, name)
+    if isinstance(reference, TrainedParent):
+        model = _unweighted(recipe, str(trained_source(recipe, name)), splits, built)
+    else:
+        plain = reference.model_dump() if isinstance(reference, WeightsParent) else reference
+        key = json.dumps(plain or [train.arch, train.arch_args, train.data_config], sort_keys=True)
+        if key not in built:
+            built[key] = _from_seed(train, splits) if reference is None else open_unweighted(name, reference)
+        model = built[key]
+    _fit(name, train, model, splits)
+    return model
+
+
+def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> list[int]:
+    """Map the data set's classes to a source's outputs; refuse one that is not what the recipe says."""
+    got, asked = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
+    if train.source is not None and asked and asked != got:
+        raise ParentError(
+            f"{name} is trained from another architecture", expected=f"{asked}, its arch",
+            got=f"{got} ({train.source})",
+            remedy="leave arch out where from is given (arch: null), or train from a model of that architecture",
+        )  # fmt: skip
+    try:
+        return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
+    except DataError as error:
+        raise error.but(what=f"{name} can't be trained from {train.source}: {error.what}") from None
+
+
+def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return an architecture's arguments less those that matter in training alone."""
+    return {key: value for key, value in arguments.items() if not _is_dropout(key)}
+
+
+def _is_dropout(argument: str) -> bool:
+    return argument.startswith("drop") or argument.endswith("drop_rate")  # drop_path_rate, attn_drop_rate, ...
+
+
+def _with_dropout(opened: OpenModel, arguments: dict[str, Any], train: ParentTrain) -> OpenModel:
+    """Build a source of timm's again with the recipe's dropout, which is how to train and not what a model is."""
+    dropout = {key: value for key, value in train.arch_args.items() if _is_dropout(key)}
+    if not dropout or opened.library != "timm":
+        return opened
+    if opened.folder is not None:
+        model = timm.create_model(f"local-dir:{opened.folder}", pretrained=True, **dropout)
+    else:
+        architecture = str(opened.structure["architecture"])
+        model = build_timm(architecture, opened.num_classes, arguments | dropout)
+        model.pretrained_cfg = opened.model.pretrained_cfg
+        model.load_state_dict(opened.model.state_dict())
+    return replace(opened, model=model.eval())
+
+
+def _try(name: str, model: OpenModel, rows: int) -> None:
+    """Send a batch of zeros through a model, as training will."""
+    optimizer = torch.optim.SGD(model.model.parameters(), lr=0.0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            images, labels = torch.zeros(rows, *model.picture_shape), torch.zeros(rows, dtype=torch.int64)
+            update(model.model.train(), optimizer, images, labels, 0.0)
+            model.model.eval().zero_grad(set_to_none=True)
+    except Exception as error:  # architectures raise whatever they met; nothing of it is our user's traceback
+        refuse_shortage(error)
+        raise ParentError(
+            f"{name} can't be trained: {type(error).__name__}", expected="a model that takes the pictures",
+            got=" ".join(str(error).split())[:300],
+            remedy="another input_size in train.data_config, other arch_args, or a larger batch_size",
+        ) from None  # fmt: skip

@@ -1,0 +1,317 @@
+"""`verify --evaluate K`: with the data, what a run claims to have measured is measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mega_hf.errors import RecipeError, VerificationError
+from mega_hf.evaluation.calibration import Calibration
+from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.loader import Loader
+from mega_hf.models.load import open_model
+from mega_hf.models.loaded import OpenModel
+from mega_hf.models.merge_inputs import Inputs, Source
+from mega_hf.models.save import save_model
+from mega_hf.recipe.baselines import SECOND_LOOK
+from mega_hf.recipe.paths import absolute
+from mega_hf.recipe.placeholders import is_absent
+from mega_hf.run.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
+from mega_hf.run.parents import refuse_unlike
+from mega_hf.runtime.environment import keep_freed
+from mega_hf.runtime.files import write_folder
+from mega_hf.runtime.processes import Processes
+from mega_hf.runtime.progress import Progress
+from mega_hf.tasks.splits import Splits, add_calibration, load_splits
+from mega_hf.verification.claims import Testimony, changed
+from mega_hf.verification.rebuild import _COPY, Chosen, Replayed
+from mega_hf.weights.batchnorm import statistics_names
+from mega_hf.weights.space import digest
+
+
+@dataclass(frozen=True)
+class Count:
+    """Right answers, as claimed and as found here."""
+
+    what: str
+    claimed: int | None
+    found: int | None
+    rows: int
+    unseen: int = 0  # rows that the claim says nothing of
+
+    @property
+    def difference(self) -> int:
+        """In rows; all of them where one of the two was not finite and the other was."""
+        if self.claimed is None or self.found is None:
+            return 0 if self.claimed == self.found else self.rows
+        return max(self.claimed - self.found, self.found - self.claimed - self.unseen, 0)
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """What was measured again, all of it within rounding of what was claimed; `str` is some lines."""
+
+    model: list[Count]  # the merged model's, on test and validation
+    others: list[Count]  # of parents, baselines and intermediates, likewise
+    paired: list[Count]  # test rows that only one of the two gets right
+    lines: list[Count]
+    second_look: list[Count]  # rows on which a model is right, or wrong, as the journal says
+    statistics_apart: float | None  # BatchNorm's, as they were stored and as computed again; None if nothing was
+    device_kind: str
+    claimed_on: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        said = [
+            f"accuracy on {one.what.split()[-1]:<11} {_percent(one)} measured again, "
+            f"{_percent(one, claimed=True)} claimed"
+            for one in self.model
+        ]
+        said += [
+            f"other models' counts    {_alike(self.others)}",
+            f"the paired test's       {_alike(self.paired)}",
+            f"lines of the journal    {_alike(self.lines)}",
+        ]
+        said += [f"the second look's rows  {_alike(self.second_look)}"] if self.second_look else []
+        if self.statistics_apart is not None:
+            same = (
+                "the same bits"
+                if self.statistics_apart == 0
+                else f"up to {self.statistics_apart:.2g} of a number apart"
+            )
+            said.append(f"BatchNorm's statistics  computed again: {same}")
+        if self.device_kind != self.claimed_on:
+            said.append(
+                f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may round otherwise"
+            )
+        return "\n".join(said)
+
+
+@dataclass(frozen=True)
+class Makings:
+    """What the replay made, for measuring again."""
+
+    first: OpenModel  # the first parent's, into which weights are written
+    parents: list[Source]
+    merges: list[Source]  # and baselines; what gave the merged model is last
+    chosen: list[Chosen]  # of the journal
+    recomputed: list[Replayed]  # merges whose statistics were computed anew
+    aligned: Callable[[Inputs], Inputs] | None  # puts the parents in one order, if the final merge did that
+    scratch: Path  # where baselines may be written
+
+
+@keep_freed()
+def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progress) -> Remeasured:
+    """Measure some individuals again, and every model that the report tells of.
+
+    Args:
+        told: what the run says.
+        made: what the replay made.
+        data: where the data set lies, if it was local where the run was made.
+        progress: shows how far it is.
+
+    Raises:
+        VerificationError: the rows are others, or a count is further off than rounding may move it.
+        MegaError: the data set can't be read.
+    """
+    splits = _load(told, data)
+    first, processes, header = made.first, Processes(), told.journal.header or {}
+    if header["batch_size"] > len(splits.validation):
+        raise changed("journal.jsonl", "the batch size", f"at most {len(splits.validation)}", header["batch_size"])
+    mapping, matched = refuse_unlike({"the first parent": first}, splits)
+    _compare_data(told, splits, matched)
+    load = Loader(first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share)
+    validation, test = load(splits.validation), load(splits.test)
+    calibration = load.calibration(splits, told.recipe.threads)
+    forward = Forward(first.model, processes.device)
+    apart = recompute(made.recomputed, calibration, forward) if calibration else None
+    completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
+    merges = [_as_it_lies(one, completed[one.name]) if one.name in completed else one for one in made.merges]
+    made = replace(made, merges=merges)
+    shown = {SECOND_LOOK: load(splits.second_look)} if splits.second_look else {}
+    lines, looked = _count_lines(made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress)
+    treatment = calibration if told.is_treated else None
+    models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
+    merged, others = models[-2:], models[:-2]
+    here, there = processes.device_kind, str(header.get("device_kind"))
+    return Remeasured(merged, others, paired, lines, looked, apart, here, there)
+
+
+def _as_it_lies(source: Source, folder: Path) -> Source:
+    return replace(source, sha256=digest(open_model(folder, source.name).view()))
+
+
+def _count_lines(
+    chosen: list[Chosen],
+    forward: Forward,
+    pictures_of: Callable[[str], Pictures],
+    calibration: Calibration | None,
+    progress: Progress,
+) -> tuple[list[Count], list[Count]]:
+    """Return what individuals count, and for those of which that is claimed, on how many rows they are as claimed."""
+    lines, looked = [], []
+    with progress.bar("journal", len(chosen), "evaluations") as advance:
+        for one in chosen:
+            shown = pictures_of(one.node)
+            forward.write(one.state.items(), part=bool(one.recomputed))
+            if calibration and one.recomputed:
+                calibration.recalibrate(forward, one.recomputed)
+            found = forward.answers(shown)
+            what = f"individual {one.index} of generation {one.generation} of {one.node}"
+            lines.append(Count(what, one.correct, found.correct, one.rows, one.unseen))
+            _refuse(lines[-1], "journal.jsonl")
+            if one.right is not None:
+                alike = int((one.right == (found.right.numpy() & found.finite)).sum())
+                looked.append(Count(f"{what}, row by row,", one.rows, alike, one.rows))
+                _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
+            advance(1, "")
+    return lines, looked
+
+
+def _count_models(
+    told: Testimony,
+    made: Makings,
+    shown: tuple[Pictures, Pictures, Calibration | None],
+    processes: Processes,
+    progress: Progress,
+) -> tuple[list[Count], list[Count]]:
+    """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
+    validation, test, treatment = shown
+    parents = {source.name: source for source in made.parents}
+    names = {source.name for source in made.merges}
+    save_baselines(parents, made.scratch, treatment, made.aligned, processes.device, names)
+    sources = parents | {source.name: source for source in made.merges}
+    candidates = list_candidates(told.lineup, sources, told.root, made.scratch)
+    report = told.result.report
+    different = len({one.content for one in candidates})
+    with progress.bar("models", different, "models") as advance:
+        right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
+    counts = []
+    for claimed, found in zip(report.models, count(candidates, right, validation.count), strict=True):
+        name = "the merged model" if claimed["role"] == "merged" else claimed["name"]
+        for split in ("test", "validation"):
+            said, measured = claimed[split], found[split]
+            counts.append(Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"]))
+            _refuse(counts[-1], "result.json")
+    paired = []
+    for said in report.comparisons:
+        pairing = pair(candidates, right, validation.count, said["against"])
+        for key, who in (("only_merged_right", "the merged model"), ("only_other_right", pairing.against)):
+            what = f"test rows that only {who} gets right, of it and {pairing.against}"
+            paired.append(Count(what, said[key], getattr(pairing, key), test.count))
+    for one in paired:
+        _refuse(one, "result.json")
+    return counts, paired
+
+
+def place_of(given: str) -> str:
+    """Return the absolute path of what is there, or a reference as it is given."""
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else absolute(given)
+
+
+def _load(told: Testimony, data: str | None) -> Splits:
+    wanted = told.recipe.data
+    if data is not None:
+        wanted = wanted.model_copy(update={"path": place_of(data)})
+    if is_absent(wanted.path):
+        raise RecipeError(
+            "the data set was local where the run was made", expected="a place for it", got="none",
+            remedy="add --data PATH",
+        )  # fmt: skip
+    splits = load_splits(wanted, told.recipe.trains_all)
+    if "calibration" in told.splits:
+        splits = add_calibration(splits)
+    for split in told.splits:
+        claimed = told.result.record["data"][split]["sha256"]
+        if splits.digests[split] != claimed:
+            raise VerificationError(
+                f"these are not the {split} rows of the run", where="data", expected=claimed,
+                got=splits.digests[split], remedy="the data set as it was: --data PATH, or its pinned revision",
+            )  # fmt: skip
+    return splits
+
+
+def _refuse(one: Count, where: str, what: str = "right of") -> None:
+    if one.difference > tolerance(one.rows):
+        raise VerificationError(
+            f"{one.what} is not what was claimed", where=where, expected=f"{one.claimed} {what} {one.rows}",
+            got=one.found, remedy="it was changed, or this device rounds otherwise than the one that made the run",
+        )  # fmt: skip
+
+
+def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
+    """Compare what the record says of the data beside its digests with what is there."""
+    said: dict[str, Any] = told.result.record["data"]
+    found = {"classes": splits.classes, "shared_pictures": splits.shared_pictures, "matched": matched}
+    for what, value in found.items():
+        if said.get(what) != value:
+            raise changed("result.json", f"what it says of the data's {what}", value, said.get(what))
+    for split in told.splits:
+        rows = len(getattr(splits, split))
+        if said[split]["rows"] != rows:
+            raise changed("result.json", f"how many {split} rows there are", rows, said[split]["rows"])
+
+
+def _alike(counts: list[Count]) -> str:
+    same, largest = sum(one.difference == 0 for one in counts), max((one.difference for one in counts), default=0)
+    more = f", largest difference {largest:,} of {counts[0].rows:,} rows" if largest else ""
+    return f"{same} of {len(counts)} measured again alike{more}"
+
+
+def _percent(count: Count, claimed: bool = False) -> str:
+    correct = (count.claimed if claimed else count.found) or 0
+    return f"{100 * correct / count.rows:.2f} % ({correct:,} of {count.rows:,})"
+
+
+_APART = 1e-3  # of a number, or of its tensor's root mean square: what another processor's rounding may come to
+
+
+def recompute(merges: Sequence[Replayed], calibration: Calibration, forward: Forward) -> float:
+    """Compute the statistics of merges from the calibration pictures; compare them with the run's, or store them.
+
+    Args:
+        merges: those that were recalibrated.
+        calibration: the run's pictures and threads.
+        forward: a model of this architecture.
+
+    Returns:
+        the largest difference from statistics that were known, relative to the size of the numbers.
+
+    Raises:
+        VerificationError: it is larger than rounding can make it.
+    """
+    largest = 0.0
+    for merge in merges:
+        opened = open_model(merge.folder, merge.name)
+        state = opened.state()
+        dtypes = {name: state[name].dtype for name in statistics_names(opened.model)}
+        forward.write(state.items())
+        made = calibration.recalibrate(forward, dtypes)
+        if merge.is_known:
+            apart = max(relative_difference(made[name], state[name]) for name in made)
+            largest = max(largest, apart)
+            if not apart <= _APART:
+                raise VerificationError(
+                    f"BatchNorm's statistics of {merge.name} do not follow from its weights", where="*.safetensors",
+                    expected=f"the calibration pictures' own, up to {_APART:g} of each number",
+                    got=f"up to {apart:.3g} of a number apart", remedy=_COPY,
+                )  # fmt: skip
+        else:
+            write_folder(merge.folder, lambda path, like=opened, state=state | made: save_model(path, like, state))  # type: ignore[misc]
+    return largest
+
+
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference of two tensors' numbers, relative to b's number plus b's root mean square."""
+    a, b = a.double(), b.double()
+    scale = b.abs() + b.square().mean().sqrt()
+    apart = (a - b).abs()
+    return float((apart / scale.clamp_min(1e-30)).max()) if apart.numel() else 0.0

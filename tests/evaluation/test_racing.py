@@ -1,0 +1,229 @@
+"""Population in, fitness out: known ones are not measured again, new ones are recorded before they are used."""
+
+import numpy as np
+import pytest
+import torch
+
+from mega_hf.evaluation.individuals import Seen
+from mega_hf.evaluation.racing import Evaluation
+from mega_hf.run.replay import Replay, Unrecorded
+from mega_hf.runtime.processes import Processes
+from mega_hf.runtime.seeds import streams
+from mega_hf.search.evolve import Search, evolve
+from mega_hf.search.mutation import Gaussian
+from mega_hf.search.population import Genes
+from tests.evaluation.measuring import ROWS, Record, expect, make_model, populate
+
+
+def test_every_individual_gets_its_own_count(make, pictures, encoding):
+    evaluation, record, _ = make()
+    counted = evaluation(populate(encoding), [], None)
+    assert counted == [(expect(pictures, seed), ROWS, 0) for seed in range(4)]
+    assert len(set(counted)) > 1
+    assert record.added == [(1, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_what_the_record_knows_is_used_and_not_measured(make, pictures, encoding):
+    evaluation, record, _ = make({(1, 1): (29, ROWS), (1, 3): (None, ROWS)})
+    counted = evaluation(populate(encoding), [], None)
+    assert counted == [(expect(pictures, 0), 30, 0), (29, 30, 0), (expect(pictures, 2), 30, 0), (None, 30, 0)]
+    assert record.added == [(1, 0), (1, 2)]
+
+
+def test_a_full_record_needs_no_forward_pass(make, encoding):
+    evaluation, record, _ = make({(1, i): (i, ROWS) for i in range(4)})
+    evaluation.forward = None
+    assert evaluation(populate(encoding), [], None) == [(i, ROWS, 0) for i in range(4)]
+    assert (record.added, record.pictures) == ([], 0)
+
+
+def test_the_record_of_another_generation_is_not_used(make, pictures, encoding):
+    evaluation, record, _ = make({(1, i): (0, ROWS) for i in range(4)})
+    assert evaluation(populate(encoding, generation=2), [], None)[1] == (expect(pictures, 1), ROWS, 0)
+    assert len(record.added) == 4
+
+
+def test_the_elite_keeps_its_fitness_and_is_not_measured(make, encoding):
+    evaluation, record, _ = make()
+    counted = evaluation(populate(encoding, generation=2), [], (17, ROWS, 0))
+    assert counted[0] == (17, ROWS, 0)
+    assert record.added == [(2, 1), (2, 2), (2, 3)]
+
+
+def test_an_elite_without_a_fitness_is_not_measured_either(make, encoding):
+    evaluation, record, _ = make()
+    assert evaluation(populate(encoding, generation=2), [], (None, ROWS, 0))[0] == (None, ROWS, 0)
+    assert (2, 0) not in record.added
+
+
+def test_weights_that_give_no_finite_logit_have_no_fitness(make, encoding):
+    evaluation, record, _ = make()
+    population = populate(encoding)
+    population.genomes[2, 0] = float("inf")
+    counted = evaluation(population, [], None)
+    assert counted[2] == (None, ROWS, 0)
+    assert record.known[1, 2] == (None, ROWS)
+    assert None not in [c for i, (c, *_) in enumerate(counted) if i != 2]
+
+
+def test_weights_that_nobody_gets_right_have_the_fitness_0(make, encoding):
+    """0 right answers and no fitness are different things, in the record too."""
+    evaluation, record, _ = make()
+    with torch.no_grad():
+        evaluation.pictures.labels.copy_(make_model(0)(evaluation.pictures.images).argmin(dim=1))
+    assert evaluation(populate(encoding, seeds=[0]), [], None) == [(0, ROWS, 0)]
+    assert record.known[1, 0] == (0, ROWS)
+
+
+def test_genomes_are_not_written_to(make, encoding):
+    evaluation, _, _ = make()
+    population = populate(encoding)
+    before = population.genomes.clone()
+    evaluation(population, [], None)
+    assert torch.equal(population.genomes, before)
+
+
+def test_progress_adds_up_to_the_individuals_that_need_a_fitness(make, pictures, encoding):
+    evaluation, _, told = make({(1, 1): (3, ROWS)})
+    evaluation(populate(encoding), [], None)
+    assert sum(measured for measured, _ in told) == 4
+    best = max(3, *(expect(pictures, seed) for seed in (0, 2, 3)))
+    assert told[-1][1] == best
+    told.clear()
+    evaluation(populate(encoding, generation=2), [], (best, ROWS, 0))
+    assert sum(measured for measured, _ in told) == 3
+    assert min(shown for _, shown in told) >= best
+
+
+def test_a_search_stopped_anywhere_goes_on_to_the_same_result(make, encoding):
+    parents, genes = populate(encoding, seeds=(0, 1)).genomes, Genes(((0, 36), (36, 39)), 2, (0.2, 0.2))
+    search = Search(5, 4, 3, 2, Gaussian(0.2, 0.5))
+
+    def run(known):
+        evaluation, record, _ = make(known)
+        return evolve(parents, genes, search, streams(46, "0+1"), evaluation).best, record
+
+    best, record = run({})
+    assert len(record.added) == 5 + 3 * 4
+    for kept in (0, 3, 5, 8, 17):
+        known = {key: record.known[key] for key in record.added[:kept]}
+        again, rest = run(known)
+        assert torch.equal(again.genome, best.genome)
+        assert rest.added == record.added[kept:]
+        assert rest.known == record.known
+
+
+# --- Genomes that were measured before
+
+
+def test_one_genome_is_measured_once(make, pictures, encoding, monkeypatch):
+    evaluation, record, told = make()
+    measured = []
+    measure = Evaluation._measure
+    monkeypatch.setattr(
+        Evaluation, "_measure", lambda self, *words: (measured.append(words[1]), measure(self, *words))[1]
+    )
+    counted = evaluation(populate(encoding, seeds=(0, 1, 0, 2, 1)), [], None)
+    assert counted == [(expect(pictures, seed), ROWS, 0) for seed in (0, 1, 0, 2, 1)]
+    assert measured == [0, 1, 3]
+    assert sorted(record.added) == [(1, i) for i in range(5)], "a replay needs a line for each"
+    again = evaluation(populate(encoding, generation=2, seeds=(3, 2)), [], None)
+    assert again == [(expect(pictures, seed), ROWS, 0) for seed in (3, 2)]
+    assert measured == [0, 1, 3, 0]
+    assert sum(shown for shown, _ in told) == 7
+
+
+# --- Individuals of which the record has seen some rows, nobody knows which
+
+
+@pytest.mark.parametrize(
+    ("known", "tournaments", "measured"),
+    [
+        ([(20, 30), (5, 20)], [[0, 1]], []),  # 5 to 15 right answers: behind, whatever comes
+        ([(15, 30), (5, 20)], [[0, 1]], []),  # a tie at best, which the lower index wins
+        ([(5, 20), (16, 30)], [[0, 1]], []),
+        ([(20, 30), (5, 20), (6, 20)], [[0, 1]], []),  # which of the others is better is not asked
+        ([(None, 30), (0, 30)], [[0, 1]], []),
+        ([(20, 30), (5, 20)], [[1]], [1]),  # who wins is measured to the end
+        ([(14, 30), (5, 20)], [[0, 1]], [1]),  # 15 would win
+        ([(5, 20), (15, 30)], [[0, 1]], [0]),  # a tie would be won by the lower index
+    ],
+)
+def test_rows_are_seen_where_they_decide(make, encoding, known, tournaments, measured):
+    evaluation, record, _ = make({(1, i): counted for i, counted in enumerate(known)}, full=False)
+    intervals = evaluation(populate(encoding, seeds=range(len(known))), tournaments, None)
+    assert {i for _, i in record.added} == {*measured}
+    untouched = [i for i in range(len(known)) if i not in measured]
+    assert all(intervals[i] == (*known[i], ROWS - known[i][1]) for i in untouched)
+
+
+def test_full_evaluation_sees_them_all(make, pictures, encoding):
+    evaluation, record, _ = make({(1, 0): (20, ROWS), (1, 1): (5, 20)})
+    assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == (expect(pictures, 1), ROWS, 0)
+    assert record.added == [(1, 1)]
+
+
+def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, pictures, encoding):
+    evaluation, record, _ = make({(2, 1): (9, ROWS), (2, 2): (1, ROWS)}, full=False)
+    population = populate(encoding, generation=2, seeds=(0, 1, 2))
+    assert evaluation(population, [], (2, 20, 10))[0] == (expect(pictures, 0), ROWS, 0)
+    assert record.added == [(2, 0)]
+
+
+# --- Replay
+
+
+def test_a_replay_takes_what_is_recorded_and_names_what_is_missing(encoding):
+    population = populate(encoding, generation=2)
+    replay = Replay(Record({(2, 1): (3, 20), (2, 2): (None, 30), (2, 3): (4, ROWS)}), ROWS, None)
+    found = replay(population, [], (9, 30, 0, 0, 0))
+    assert [interval[:3] for interval in found] == [(9, 30, 0), (3, 20, 10), (None, 30, 0), (4, 30, 0)]
+    with pytest.raises(Unrecorded, match="individual 0 of generation 2"):
+        replay(population, [], None)
+
+
+# --- Work shared out
+
+
+class Many:
+    """One of several processes, as far as sharing goes."""
+
+    def __init__(self, rank, count):
+        self.rank, self.count, self.is_main = rank, count, rank == 0
+
+    part = Processes.part
+
+    def add_up(self, values):
+        return values
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
+@pytest.mark.parametrize("individuals", [1, 2, 3, 4])
+def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, count, individuals, full):
+    """The last of a generation are cut into batches, so that no process waits for another's whole individual."""
+    if individuals > count and (individuals, count) != (4, 2):
+        return  # no round has more of them than processes, or two for each of several
+    population, indices, total, parts = populate(encoding), list(range(individuals)), 0, []
+    for rank in range(count):
+        evaluation, _, _ = make(full=full)
+        evaluation.processes = Many(rank, count)
+        measure, mine = evaluation._measure, []
+        evaluation._measure = lambda p, i, r, measure=measure, mine=mine: (mine.append(len(r)), measure(p, i, r))[1]
+        seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in indices]
+        evaluation._round(population, indices, seen)
+        total = total + np.array([one.correct for one in seen])
+        parts.append(-(-sum(mine) // pictures.batch_size))
+    if full or count >= 4 * individuals:
+        assert total.tolist() == [expect(pictures, seed) for seed in indices]
+    assert max(parts) - min(parts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "left", "chosen"), [(1, 12, 1), (2, 12, 4), (2, 8, 4), (2, 7, 2), (2, 1, 1), (8, 20, 8)]
+)
+def test_while_many_may_still_win_each_of_several_processes_measures_two_before_it_waits(make, count, left, chosen):
+    evaluation, _, _ = make(full=False)
+    evaluation.processes = Many(0, count)
+    seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in range(left)]
+    assert evaluation._choose(set(range(left)), seen) == list(range(chosen))

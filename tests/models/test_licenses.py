@@ -1,0 +1,84 @@
+"""Licences: read from cards, agreed upon or asked for, never guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mega_hf.errors import HubError
+from mega_hf.models.licenses import KNOWN, agreed_licence, choose_licence, read_licence
+
+MIT, APACHE = {"license": "mit"}, {"license": "apache-2.0"}
+OTHER = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# x", MIT),
+        ("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\ntags: [x]\n---\n", OTHER),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", {"license": ["mit", "apache-2.0"]}),
+        ("---\ntags: [x]\n---\n", None),
+        ("# no front matter", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\n- a\n---\n", None),
+        ("---\nlicense: 2023-05-18\n---\n", None),
+        ("---\nlicense: other\nlicense_name: 2023-05-18\n---\n", {"license": "other"}),
+        ("\xff\xfe", None),
+    ],
+)
+def test_a_models_licence_is_what_its_card_says(card: str, expected: object, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
+    assert read_licence(tmp_path) == expected
+
+
+def test_a_model_without_a_card_has_none(tmp_path: Path) -> None:
+    assert read_licence(tmp_path) is None
+    assert read_licence(None) is None
+
+
+def test_agreement() -> None:
+    assert agreed_licence({"a": MIT, "b": dict(MIT)}) == MIT
+    assert agreed_licence({"a": OTHER, "b": dict(OTHER)}) == OTHER
+    assert agreed_licence({"a": MIT, "b": APACHE}) is None
+    assert agreed_licence({"a": MIT, "b": None}) is None
+    assert agreed_licence({"a": None, "b": None}) is None
+    assert agreed_licence({}) is None
+
+
+def test_what_parents_agree_on_is_taken_and_what_is_given_counts_more() -> None:
+    assert choose_licence(None, {"a": MIT, "b": MIT}, None) == MIT
+    assert choose_licence(None, {"a": MIT, "b": MIT}, {"license": "mit", "tags": []}) == MIT
+    assert choose_licence("apache-2.0", {"a": MIT, "b": None}, {"license": "mit"}) == APACHE
+
+
+@pytest.mark.parametrize("licences", [{"a": MIT, "b": APACHE}, {"a": MIT, "b": None}, {"a": OTHER, "b": None}])
+def test_where_they_do_not_agree_it_is_asked_who_says_what(licences: dict) -> None:
+    with pytest.raises(HubError, match="under which licence") as caught:
+        choose_licence(None, licences, None)
+    text = str(caught.value)
+    for name, licence in licences.items():
+        said = "none" if licence is None else licence["license"]
+        assert f"{name}: {said}" in text
+    assert "--license" in text
+
+
+def test_another_licence_in_the_repositorys_card_is_a_conflict_too() -> None:
+    unknown = {"license": "MIT"}
+    with pytest.raises(HubError, match="a: MIT; b: MIT"):
+        choose_licence(None, {"a": unknown, "b": unknown}, None)
+    with pytest.raises(HubError, match=r"the repository's card: apache-2\.0"):
+        choose_licence(None, {"a": MIT, "b": MIT}, APACHE)
+
+
+def test_only_the_hubs_identifiers_are_taken() -> None:
+    with pytest.raises(HubError, match="no licence that the Hub knows"):
+        choose_licence("my own", {}, None)
+    assert {"mit", "apache-2.0", "unknown", "other"} <= KNOWN
+
+
+def test_other_takes_its_name_from_the_card_that_is_there() -> None:
+    assert choose_licence("other", {"a": None}, OTHER | {"tags": []}) == OTHER
+    with pytest.raises(HubError, match="needs a name"):
+        choose_licence("other", {"a": OTHER}, None)

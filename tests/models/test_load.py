@@ -1,0 +1,154 @@
+"""Folders become models, as their own libraries load them, and the record says what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mega_hf.errors import ParentError
+from mega_hf.models.load import open_model, unweighted_model
+from mega_hf.models.timm_models import open_weights
+from tests.tools import tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "timm": tiny.save_timm(root / "timm", tiny.timm_model()),
+        "half": tiny.save_timm(root / "half", tiny.timm_model(), dtype=torch.bfloat16),
+        "unnamed": tiny.save_timm(root / "unnamed", tiny.timm_model(), names=None),
+        "resnet": tiny.save_transformers(root / "resnet", tiny.transformers_model("resnet")),
+        "vit": tiny.save_transformers(root / "vit", tiny.transformers_model("vit")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["timm", "resnet", "vit"])
+def test_a_model_and_its_record(kind: str, folders: dict[str, Path]) -> None:
+    opened = open_model(folders[kind])
+    original = tiny.timm_model() if kind == "timm" else tiny.transformers_model(kind)
+    assert opened.library == ("timm" if kind == "timm" else "transformers")
+    assert (opened.labels, opened.num_classes) == (tiny.NAMES, 3)
+    assert opened.picture_shape == (3, 8, 8)
+    assert not opened.model.training
+    state = opened.state()
+    assert state.keys() == original.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in original.state_dict().items())
+    assert opened.learned() == {name for name, _ in original.named_parameters()}
+    assert set(opened.dtypes.values()) == {torch.float32}
+    json.dumps(opened.structure)
+    json.dumps(opened.preprocessing)
+
+
+@pytest.mark.parametrize("kind", ["timm", "resnet", "vit"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_pictures_are_transformed_as_configured(kind: str, mode: str, folders: dict[str, Path]) -> None:
+    """By hand: mean 0.5, standard deviation 0.25; whatever mode the picture is stored in."""
+    picture = Image.fromarray(tiny.pictures(1, 5)[0][0]).convert(mode)
+    expected = (torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(open_model(folders[kind]).transform(picture), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_is_computed_in_float32_and_remembered(folders: dict[str, Path]) -> None:
+    opened = open_model(folders["half"])
+    assert {p.dtype for p in opened.model.parameters()} == {torch.float32}
+    assert {t.dtype for t in opened.state().values() if t.is_floating_point()} == {torch.bfloat16}
+    expected = tiny.timm_model().state_dict()["conv1.weight"].bfloat16()
+    assert torch.equal(opened.state()["conv1.weight"], expected)
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_nothing_is_drawn_that_is_loaded(arch: str, tmp_path: Path) -> None:
+    """Neither in the rehearsal nor for the model; what is no parameter is what a new model has."""
+    torch.manual_seed(3)
+    arguments = {"img_size": 32} if arch == "test_vit" else {}
+    new = tiny.timm_model(arch, **arguments)
+    folder = tiny.save_timm(tmp_path / "model", new)
+    before = torch.get_rng_state()
+    opened = open_model(folder)
+    bare = open_weights(arch, folder / "model.safetensors", 3, arguments, "x")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(bare.state()[name], value) for name, value in new.state_dict().items())
+    for one, other in ((opened.model.named_parameters(), new.named_parameters()),
+                       (opened.model.named_buffers(), new.named_buffers())):  # fmt: skip
+        expected = dict(other)
+        assert all(torch.equal(value, expected.pop(name)) for name, value in one) and not expected
+
+
+def test_a_state_is_a_copy(folders: dict[str, Path]) -> None:
+    opened = open_model(folders["timm"])
+    opened.state()["conv1.weight"].zero_()
+    assert opened.state()["conv1.weight"].abs().sum() > 0
+
+
+def test_a_model_without_names(folders: dict[str, Path]) -> None:
+    assert open_model(folders["unnamed"]).labels is None
+
+
+@pytest.mark.parametrize("kind", ["timm", "resnet", "vit", "unnamed"])
+def test_a_model_without_its_weights(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """What --dry-run builds from the configuration is the same record; no weights file is needed."""
+    for file in folders[kind].glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    built, opened = unweighted_model(tmp_path, "x", {}), open_model(folders[kind])
+    assert built.structure == opened.structure
+    assert (built.labels, built.num_classes, built.preprocessing) == (
+        opened.labels, opened.num_classes, opened.preprocessing,
+    )  # fmt: skip
+    assert {k: v.shape for k, v in built.state().items()} == {k: v.shape for k, v in opened.state().items()}
+
+
+def test_bare_weights(folders: dict[str, Path]) -> None:
+    opened = open_weights("cifar_resnet8", folders["timm"] / "model.safetensors", 3, {}, "x")
+    assert torch.equal(opened.state()["fc.weight"], tiny.timm_model().state_dict()["fc.weight"])
+    assert (opened.labels, opened.folder) == (None, None)
+
+
+def test_weights_that_are_missing_are_not_random(folders: dict[str, Path], tmp_path: Path) -> None:
+    """transformers only prints a report and leaves them random."""
+    from safetensors.torch import load_file, save_file
+
+    for file in folders["resnet"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in state if "classifier" in name)
+    del state[gone]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ParentError, match="missing"):
+        open_model(tmp_path)
+
+
+def test_a_model_that_asks_for_strangers_code(folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["resnet"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ParentError):
+        open_model(tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_sharded_transformers_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = tiny.transformers_model("vit")
+    tiny.save_transformers(tmp_path / "whole", model)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    (tmp_path / "sharded" / "preprocessor_config.json").write_bytes(
+        (tmp_path / "whole" / "preprocessor_config.json").read_bytes()
+    )
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    whole, sharded = (open_model(tmp_path / name).state() for name in ("whole", "sharded"))
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+
+
+def test_an_unknown_key_of_data_config_is_named() -> None:
+    from mega_hf.models.timm_models import build_timm
+
+    with pytest.raises(ParentError, match=r"unknown key in data_config[\s\S]*input_size[\s\S]*input_sise"):
+        build_timm("cifar_resnet8", 3, {}, {"input_sise": [3, 8, 8]})

@@ -1,0 +1,143 @@
+"""Recipes that were run with local files elsewhere: read, compared, and run again once these are found."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mega_hf import MergeResult
+from mega_hf.errors import RecipeError
+from mega_hf.hub.bundle import portable_files
+from mega_hf.recipe.placeholders import absent_keys, is_found_again, mark, refuse_absent, unmark
+from mega_hf.recipe.schema import Recipe
+from tests.tools import tiny, trainings
+
+SHA = "0" * 64
+
+
+def portable() -> dict[str, Any]:
+    return {
+        "name": "x",
+        "data": {"path": {"local": "pictures", "sha256": {"validation": SHA, "test": SHA}}},
+        "parents": {
+            "a": {"local": "a", "sha256": SHA},
+            "b": {"arch": "resnet18", "num_classes": 3, "weights": {"local": "b.safetensors", "sha256": SHA}},
+            "c": {"train": {"seed": 1, "arch": "resnet18"}},
+            "d": {"train": {"seed": 1, "from": {"local": "start", "sha256": SHA}}},
+            "e": {"train": {"seed": 2, "from": "a"}},
+        },
+        "merges": {"x": {"parents": ["b", "c", "d", "e"]}},
+    }
+
+
+KEYS = ["data.path", "parents.a", "parents.b.weights", "parents.d.train.from"]
+
+
+def test_such_a_recipe_is_read_and_written_as_it_is() -> None:
+    recipe = Recipe.from_dict(portable())
+    tree = recipe.to_dict()
+    assert tree["data"]["path"] == portable()["data"]["path"]
+    assert tree["parents"]["a"] == portable()["parents"]["a"]
+    assert tree["parents"]["b"]["weights"]["local"] == "b.safetensors"
+    assert tree["parents"]["d"]["train"]["from"] == {"local": "start", "sha256": SHA}
+    assert Recipe.from_dict(tree).sha256 == recipe.sha256
+    assert [".".join(key) for key in absent_keys(tree)] == KEYS
+
+
+def test_another_digest_is_another_recipe() -> None:
+    other = portable()
+    other["parents"]["a"]["sha256"] = "1" * 64
+    assert Recipe.from_dict(other).sha256 != Recipe.from_dict(portable()).sha256
+
+
+def test_marks_are_undone_and_stand_only_for_places() -> None:
+    assert unmark(mark(portable())) == portable()
+    names = {"name": "x", "data": {"path": "o/d", "image": "absent:x"}, "parents": {"local": "o/a", "sha256": "o/b"}}
+    assert mark(names) == unmark(names) == names
+    with pytest.raises(RecipeError, match=r"parents\.a"):
+        mark({"parents": {"a": "absent:x"}})
+
+
+def test_running_it_says_what_to_add() -> None:
+    with pytest.raises(RecipeError) as caught:
+        refuse_absent(Recipe.from_dict(portable()).to_dict())
+    for key in KEYS:
+        assert f"--set {key}=PATH" in str(caught.value)
+
+
+def test_a_place_for_each_makes_it_the_same_again() -> None:
+    known = Recipe.from_dict(portable()).to_dict()
+    found = copy.deepcopy(known)
+    found["data"]["path"], found["parents"]["a"] = "/pictures", "/a"
+    assert is_found_again(found, known)
+    found["merge"]["seed"] = 7
+    assert not is_found_again(found, known)
+    found = copy.deepcopy(known)
+    found["parents"]["b"] = "/models/b"  # another form of parent
+    assert not is_found_again(found, known)
+    found = copy.deepcopy(known)
+    found["parents"] = dict(reversed(found["parents"].items()))
+    assert not is_found_again(found, known), "the order of the parents decides"
+
+
+@pytest.mark.parametrize("command", ["merge", "merge --dry-run", "train"])
+def test_every_command_says_so(command: str, data: Path, tmp_path: Path, mega) -> None:
+    tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}})
+    tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"name": "x", **tree}))
+    name, *options = command.split()
+    answer = mega(name, file, *options, *([] if options else ["--out", tmp_path / "out"]))
+    assert answer.code == 2
+    assert "--set data.path=PATH" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    tree = pair.recipe()
+    tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
+    tree["parents"]["a"] = {"local": "a", "sha256": SHA}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    places = ["--set", f"data.path={pair.data}", "--set", f"parents.a={pair.a}"]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places)
+    assert answer.code == 0, answer.err
+    missing = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places[:2], "--set", "parents.a=./nowhere")
+    assert missing.code == 2
+    assert "no such parent folder" in missing.err
+
+
+@pytest.mark.parametrize("wrong", [None, "parents.a", "data.path"])
+def test_what_is_given_is_compared_with_what_is_named(
+    wrong: str | None, copied: Path, pair: tiny.Pair, tmp_path: Path, mega, caplog
+) -> None:
+    """A stranger who makes a merge again and takes another parent is told why the weights are others."""
+    files = portable_files(MergeResult.load(copied), "me/x", {"license": "mit"})
+    recipe = files["recipe.yaml"]
+    assert isinstance(recipe, bytes)
+    (tmp_path / "recipe.yaml").write_bytes(recipe)
+    places = {"data.path": pair.data, "parents.a": pair.a, "parents.b": pair.b}
+    other = tiny.write_data(tmp_path / "data", {"train": 30, "validation": 30, "test": 30})
+    places |= {"parents.a": tiny.save_timm(tmp_path / "a", tiny.timm_model(seed=9))} if wrong == "parents.a" else {}
+    places |= {"data.path": other} if wrong == "data.path" else {}
+    words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
+    assert answer.code == 0, answer.err
+    said = f"{wrong} is not what the recipe names by its digest"
+    assert (said in caplog.text) == (wrong is not None)
+    assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (wrong is not None)
+
+
+def test_parents_whose_names_hold_dots_are_given_again(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    """As folders and repositories often are called."""
+    tree = pair.recipe(parents={"res.v1": {"local": "res.v1", "sha256": SHA}, "res.v2": {"local": "b", "sha256": SHA}})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    said = mega("merge", tmp_path / "recipe.yaml", "--dry-run").err
+    words = said.partition("add ")[2].split()
+    assert words == ["--set", "parents.res.v1=PATH", "--set", "parents.res.v2=PATH"]
+    words = [w.replace("v1=PATH", f"v1={pair.a}").replace("v2=PATH", f"v2={pair.b}") for w in words]
+    answer = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *words)
+    assert answer.code == 0, answer.err

@@ -1,0 +1,18 @@
+"""What a run keeps of itself while it is at work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from mega_hf.run.context import Run
+
+
+def test_a_stage_inside_another_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([10.0, 11.0, 15.0, 17.0])  # parents begin, training begins, training ends, parents end
+    monkeypatch.setattr("mega_hf.run.context.time.perf_counter", lambda: next(ticks))
+    run = SimpleNamespace(seconds={})
+    with Run.time(run, "parents"), Run.time(run, "training"):  # type: ignore[arg-type]
+        pass
+    assert run.seconds == {"training": 4.0, "parents": 3.0}

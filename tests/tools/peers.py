@@ -1,0 +1,187 @@
+"""The same search by peers, side by side: `python -m tests.tools.peers RECIPE.yaml [--set KEY=VALUE ...]`.
+
+PyGAD and EvoTorch get the founders, the sizes of population, tournaments and mutation of the recipe's one merge, and
+mega_hf's own eager forward pass as their fitness, with pictures resident: what is compared is how many pictures each
+search asks for and what it does beside. Each runs in a process of its own. Both are installed by
+`pip install -e ".[benchmarks]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mega_hf import Recipe, bench
+from mega_hf.evaluation.batch_size import choose_batch_size
+from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
+from mega_hf.evaluation.individuals import Genomes
+from mega_hf.models.merge_inputs import encode, open_inputs
+from mega_hf.run.node import search_node
+from mega_hf.run.parents import Parents
+from mega_hf.search.evolve import Recollection
+from mega_hf.tasks.image_classification import fill_pictures
+from mega_hf.tasks.splits import load_splits
+
+CPU = torch.device("cpu")
+
+
+class Ran(NamedTuple):
+    """One search's row in the table."""
+
+    name: str
+    seconds: float
+    individuals: int
+    pictures: int
+    accuracy: float
+
+
+class Task:
+    """What every peer is given: founders, and a fitness that counts how often it is asked."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        splits = load_splits(recipe.data)
+        parents = Parents(splits)
+        for name in recipe.leaves(None):
+            parents.admit(name, recipe.parents[name])
+        ((self.name, self.node),) = recipe.nodes().items()
+        if self.node.batchnorm != "blend":
+            raise SystemExit("the peers compute no statistics anew: --set merge.batchnorm=blend")
+        model = parents.model
+        self.encoding = encode(open_inputs(parents.sources), self.node)
+        rows = splits.validation
+        size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU, model.model, model.picture_shape)
+        self.pictures: Pictures = place_pictures(len(rows), model.picture_shape, size, CPU, 0.5)
+        fill_pictures(rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels)
+        self.forward = Forward(model.model, CPU)
+        self.asked = 0
+        tensors = [self.encoding.parents[:, a:b] for a, b in self.encoding.bounds if b - a > 1]
+        self.std = float(np.mean([tensor.std() for tensor in tensors]))
+
+    def founders(self) -> torch.Tensor:
+        """Return the recipe's first population: [population_size, size] float32."""
+        bred: list[torch.Tensor] = []
+
+        def keep(population: Genomes, *_: object) -> list[tuple[int, int, int]]:
+            bred.append(population.genomes.clone())
+            return [(0, 1, 0)] * len(population.genomes)
+
+        alone = self.node.model_copy(update={"generations": 1})
+        search_node(
+            self.name, alone, self.encoding, keep, Recollection(lambda _, make: make(), lambda _: np.empty((0, 0)))
+        )
+        return bred[0]
+
+    def fitness(self, genome: torch.Tensor) -> float:
+        """Return right answers of a genome ([size] float32) on all rows."""
+        self.asked += 1
+        self.forward.write(self.encoding.entries(genome))
+        return float(self.forward.count(self.pictures) or 0)
+
+
+def run_pygad(task: Task) -> float:
+    """Search with PyGAD, weights mutated by uniform noise of the recipe's spread; return the best right answers."""
+    import pygad
+
+    node, width = task.node, task.node.mutation.std * (task.std if task.node.mutation.relative else 1) * 3**0.5
+    search = pygad.GA(
+        num_generations=node.generations - 1, num_parents_mating=node.num_mates,
+        initial_population=task.founders().numpy(), gene_type=np.float32,
+        fitness_func=lambda _, solution, __: task.fitness(torch.from_numpy(np.asarray(solution, dtype=np.float32))),
+        parent_selection_type="tournament", K_tournament=node.tournament_size, crossover_type="uniform",
+        mutation_type="random", mutation_probability=node.mutation.rate, random_mutation_min_val=-width,
+        random_mutation_max_val=width, keep_elitism=1, random_seed=node.seed % 2**31, suppress_warnings=True,
+    )  # fmt: skip
+    search.run()
+    return float(search.best_solution(search.last_generation_fitness)[1])
+
+
+def run_evotorch(task: Task) -> float:
+    """Search with EvoTorch's genetic algorithm, weights mutated by Gaussian noise; return the best right answers."""
+    from evotorch import Problem
+    from evotorch.algorithms import GeneticAlgorithm
+    from evotorch.operators import GaussianMutation, OnePointCrossOver
+
+    node, founders = task.node, task.founders()
+    std = node.mutation.std * (task.std if node.mutation.relative else 1)
+
+    class Merging(Problem):
+        def __init__(self) -> None:
+            super().__init__("max", solution_length=founders.shape[1], initial_bounds=(-1, 1), seed=node.seed % 2**31)
+
+        def _fill(self, values: torch.Tensor) -> None:
+            values.copy_(founders[: len(values)])
+
+        def _evaluate(self, solution: Any) -> None:
+            solution.set_evals(task.fitness(solution.values.as_subclass(torch.Tensor).clone()))
+
+    problem = Merging()
+    operators = [
+        OnePointCrossOver(problem, tournament_size=node.tournament_size),
+        GaussianMutation(problem, stdev=std, mutation_probability=node.mutation.rate),
+    ]
+    search = GeneticAlgorithm(
+        problem, operators=operators, popsize=node.population_size, elitist=True, re_evaluate=False
+    )
+    search.run(node.generations - 1)  # its first step measures the founders and their children
+    return float(search.status["best_eval"])
+
+
+PEERS: dict[str, Callable[[Task], float]] = {"PyGAD": run_pygad, "EvoTorch": run_evotorch}
+
+
+def run_peer(name: str, recipe: Recipe) -> Ran:
+    """Time a peer's search; reading parents and pictures is not part of it, as it is none of ours."""
+    task = Task(recipe)
+    began = time.perf_counter()
+    best, rows = PEERS[name](task), task.pictures.count
+    return Ran(name, time.perf_counter() - began, task.asked, task.asked * rows, best / rows)
+
+
+def run_apart(name: str, words: list[str]) -> Ran:
+    """Run a peer in another process, as nobody has both in one."""
+    command = [sys.executable, "-m", "tests.tools.peers", *words, "--only", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Ran(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Run all of them, one after the other, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=PEERS, help="run this peer alone, and print its record")
+    args = parser.parse_args()
+    recipe = Recipe.from_yaml(args.recipe, args.overrides)
+    if args.only:
+        print(json.dumps(run_peer(args.only, recipe)))
+        return
+    ours = bench(recipe)
+    found = [Ran("mega_hf", ours.search_seconds, ours.evaluations, ours.pictures_evaluated, ours.accuracy)]
+    naive = Ran("naive (scaled)", ours.naive_seconds, ours.evaluations, ours.pictures_full, ours.accuracy)
+    words = [str(args.recipe), *(word for override in args.overrides for word in ("--set", override))]
+    found += [run_apart(name, words) for name in PEERS] + [naive]
+    if args.json:
+        print(json.dumps([ran._asdict() for ran in found]))
+        return
+    print(
+        "| search | seconds | times as long | individuals | pictures | best on validation |\n|---|---|---|---|---|---|"
+    )
+    for ran in found:
+        print(
+            f"| {ran.name} | {ran.seconds:,.0f} | {ran.seconds / found[0].seconds:.2f} | {ran.individuals:,} "
+            f"| {ran.pictures:,} | {100 * ran.accuracy:.2f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()

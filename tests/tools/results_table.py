@@ -1,0 +1,87 @@
+"""The results table of README.md and model_cards/README.md: `python -m tests.tools.results_table`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mega_hf.evaluation.statistics import wilson_interval
+from mega_hf.report.result import MergeResult
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README.md": "model_cards/", "model_cards/README.md": ""}
+SETTINGS = ("strict", "reference", "default")
+PAIR = "80.1 → 82.2 (ResNet-56)"
+# experiment -> the paper's claim in per cent, and the published run in each setting
+ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    **{
+        f"two seeds, search seed {seed}": (PAIR, {s: f"cifar10-resnet20-pair-{s}-{seed}" for s in SETTINGS})
+        for seed in (46, 47, 48)
+    },
+    "two seeds, recalibrated and aligned": (PAIR, {"default": "cifar10-resnet20-pair-aligned-46"}),
+    "two seeds, 381 evaluations of 5,000 rows": (PAIR, {"strict": "cifar10-resnet20-paper"}),
+    "tree of four seeds": ("", {"strict": "cifar10-resnet20-tree4"}),
+    "tree of eight seeds": ("82.2 (ResNet-56)", {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS}),
+    "three snapshots of one training": ("", {"default": "snapshots-cifar10-resnet20"}),
+    "three fine-tunes of one trunk": (
+        "",
+        {s: f"finetunes-cifar10-resnet20-{s}" for s in ("strict", "reference")}
+        | {"default": "finetunes-cifar10-resnet20"},
+    ),
+    "three fine-tunes, recalibrated": ("", {"default": "finetunes-cifar10-resnet20-recalibrated-46"}),
+}
+HEAD = ["experiment", "the paper claims", "best parent", "uniform soup", *SETTINGS]
+
+
+def results() -> dict[str, MergeResult]:
+    """Return the published results by folder name."""
+    folders = sorted(path.parent for path in (ROOT / "model_cards").glob("*/result.json"))
+    return {folder.name: MergeResult.load(folder) for folder in folders}
+
+
+def render(prefix: str) -> str:
+    """Return the table; links to cards begin with `prefix`. What was not run is not in it."""
+    published = results()
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    for experiment, (claim, runs) in ROWS.items():
+        there = {setting: published[name] for setting, name in runs.items() if name in published}
+        if there:
+            first = next(iter(there.values()))
+            parents, soup = (
+                {_best_parent(r) for r in there.values()},
+                {_test(r, "uniform_soup") for r in there.values()},
+            )
+            assert len(parents) == len(soup) == 1, f"{experiment}: the settings have other parents"
+            cells = [_cell(there[s], f"{prefix}{runs[s]}") if s in there else "not run" for s in SETTINGS]
+            row = [experiment, claim or "–", _best_parent(first), _test(first, "uniform_soup"), *cells]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _test(result: MergeResult, name: str) -> str:
+    model = next(model for model in result.report.models if model["name"] == name)
+    return f"{100 * model['test']['correct'] / model['test']['n']:.2f}"
+
+
+def _best_parent(result: MergeResult) -> str:
+    return _test(result, result.report.paired["against"])
+
+
+def _cell(result: MergeResult, link: str) -> str:
+    counted, p = result.report.merged["test"], result.report.paired["p"]
+    low, high = wilson_interval(counted["correct"], counted["n"])
+    accuracy = f"{100 * counted['correct'] / counted['n']:.2f}"
+    return f"[{accuracy}]({link}) ({100 * low:.2f} to {100 * high:.2f}), p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}"
+
+
+def write() -> None:
+    """Put the table into both pages, in the place of the one that is there."""
+    for page, prefix in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found = re.search(r"^\| experiment \|.*\n(\|.*\n)+", text, flags=re.M)
+        assert found is not None, f"{page} has no table that begins with | experiment |"
+        (ROOT / page).write_text(text.replace(found[0], render(prefix) + "\n"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,124 @@
+"""A shuffled model is put back as it was: by its weights, and by what it answers."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mega_hf.weights.axes import Axis, tie
+from mega_hf.weights.matching import activation_matching, check_orders, permute, weight_matching
+from mega_hf.weights.symmetry import Group, Place, find_symmetry
+from tests.weights.permuted import shuffle, stir
+
+KINDS = {"cifar_resnet20": (3, 16, 16), "test_efficientnet": (3, 32, 32), "test_vit": (3, 160, 160)}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def traced(request):
+    torch.manual_seed(0)
+    model = stir(timm.create_model(request.param, num_classes=5))
+    return model, find_symmetry(model, KINDS[request.param], request.param, rows=8)
+
+
+def _learned(model):
+    return [name for name, _ in model.named_parameters()]
+
+
+def test_by_weights_a_shuffled_model_is_put_back(traced):
+    model, symmetry = traced
+    state = model.state_dict()
+    moved, _ = shuffle(state, symmetry.groups, seed=1)
+    orders = weight_matching(symmetry.groups, state, moved, _learned(model), seed=46)
+    back = permute(moved, symmetry.groups, orders)
+    close = np.mean([torch.equal(back[name], state[name]) for name in state])
+    assert close == 1.0, "of its own shuffled copy every channel is found"
+    assert any(not torch.equal(moved[name], state[name]) for name in state)
+
+
+def test_by_activations_a_shuffled_model_is_put_back(traced):
+    """All but channels that answer nothing, of which one is as good as another."""
+    model, symmetry = traced
+    state = model.state_dict()
+    moved, shuffled = shuffle(state, symmetry.groups, seed=2)
+    images = torch.randn(32, *_shape(symmetry), generator=torch.Generator().manual_seed(3))
+    orders = activation_matching(symmetry, state, moved, images)
+    back = [(before[order] == np.arange(len(order))) for before, order in zip(shuffled, orders, strict=True)]
+    assert np.concatenate(back).mean() > 0.8
+    assert sum(one.all() for one in back) >= len(back) / 2
+
+
+def _shape(symmetry):
+    node = next(node for node in symmetry.module.graph.nodes if node.name == "images")
+    return node.meta["val"].shape[1:]
+
+
+def test_matching_by_weights_never_ends_further_away(traced):
+    model, symmetry = traced
+    other = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    draw = torch.Generator().manual_seed(5)
+    for name in _learned(model):
+        other[name] += torch.randn(other[name].shape, generator=draw) * other[name].abs().mean()
+    orders = weight_matching(symmetry.groups, model.state_dict(), other, _learned(model), seed=1)
+    back = permute(other, symmetry.groups, orders)
+
+    def inner(state):
+        return sum(float((state[name].double() * model.state_dict()[name].double()).sum()) for name in _learned(model))
+
+    assert inner(back) >= inner(other) - 1e-6
+
+
+def test_a_channel_that_never_changes_is_no_obstacle(traced):
+    model, symmetry = traced
+    silent = {
+        name: tensor * 0 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    node = next(node for node in symmetry.module.graph.nodes if node.name == "images")
+    images = torch.zeros(8, *node.meta["val"].shape[1:])
+    orders = activation_matching(symmetry, silent, silent, images)
+    check_orders(symmetry.groups, orders, silent)
+
+
+# --- Axes
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.lists(st.integers(1, 6), min_size=1, max_size=6))
+@settings(max_examples=300, deadline=None)
+def test_tied_axes_are_cut_alike(left, right):
+    total = max(sum(left), sum(right))
+    sides = [[*sizes, total - sum(sizes)] if sum(sizes) < total else sizes for sizes in (left, right)]
+    a, b = (Axis([run for size in sizes for run in Axis.new(size).runs]) for sizes in sides)
+    tie(a, b)
+    assert [run.piece for run in a.whole] == [run.piece for run in b.whole]
+    cuts = [set(np.cumsum(sizes).tolist()) for sizes in sides]
+    assert set(np.cumsum([run.length for run in a.whole]).tolist()) == cuts[0] | cuts[1]
+    assert not a.is_fixed
+
+
+def test_what_is_tied_to_something_fixed_is_fixed_wherever_it_stands():
+    a, b, fixed = Axis.new(6), Axis.new(6), Axis.new(2, is_fixed=True)
+    tie(a, b)
+    tie(b, Axis([*fixed.runs, *Axis.new(4).runs]))
+    assert [run.piece.is_fixed for run in a.whole] == [True, False]
+
+
+def test_what_stands_in_blocks_moves_in_blocks():
+    channels, places = Axis.new(3), Axis.new(12)
+    tie(channels.repeat(4), places)
+    assert [run.block for run in places.whole] == [4] and places.whole[0].piece is channels.whole[0].piece
+    tie(Axis.new(2).repeat(6), places)  # 6 is no multiple of 4
+    assert places.is_fixed and channels.is_fixed
+
+
+WRONG = {
+    "no permutation": ([0, 0], ("w", 0, 0, 1)), "no such dimension": ([1, 0], ("w", 2, 0, 1)),
+    "no such entry": ([1, 0], ("v", 0, 0, 1)), "beyond the end": ([1, 0], ("w", 0, 2, 1)),
+    "too large blocks": ([1, 0], ("w", 0, 0, 2)), "of no places": ([1, 0], ("w", 0, 0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("order", "place"), WRONG.values(), ids=WRONG)
+def test_orders_that_do_not_fit_are_refused(order, place):
+    with pytest.raises(ValueError):
+        check_orders([Group(2, (Place(*place),))], [np.array(order)], {"w": torch.zeros(3, 4)})
