@@ -5,7 +5,8 @@
     result = merge(Recipe.from_yaml("recipes/quickstart.yaml"))
     print(result.report)
 
-Names are loaded when they are first used, so that `import mega_hf` needs neither torch nor transformers.
+Names are loaded when they are first used, so that `import mega_hf` needs neither torch nor
+transformers.
 """
 
 from __future__ import annotations

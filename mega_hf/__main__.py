@@ -15,7 +15,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def run() -> NoReturn:
-    """Run the command line; until it has been loaded, signals end the process at once and without a traceback.
+    """Run the command line; until it has been loaded, signals end the process at once and without a
+    traceback.
 
     But for a process that a launcher started: the launcher's signals are heard in its own way.
     """

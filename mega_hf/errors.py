@@ -33,9 +33,19 @@ class MegaError(Exception):
     alone = False  # whether one process of several met it, which then must say all of it
 
     def __init__(
-        self, what: str, *, expected: object = None, got: object = None, remedy: str | None = None, where: str = ""
+        self,
+        what: str,
+        *,
+        expected: object = None,
+        got: object = None,
+        remedy: str | None = None,
+        where: str = "",
     ) -> None:
-        self.what, self.expected, self.got, self.remedy, self.where = what, expected, got, remedy, where
+        self.what = what
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+        self.where = where
         lines = [f"{where}: {what}" if where else what]
         lines += [f"  expected: {expected}"] if expected is not None else []
         lines += [f"  got:      {got}"] if got is not None else []
@@ -43,8 +53,14 @@ class MegaError(Exception):
         super().__init__("\n".join(lines))
 
     def but(self, **parts: Any) -> MegaError:
-        """Return the same error with some of its parts replaced, as they are named when it is made."""
-        mine: dict[str, Any] = {"what": self.what, "expected": self.expected, "got": self.got, "remedy": self.remedy}
+        """Return the same error with some of its parts replaced, as they are named when it is
+        made."""
+        mine: dict[str, Any] = {
+            "what": self.what,
+            "expected": self.expected,
+            "got": self.got,
+            "remedy": self.remedy,
+        }
         return type(self)(**(mine | {"where": self.where} | parts))
 
     def advise(self, more: str) -> MegaError:
@@ -54,15 +70,20 @@ class MegaError(Exception):
     def to_dict(self) -> dict[str, str | None]:
         """Return its parts as texts."""
         parts = {"where": self.where, "what": self.what, "expected": self.expected, "got": self.got}
-        return {name: None if part is None else str(part) for name, part in (parts | {"remedy": self.remedy}).items()}
+        return {
+            name: None if part is None else str(part)
+            for name, part in (parts | {"remedy": self.remedy}).items()
+        }
 
 
 class RecipeError(MegaError):
-    """The recipe, an override or an argument is not usable. Several findings are shown in one message."""
+    """The recipe, an override or an argument is not usable. Several findings are shown in one
+    message."""
 
     @classmethod
     def join(cls, findings: list[RecipeError]) -> RecipeError:
-        """Make one error of several, each on lines of its own and said once; of many the first are shown."""
+        """Make one error of several, each on lines of its own and said once; of many the first are
+        shown."""
         if len(findings) == 1:
             return findings[0]
         said = list(dict.fromkeys(map(str, findings)))
@@ -89,7 +110,8 @@ class DataError(MegaError):
     @classmethod
     @contextmanager
     def about(cls, key: str) -> Iterator[None]:
-        """Say of errors that are met inside that they are about an entry, unless they are about another."""
+        """Say of errors that are met inside that they are about an entry, unless they are about
+        another."""
         try:
             yield
         except cls as error:
@@ -106,7 +128,8 @@ class HubError(MegaError):
 
 
 class VerificationError(MegaError):
-    """A run's files don't fit together, or don't give what they claim; `where` names the culprit."""
+    """A run's files don't fit together, or don't give what they claim; `where` names the
+    culprit."""
 
     @classmethod
     def blaming(cls, where: str, error: MegaError, remedy: str | None) -> VerificationError:
@@ -125,7 +148,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's traceback."""
+    """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's
+    traceback."""
     try:
         yield
     except MegaError as error:
@@ -136,19 +160,25 @@ def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterato
         refuse_shortage(error, where)
         got = " ".join(str(error).split())[:500]
         raise ParentError(
-            f"{what}: {type(error).__name__}", where=where, expected=expected, got=got, remedy=remedy
+            f"{what}: {type(error).__name__}",
+            where=where,
+            expected=expected,
+            got=got,
+            remedy=remedy,
         ) from error
 
 
 def refuse_shortage(error: Exception, where: object = "") -> None:
-    """Raise the `shortage` that an error is, if it is one; for those who call every error a fault of their input."""
+    """Raise the `shortage` that an error is, if it is one; for those who call every error a fault
+    of their input."""
     short = shortage(error, where)
     if short is not None:
         raise short from error
 
 
 def shortage(error: BaseException, where: object = "") -> RunError | None:
-    """Return as an error of ours that a disk has no room or fails, or that memory is out; None for anything else.
+    """Return as an error of ours that a disk has no room or fails, or that memory is out; None for
+    anything else.
 
     Args:
         error: what was raised; libraries raise errors of their own because of the system's.
@@ -160,13 +190,23 @@ def shortage(error: BaseException, where: object = "") -> RunError | None:
         short = None
         if code in _NO_ROOM:
             remedy = f"make room, or raise the limit; {_RESUMES}"
-            short = RunError("can't be written", where=str(where), expected="room", got=got, remedy=remedy)
+            short = RunError(
+                "can't be written", where=str(where), expected="room", got=got, remedy=remedy
+            )
         elif code == errno.EIO:
             remedy = f"see to the disk; {_RESUMES}"
-            short = RunError("the disk fails", where=str(where), expected="a working disk", got=got, remedy=remedy)
+            short = RunError(
+                "the disk fails",
+                where=str(where),
+                expected="a working disk",
+                got=got,
+                remedy=remedy,
+            )
         elif code == errno.ENOMEM:
             remedy = f"a smaller evaluation.batch_size, or fewer processes; {_RESUMES}"
-            short = RunError("out of memory", expected="room for models and pictures", got=got, remedy=remedy)
+            short = RunError(
+                "out of memory", expected="room for models and pictures", got=got, remedy=remedy
+            )
         if short is not None:
             short.alone = True  # other processes may have had enough
             return short
@@ -175,11 +215,16 @@ def shortage(error: BaseException, where: object = "") -> RunError | None:
 
 
 def _system_code(error: BaseException) -> int | None:
-    """Return the system's error number behind an error: torch and safetensors have it in the text alone."""
+    """Return the system's error number behind an error: torch and safetensors have it in the text
+    alone."""
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+    ):
         return errno.ENOMEM
     code = re.search(r"\(os error (\d+)\)", text)  # as Rust writes it
     return int(code[1]) if code else None

@@ -1,4 +1,5 @@
-"""A hermetic environment: nothing is read from or written to the user's caches, and nothing leaves the machine."""
+"""A hermetic environment: nothing is read from or written to the user's caches, and nothing leaves
+the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import signal
 import sys
 import tempfile
 
-# All of this must stand before the first import of a Hugging Face library: they read it when they are imported.
+# All of this must stand before the first import of a Hugging Face library: they read it when they
+# are imported.
 _HOME = tempfile.mkdtemp(prefix="mega-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 _FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "OMP_", "MEGA_HF_", "TORCHELASTIC")
@@ -24,10 +26,13 @@ _LAUNCHED = (
     "ALL_PROXY",
 )
 for _name in list(os.environ):
-    if (_name.startswith(_FOREIGN) and not _name.startswith("MEGA_HF_SOAK")) or _name.upper() in _LAUNCHED:
+    if (
+        _name.startswith(_FOREIGN) and not _name.startswith("MEGA_HF_SOAK")
+    ) or _name.upper() in _LAUNCHED:
         del os.environ[_name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A suite that a script started in the background inherits this, and hands it on to commands that are interrupted.
+    # A suite that a script started in the background inherits this, and hands it on to commands
+    # that are interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 CLOSED = "http://127.0.0.1:9"  # nobody listens there: what wants the Hub by mistake fails at once
 os.environ |= {
@@ -41,7 +46,8 @@ os.environ |= {
     "MPLCONFIGDIR": f"{_HOME}/matplotlib",
     "NO_PROXY": "127.0.0.1,localhost",
     "GLOO_SOCKET_IFNAME": "lo",
-    # Two threads gain nothing on models this small, and wait for each other on a machine that is busy.
+    # Two threads gain nothing on models this small, and wait for each other on a machine that is
+    # busy.
     "OMP_NUM_THREADS": "1",
 }
 
@@ -91,7 +97,8 @@ def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def order_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop early on any processor: with AVX-512, answers of tiny models depend on a row's place in its batch."""
+    """Stop early on any processor: with AVX-512, answers of tiny models depend on a row's place in
+    its batch."""
     monkeypatch.setattr("mega_hf.evaluation.forward.Forward.is_order_free", lambda *_: True)
 
 
@@ -133,7 +140,9 @@ def copied(finished: Any, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def four(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A recipe, as a tree of values, that merges four parents in pairs."""
-    other = tiny.make_pair(tmp_path_factory.mktemp("other"), tiny.timm_model(seed=4), data=pair.data)
+    other = tiny.make_pair(
+        tmp_path_factory.mktemp("other"), tiny.timm_model(seed=4), data=pair.data
+    )
     parents = {"a": str(pair.a), "b": str(pair.b), "c": str(other.a), "d": str(other.b)}
     return pair.recipe(parents=parents, merges="pairwise")
 
@@ -170,7 +179,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]:
-    """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts them."""
+    """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts
+    them."""
     from mega_hf.evaluation.racing import Evaluation
 
     def at(stop: int) -> Iterator[int]:

@@ -1,4 +1,5 @@
-"""The rules of CONTRIBUTING.md: imports go one way, nothing heavy loads early, files stay readable."""
+"""The rules of CONTRIBUTING.md: imports go one way, nothing heavy loads early, files stay
+readable."""
 
 import ast
 import subprocess
@@ -11,16 +12,45 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mega_hf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-HEAVY = ["timm", "transformers", "datasets", "huggingface_hub", "torch", "accelerate", "scipy", "matplotlib", "numpy"]
+HEAVY = [
+    "timm",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "torch",
+    "accelerate",
+    "scipy",
+    "matplotlib",
+    "numpy",
+]
 
-# folder -> the folders, or single modules, that it may import beside `errors` and `runtime`; from the top down
+# folder -> the folders, or single modules, that it may import beside `errors` and `runtime`; from
+# the top down
 LAYERS = {
     "cli": (
-        "verification", "hub", "run", "report", "evaluation", "training", "models", "tasks", "search", "weights",
+        "verification",
+        "hub",
+        "run",
+        "report",
+        "evaluation",
+        "training",
+        "models",
+        "tasks",
+        "search",
+        "weights",
         "recipe",
     ),
     "verification": (
-        "hub", "run", "report", "evaluation", "training", "models", "tasks", "search", "weights", "recipe",
+        "hub",
+        "run",
+        "report",
+        "evaluation",
+        "training",
+        "models",
+        "tasks",
+        "search",
+        "weights",
+        "recipe",
     ),
     "hub": ("run", "report", "models", "recipe"),
     "run": ("report", "evaluation", "training", "models", "tasks", "search", "weights", "recipe"),
@@ -33,7 +63,7 @@ LAYERS = {
     "weights": (),
     "recipe": (),
     "runtime": (),
-}  # fmt: skip
+}
 # library -> the only places that may import it
 HOMES = {
     "accelerate": ("runtime",),
@@ -48,7 +78,10 @@ HOMES = {
     "huggingface_hub": ("hub", "models", "tasks", "report", "runtime.hub_client"),
     "yaml": ("recipe", "models.licenses", "report.card_edits"),
 }
-PURE = {"search": {"torch", "numpy", "cmaes"}, "weights": {"torch", "numpy", "scipy", "safetensors"}}
+PURE = {
+    "search": {"torch", "numpy", "cmaes"},
+    "weights": {"torch", "numpy", "scipy", "safetensors"},
+}
 
 
 def _name(path):
@@ -80,9 +113,15 @@ def _is_within(name, roots):
 
 
 def test_the_package_has_the_folders_of_the_design():
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {
+        path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
     assert folders == set(LAYERS)
-    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    assert {path.name for path in PACKAGE.glob("*.py")} == {
+        "__init__.py",
+        "__main__.py",
+        "errors.py",
+    }
     assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in MODULES)
 
 
@@ -97,7 +136,11 @@ def test_the_layers_are_in_order():
 def test_a_folder_imports_only_what_lies_below_it(folder):
     allowed = [f"mega_hf.{name}" for name in (folder, "errors", "runtime", *LAYERS[folder])]
     for path in sorted((PACKAGE / folder).glob("*.py")):
-        wrong = {name for name in _imports(path) if name.startswith("mega_hf") and not _is_within(name, allowed)}
+        wrong = {
+            name
+            for name in _imports(path)
+            if name.startswith("mega_hf") and not _is_within(name, allowed)
+        }
         assert not wrong, f"{_name(path)} imports {wrong}"
 
 
@@ -111,7 +154,9 @@ def test_a_library_is_imported_only_where_it_belongs(library):
 @pytest.mark.parametrize("folder", PURE)
 def test_the_core_is_pure(folder):
     for path in sorted((PACKAGE / folder).glob("*.py")):
-        others = {name for name in _imports(path) if name.partition(".")[0] not in sys.stdlib_module_names}
+        others = {
+            name for name in _imports(path) if name.partition(".")[0] not in sys.stdlib_module_names
+        }
         wrong = {name for name in others if not _is_within(name, PURE[folder] | {"mega_hf"})}
         assert not wrong, f"{_name(path)} imports {wrong}"
 
@@ -120,7 +165,10 @@ def test_no_module_imports_itself_in_a_circle():
     """At import time; an import inside a function is made later."""
     modules = {f"mega_hf.{_module(path)}": path for path in MODULES}
     graph = {
-        name: {found.rpartition(".")[0] if found not in modules else found for found in _imports(path, True)}
+        name: {
+            found.rpartition(".")[0] if found not in modules else found
+            for found in _imports(path, True)
+        }
         for name, path in modules.items()
     }
     done, path_here = set(), []
@@ -152,7 +200,9 @@ def test_no_module_imports_itself_in_a_circle():
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code):
     program = f"import sys; {code}; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -178,9 +228,14 @@ def test_no_file_is_over_500_lines(path):
 def test_every_public_name_has_a_docstring(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     missing = [] if ast.get_docstring(tree) else ["the module"]
-    for owner in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]:
+    for owner in [
+        tree,
+        *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")),
+    ]:
         for node in owner.body:
-            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            )
             missing += [node.name] if public and not ast.get_docstring(node) else []
     assert set(missing) <= {"forward"}, "torch's own name and contract"
 
@@ -192,17 +247,24 @@ def test_a_file_is_named_for_one_thing(path):
 
 
 def test_nothing_draws_from_hidden_randomness():
-    """Every draw has a named stream: no global generator is used or seeded outside the training of parents."""
+    """Every draw has a named stream: no global generator is used or seeded outside the training of
+    parents."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("np.random.", "random.")):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith(
+                ("np.random.", "random.")
+            ):
                 name = ast.unparse(node)
-                assert name in ("np.random.Generator", "np.random.Philox"), f"{_name(path)}:{node.lineno}: {name}"
+                assert name in ("np.random.Generator", "np.random.Philox"), (
+                    f"{_name(path)}:{node.lineno}: {name}"
+                )
 
 
 def test_no_error_is_swallowed():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler):
-                assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), f"{_name(path)}:{node.lineno}"
+                assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), (
+                    f"{_name(path)}:{node.lineno}"
+                )
                 assert node.type is not None, f"{_name(path)}:{node.lineno}: a bare except"

@@ -1,4 +1,5 @@
-"""Parents that can't be read or merged: exit code 2, what was expected, what stood there, what to do; nothing made."""
+"""Parents that can't be read or merged: exit code 2, what was expected, what stood there, what to
+do; nothing made."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from tests.tools import broken, tiny
 from tests.tools.broken import refused
 
 BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
-    "does not exist": (lambda pair, folder: str(folder / "nowhere"), ["no such parent folder", "nowhere"]),
+    "does not exist": (
+        lambda pair, folder: str(folder / "nowhere"),
+        ["no such parent folder", "nowhere"],
+    ),
     "truncated": (broken.truncated, ["unreadable weights", "model.safetensors", "truncated"]),
     "empty file": (broken.empty_file, ["unreadable weights", "model.safetensors"]),
     "a pickle": (broken.pickled, ["pytorch_model.bin", "pickle", "safe_serialization=True"]),
@@ -26,9 +30,18 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     "other shapes": (broken.other_shapes, ["layer2.0.conv1.weight", "[32, 17, 3, 3]"]),
     "a missing entry": (broken.missing_entry, ["fc.bias"]),
     "another dtype": (broken.other_dtype, ["a and b can't be merged", "float32", "float16"]),
-    "other classes": (broken.other_classes, ["a and b can't be merged", "classes", "3 (a)", "4 (b)"]),
-    "other label order": (broken.other_order, ["label order", "('bar', 'dash', 'slash')", "('slash', 'dash', 'bar')"]),
-    "other preprocessing": (broken.other_preprocessing, ["preprocessing", "[0.5, 0.5, 0.5]", "[0.4, 0.5, 0.6]"]),
+    "other classes": (
+        broken.other_classes,
+        ["a and b can't be merged", "classes", "3 (a)", "4 (b)"],
+    ),
+    "other label order": (
+        broken.other_order,
+        ["label order", "('bar', 'dash', 'slash')", "('slash', 'dash', 'bar')"],
+    ),
+    "other preprocessing": (
+        broken.other_preprocessing,
+        ["preprocessing", "[0.5, 0.5, 0.5]", "[0.4, 0.5, 0.6]"],
+    ),
     "no model": (broken.not_a_model, ["config.json", "architecture", "model_type"]),
     "no JSON": (broken.not_json, ["config.json", "JSON"]),
     "the same path": (lambda pair, folder: str(pair.a), ["the same twice"]),
@@ -36,7 +49,10 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
         lambda pair, folder: broken.copy_model(pair.a, folder / "twin"),
         ["the same weights", "list it once"],
     ),
-    "neither folder nor id": (lambda pair, folder: "just-a-name", ["not a parent", "./FOLDER", "just-a-name"]),
+    "neither folder nor id": (
+        lambda pair, folder: "just-a-name",
+        ["not a parent", "./FOLDER", "just-a-name"],
+    ),
     "no network": (lambda pair, folder: "org/model", ["can't be reached", "org/model", "./FOLDER"]),
 }
 
@@ -53,8 +69,14 @@ def test_bad_parent(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
 def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     files = {
         "other shapes": (pair.b / "model.safetensors", ["don't fit cifar_resnet32"]),
-        "a pickle": (Path(broken.pickled(pair, tmp_path)) / "pytorch_model.bin", [".safetensors", "save_pretrained"]),
-        "truncated": (Path(broken.truncated(pair, tmp_path)) / "model.safetensors", ["unreadable weights"]),
+        "a pickle": (
+            Path(broken.pickled(pair, tmp_path)) / "pytorch_model.bin",
+            [".safetensors", "save_pretrained"],
+        ),
+        "truncated": (
+            Path(broken.truncated(pair, tmp_path)) / "model.safetensors",
+            ["unreadable weights"],
+        ),
     }
     file, words = files[weights]
     arch = "cifar_resnet32" if weights == "other shapes" else "cifar_resnet8"
@@ -66,20 +88,29 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"data_config": {"interpolation": "foo"}}, ["pictures can't be prepared", "mend data_config"]),
+        (
+            {"data_config": {"interpolation": "foo"}},
+            ["pictures can't be prepared", "mend data_config"],
+        ),
         ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "mend data_config"]),
         ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet8", "mend them (arch_args"]),
     ],
 )
-def test_bare_weights_with_wrong_arguments(wrong, words, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_bare_weights_with_wrong_arguments(
+    wrong, words, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     bare = {"arch": "cifar_resnet8", "weights": str(pair.b / "model.safetensors"), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare | wrong})
     for more in (["--out", tmp_path / "out"], ["--dry-run"]):
         refused(mega("merge", recipe, *more), words, tmp_path)
 
 
-def test_a_folder_whose_configuration_can_not_be_built(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    folder = broken.copy_model(pair.b, tmp_path / "odd", lambda config: config.update(model_args={"block": "x"}))
+def test_a_folder_whose_configuration_can_not_be_built(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
+    folder = broken.copy_model(
+        pair.b, tmp_path / "odd", lambda config: config.update(model_args={"block": "x"})
+    )
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": folder})
     for more in (["--out", tmp_path / "out"], ["--dry-run"]):
         refused(mega("merge", recipe, *more), [folder, "block", "odd"], tmp_path)

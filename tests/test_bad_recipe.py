@@ -13,7 +13,10 @@ from tests.tools.broken import refused
 BAD_SETTINGS: dict[str, tuple[str, list[str]]] = {
     "population of one": ("merge.population_size=1", ["greater than or equal to 2", "1"]),
     "population smaller than parents": ("merge.population_size=0", ["population_size", "0"]),
-    "tournament too large": ("merge.tournament_size=7", ["tournament_size", "at most population_size, 6", "7"]),
+    "tournament too large": (
+        "merge.tournament_size=7",
+        ["tournament_size", "at most population_size, 6", "7"],
+    ),
     "rate above 1": ("merge.mutation.rate=1.5", ["merge.mutation.rate", "1.5"]),
     "rate below 0": ("merge.mutation.rate=-0.1", ["merge.mutation.rate", "-0.1"]),
     "rate no number": ("merge.mutation.rate=often", ["merge.mutation.rate", "often"]),
@@ -52,7 +55,9 @@ def test_bad_recipe_file(text: str | bytes, words: list[str], tmp_path: Path, me
 
 def test_no_recipe(tmp_path: Path, mega) -> None:
     refused(
-        mega("merge", tmp_path / "none.yaml", "--out", tmp_path / "out"), ["no such recipe", "none.yaml"], tmp_path
+        mega("merge", tmp_path / "none.yaml", "--out", tmp_path / "out"),
+        ["no such recipe", "none.yaml"],
+        tmp_path,
     )
 
 
@@ -62,14 +67,20 @@ def test_one_model_on_the_command_line(pair: tiny.Pair, tmp_path: Path, mega) ->
 
 
 def test_models_without_data(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    refused(mega("merge", pair.a, pair.b, "--out", tmp_path / "out"), ["no data set", "--data"], tmp_path)
+    refused(
+        mega("merge", pair.a, pair.b, "--out", tmp_path / "out"),
+        ["no data set", "--data"],
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file"])
 def test_out_is_a_file(where: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     file = tmp_path / "taken"
     file.write_text("precious")
-    answer = mega("merge", pair.write(tmp_path), "--out", file if where == "a file" else file / "out")
+    answer = mega(
+        "merge", pair.write(tmp_path), "--out", file if where == "a file" else file / "out"
+    )
     refused(answer, ["can't be written", "taken"], tmp_path)
     assert file.read_text() == "precious"
 
@@ -78,17 +89,25 @@ def test_out_is_a_file(where: str, pair: tiny.Pair, tmp_path: Path, mega) -> Non
 def test_out_without_the_right_to_write(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    refused(mega("merge", pair.write(tmp_path), "--out", locked / "out"), ["can't be written", "locked"], tmp_path)
+    refused(
+        mega("merge", pair.write(tmp_path), "--out", locked / "out"),
+        ["can't be written", "locked"],
+        tmp_path,
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that even root can't write to")
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs a file system that even root can't write to"
+)
 def test_out_that_the_system_refuses(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.write(tmp_path), "--out", "/proc/mega-tests/out")
     refused(answer, ["/proc/mega-tests"], tmp_path)
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["plain", "overwrite"])
-def test_out_holds_something_else(overwrite: list[str], pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_out_holds_something_else(
+    overwrite: list[str], pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("precious")
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "photos", *overwrite)

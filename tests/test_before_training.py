@@ -1,4 +1,5 @@
-"""What would end a run after its training, which may take days, is found before it; and nothing trained is lost."""
+"""What would end a run after its training, which may take days, is found before it; and nothing
+trained is lost."""
 
 from __future__ import annotations
 
@@ -24,9 +25,14 @@ def of_seeds(data: Path, parents: dict[str, Any] | None = None, **train: Any) ->
 # --- Labels of the training rows
 
 
-def changed_train(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], names: Any) -> Path:
+def changed_train(
+    folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], names: Any
+) -> Path:
     """Write the tiny data set, its training rows changed."""
-    rows = {name: tiny.split(count, seed, names) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
+    rows = {
+        name: tiny.split(count, seed, names)
+        for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+    }
     return tiny.write_splits(folder, rows | {"train": rows["train"].map(change)})
 
 
@@ -42,8 +48,14 @@ def test_rows_without_a_label_are_not_trained_on(pair: tiny.Pair, tmp_path: Path
     data = changed_train(tmp_path / "data-set", unlabelled, tiny.NAMES)
     recipe = pair.write(tmp_path, **of_seeds(data))
     for words in (["--out", tmp_path / "out"], ["--dry-run"]):
-        refused(mega("merge", recipe, *words), ["labels out of range in train", "0 to 2", "-1 in row"], tmp_path)
-    given = pair.write(tmp_path, data={"path": str(data), "validation": "validation", "test": "test"})
+        refused(
+            mega("merge", recipe, *words),
+            ["labels out of range in train", "0 to 2", "-1 in row"],
+            tmp_path,
+        )
+    given = pair.write(
+        tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
+    )
     assert mega("merge", given, "--dry-run").code == 0, "nothing is trained on them"
 
 
@@ -71,14 +83,17 @@ APART: dict[str, tuple[Callable[[tiny.Pair, Path], dict[str, Any]], list[str]]] 
         ["can't be merged: other shapes or dtypes", "float16"],
     ),
     "order of the classes": (
-        lambda pair, folder: {"a": {"seed": 1}, "b": copy_model(pair.b, folder / "named", other_names)},
+        lambda pair, folder: {
+            "a": {"seed": 1},
+            "b": copy_model(pair.b, folder / "named", other_names),
+        },
         ["can't be merged: other classes or label order", "slash"],
     ),
     "only which snapshots are kept": (
         lambda pair, folder: {"a": {"seed": 1}, "b": {"seed": 1, "checkpoints": 1}},
         ["another model than a", "the same twice"],
     ),
-}  # fmt: skip
+}
 
 
 def half(pair: tiny.Pair, folder: Path) -> str:
@@ -101,10 +116,17 @@ def test_parents_that_can_not_be_merged(case: str, pair: tiny.Pair, tmp_path: Pa
     assert said.code == 2, f"the dry run has nothing against it:\n{said.out}"
 
 
-def test_a_fine_tune_keeps_the_dtype_of_what_it_starts_from(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    """It is known from the header of the weights before any is read, and two such parents go together."""
+def test_a_fine_tune_keeps_the_dtype_of_what_it_starts_from(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
+    """It is known from the header of the weights before any is read, and two such parents go
+    together."""
     source = half(pair, tmp_path)
-    parents = {"a": {"seed": 1, "from": source, "learning_rate": 0.1}, "b": {"seed": 2, "from": "a"}, "c": source}
+    parents = {
+        "a": {"seed": 1, "from": source, "learning_rate": 0.1},
+        "b": {"seed": 2, "from": "a"},
+        "c": source,
+    }
     recipe = of_seeds(pair.data, parents, epochs=1)
     assert mega("merge", pair.write(tmp_path, **recipe), "--dry-run").code == 0
     merge(Recipe.from_dict(recipe), tmp_path / "out")
@@ -123,17 +145,23 @@ def data_copy(pair: tiny.Pair, tmp_path: Path) -> Path:
 
 def of_three(data: Path, **train: Any) -> Recipe:
     parents = {name: {"seed": seed} for seed, name in enumerate("abc", 1)}
-    return Recipe.from_dict(of_seeds(data, parents, **({"epochs": 1} | train)) | {"merges": "pairwise"})
+    return Recipe.from_dict(
+        of_seeds(data, parents, **({"epochs": 1} | train)) | {"merges": "pairwise"}
+    )
 
 
 def fewer_rows(data: Path, rows: int = 90) -> None:
     """Leave so many training rows in a data set."""
-    splits = {name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
+    splits = {
+        name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+    }
     shutil.rmtree(data)
     tiny.write_splits(data, splits | {"train": splits["train"].select(range(rows))})
 
 
-def test_parents_of_a_run_are_not_trained_otherwise_unasked(data_copy: Path, tmp_path: Path) -> None:
+def test_parents_of_a_run_are_not_trained_otherwise_unasked(
+    data_copy: Path, tmp_path: Path
+) -> None:
     recipe, out = of_three(data_copy), tmp_path / "out"
     merge_only(recipe, "a+b", out)
     kept = trainings.stored(out / "parents")
@@ -170,12 +198,18 @@ def test_nor_are_those_of_another_recipe(pair: tiny.Pair, tmp_path: Path) -> Non
     kept = trainings.stored(shared)
     for overwrite in (False, True):
         with pytest.raises(RunError, match="another --parents"):
-            merge(of_three(pair.data, learning_rate=0.1), tmp_path / "two", parents=shared, overwrite=overwrite)
+            merge(
+                of_three(pair.data, learning_rate=0.1),
+                tmp_path / "two",
+                parents=shared,
+                overwrite=overwrite,
+            )
     assert trainings.stored(shared) == kept
 
 
 def test_after_an_update_of_a_part_the_rest_goes_on(pair: tiny.Pair, tmp_path: Path) -> None:
-    """Whoever has said --update once need not say it again; and no report stands that is of other parents."""
+    """Whoever has said --update once need not say it again; and no report stands that is of other
+    parents."""
     out, changed = tmp_path / "out", of_three(pair.data, learning_rate=0.1)
     merge(of_three(pair.data), out)
     merge_only(changed, "a+b", out, update=True)
@@ -203,7 +237,9 @@ def test_trainings_are_announced(pair: tiny.Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["", "nodes", "merged/deep"])
-def test_trained_parents_among_a_runs_own_files(where: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_trained_parents_among_a_runs_own_files(
+    where: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     recipe, out = pair.write(tmp_path, **of_seeds(pair.data)), tmp_path / "out"
     answer = mega("merge", recipe, "--out", out, "--parents", out / where)
     refused(answer, ["can't be kept there", "outside the run's"], tmp_path)
@@ -214,7 +250,9 @@ def test_trained_parents_among_a_runs_own_files(where: str, pair: tiny.Pair, tmp
 
 def test_a_node_that_no_order_gives(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     parents = {name: {"seed": seed} for seed, name in enumerate("abc")}
-    recipe = pair.write(tmp_path, **of_seeds(pair.data, parents), merges="pairwise", order="accuracy")
+    recipe = pair.write(
+        tmp_path, **of_seeds(pair.data, parents), merges="pairwise", order="accuracy"
+    )
     for name in ("nosuch", "a+b+c+d", "a+a", ""):
         words = ["no such node", "a+b, a+b+c", "in another order", name]
         refused(mega("merge", recipe, "--only", name, "--out", tmp_path / "out"), words, tmp_path)

@@ -1,4 +1,5 @@
-"""What should not lie in folders (others' files, damaged models, changed recipes) is neither used nor lost."""
+"""What should not lie in folders (others' files, damaged models, changed recipes) is neither used
+nor lost."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["weights", "config", "stamp", "truncated"])
-def test_a_damaged_parent_is_trained_again(what: str, seeds: MergeResult, seeds_copy: Path, pair, caplog) -> None:
+def test_a_damaged_parent_is_trained_again(
+    what: str, seeds: MergeResult, seeds_copy: Path, pair, caplog
+) -> None:
     folder = seeds_copy / "parents" / "a"
     if what == "weights":
         flip(folder / "model.safetensors")
@@ -64,7 +67,9 @@ def test_a_damaged_parent_is_trained_again(what: str, seeds: MergeResult, seeds_
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_was_not_trained_here_is_never_replaced(kind: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_what_was_not_trained_here_is_never_replaced(
+    kind: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     kept = tmp_path / "mine" / "b"
     kept.parent.mkdir()
     if kind == "folder":
@@ -94,7 +99,9 @@ def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path:
     from mega_hf.models.references import open_parent
 
     folder = Path(shutil.copytree(pair.a, tmp_path / "a"))
-    source = Source("a", open_parent("a", str(folder)).parent.sha256, "", lambda: open_model(folder))
+    source = Source(
+        "a", open_parent("a", str(folder)).parent.sha256, "", lambda: open_model(folder)
+    )
     assert source.open().num_classes == 3
     flip(folder / "model.safetensors")
     with pytest.raises(RunError, match="a was changed while the run was going on"):
@@ -131,11 +138,16 @@ def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copi
     with pytest.raises(RunError, match=r"the run's own recipe was changed[\s\S]*--overwrite"):
         merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == before
-    assert merge(Recipe.from_dict(pair.recipe()), copied, update=True).record["search"]["evaluations"] == 26
+    assert (
+        merge(Recipe.from_dict(pair.recipe()), copied, update=True).record["search"]["evaluations"]
+        == 26
+    )
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x81", b"", None])
-def test_a_recipe_that_is_lost_or_garbled(content: bytes | None, pair: tiny.Pair, copied: Path, mega) -> None:
+def test_a_recipe_that_is_lost_or_garbled(
+    content: bytes | None, pair: tiny.Pair, copied: Path, mega
+) -> None:
     file = copied / "recipe.yaml"
     file.unlink() if content is None else file.write_bytes(content)
     for words in ([], ["--update"], ["--overwrite"]):
@@ -145,7 +157,9 @@ def test_a_recipe_that_is_lost_or_garbled(content: bytes | None, pair: tiny.Pair
     assert (copied / "journal.jsonl").exists() and (copied / "merged").exists()
 
 
-@pytest.mark.parametrize("file", ["merged/config.json", "nodes/a+b/config.json", "nodes/c+d/model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["merged/config.json", "nodes/a+b/config.json", "nodes/c+d/model.safetensors"]
+)
 def test_a_finished_run_is_finished_while_its_models_are_whole(
     file: str, four: dict[str, Any], treed: MergeResult, treed_copy: Path, measured: list[str]
 ) -> None:

@@ -1,4 +1,5 @@
-"""A disk that is full, at any write: said, nothing half-written taken for whole, and the run goes on with room."""
+"""A disk that is full, at any write: said, nothing half-written taken for whole, and the run goes
+on with room."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from tests.tools import started as runs
 ROUNDS = 3 * int(os.environ.get("MEGA_HF_SOAK", "1"))
 
 
-def _limited(command: list[str], limit: int, **environment: str) -> subprocess.CompletedProcess[str]:
+def _limited(
+    command: list[str], limit: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command that can write no file beyond so many bytes."""
 
     def limit_files() -> None:
@@ -35,12 +38,19 @@ def _limited(command: list[str], limit: int, **environment: str) -> subprocess.C
     words = [*runs.MEGA, *command]
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
     soak.count()
-    return subprocess.run(words, preexec_fn=limit_files, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run(
+        words, preexec_fn=limit_files, capture_output=True, text=True, env=env, timeout=120
+    )
 
 
 def _assert_said(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 2, done.stderr
-    for part in ("mega-hf: error: ", "expected: room", "remedy:   make room", "the same command goes on"):
+    for part in (
+        "mega-hf: error: ",
+        "expected: room",
+        "remedy:   make room",
+        "the same command goes on",
+    ):
         assert part in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
 
@@ -65,8 +75,11 @@ def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_run_goes_on_from_any_write_that_failed(command, tmp_path: Path, whole: MergeResult, mega) -> None:
-    """Limits that rise meet the recipe, the journal, the weights, the plots and the card, each in its turn."""
+def test_a_run_goes_on_from_any_write_that_failed(
+    command, tmp_path: Path, whole: MergeResult, mega
+) -> None:
+    """Limits that rise meet the recipe, the journal, the weights, the plots and the card, each in
+    its turn."""
     sizes = sorted({path.stat().st_size for path in whole.folder.rglob("*") if path.is_file()})
     draw = random.Random(0)
     for limit in sorted(draw.randrange(1, sizes[-1]) for _ in range(ROUNDS)):
@@ -100,7 +113,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(pair, small: Path, whole, tmp_path, mega) -> None:
+def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(
+    pair, small: Path, whole, tmp_path, mega
+) -> None:
     command = ["merge", pair.write(tmp_path), "--out", small / "out", "--quiet"]
     ballast = small / "ballast"
     for free in (0, 8, 60, 400, 1300, 2600):
@@ -114,7 +129,9 @@ def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(pair, small: P
         soak.count()
         if answer.code == 0:
             break
-        assert answer.code == 2 and "expected: room" in answer.err and "No space left" in answer.err, answer.err
+        assert (
+            answer.code == 2 and "expected: room" in answer.err and "No space left" in answer.err
+        ), answer.err
         assert str(small / "out") in answer.err
         assert not list(small.rglob(".mega-*"))
     ballast.unlink()
@@ -122,7 +139,9 @@ def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(pair, small: P
     runs.assert_one_result(small, whole)
 
 
-def test_a_training_goes_on_from_a_state_that_could_not_be_written(pair, tmp_path: Path, mega, monkeypatch) -> None:
+def test_a_training_goes_on_from_a_state_that_could_not_be_written(
+    pair, tmp_path: Path, mega, monkeypatch
+) -> None:
     recipe = pair.write(tmp_path, **trainings.tree(pair.data))
     sync, left = os.fsync, [6]
 
@@ -140,23 +159,35 @@ def test_a_training_goes_on_from_a_state_that_could_not_be_written(pair, tmp_pat
     assert answer.code == 2 and "expected: room" in answer.err, answer.err
     assert not list((tmp_path / "out").rglob(".mega-*"))
     assert mega(*words, tmp_path / "out").code == 0
-    assert trainings.stored(tmp_path / "out" / "parents") == trainings.stored(tmp_path / "whole" / "parents")
+    assert trainings.stored(tmp_path / "out" / "parents") == trainings.stored(
+        tmp_path / "whole" / "parents"
+    )
 
 
 # --- The answer
 
 
 @pytest.mark.parametrize("words", [["merge"], ["--help"]])
-def test_an_answer_that_cannot_be_written_is_no_success(words: list[str], finished, pair, tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_written_is_no_success(
+    words: list[str], finished, pair, tmp_path: Path
+) -> None:
     command = [*runs.MEGA, *words]
-    command += [str(pair.write(tmp_path)), "--out", str(finished.folder), "--quiet"] if words == ["merge"] else []
+    command += (
+        [str(pair.write(tmp_path)), "--out", str(finished.folder), "--quiet"]
+        if words == ["merge"]
+        else []
+    )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2
-    assert done.stderr.startswith("mega-hf: error: standard output: can't be written\n  expected: room"), done.stderr
+    assert done.stderr.startswith(
+        "mega-hf: error: standard output: can't be written\n  expected: room"
+    ), done.stderr
     assert "Exception" not in done.stderr
-    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, env=env)
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, env=env
+    )
     assert closed.returncode == 2 and "standard output is closed" in closed.stderr
     unheard = subprocess.run(["sh", "-c", '"$@" > /dev/full 2> /dev/full', "sh", *command], env=env)
     assert unheard.returncode != 0
@@ -177,7 +208,11 @@ def _wrapped(inner: Exception) -> Exception:
 
 def test_a_shortage_is_known_in_any_wrapping() -> None:
     full = "Error while serializing: I/O error: No space left on device (os error 28)"
-    for error in (OSError(errno.ENOSPC, "No space"), OSError(errno.EDQUOT, "Quota"), SafetensorError(full)):
+    for error in (
+        OSError(errno.ENOSPC, "No space"),
+        OSError(errno.EDQUOT, "Quota"),
+        SafetensorError(full),
+    ):
         for one in (error, _wrapped(error)):
             short = shortage(one, "here/file")
             assert short is not None and short.alone
@@ -193,7 +228,10 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
         torch.empty(1 << 60)
     for error in (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
         assert "out of memory\n  expected: room" in str(shortage(error))
-        with pytest.raises(RunError, match="out of memory"), library_errors("can't be loaded", "a", "a model", "none"):
+        with (
+            pytest.raises(RunError, match="out of memory"),
+            library_errors("can't be loaded", "a", "a model", "none"),
+        ):
             raise error
     with pytest.raises(ParentError), library_errors("can't be loaded", "a", "a model", "none"):
         raise RuntimeError("a missing key")
@@ -208,7 +246,9 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         answer = mega("compare", "a", "b")
-        assert answer.code == 2 and answer.err.startswith(f"mega-hf: process {rank}: error: out of memory\n  expected")
+        assert answer.code == 2 and answer.err.startswith(
+            f"mega-hf: process {rank}: error: out of memory\n  expected"
+        )
 
 
 def test_a_fault_in_one_of_several_processes_names_it(mega, monkeypatch, capsys) -> None:

@@ -21,7 +21,9 @@ KINDS = {
     "transformers resnet": lambda folder: tiny.make_pair(
         folder, tiny.transformers_model("resnet"), tiny.save_transformers
     ),
-    "transformers vit": lambda folder: tiny.make_pair(folder, tiny.transformers_model("vit"), tiny.save_transformers),
+    "transformers vit": lambda folder: tiny.make_pair(
+        folder, tiny.transformers_model("vit"), tiny.save_transformers
+    ),
     "bfloat16": lambda folder: tiny.make_pair(folder, tiny.timm_model(), dtype=torch.bfloat16),
     "float16": lambda folder: tiny.make_pair(folder, tiny.timm_model(), dtype=torch.float16),
 }
@@ -29,8 +31,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_measured_is_what_is_saved(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind of parent: stored dtype kept, and the file holds the very weights whose fitness won."""
+def test_what_was_measured_is_what_is_saved(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of parent: stored dtype kept, and the file holds the very weights whose fitness
+    won."""
     pair = KINDS[kind](tmp_path)
     measured: list[dict[str, torch.Tensor]] = []
     write = Forward.write
@@ -46,8 +51,12 @@ def test_what_was_measured_is_what_is_saved(kind: str, tmp_path: Path, monkeypat
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     model = load(kind, result.merged)
     found = {k: v.float() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    assert any(all(torch.equal(found[k], state[k].contiguous()) for k in found) for state in measured)
-    assert result.record["search"]["generation"] > 1 or result.record["search"]["index"] > 1, "a parent won"
+    assert any(
+        all(torch.equal(found[k], state[k].contiguous()) for k in found) for state in measured
+    )
+    assert result.record["search"]["generation"] > 1 or result.record["search"]["index"] > 1, (
+        "a parent won"
+    )
     for split in ("validation", "test"):
         assert tiny.count(model.float(), split) == result.report.merged[split]["correct"]
     if "vit" in kind or kind == "no BatchNorm":
@@ -66,11 +75,14 @@ def load(kind: str, folder: Path) -> torch.nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def test_no_forward_pass_sees_a_test_picture_before_the_search_has_ended(pair: tiny.Pair, tmp_path: Path) -> None:
+def test_no_forward_pass_sees_a_test_picture_before_the_search_has_ended(
+    pair: tiny.Pair, tmp_path: Path
+) -> None:
     rows = {row.numpy().tobytes() for row in tiny.as_tensors(90, 3)[0]}
     known = {row.numpy().tobytes() for row in tiny.as_tensors(60, 2)[0]}
     journal = tmp_path / "out" / "journal.jsonl"
-    seen: list[tuple[str, int]] = []  # which split, and how many individuals had been measured by then
+    # which split, and how many individuals had been measured by then
+    seen: list[tuple[str, int]] = []
 
     def spy(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.is_tensor(inputs[0]) and inputs[0].ndim == 4 and inputs[0].shape[1:] == (3, 8, 8):
@@ -108,13 +120,20 @@ def test_not_finite_logits_are_the_worst_and_stop_nothing(pair: tiny.Pair, tmp_p
     assert sum(generation["failed"] for generation in result.history) > 0
 
 
-def test_bare_weights_of_an_architecture(finished: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_bare_weights_of_an_architecture(
+    finished: MergeResult, pair: tiny.Pair, tmp_path: Path
+) -> None:
     bare = {
-        name: {"arch": "cifar_resnet8", "weights": str(folder / "model.safetensors"), "num_classes": 3}
+        name: {
+            "arch": "cifar_resnet8",
+            "weights": str(folder / "model.safetensors"),
+            "num_classes": 3,
+        }
         for name, folder in (("a", pair.a), ("b", pair.b))
     }
     result = merge(
-        Recipe.from_dict(pair.recipe(parents=bare, merge=tiny.MERGE | {"generations": 1})), tmp_path / "out"
+        Recipe.from_dict(pair.recipe(parents=bare, merge=tiny.MERGE | {"generations": 1})),
+        tmp_path / "out",
     )
     assert "classes are matched by position" in " ".join(result.record["notices"])
     assert str(tmp_path) not in (result.folder / "result.json").read_text()

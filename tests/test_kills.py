@@ -12,10 +12,14 @@ import pytest
 
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 4)])
-def test_a_run_that_is_killed_anywhere_gives_the_same_result(processes: int, kills: int, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_anywhere_gives_the_same_result(
+    processes: int, kills: int, tmp_path: Path
+) -> None:
     words = ["--processes", str(processes), "--kills", str(kills), "--seed", "46"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.tools.kills", str(tmp_path / "kills"), *words], capture_output=True, text=True
+        [sys.executable, "-m", "tests.tools.kills", str(tmp_path / "kills"), *words],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     tally = json.loads(done.stdout.splitlines()[-1])

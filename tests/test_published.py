@@ -20,7 +20,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda path: path.name)
 def test_a_published_card_is_made_from_its_result_byte_for_byte(folder):
-    assert (folder / "README.md").read_text(encoding="utf-8") == render_card(MergeResult.load(folder))
+    assert (folder / "README.md").read_text(encoding="utf-8") == render_card(
+        MergeResult.load(folder)
+    )
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda path: path.name)
@@ -40,15 +42,19 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
 
 @pytest.mark.parametrize("folder", CARRYING, ids=lambda path: path.name)
 def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
-    """On whatever processor this runs; those of other parents are verified where these lie (tests/test_real.py)."""
+    """On whatever processor this runs; those of other parents are verified where these lie
+    (tests/test_real.py)."""
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    local, parents = (
-        [parent["name"] for parent in record["parents"] if "local" in parent],
-        study_table.carried_by(folder),
+    local = [parent["name"] for parent in record["parents"] if "local" in parent]
+    parents = study_table.carried_by(folder)
+    answer = mega(
+        "verify",
+        folder,
+        *(word for name in local for word in ("--parent", f"{name}={parents}/{name}")),
     )
-    answer = mega("verify", folder, *(word for name in local for word in ("--parent", f"{name}={parents}/{name}")))
     assert answer.code == 0, answer.err
-    what = "weights" if "calibration" in record["data"] else "file"  # of which statistics are a part, from pictures
+    # of which statistics are a part, from pictures
+    what = "weights" if "calibration" in record["data"] else "file"
     assert record["digests"][what] in answer.out
 
 
@@ -68,15 +74,22 @@ def test_every_published_result_stands_in_the_table():
 
 def test_the_readme_shows_what_the_published_quickstart_gave():
     result = MergeResult.load(ROOT / "model_cards" / "quickstart")
-    assert f"ends with\n\n```\n{result.report}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
-    asked, made = Recipe.from_yaml(ROOT / "recipes" / "quickstart.yaml").to_dict(), result.record["recipe"]
-    assert all(made[block] == asked[block] for block in asked if block != "data"), "by another recipe"
+    assert f"ends with\n\n```\n{result.report}\n```\n" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
+    asked = Recipe.from_yaml(ROOT / "recipes" / "quickstart.yaml").to_dict()
+    made = result.record["recipe"]
+    assert all(made[block] == asked[block] for block in asked if block != "data"), (
+        "by another recipe"
+    )
 
 
 def test_the_studys_table_is_made_of_the_committed_results():
     assert len(study_table.runs()) >= 3 and study_table.FIGURE.is_file()
     page = study_table.PAGE.read_text(encoding="utf-8")
-    assert study_table.render() in page and study_table.summarize() in page, "python -m tests.tools.study_table"
+    assert study_table.render() in page and study_table.summarize() in page, (
+        "python -m tests.tools.study_table"
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -89,18 +102,31 @@ def test_every_recipe_is_usable_and_says_how_to_run_it(path):
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=pytest.mark.long) if "paper-" in path.name else path for path in RECIPES],
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.long) if "paper-" in path.name else path
+        for path in RECIPES
+    ],
     ids=lambda path: path.name,
-)  # fmt: skip
+)
 def test_every_recipe_is_dry_run(path, data, mega):
-    """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree is drawn."""
+    """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree
+    is drawn."""
     there = path.name == "quickstart.yaml"
     splits = {"path": data, "validation": "validation", "test": "test", "train": "train"}
-    words = [] if there else [word for key, value in splits.items() for word in ("--set", f"data.{key}={value}")]
+    words = (
+        []
+        if there
+        else [word for key, value in splits.items() for word in ("--set", f"data.{key}={value}")]
+    )
     answer = mega("merge", path, "--dry-run", *words)
     assert answer.code == 0, answer.err
     recipe = Recipe.from_yaml(path)
-    assert all(f"{parent}  trained here" in answer.out for parent in recipe.nodes() if parent in recipe.parents)
+    assert all(
+        f"{parent}  trained here" in answer.out
+        for parent in recipe.nodes()
+        if parent in recipe.parents
+    )
     assert f"in {len(recipe.nodes())} merge" in answer.out
     assert "Nothing was made." in answer.out
 
@@ -114,7 +140,12 @@ def test_the_papers_experiments_are_all_there():
         if path.stem.startswith("paper-"):
             recipe = Recipe.from_yaml(path)
             train, merge = recipe.train, recipe.merge
-            assert (train.optimizer, train.learning_rate, train.batch_size, train.epochs) == ("adam", 0.01, 256, 50)
+            assert (train.optimizer, train.learning_rate, train.batch_size, train.epochs) == (
+                "adam",
+                0.01,
+                256,
+                50,
+            )
             assert (train.augmentation, train.schedule, recipe.data.validation) == (
                 "none",
                 "constant",
@@ -137,7 +168,10 @@ def test_the_readme_shows_the_two_set_up_commands_first():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     first = re.search(r"```\n(.*?)```", text, flags=re.S)
     assert first is not None
-    assert [line.split("  ")[0] for line in first[1].splitlines()] == ["make quickstart", "make test"]
+    assert [line.split("  ")[0] for line in first[1].splitlines()] == [
+        "make quickstart",
+        "make test",
+    ]
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "\nquickstart:" in targets and "\ntest:" in targets
 
@@ -156,5 +190,7 @@ def test_the_readme_recipe_is_valid(tmp_path):
     recipe = Recipe.from_yaml(path)
     assert (
         recipe.merge
-        == Recipe.from_dict({"name": "x", "data": {"path": "a/b"}, "parents": {"a": "o/a", "b": "o/b"}}).merge
+        == Recipe.from_dict(
+            {"name": "x", "data": {"path": "a/b"}, "parents": {"a": "o/a", "b": "o/b"}}
+        ).merge
     )

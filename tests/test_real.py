@@ -21,14 +21,17 @@ SHARED = Path(__file__).parents[2] / "shared"
 DATA, ZOO = SHARED / "data" / "cifar10", SHARED / "zoo"
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not (DATA.is_dir() and ZOO.is_dir()), reason="no ../shared/data/cifar10 and ../shared/zoo"),
+    pytest.mark.skipif(
+        not (DATA.is_dir() and ZOO.is_dir()), reason="no ../shared/data/cifar10 and ../shared/zoo"
+    ),
 ]
 SETTINGS = ["merge.population_size=4", "merge.generations=3"]
 SPLITS = ["--data", str(DATA), "--validation", "train[49000:]", "--test", "test[:1000]"]
 
 
 def test_a_parent_is_as_good_as_its_makers_say(mega) -> None:
-    """72.55 % on test: a wrong channel order, crop or normalisation would cost points, not tenths."""
+    """72.55 % on test: a wrong channel order, crop or normalisation would cost points, not
+    tenths."""
     answer = mega("evaluate", ZOO / "resnet20-seed44", "--data", DATA, "--split", "test", "--json")
     assert answer.code == 0, answer.err
     record = json.loads(answer.out)
@@ -38,27 +41,48 @@ def test_a_parent_is_as_good_as_its_makers_say(mega) -> None:
 
 
 def command(out: Path) -> list[str]:
-    parents = [str(ZOO / name) for name in ("resnet20-tune1", "resnet20-tune2")]  # between which there are better ones
-    return ["merge", *parents, *SPLITS, "--out", str(out), "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
+    # between which there are better ones
+    parents = [str(ZOO / name) for name in ("resnet20-tune1", "resnet20-tune2")]
+    return [
+        "merge",
+        *parents,
+        *SPLITS,
+        "--out",
+        str(out),
+        "--quiet",
+        *(w for s in SETTINGS for w in ("--set", s)),
+    ]
 
 
 def test_one_file_from_two_runs_and_from_two_processes(tmp_path: Path, mega) -> None:
     for name in ("one", "two"):
         # The name of a run without a recipe is its folder's.
         assert mega(*command(tmp_path / name / "run")).code == 0
-    words = [sys.executable, "-m", "mega_hf", *command(tmp_path / "three" / "run"), "--num-processes", "2"]
-    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
+    words = [
+        sys.executable,
+        "-m",
+        "mega_hf",
+        *command(tmp_path / "three" / "run"),
+        "--num-processes",
+        "2",
+    ]
+    done = subprocess.run(
+        words, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     results = [MergeResult.load(tmp_path / name / "run") for name in ("one", "two", "three")]
     assert len({result.record["digests"]["file"] for result in results}) == 1
     assert [result.record["environment"]["processes"] for result in results] == [1, 1, 2]
     assert all(result.report.models == results[0].report.models for result in results)
     search = results[0].record["search"]
-    assert search["generation"] > 1 or search["index"] > 1, "a parent won: equal files would say little"
+    assert search["generation"] > 1 or search["index"] > 1, (
+        "a parent won: equal files would say little"
+    )
 
 
 def test_the_aligned_and_recalibrated_middle_of_two_seeds() -> None:
-    """61.2 % on the first 2,000 validation rows, where the plain middle is chance; measured apart before this was."""
+    """61.2 % on the first 2,000 validation rows, where the plain middle is chance; measured apart
+    before this was."""
     parents = [str(ZOO / name) for name in ("resnet20-seed44", "resnet20-seed45")]
     data = Data(path=str(DATA), train="train[:45000]")
     line = compare(parents, data, "train[45000:47000]", sample=2000).pairs[0].line
@@ -69,12 +93,26 @@ def test_the_aligned_and_recalibrated_middle_of_two_seeds() -> None:
 
 
 def test_a_tree_of_real_fine_tunes_and_one_that_is_trained_from_them(tmp_path: Path, mega) -> None:
-    """Three levels: fine-tunes of one trunk stay good wherever they are averaged; each model is what its row says."""
+    """Three levels: fine-tunes of one trunk stay good wherever they are averaged; each model is
+    what its row says."""
     parents = {name: str(ZOO / f"resnet20-{name}") for name in ("tune1", "tune2", "tune3")}
-    more = {"train": {"from": "tune1", "seed": 7, "epochs": 1, "learning_rate": 0.0001, "batch_size": 100}}
+    more = {
+        "train": {
+            "from": "tune1",
+            "seed": 7,
+            "epochs": 1,
+            "learning_rate": 0.0001,
+            "batch_size": 100,
+        }
+    }
     recipe = {
         "name": "tree",
-        "data": {"path": str(DATA), "train": "train[:500]", "validation": "train[49000:]", "test": "test[:1000]"},
+        "data": {
+            "path": str(DATA),
+            "train": "train[:500]",
+            "validation": "train[49000:]",
+            "test": "test[:1000]",
+        },
         "parents": parents | {"tune4": more},
         "merges": "pairwise",
         "merge": {"population_size": 4, "generations": 2},
@@ -104,7 +142,8 @@ print(sum(names[answer] == given[label] for answer, label in zip(answers.tolist(
 
 
 def test_real_parents_from_a_hub_and_back_to_it(tmp_path: Path) -> None:
-    """CIFAR-10 as uoft-cs/cifar10, two fine-tunes; pulled, merged, pushed, and counted again by a stranger."""
+    """CIFAR-10 as uoft-cs/cifar10, two fine-tunes; pulled, merged, pushed, and counted again by a
+    stranger."""
     token = "hf_" + "Real" * 9
     with serve() as hub:
         hub.add_user("me", token=token)
@@ -112,7 +151,14 @@ def test_real_parents_from_a_hub_and_back_to_it(tmp_path: Path) -> None:
         for name in ("tune1", "tune2"):
             hub.add("models", f"org/{name}", ZOO / f"resnet20-{name}")
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": token}
-        splits = ["--data", "uoft-cs/cifar10", "--validation", "train[49000:]", "--test", "test[:1000]"]
+        splits = [
+            "--data",
+            "uoft-cs/cifar10",
+            "--validation",
+            "train[49000:]",
+            "--test",
+            "test[:1000]",
+        ]
         push = ["--push", "me/merged", "--set", "push.license=mit", "--out", "run", "--quiet"]
         with commands(tmp_path, environment) as run:
             settings = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -121,7 +167,9 @@ def test_real_parents_from_a_hub_and_back_to_it(tmp_path: Path) -> None:
         record = MergeResult.load(tmp_path / "run").record
         assert record["data"]["source"]["hub"] == "uoft-cs/cifar10"
         other = os.environ | environment | {"HF_HOME": str(tmp_path / "other")}
-        done = subprocess.run([sys.executable, "-c", STRANGER], env=other, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", STRANGER], env=other, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout.split()[-1]) == record["models"][-1]["test"]["correct"]
 
@@ -131,14 +179,18 @@ PUBLISHED = sorted(p.parent for p in CARDS.glob("*/journal.jsonl") if not carrie
 UNKEPT = "study-convnext"  # the parents, 13 MB each, lie nowhere: mega-hf train makes them again
 
 
-@pytest.mark.parametrize("folder", [p for p in PUBLISHED if not p.name.startswith(UNKEPT)], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder", [p for p in PUBLISHED if not p.name.startswith(UNKEPT)], ids=lambda path: path.name
+)
 def test_every_published_run_is_verified(folder: Path, mega) -> None:
-    """By the parents of ../shared/zoo; those that were trained for a run lie beside it (tests/test_published.py)."""
+    """By the parents of ../shared/zoo; those that were trained for a run lie beside it
+    (tests/test_published.py)."""
     parents = json.loads((folder / "result.json").read_text())["parents"]
     places = [word for p in parents for word in ("--parent", f"{p['name']}={ZOO / p['local']}")]
     answer = mega("verify", folder, *places)
     assert answer.code == 0, answer.err
     assert answer.out.startswith(f"reproduced bit for bit from {len(parents)} parents and ")
     record = json.loads((folder / "result.json").read_text())
-    what = "weights" if "calibration" in record["data"] else "file"  # of which statistics are a part, from pictures
+    # of which statistics are a part, from pictures
+    what = "weights" if "calibration" in record["data"] else "file"
     assert record["digests"][what] in answer.out

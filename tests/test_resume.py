@@ -1,4 +1,5 @@
-"""The same recipe in the same folder goes on, answers at once, or starts afresh; another one is refused."""
+"""The same recipe in the same folder goes on, answers at once, or starts afresh; another one is
+refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from tests.tools import tiny
 from tests.tools.run_files import FILES, lines, names, weights_of
 
 
-def test_a_run_resumes_from_its_journal(finished: MergeResult, pair: tiny.Pair, copied: Path) -> None:
+def test_a_run_resumes_from_its_journal(
+    finished: MergeResult, pair: tiny.Pair, copied: Path
+) -> None:
     """As after a crash: a journal that ends in the middle of a line, and nothing behind it."""
     whole = (copied / "journal.jsonl").read_bytes().splitlines(keepends=True)
     for name in FILES - {"journal.jsonl", "recipe.yaml"}:
@@ -25,14 +28,19 @@ def test_a_run_resumes_from_its_journal(finished: MergeResult, pair: tiny.Pair, 
     (copied / "journal.jsonl").write_bytes(kept + whole[12][:20])
     (copied / ".mega-merged").mkdir()
     merge(Recipe.from_dict(pair.recipe()), copied)
-    assert (copied / "journal.jsonl").read_bytes().startswith(kept), "what was known was measured again"
-    assert [strip(line) for line in lines(copied)] == [strip(line) for line in lines(finished.folder)]
+    assert (copied / "journal.jsonl").read_bytes().startswith(kept), (
+        "what was known was measured again"
+    )
+    assert [strip(line) for line in lines(copied)] == [
+        strip(line) for line in lines(finished.folder)
+    ]
     assert weights_of(copied) == weights_of(finished.folder)
     assert names(copied) == FILES
 
 
 def strip(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a run that goes on may need more of: it tries again whether the order of rows matters."""
+    """Leave out what a run that goes on may need more of: it tries again whether the order of rows
+    matters."""
     return {key: value for key, value in line.items() if key not in ("seconds", "crc", "pictures")}
 
 
@@ -40,12 +48,16 @@ def test_a_whole_journal_is_replayed_without_measuring(
     finished: MergeResult, pair: tiny.Pair, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copied / "merged")
-    monkeypatch.setattr(Evaluation, "_measure", lambda *_: pytest.fail("an individual was measured again"))
+    monkeypatch.setattr(
+        Evaluation, "_measure", lambda *_: pytest.fail("an individual was measured again")
+    )
     merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == weights_of(finished.folder)
 
 
-def test_changed_merged_weights_are_noticed(finished: MergeResult, pair: tiny.Pair, copied: Path) -> None:
+def test_changed_merged_weights_are_noticed(
+    finished: MergeResult, pair: tiny.Pair, copied: Path
+) -> None:
     file = copied / "merged" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     merge(Recipe.from_dict(pair.recipe()), copied)
@@ -72,12 +84,24 @@ def test_a_journal_of_other_inputs_is_refused(what: str, pair: tiny.Pair, tmp_pa
     assert (result.folder / "journal.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_answers_at_once(copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evaluation, "_measure", lambda *_: pytest.fail("a finished run was measured again"))
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in copied.rglob("*") if path.is_file()}
+def test_a_finished_run_answers_at_once(
+    copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Evaluation, "_measure", lambda *_: pytest.fail("a finished run was measured again")
+    )
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in copied.rglob("*")
+        if path.is_file()
+    }
     result = merge(Recipe.from_dict(pair.recipe()), copied)
     assert result.record == json.loads((copied / "result.json").read_text())
-    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in copied.rglob("*") if path.is_file()}
+    after = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in copied.rglob("*")
+        if path.is_file()
+    }
     assert after == before
     # The folder's own recipe, with every default in it, is the same recipe.
     assert merge(Recipe.from_yaml(copied / "recipe.yaml"), copied).record == result.record

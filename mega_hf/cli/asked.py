@@ -15,7 +15,13 @@ from mega_hf.recipe.schema import RESERVED, Recipe
 
 def data_of(args: argparse.Namespace) -> Data:
     """Return the data set that a command line names, and its columns."""
-    return Data(path=absolute(args.data), name=args.name, revision=args.revision, image=args.image, label=args.label)
+    return Data(
+        path=absolute(args.data),
+        name=args.name,
+        revision=args.revision,
+        image=args.image,
+        label=args.label,
+    )
 
 
 def asked_recipe(args: argparse.Namespace) -> Recipe:
@@ -29,11 +35,20 @@ def asked_recipe(args: argparse.Namespace) -> Recipe:
         if not first.endswith((".yaml", ".yml")) and not Path(first).is_file():
             remedy = "name a second model, or a recipe that ends in .yaml"
             raise RecipeError(
-                "one parent only", expected="RECIPE.yaml, or two models or more", got=first, remedy=remedy
+                "one parent only",
+                expected="RECIPE.yaml, or two models or more",
+                got=first,
+                remedy=remedy,
             )
-        shortcuts = {"data.path": args.data, "data.validation": args.validation, "data.test": args.test}
+        shortcuts = {
+            "data.path": args.data,
+            "data.validation": args.validation,
+            "data.test": args.test,
+        }
         shortcuts["push.repo"] = args.push
-        return Recipe.from_yaml(first, [*args.overrides, *(f"{k}={v}" for k, v in shortcuts.items() if v)])
+        return Recipe.from_yaml(
+            first, [*args.overrides, *(f"{k}={v}" for k, v in shortcuts.items() if v)]
+        )
     if not args.data:
         raise RecipeError(
             "no data set",
@@ -46,7 +61,9 @@ def asked_recipe(args: argparse.Namespace) -> Recipe:
     name = args.out.name if args.out else "+".join(parents)
     tree = {"name": _plain(name) or "merge", "data": data, "parents": parents}
     tree |= {"push": {"repo": args.push}} if args.push else {}
-    return Recipe.from_document(Document(tree, {(): Origin("command line", Path.cwd())}), args.overrides)
+    return Recipe.from_document(
+        Document(tree, {(): Origin("command line", Path.cwd())}), args.overrides
+    )
 
 
 def _plain(text: str) -> str:
@@ -58,7 +75,10 @@ def _names(references: list[str]) -> dict[str, str]:
     """Name parents given on the command line after their folders or repositories."""
     names: dict[str, str] = {}
     for reference in references:
-        stem = _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2].replace("+", "-")) or "parent"
+        stem = (
+            _plain(reference.partition("@")[0].rstrip("/").rpartition("/")[2].replace("+", "-"))
+            or "parent"
+        )
         name, copy = stem, 2
         while name in names or name in RESERVED:
             name, copy = f"{stem}-{copy}", copy + 1

@@ -14,7 +14,8 @@ AGAIN = "mend it; the same command goes on where it stopped"
 
 
 def say(error: BaseException) -> int | None:
-    """Say what stopped a command and return its exit code; None for a fault of ours, whose traceback is shown."""
+    """Say what stopped a command and return its exit code; None for a fault of ours, whose
+    traceback is shown."""
     if isinstance(error, BrokenPipeError):
         _drop_output()
         return 1
@@ -33,7 +34,8 @@ def say(error: BaseException) -> int | None:
 
 
 def open_streams() -> None:
-    """Put the null device where a standard stream is closed: the next file opened would get what libraries print.
+    """Put the null device where a standard stream is closed: the next file opened would get what
+    libraries print.
 
     Raises:
         RunError: it is the output, so that no answer would be seen.
@@ -45,12 +47,16 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
     if sys.stdout is None:
         raise RunError(
-            "standard output is closed", expected="a place for the answer", got="none", remedy="> FILE, or > /dev/null"
+            "standard output is closed",
+            expected="a place for the answer",
+            got="none",
+            remedy="> FILE, or > /dev/null",
         )
 
 
 def _place() -> str:
-    """Name the output if it is what can't be written; what is left to be written there is let go."""
+    """Name the output if it is what can't be written; what is left to be written there is let
+    go."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -66,7 +72,8 @@ def _drop_output() -> None:
 
 
 def _print(text: str, whole: bool) -> None:
-    """Print an error; of one that all processes meet, all but the main process print the first line."""
+    """Print an error; of one that all processes meet, all but the main process print the first
+    line."""
     rank = os.environ.get("RANK", "0")
     shown = text if whole or rank == "0" else text.splitlines()[0]
     named = rank != "0" or (whole and "WORLD_SIZE" in os.environ)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 or 143 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 or 143
+    interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with heard() as interruption:
         try:
@@ -74,7 +75,8 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
     if args.seeds is not None:
         return _merge_seeds(args, words, recipe)
     if args.only is not None and args.push:
-        what, remedy = "a part of a tree is not pushed", "--only alone; then the whole tree with --push"
+        what = "a part of a tree is not pushed"
+        remedy = "--only alone; then the whole tree with --push"
         raise RecipeError(what, expected="--only or --push", got="both", remedy=remedy)
     if args.dry_run:
         return _say_cost(recipe, args)
@@ -139,7 +141,14 @@ def _say_result(result: MergeResult, recipe: Recipe, parents: Path | None) -> in
         if recipe.push:
             from mega_hf.hub.push import push
 
-            _say(push(result, recipe.push.repo, parents=parents, **recipe.push.model_dump(exclude={"repo"})))
+            _say(
+                push(
+                    result,
+                    recipe.push.repo,
+                    parents=parents,
+                    **recipe.push.model_dump(exclude={"repo"}),
+                )
+            )
     return 0
 
 
@@ -155,14 +164,16 @@ def _say_node(merged: Merged) -> int:
     if _is_main():
         correct, rows = merged.record["correct"], merged.record["n"]
         _say(
-            f"{merged.name}: {100 * correct / rows:.2f} % on validation ({correct} of {rows} right, selected on)\n"
-            f"{merged.folder}\nThe report follows when the whole tree is run: the same command without --only."
+            f"{merged.name}: {100 * correct / rows:.2f} % on validation ({correct} of {rows} right,"
+            f" selected on)\n{merged.folder}\nThe report follows when the whole tree is run: the"
+            " same command without --only."
         )
     return 0
 
 
 def _refuse_busy(out: Path) -> None:
-    """Refuse at once where another run is at work; the processes of one run, which share the folder, ask nothing."""
+    """Refuse at once where another run is at work; the processes of one run, which share the
+    folder, ask nothing."""
     if "WORLD_SIZE" not in os.environ:
         from mega_hf.runtime.lock import refuse_held
 
@@ -170,11 +181,16 @@ def _refuse_busy(out: Path) -> None:
 
 
 def _launched(args: argparse.Namespace, words: list[str]) -> int | None:
-    """Run the same command in several processes, where it should be and isn't yet, and return its exit code."""
+    """Run the same command in several processes, where it should be and isn't yet, and return its
+    exit code."""
     from mega_hf.runtime.processes import default_processes, is_launched, launch
 
     count = args.num_processes or default_processes()
-    return launch(count, without(words, "--num-processes")) if count > 1 and not is_launched() else None
+    return (
+        launch(count, without(words, "--num-processes"))
+        if count > 1 and not is_launched()
+        else None
+    )
 
 
 def _train(args: argparse.Namespace, words: list[str]) -> int:
@@ -188,7 +204,12 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.run.pipeline import train
 
     trained = train(
-        recipe, args.out, parent=args.parent, update=args.update, parents=args.parents, progress=not args.quiet
+        recipe,
+        args.out,
+        parent=args.parent,
+        update=args.update,
+        parents=args.parents,
+        progress=not args.quiet,
     )
     if _is_main():
         _say("\n".join(f"{name}  {folder}" for name, folder in trained.items()))
@@ -207,7 +228,9 @@ def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
 def _compare(args: argparse.Namespace, words: list[str]) -> int:
     if len(set(args.models)) < 2:
         got, remedy = ", ".join(args.models), "name another model"
-        raise RecipeError("nothing to compare", expected="two models or more", got=got, remedy=remedy)
+        raise RecipeError(
+            "nothing to compare", expected="two models or more", got=got, remedy=remedy
+        )
     from mega_hf.cli.asked import data_of
     from mega_hf.evaluation.compare import compare
 
@@ -232,8 +255,17 @@ def _card(args: argparse.Namespace, words: list[str]) -> int:
 def _push(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.hub.push import plan_push, push
 
-    where = {"private": args.private, "create_pr": args.create_pr, "branch": args.branch, "message": args.message}
-    what = {"license": args.license, "with_nodes": args.with_nodes, "overwrite_card": args.overwrite_card}
+    where = {
+        "private": args.private,
+        "create_pr": args.create_pr,
+        "branch": args.branch,
+        "message": args.message,
+    }
+    what = {
+        "license": args.license,
+        "with_nodes": args.with_nodes,
+        "overwrite_card": args.overwrite_card,
+    }
     what |= {"with_parents": not args.without_parents, "parents": args.parents}
     _say((plan_push if args.dry_run else push)(args.folder, args.repository, **where, **what))
     return 0
@@ -252,12 +284,21 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
 
     if args.data and args.evaluate is None:
         remedy = "add --evaluate K to measure again; without it no data is read"
-        raise RecipeError("--data is not needed", expected="--evaluate K with it", got="--data alone", remedy=remedy)
+        raise RecipeError(
+            "--data is not needed",
+            expected="--evaluate K with it",
+            got="--data alone",
+            remedy=remedy,
+        )
     try:
         verified = verify(
-            args.run, parents=dict(args.places), trained=args.parents, evaluate=args.evaluate, data=args.data,
+            args.run,
+            parents=dict(args.places),
+            trained=args.parents,
+            evaluate=args.evaluate,
+            data=args.data,
             progress=not args.quiet,
-        )  # fmt: skip
+        )
     except MegaError as error:
         if args.json:  # not known where it could not be tried
             is_false = isinstance(error, VerificationError)
@@ -277,18 +318,29 @@ def _bench(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.run.benchmark import bench
 
     found = bench(
-        recipe, args.out, parents=args.parents, forward=args.forward, full_evaluation=args.full_evaluation,
+        recipe,
+        args.out,
+        parents=args.parents,
+        forward=args.forward,
+        full_evaluation=args.full_evaluation,
         progress=not args.quiet,
-    )  # fmt: skip
+    )
     if _is_main():
         _say(json.dumps(found.to_dict()) if args.json else found)
     return 0
 
 
 COMMANDS = {
-    "merge": _merge, "train": _train, "evaluate": _evaluate, "compare": _compare, "card": _card, "push": _push,
-    "pull": _pull, "verify": _verify, "bench": _bench,
-}  # fmt: skip
+    "merge": _merge,
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "card": _card,
+    "push": _push,
+    "pull": _pull,
+    "verify": _verify,
+    "bench": _bench,
+}
 
 
 def _is_main() -> bool:
@@ -296,5 +348,6 @@ def _is_main() -> bool:
 
 
 def _say(text: object) -> None:
-    """Print what may hold others' words: no name, label or path of theirs reaches the terminal as a command to it."""
+    """Print what may hold others' words: no name, label or path of theirs reaches the terminal as a
+    command to it."""
     print(harmless(text), flush=True)

@@ -1,4 +1,5 @@
-"""`merge --seeds K`: the same search from several seeds, each a run of its own; what they gave, in the mean."""
+"""`merge --seeds K`: the same search from several seeds, each a run of its own; what they gave, in
+the mean."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ class Repeated:
     """What a search gave from several seeds; `str` is a table.
 
     Attributes:
-        seeds: for each {seed, merged, searched, parent, against, p}: accuracies on test in [0, 1] of the merged model,
-            of the search's own best, and of the parent that is best on validation; its name; McNemar's p against it.
+        seeds: for each {seed, merged, searched, parent, against, p}: accuracies on test in [0, 1]
+            of the merged model, of the search's own best, and of the parent that is best on
+            validation; its name; McNemar's p against it.
         mean: of merged, searched and parent.
         deviation: their standard deviations over the seeds.
         better: seeds whose merged model is better than its best parent by p < 0.05.
@@ -51,13 +53,20 @@ class Repeated:
         lines = [f"{'seed':>6}  {'merged':>7}  {'search':>7}  {'parent':>7}  against it"]
         for one in self.seeds:
             cells = "  ".join(f"{100 * one[key]:7.2f}" for key in _SHOWN)
-            lines.append(f"{one['seed']:6}  {cells}  {printable(one['against'])}, p {format_p(one['p'])}")
+            lines.append(
+                f"{one['seed']:6}  {cells}  {printable(one['against'])}, p {format_p(one['p'])}"
+            )
         mean, spread = (
-            "  ".join(f"{100 * values[key]:7.2f}" for key in _SHOWN) for values in (self.mean, self.deviation)
+            "  ".join(f"{100 * values[key]:7.2f}" for key in _SHOWN)
+            for values in (self.mean, self.deviation)
         )
         lines += [f"{'mean':>6}  {mean}", f"{'+-':>6}  {spread}  standard deviation over the seeds"]
-        verdict = f"Better than the parent that is best on validation (p < {_SURE}) in {self.better} of"
-        return "\n".join([*lines, "", f"{verdict} {len(self.seeds)}, worse in {self.worse}; per cent on test."])
+        verdict = (
+            f"Better than the parent that is best on validation (p < {_SURE}) in {self.better} of"
+        )
+        return "\n".join(
+            [*lines, "", f"{verdict} {len(self.seeds)}, worse in {self.worse}; per cent on test."]
+        )
 
 
 _SHOWN = ("merged", "searched", "parent")
@@ -67,7 +76,10 @@ def summarize(results: Sequence[MergeResult]) -> Repeated:
     """Return what runs gave that differ by their seed."""
     seeds = [_describe(result) for result in results]
     mean = {key: statistics.fmean(one[key] for one in seeds) for key in _SHOWN}
-    deviation = {key: statistics.stdev([one[key] for one in seeds]) if len(seeds) > 1 else 0.0 for key in _SHOWN}
+    deviation = {
+        key: statistics.stdev([one[key] for one in seeds]) if len(seeds) > 1 else 0.0
+        for key in _SHOWN
+    }
     sure = [one for one in seeds if one["p"] < _SURE]
     better = sum(one["merged"] > one["parent"] for one in sure)
     return Repeated(seeds, mean, deviation, better, len(sure) - better)
@@ -77,10 +89,21 @@ def _describe(result: MergeResult) -> dict[str, Any]:
     report = result.report
     rows = {model["role"]: model for model in report.models}
     parent = next(model for model in report.models if model["name"] == report.paired["against"])
-    shown = {"merged": report.merged, "searched": rows.get("searched", report.merged), "parent": parent}
-    accuracies = {key: model["test"]["correct"] / model["test"]["n"] for key, model in shown.items()}
+    shown = {
+        "merged": report.merged,
+        "searched": rows.get("searched", report.merged),
+        "parent": parent,
+    }
+    accuracies = {
+        key: model["test"]["correct"] / model["test"]["n"] for key, model in shown.items()
+    }
     seed = result.record["nodes"][-1]["merge"]["seed"]
-    return {"seed": seed, **accuracies, "against": report.paired["against"], "p": report.paired["p"]}
+    return {
+        "seed": seed,
+        **accuracies,
+        "against": report.paired["against"],
+        "p": report.paired["p"],
+    }
 
 
 def merge_seeds(
@@ -89,7 +112,8 @@ def merge_seeds(
     recipe: Recipe,
     merge: Callable[[argparse.Namespace, list[str]], int],
 ) -> tuple[int, Repeated | None]:
-    """Run `mega-hf merge` once for each seed, each in a folder of its own; runs that are finished are not run again.
+    """Run `mega-hf merge` once for each seed, each in a folder of its own; runs that are finished
+    are not run again.
 
     Args:
         args: what the command was asked, as `check_seeds` saw it.
@@ -106,7 +130,11 @@ def merge_seeds(
         one.seeds, one.out = None, out / f"seed{seed}"
         changes = [f"merge.seed={seed}"]
         if isinstance(recipe.merges, dict):
-            own = {name: node.seed for name, node in recipe.merges.items() if node.seed != recipe.merge.seed}
+            own = {
+                name: node.seed
+                for name, node in recipe.merges.items()
+                if node.seed != recipe.merge.seed
+            }
             changes += [f"merges.{name}.seed={value + offset}" for name, value in own.items()]
         one.overrides = [*args.overrides, *changes]
         more = [word for change in changes for word in ("--set", change)]
@@ -130,22 +158,36 @@ def check_seeds(args: argparse.Namespace, recipe: Recipe) -> Path:
     """
     out = Path(args.out or Path("runs") / f"{recipe.name}.seeds")
     if args.seeds < 2:
-        raise RecipeError("nothing to repeat", where="--seeds", expected="2 or more", got=args.seeds, remedy="more")
+        raise RecipeError(
+            "nothing to repeat",
+            where="--seeds",
+            expected="2 or more",
+            got=args.seeds,
+            remedy="more",
+        )
     asked = {"--only": args.only, "--push": recipe.push}
     given = [flag for flag, value in asked.items() if value]
     if given:
         remedy = f"--seeds without it; then {given[0]} for one of the seeds"
         raise RecipeError(
-            "not for several seeds", expected="one of them", got=f"--seeds and {given[0]}", remedy=remedy
+            "not for several seeds",
+            expected="one of them",
+            got=f"--seeds and {given[0]}",
+            remedy=remedy,
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LaunchError(
-            "several seeds under a launcher", expected="mega-hf merge RECIPE --seeds K --num-processes N",
-            got="processes that were started already", remedy="that command: it starts them anew for each seed",
-        )  # fmt: skip
+            "several seeds under a launcher",
+            expected="mega-hf merge RECIPE --seeds K --num-processes N",
+            got="processes that were started already",
+            remedy="that command: it starts them anew for each seed",
+        )
     if (out / "recipe.yaml").exists():
         raise RunError(
-            "a run lies there", where=str(out), expected="a folder for the runs of all seeds", got="one run's",
+            "a run lies there",
+            where=str(out),
+            expected="a folder for the runs of all seeds",
+            got="one run's",
             remedy="another --out",
-        )  # fmt: skip
+        )
     return out

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: they end a command within seconds, whatever it is at, and it says that it can go on."""
+"""Ctrl-C and SIGTERM: they end a command within seconds, whatever it is at, and it says that it can
+go on."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from types import FrameType
 
 from mega_hf.errors import Terminated
 
-GRACE = 10.0  # seconds that a command has to end by itself: any kill is safe, since all files appear whole
+# seconds that a command has to end by itself: any kill is safe, since all files appear whole
+GRACE = 10.0
 IMPORT_GRACE = 2.0  # and an import, of which nothing is kept; or a finalizer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN = 0.1  # seconds until a signal that came there is sent again
@@ -25,7 +27,8 @@ class Interruption:
     """What has come to end a command.
 
     Attributes:
-        number: the first signal that came, None as long as there is none; later ones change nothing.
+        number: the first signal that came, None as long as there is none; later ones change
+            nothing.
     """
 
     def __init__(self) -> None:
@@ -52,9 +55,11 @@ class Interruption:
         return 128 + (self.number or signal.SIGINT)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Raise in the main thread what no `except Exception` swallows; where it can't be yet, it is repeated.
+        """Raise in the main thread what no `except Exception` swallows; where it can't be yet, it
+        is repeated.
 
-        A library's initialisation in C++ may import in its turn, and aborts where that raises (torch.distributed).
+        A library's initialisation in C++ may import in its turn, and aborts where that raises
+        (torch.distributed).
         """
         if self.number is None and not self.is_over:
             self._is_waiting = _must_end_first(frame)
@@ -64,7 +69,8 @@ class Interruption:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def watch(self, pipe: int) -> None:
-        """End the process where a signal has come and it does not end: in a long call into C, or swallowed."""
+        """End the process where a signal has come and it does not end: in a long call into C, or
+        swallowed."""
         while (number := os.read(pipe, 1)[0]) not in SIGNALS:
             if number == 0:
                 return
@@ -76,15 +82,20 @@ class Interruption:
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
         if not is_ended:
             self.number = self.number or number
-            os.write(2, self._line().encode())  # no lock, no buffer: the main thread may be anywhere
+            # no lock, no buffer: the main thread may be anywhere
+            os.write(2, self._line().encode())
             os._exit(self._code())
 
 
 def _must_end_first(frame: FrameType | None) -> bool:
-    """Say whether an import is at work, or what swallows an exception: a weak reference's callback, a finalizer."""
+    """Say whether an import is at work, or what swallows an exception: a weak reference's callback,
+    a finalizer."""
     while frame is not None:
         code = frame.f_code
-        if code.co_filename in ("<frozen importlib._bootstrap>", weakref.__file__) or code.co_name == "__del__":
+        if (
+            code.co_filename in ("<frozen importlib._bootstrap>", weakref.__file__)
+            or code.co_name == "__del__"
+        ):
             return True
         frame = frame.f_back
     return False
@@ -92,10 +103,12 @@ def _must_end_first(frame: FrameType | None) -> bool:
 
 @contextmanager
 def heard() -> Iterator[Interruption]:
-    """Let a signal raise KeyboardInterrupt in the main thread, and end the process if that does not.
+    """Let a signal raise KeyboardInterrupt in the main thread, and end the process if that does
+    not.
 
-    A process that a launcher started ends at once by the SIGTERM that it is sent, and so, where the launcher is ours
-    and speaks for all, by SIGINT. What the caller ignores, as a script's background jobs do Ctrl-C, stays ignored.
+    A process that a launcher started ends at once by the SIGTERM that it is sent, and so, where the
+    launcher is ours and speaks for all, by SIGINT. What the caller ignores, as a script's
+    background jobs do Ctrl-C, stays ignored.
     """
     interruption = Interruption()
     numbers: tuple[signal.Signals, ...] = SIGNALS
@@ -109,9 +122,12 @@ def heard() -> Iterator[Interruption]:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    watcher = threading.Thread(target=interruption.watch, args=(reading,), daemon=True, name="interruption")
+    watcher = threading.Thread(
+        target=interruption.watch, args=(reading,), daemon=True, name="interruption"
+    )
     watcher.start()
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # written to by the system's own handler
+    # written to by the system's own handler
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, interruption.receive) for number in numbers}
     try:
         yield interruption

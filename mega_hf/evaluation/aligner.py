@@ -1,4 +1,5 @@
-"""The parents of a merge brought into one order of channels: found once, kept in the journal, read from there."""
+"""The parents of a merge brought into one order of channels: found once, kept in the journal, read
+from there."""
 
 from __future__ import annotations
 
@@ -36,23 +37,29 @@ class Tracer:
     shape: tuple[int, ...]  # of a picture
     calibration: Calibration | None  # pictures for activations
     processes: Processes
-    found: dict[str, dict[str, Orders]] = field(default_factory=dict)  # for merges of the same parents: not made again
+    # for merges of the same parents: not made again
+    found: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
     def recall(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
         """Return what `find` gives, or gave before for these parents."""
-        key = json.dumps([settings.align, settings.align_to, settings.seed, list(opened.states), opened.contents])
+        key = json.dumps(
+            [settings.align, settings.align_to, settings.seed, list(opened.states), opened.contents]
+        )
         if key not in self.found:
             self.found[key] = self.find(settings, opened)
         return self.found[key]
 
     def find(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
-        """Return for each parent but the reference how its channels are put beside that one's; on all processes.
+        """Return for each parent but the reference how its channels are put beside that one's; on
+        all processes.
 
         Raises:
             ParentError: the model can't be traced.
         """
         rows = min(_BATCH, self.calibration.pictures.count) if self.calibration else 2
-        symmetry = find_symmetry(self.forward.model, self.shape, opened.first.structure["architecture"], rows)
+        symmetry = find_symmetry(
+            self.forward.model, self.shape, opened.first.structure["architecture"], rows
+        )
         name, others = reference_of(settings, opened)
         reference = opened.states[name]
         sizes = [group.size for group in symmetry.groups]
@@ -69,7 +76,12 @@ class Tracer:
         }
 
     def _match(
-        self, settings: Merge, opened: Inputs, symmetry: Symmetry, reference: StateDict, state: StateDict
+        self,
+        settings: Merge,
+        opened: Inputs,
+        symmetry: Symmetry,
+        reference: StateDict,
+        state: StateDict,
     ) -> list[np.ndarray]:
         if settings.align == "weights":
             learned = [segment.name for segment in opened.space.segments if segment.learned]
@@ -85,14 +97,19 @@ def reference_of(settings: Merge, opened: Inputs) -> tuple[str, list[str]]:
     return reference, [name for name in opened.states if name != reference]
 
 
-def move(opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
-    """Return a parent's state dict with its channels in another order, second names of tensors included."""
+def move(
+    opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]
+) -> StateDict:
+    """Return a parent's state dict with its channels in another order, second names of tensors
+    included."""
     moved = permute(state, groups, orders)
     return moved | {second: moved[first] for second, first in opened.space.tied.items()}
 
 
 @torch.no_grad()
-def check_function(model: nn.Module, before: Mapping[str, StateDict], after: Inputs, shape: tuple[int, ...]) -> None:
+def check_function(
+    model: nn.Module, before: Mapping[str, StateDict], after: Inputs, shape: tuple[int, ...]
+) -> None:
     """Raise RunError unless each parent answers as it did before its channels were moved.
 
     Args:
@@ -105,17 +122,27 @@ def check_function(model: nn.Module, before: Mapping[str, StateDict], after: Inp
     for name in after.moved:
         answers = []
         for state in (before[name], after.states[name]):
-            model.load_state_dict({entry: tensor.float() for entry, tensor in state.items()}, strict=False)
+            model.load_state_dict(
+                {entry: tensor.float() for entry, tensor in state.items()}, strict=False
+            )
             answers.append(logits(model, images))
-        apart = float((answers[0] - answers[1]).abs().max() / answers[0].abs().max().clamp_min(1e-6))
+        apart = float(
+            (answers[0] - answers[1]).abs().max() / answers[0].abs().max().clamp_min(1e-6)
+        )
         if not apart <= _APART:
             raise RunError(
-                f"moving the channels of {name} changed what it computes", where="journal.jsonl",
-                expected=f"logits up to {_APART:g} apart", got=f"{apart:.3g}", remedy="another copy of the run",
-            )  # fmt: skip
+                f"moving the channels of {name} changed what it computes",
+                where="journal.jsonl",
+                expected=f"logits up to {_APART:g} apart",
+                got=f"{apart:.3g}",
+                remedy="another copy of the run",
+            )
 
 
-def check_alignable(nodes: Iterable[Merge], model: nn.Module, shape: tuple[int, ...], name: str) -> None:
-    """Raise ParentError where a merge is to be aligned and its model can't be traced; before anything is made."""
+def check_alignable(
+    nodes: Iterable[Merge], model: nn.Module, shape: tuple[int, ...], name: str
+) -> None:
+    """Raise ParentError where a merge is to be aligned and its model can't be traced; before
+    anything is made."""
     if any(node.align != "none" for node in nodes):
         find_symmetry(model, shape, name)

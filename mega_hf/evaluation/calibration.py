@@ -17,8 +17,10 @@ from mega_hf.weights.space import StateDict
 class Calibration:
     """Pictures of the training split, and the threads that sum over them.
 
-    One result is promised for any number of processes and threads, so each process recalibrates whatever it measures,
-    by itself: the sums run on the recipe's `threads`, in batches that depend on model and pictures alone.
+    One result is promised for any number of processes and threads, so each process recalibrates
+    whatever it measures,
+    by itself: the sums run on the recipe's `threads`, in batches that depend on model and pictures
+        alone.
     """
 
     pictures: Pictures
@@ -31,7 +33,8 @@ class Calibration:
         return [self.digest, self.threads, self.pictures.batch_size]
 
     def recalibrate(self, forward: Forward, dtypes: Mapping[str, torch.dtype]) -> StateDict:
-        """Compute the statistics of the weights that are resident, and write them into the resident model.
+        """Compute the statistics of the weights that are resident, and write them into the resident
+        model.
 
         Args:
             forward: the resident model; it runs uncompiled for this.
@@ -41,8 +44,11 @@ class Calibration:
             the entries as they are stored.
         """
         whole, size = self.pictures.images, self.pictures.batch_size
-        parts = whole.tensor_split(math.ceil(len(whole) / size))  # of equal size, give or take a row
-        batches = (part.to(forward.device).to(memory_format=forward.memory_format) for part in parts)
+        # of equal size, give or take a row
+        parts = whole.tensor_split(math.ceil(len(whole) / size))
+        batches = (
+            part.to(forward.device).to(memory_format=forward.memory_format) for part in parts
+        )
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             made = recalibrate_batchnorm(forward.model, forward.eager, batches, self.threads)
         rounded = {name: made[name].to(dtype) for name, dtype in dtypes.items()}

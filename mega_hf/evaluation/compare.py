@@ -45,7 +45,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""
-        return {"models": self.models, "pairs": [_record(pair) for pair in self.pairs], "mergeable": self.mergeable}
+        return {
+            "models": self.models,
+            "pairs": [_record(pair) for pair in self.pairs],
+            "mergeable": self.mergeable,
+        }
 
     def __str__(self) -> str:
         lines = []
@@ -58,11 +62,18 @@ class Comparison:
             if pair.distance is not None:
                 lines.append(f"  relative distance {pair.distance:.4f}, cosine {pair.cosine:.4f}")
             if pair.line is not None:
-                lines += [f"  accuracy in % on {pair.line.rows:,} rows, from the first to the second", str(pair.line)]
+                lines += [
+                    f"  accuracy in % on {pair.line.rows:,} rows, from the first to the second",
+                    str(pair.line),
+                ]
         if not self.mergeable:
             return "\n".join([*lines, "These models can't be merged."])
         is_measured = any(pair.line for pair in self.pairs)
-        gives = "What a merge may give is said above" if is_measured else "What a merge may give, --data measures"
+        gives = (
+            "What a merge may give is said above"
+            if is_measured
+            else "What a merge may give, --data measures"
+        )
         return "\n".join([*lines, f"These models can be merged: they fit together. {gives}."])
 
 
@@ -92,7 +103,9 @@ def compare(
     pairs = [_pair(a, b, opened[a], opened[b]) for a, b in combinations(opened, 2)]
     fitting = [pair for pair in pairs if not pair.problems]
     if data is not None and fitting:
-        lines = draw_lines([(pair.first, pair.second) for pair in fitting], opened, data, split, sample, progress)
+        lines = draw_lines(
+            [(pair.first, pair.second) for pair in fitting], opened, data, split, sample, progress
+        )
         pairs = [replace(pair, line=lines.get((pair.first, pair.second))) for pair in pairs]
     return Comparison([_describe(name, model) for name, model in opened.items()], pairs)
 
@@ -100,7 +113,11 @@ def compare(
 def _record(pair: Pair) -> dict[str, Any]:
     line = pair.line
     told = (
-        {**asdict(line), "advice": line.advice, "barriers": {k: line.barrier(k) for k in line.accuracy}}
+        {
+            **asdict(line),
+            "advice": line.advice,
+            "barriers": {k: line.barrier(k) for k in line.accuracy},
+        }
         if line
         else None
     )
@@ -109,14 +126,23 @@ def _record(pair: Pair) -> dict[str, Any]:
 
 def _describe(name: str, model: OpenModel) -> dict[str, Any]:
     weights = sum(p.numel() for p in model.model.parameters())
-    shown = ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "") if model.labels else "no names"
+    shown = (
+        ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "")
+        if model.labels
+        else "no names"
+    )
     shown = printable(shown)  # a label with an end of line would add lines of its own to the answer
     kinds = sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})
     return {
-        "model": name, "library": model.library, "architecture": model.structure.get("architecture"),
-        "weights": f"{weights:,}", "dtype": ", ".join(kinds), "classes": f"{model.num_classes}: {shown}",
-        "preprocessing": model.preprocessing, "sha256": digest(model.view()),
-    }  # fmt: skip
+        "model": name,
+        "library": model.library,
+        "architecture": model.structure.get("architecture"),
+        "weights": f"{weights:,}",
+        "dtype": ", ".join(kinds),
+        "classes": f"{model.num_classes}: {shown}",
+        "preprocessing": model.preprocessing,
+        "sha256": digest(model.view()),
+    }
 
 
 def _pair(first: str, second: str, a: OpenModel, b: OpenModel) -> Pair:

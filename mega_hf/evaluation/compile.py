@@ -1,4 +1,5 @@
-"""Whether a search is long enough to pay for compiling its model, and the compiling, on every process or on none."""
+"""Whether a search is long enough to pay for compiling its model, and the compiling, on every
+process or on none."""
 
 from __future__ import annotations
 
@@ -15,14 +16,18 @@ from mega_hf.runtime.processes import Processes, is_gpu
 
 logger = logging.getLogger(__name__)
 
-# Round figures, so that the choice is the same for one recipe wherever it is run; measured on 2 CPU cores with AVX2.
+# Round figures, so that the choice is the same for one recipe wherever it is run; measured on 2 CPU
+# cores with AVX2.
 _SPEED = {True: 1e13, False: 9e10}  # FLOP/s of an eager model, on a GPU (not measured) and on a CPU
-_SAVED = 0.05  # of the time of a search: compiled, a batch takes a tenth less, and about half of the rows are asked
+# of the time of a search: compiled, a batch takes a tenth less, and about half of the rows are
+# asked
+_SAVED = 0.05
 _COST = (15.0, 0.25)  # seconds to compile: of any model, and more for each module
 
 
 def choose_path(model: nn.Module, pictures: Pictures, shown: int, device: torch.device) -> str:
-    """Return COMPILED where that saves more time than it costs, else EAGER; it depends on no measured time.
+    """Return COMPILED where that saves more time than it costs, else EAGER; it depends on no
+    measured time.
 
     Args:
         model: on its device.
@@ -38,7 +43,8 @@ def choose_path(model: nn.Module, pictures: Pictures, shown: int, device: torch.
 
 
 def compile_everywhere(forward: Forward, pictures: Pictures, processes: Processes) -> bool:
-    """Compile the resident model, the main process first: the others then find its work in torch's cache.
+    """Compile the resident model, the main process first: the others then find its work in torch's
+    cache.
 
     Returns:
         whether it could be done on all; if not, all run it eagerly, and it is said why.
@@ -48,10 +54,13 @@ def compile_everywhere(forward: Forward, pictures: Pictures, processes: Processe
         if processes.is_main == turn:
             try:
                 forward.compile(pictures)
-            except Exception as error:  # of any of torch's layers, or of the compiler that it found or did not find
+            # of any of torch's layers, or of the compiler that it found or did not find
+            except Exception as error:
                 failed[processes.rank] = 1
                 why = first_line(error)[:200]
-                logger.warning("the model can't be compiled here (%s): it runs uncompiled, and slower", why)
+                logger.warning(
+                    "the model can't be compiled here (%s): it runs uncompiled, and slower", why
+                )
         processes.wait()
     if processes.add_up(failed).any():
         forward.uncompile()

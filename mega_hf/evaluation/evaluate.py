@@ -44,14 +44,16 @@ class Measurement:
     def __str__(self) -> str:
         low, high = self.interval
         return (
-            f"{self.model} on {self.split}: {100 * self.correct / self.n:.2f} % ({self.correct} of {self.n} right; "
-            f"95 % interval {100 * low:.2f} to {100 * high:.2f}), classes matched {self.matched}, {self.seconds:.1f} s"
+            f"{self.model} on {self.split}: {100 * self.correct / self.n:.2f} % ({self.correct} of"
+            f" {self.n} right; 95 % interval {100 * low:.2f} to {100 * high:.2f}), classes matched"
+            f" {self.matched}, {self.seconds:.1f} s"
         )
 
 
 @keep_freed()
 def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
-    """Measure a model as its user would run it: loaded by its own library, float32, plain eager mode.
+    """Measure a model as its user would run it: loaded by its own library, float32, plain eager
+    mode.
 
     Args:
         model: a parent's reference, or a run folder (its merged model is meant).
@@ -70,11 +72,15 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     rows, names, classes = load_split(data, split)
     mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
     device = Processes().device
-    pictures = place_pictures(len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5)
+    pictures = place_pictures(
+        len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5
+    )
     fill_pictures(rows, mapping, opened.transform, pictures.images, pictures.labels)
     began = time.perf_counter()
     right = Forward(opened.model, device, PLAIN).answers(pictures).right
-    return Measurement(model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched)
+    return Measurement(
+        model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched
+    )
 
 
 def _merged_model(run: Path) -> Path:
@@ -85,5 +91,7 @@ def _merged_model(run: Path) -> Path:
     """
     if not (run / "result.json").is_file():
         remedy = "finish the run: the same mega-hf merge command resumes it"
-        raise RunError("no finished run", where=str(run), expected="result.json", got="none", remedy=remedy)
+        raise RunError(
+            "no finished run", where=str(run), expected="result.json", got="none", remedy=remedy
+        )
     return run / "merged"

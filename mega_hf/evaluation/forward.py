@@ -1,4 +1,5 @@
-"""The forward pass: one resident model, weights written into it in place, pictures that stay where they are."""
+"""The forward pass: one resident model, weights written into it in place, pictures that stay where
+they are."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ PLAIN = "eager float32 contiguous"  # as a user's own code would
 EAGER = "eager float32 channels-last"
 COMPILED = "compiled float32 channels-last"
 
-_APART = 1e-3  # of the largest margin: how far apart the compiled model's margins may be from the eager ones
+# of the largest margin: how far apart the compiled model's margins may be from the eager ones
+_APART = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Pictures:
         return len(self.labels)
 
     def select(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return one whole batch of some rows (at most a batch of them), filled up by rows that are not looked at."""
+        """Return one whole batch of some rows (at most a batch of them), filled up by rows that are
+        not looked at."""
         filling = rows[:1].expand(self.batch_size - len(rows))
         rows = torch.cat([rows, filling])
         lying = self.images.permute(0, 2, 3, 1)  # as they lie in memory: a picture is one piece
@@ -63,7 +66,9 @@ class Answers(NamedTuple):
         return int(self.right.sum()) if self.finite else None
 
 
-def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float) -> Pictures:
+def place_pictures(
+    rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float
+) -> Pictures:
     """Allocate room for a split: on the device, else in main memory, else in a file that is mapped.
 
     Args:
@@ -79,8 +84,14 @@ def place_pictures(rows: int, shape: tuple[int, ...], batch_size: int, device: t
     if is_gpu(device) and needed <= share * torch.cuda.mem_get_info(device)[0]:
         return Pictures(_zeros(size, device), labels, batch_size, "device")
     if needed <= share * psutil.virtual_memory().available:
-        return Pictures(_zeros(size, torch.device("cpu")), labels, batch_size, "host" if is_gpu(device) else "device")
-    with tempfile.NamedTemporaryFile(prefix="mega_hf-pictures-") as file:  # unlinked at once, freed when unmapped
+        return Pictures(
+            _zeros(size, torch.device("cpu")),
+            labels,
+            batch_size,
+            "host" if is_gpu(device) else "device",
+        )
+    # unlinked at once, freed when unmapped
+    with tempfile.NamedTemporaryFile(prefix="mega_hf-pictures-") as file:
         mapped = np.memmap(file, dtype=np.float32, mode="w+", shape=size)
         return Pictures(torch.from_numpy(mapped), labels, batch_size, "disk")
 
@@ -102,14 +113,17 @@ class Forward:
     def __init__(self, model: nn.Module, device: torch.device, path: str = EAGER) -> None:
         self.device, self.path = device, path
         self.memory_format = torch.contiguous_format if path == PLAIN else torch.channels_last
-        self.model = model.to(device).to(memory_format=self.memory_format).eval().requires_grad_(False)
+        self.model = (
+            model.to(device).to(memory_format=self.memory_format).eval().requires_grad_(False)
+        )
         self.eager = _runner(self.model)  # one batch of pictures to logits, uncompiled
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._is_order_free: bool | None = None
         self._entries = self.model.state_dict()
 
     def write(self, entries: Iterable[tuple[str, torch.Tensor]], part: bool = False) -> None:
-        """Copy all weights and buffers into the resident model in place, rounded already to the parents' dtype.
+        """Copy all weights and buffers into the resident model in place, rounded already to the
+        parents' dtype.
 
         Args:
             entries: of its state dict.
@@ -127,7 +141,8 @@ class Forward:
 
         Args:
             pictures: the split.
-            rows: [any] int64 on the CPU, of the split; all by default. Whichever they are, each batch has one shape.
+            rows: [any] int64 on the CPU, of the split; all by default. Whichever they are, each
+                batch has one shape.
         """
         if self.path == COMPILED and self._compiled is None:
             self._compile_as_before(pictures)
@@ -143,34 +158,47 @@ class Forward:
         rows: torch.Tensor,
         judge: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
     ) -> list[torch.Tensor]:
-        """Return what `judge` makes of each batch's logits and labels, of all rows in their order; on the CPU."""
+        """Return what `judge` makes of each batch's logits and labels, of all rows in their order;
+        on the CPU."""
         found = []
-        # No search among algorithms: which one is fastest differs from run to run, and so would the last bits.
+        # No search among algorithms: which one is fastest differs from run to run, and so would the
+        # last bits.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for chosen in rows.split(pictures.batch_size):
                 images, labels = pictures.select(chosen)
-                images = images.to(self.device, non_blocking=True).to(memory_format=self.memory_format)
+                images = images.to(self.device, non_blocking=True).to(
+                    memory_format=self.memory_format
+                )
                 found.append([part[: len(chosen)] for part in judge(self.run(images), labels)])
         return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Pictures) -> torch.Tensor:
-        """Return what the resident model gives each class, on all rows: [rows, classes] float32 on the CPU."""
-        (found,) = self._show(pictures, torch.arange(pictures.count), lambda scores, _: (scores.softmax(dim=1),))
+        """Return what the resident model gives each class, on all rows: [rows, classes] float32 on
+        the CPU."""
+        (found,) = self._show(
+            pictures, torch.arange(pictures.count), lambda scores, _: (scores.softmax(dim=1),)
+        )
         return found
 
     def tried_for_order(self, pictures: Pictures) -> int:
-        """Return how many pictures `is_order_free` would show: some batches, twice, if it does not know yet."""
-        return 2 * min(3 * pictures.batch_size, pictures.count) if self._is_order_free is None else 0
+        """Return how many pictures `is_order_free` would show: some batches, twice, if it does not
+        know yet."""
+        return (
+            2 * min(3 * pictures.batch_size, pictures.count) if self._is_order_free is None else 0
+        )
 
     def is_order_free(self, pictures: Pictures) -> bool:
-        """Say whether rows are answered alike, to the last bit, wherever they stand in a batch, as tried on some.
+        """Say whether rows are answered alike, to the last bit, wherever they stand in a batch, as
+        tried on some.
 
-        Each row has sums of its own, which the kernels measured build in one order; nothing promises it for all.
+        Each row has sums of its own, which the kernels measured build in one order; nothing
+        promises it for all.
         """
         if self._is_order_free is None:
             rows = torch.arange(self.tried_for_order(pictures) // 2)
-            mixed = torch.cat([rows[1::2], rows[::2]]).flip(0)  # beside other rows, and in other places
+            # beside other rows, and in other places
+            mixed = torch.cat([rows[1::2], rows[::2]]).flip(0)
             there, here = self.answers(pictures, rows), self.answers(pictures, rows[mixed])
             both = [(there.margin[mixed], here.margin), (there.loss[mixed], here.loss)]
             self._is_order_free = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in both)
@@ -191,13 +219,16 @@ class Forward:
         """
         rows = torch.arange(min(pictures.batch_size, pictures.count))
         expected = self._answers(pictures, rows).margin
-        torch.compiler.reset()  # of other models: beyond eight, torch would run further ones uncompiled, in silence
+        # of other models: beyond eight, torch would run further ones uncompiled, in silence
+        torch.compiler.reset()
         compiled = torch.compile(self.eager, dynamic=False)
         self._compiled = compiled
         try:
             apart = (self._answers(pictures, rows).margin - expected).abs().max()
             if apart > _APART * (1 + expected.abs().max()):
-                raise ArithmeticError(f"compiled, its logits are {apart:.3g} apart from what they were")
+                raise ArithmeticError(
+                    f"compiled, its logits are {apart:.3g} apart from what they were"
+                )
         except BaseException:
             self.uncompile()
             raise
@@ -208,10 +239,14 @@ class Forward:
             self.compile(pictures)
         except Exception as error:  # of any of torch's layers
             raise RunError(
-                "the model can't be compiled here", expected="a compiled model, with which the run was begun",
+                "the model can't be compiled here",
+                expected="a compiled model, with which the run was begun",
                 got=first_line(error)[:200],
-                remedy="go on where it was begun, or install a C++ compiler; or --overwrite --forward eager",
-            ) from None  # fmt: skip
+                remedy=(
+                    "go on where it was begun, or install a C++ compiler; or --overwrite --forward"
+                    " eager"
+                ),
+            ) from None
 
     @property
     def run(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -227,7 +262,10 @@ def _runner(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda images: logits(model, images)
 
 
-def _only_once(compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Run what was compiled; to compile again would cost more than it saves, and be a fault of ours."""
+def _only_once(
+    compiled: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
+) -> torch.Tensor:
+    """Run what was compiled; to compile again would cost more than it saves, and be a fault of
+    ours."""
     with torch.compiler.set_stance("fail_on_recompile"):
         return compiled(images)

@@ -8,9 +8,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-# right answers (None where a logit was not finite), rows seen, the sum of their losses (0 where nobody asks for it)
+# right answers (None where a logit was not finite), rows seen, the sum of their losses (0 where
+# nobody asks for it)
 Counted = tuple[int | None, int, int]
-Interval = tuple[int | None, int, int, int, int]  # right answers, rows seen, not seen, loss, what it may be more
+# right answers, rows seen, not seen, loss, what it may be more
+Interval = tuple[int | None, int, int, int, int]
 
 
 class Genomes(Protocol):
@@ -33,13 +35,21 @@ class Record(Protocol):
     """Where every fitness is kept before it is used; the journal is one."""
 
     def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
-        """Return what was recorded of an individual, or None; its genome's digest is compared, if it is given."""
+        """Return what was recorded of an individual, or None; its genome's digest is compared, if
+        it is given."""
 
     def find_genome(self, genome: str) -> Counted | None:
         """Return what was recorded of a genome, in whatever generation, or None."""
 
     def add(
-        self, generation: int, index: int, genome: str, fitness: Counted, seconds: float, pictures: int, write: bool
+        self,
+        generation: int,
+        index: int,
+        genome: str,
+        fitness: Counted,
+        seconds: float,
+        pictures: int,
+        write: bool,
     ) -> None:
         """Keep a fitness and what it took; only one process writes."""
 

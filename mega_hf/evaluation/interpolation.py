@@ -1,4 +1,5 @@
-"""The line between two models: how accuracy falls along it, as they are, recalibrated, aligned, and both."""
+"""The line between two models: how accuracy falls along it, as they are, recalibrated, aligned, and
+both."""
 
 from __future__ import annotations
 
@@ -34,14 +35,16 @@ _SMALL, _PASSABLE = 2.0, 20.0
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy in per cent at 11 points from the first model to the second, for each way of treating them."""
+    """Accuracy in per cent at 11 points from the first model to the second, for each way of
+    treating them."""
 
     rows: int
     accuracy: Mapping[str, list[float]]  # the kind -> [11]
     without: str  # why a kind is not there, in words; empty where all are
 
     def barrier(self, kind: str) -> float:
-        """Return by how many points accuracy falls at most below what lies straight between its ends; 0 or more."""
+        """Return by how many points accuracy falls at most below what lies straight between its
+        ends; 0 or more."""
         found = np.array(self.accuracy[kind])
         straight = np.linspace(found[0], found[-1], len(found))
         return float(max(0.0, (straight - found).max()))
@@ -60,12 +63,13 @@ class Line:
         if kind in (ALIGNED, BOTH) and best <= _PASSABLE:
             also = " and merge.batchnorm: recalibrate" if kind == BOTH else ""
             return (
-                f"They need merge.align: activations{also} ({fallen}); an average is still worse than they are, a "
-                "search near them may not be."
+                f"They need merge.align: activations{also} ({fallen}); an average is still worse"
+                " than they are, a search near them may not be."
             )
         return (
-            f"They can't be averaged: whatever was tried, the line leads through far worse models ({fallen}). "
-            "They were trained apart, or for something else; only what lies close to one of them is any good."
+            "They can't be averaged: whatever was tried, the line leads through far worse models"
+            f" ({fallen}). They were trained apart, or for something else; only what lies close to"
+            " one of them is any good."
         )
 
     def __str__(self) -> str:
@@ -83,7 +87,8 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
 
     Args:
         opened: both.
-        tracer: aligns the second to the first; its calibration pictures, if there are any, recalibrate.
+        tracer: aligns the second to the first; its calibration pictures, if there are any,
+            recalibrate.
         pictures: what is measured on.
         progress: shows how far it is.
     """
@@ -95,13 +100,26 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
         without = f"not aligned: {error.what}"
     has_statistics = bool(statistics_names(forward.model))
     if has_statistics and tracer.calibration is None:
-        without = "; ".join(filter(None, [without, "not recalibrated: the data set has no other rows to do it on"]))
-    kinds = [(PLAIN, PLAIN, False), (RECALIBRATED, PLAIN, True), (ALIGNED, ALIGNED, False), (BOTH, ALIGNED, True)]
-    kinds = [one for one in kinds if one[1] in states and (not one[2] or (has_statistics and tracer.calibration))]
+        without = "; ".join(
+            filter(None, [without, "not recalibrated: the data set has no other rows to do it on"])
+        )
+    kinds = [
+        (PLAIN, PLAIN, False),
+        (RECALIBRATED, PLAIN, True),
+        (ALIGNED, ALIGNED, False),
+        (BOTH, ALIGNED, True),
+    ]
+    kinds = [
+        one
+        for one in kinds
+        if one[1] in states and (not one[2] or (has_statistics and tracer.calibration))
+    ]
     found: dict[str, list[float]] = {}
     with progress.bar("line", len(kinds) * POINTS, "models") as advance:
         for kind, of, recalibrates in kinds:
-            mixing = mix_models(opened, states[of], statistics_names(forward.model) if recalibrates else [])
+            mixing = mix_models(
+                opened, states[of], statistics_names(forward.model) if recalibrates else []
+            )
             found[kind] = []
             for share in (point / (POINTS - 1) for point in range(POINTS)):
                 right = count_right(mixing, [1.0 - share, share], tracer, pictures)
@@ -134,12 +152,16 @@ def draw_lines(
     """
     processes, first = Processes(), opened[pairs[0][0]]
     rows, calibration, names, classes = load_sample(data, split, sample)
-    mapping = [match_classes(one.labels, one.num_classes, names, classes)[0] for one in opened.values()]
+    mapping = [
+        match_classes(one.labels, one.num_classes, names, classes)[0] for one in opened.values()
+    ]
     if any(found != mapping[0] for found in mapping):
         raise ParentError(
-            "these models number the classes otherwise", expected="the data set's class names in all", got="others",
+            "these models number the classes otherwise",
+            expected="the data set's class names in all",
+            got="others",
             remedy="give them the class names of the data set (label_names in config.json)",
-        )  # fmt: skip
+        )
     size = choose_batch_size(None, len(rows), processes.device, first.model, first.picture_shape)
     load = Loader(first, mapping[0], size, processes.device, memory_share=0.4)
     pictures = load(rows)
@@ -150,29 +172,40 @@ def draw_lines(
     for one, other in pairs:
         states = {name: opened[name].view() for name in (one, other)}
         space = build_space(states, first.learned(), first.tied())
-        inputs = Inputs(opened[one], space, states, contents=["", ""])  # no digest of it is asked for
+        # no digest of it is asked for
+        inputs = Inputs(opened[one], space, states, contents=["", ""])
         lines[one, other] = draw_line(inputs, tracer, pictures, Progress(progress))
     return lines
 
 
-def mix_models(opened: Inputs, states: Mapping[str, StateDict], recomputed: Collection[str]) -> Mixing:
-    """Return what mixes some state dicts of one architecture; statistics named `recomputed` are no part of it."""
+def mix_models(
+    opened: Inputs, states: Mapping[str, StateDict], recomputed: Collection[str]
+) -> Mixing:
+    """Return what mixes some state dicts of one architecture; statistics named `recomputed` are no
+    part of it."""
     learned = [segment.name for segment in opened.space.segments if segment.learned]
     space = build_space(dict(states), learned, opened.space.tied, recomputed)
-    return Mixing(space, list(states.values()), "model", contents=list(states))  # no digest of it is asked for
+    # no digest of it is asked for
+    return Mixing(space, list(states.values()), "model", contents=list(states))
 
 
-def count_right(mixing: Mixing, shares: Sequence[float], tracer: Tracer, pictures: Pictures) -> int | None:
-    """Return a mixture's right answers; None where a logit is not finite. It is recalibrated if statistics are."""
+def count_right(
+    mixing: Mixing, shares: Sequence[float], tracer: Tracer, pictures: Pictures
+) -> int | None:
+    """Return a mixture's right answers; None where a logit is not finite. It is recalibrated if
+    statistics are."""
     forward, recomputed = tracer.forward, mixing.space.recomputed
-    forward.write(mixing.entries(torch.tensor(shares).repeat(len(mixing.bounds))), part=bool(recomputed))
+    forward.write(
+        mixing.entries(torch.tensor(shares).repeat(len(mixing.bounds))), part=bool(recomputed)
+    )
     if recomputed and tracer.calibration:
         tracer.calibration.recalibrate(forward, recomputed)
     return forward.count(pictures)
 
 
 def align_models(opened: Inputs, tracer: Tracer) -> tuple[dict[str, StateDict], str]:
-    """Return state dicts in the first model's order of channels, and how they were matched; on all processes.
+    """Return state dicts in the first model's order of channels, and how they were matched; on all
+    processes.
 
     Raises:
         ParentError: the model can't be traced.

@@ -1,4 +1,5 @@
-"""Splits as pictures that are ready to use: decoded and transformed once, in the one batch shape of a run."""
+"""Splits as pictures that are ready to use: decoded and transformed once, in the one batch shape of
+a run."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Loader:
     def __call__(self, split: Split) -> Pictures:
         """Decode and transform a split."""
         shape = self.model.picture_shape
-        pictures = place_pictures(len(split), shape, self.batch_size, self.device, self.memory_share)
+        pictures = place_pictures(
+            len(split), shape, self.batch_size, self.device, self.memory_share
+        )
         fill_pictures(split, self.mapping, self.model.transform, pictures.images, pictures.labels)
         return pictures
 
@@ -42,6 +45,7 @@ class Loader:
 
     def calibrate(self, split: Split, threads: int, digest: str = "") -> Calibration:
         """Load the pictures of a split as those from which statistics follow."""
-        # By the model alone: statistics depend on it, and must be the same on another kind of device.
+        # By the model alone: statistics depend on it, and must be the same on another kind of
+        # device.
         rows = even_batches(len(split), suitable(self.model.model, self.model.picture_shape))
         return Calibration(replace(self, batch_size=rows)(split), threads, digest)

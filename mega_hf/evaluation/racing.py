@@ -24,13 +24,16 @@ Contenders = Callable[[list[list[int]], list[Interval]], set[int]]
 
 
 class Evaluation:
-    """Individuals on validation rows: as many rows as decide who wins, none twice, shared out over the processes.
+    """Individuals on validation rows: as many rows as decide who wins, none twice, shared out over
+    the processes.
 
-    A contest, a tournament or the one for the elite, is decided when one individual is left that may win it, and
-    that one has seen all rows. Until then those that may win are measured batch by batch, each time the one that may
-    still have most right answers (one or two for each of several processes): the others then lose without being
-    measured to the end. The rows that others were wrong about come first, so that losers are known early. What an
-    individual answers on a row depends neither on the other rows of its batch nor on their order: so every contest
+    A contest, a tournament or the one for the elite, is decided when one individual is left that
+    may win it, and that one has seen all rows. Until then those that may win are measured batch by
+    batch, each time the one that may still have most right answers (one or two for each of several
+    processes): the others then lose without being measured to the end. The rows that others were
+    wrong about come first, so that losers are known early. What an
+    individual answers on a row depends neither on the other rows of its batch nor on their order:
+        so every contest
     has the winner that full evaluation gives it.
 
     Args:
@@ -44,7 +47,8 @@ class Evaluation:
         memory: what is known of the rows, and of genomes that were measured elsewhere.
         chunk: how many rows an individual is shown before it is asked whether it may still win.
         full: measure every individual on every row.
-        calibration: what gives each individual BatchNorm's statistics; none where they are part of a genome.
+        calibration: what gives each individual BatchNorm's statistics; none where they are part of
+            a genome.
         sums_losses: whether losses decide between individuals with as many right answers.
     """
 
@@ -64,26 +68,39 @@ class Evaluation:
         sums_losses: bool = False,
     ) -> None:
         self.most = MOST_LOSS if sums_losses else 0
-        self.forward, self.pictures, self.encoding, self.processes = forward, pictures, encoding, processes
-        self.record, self.contenders, self.progress, self.memory = record, contenders, progress, memory
+        self.forward = forward
+        self.pictures = pictures
+        self.encoding = encoding
+        self.processes = processes
+        self.record = record
+        self.contenders = contenders
+        self.progress = progress
+        self.memory = memory
         self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
         self._order_bound: bool | None = None
         self.calibration, self._genomes = calibration, list[str]()
         self._statistics: dict[str, StateDict] = {}  # of this generation's genomes
 
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
-        """Return for each individual what was seen of it: enough to decide every tournament and the elite.
+    def __call__(
+        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
+    ) -> list[Interval]:
+        """Return for each individual what was seen of it: enough to decide every tournament and the
+        elite.
 
         Raises:
             LaunchError: the processes do not hold the same population.
         """
         self.processes.compare(f"generation {population.generation}", population.proof)
         genomes = self._genomes = self._digest(population)
-        self._statistics = {genome: self._statistics[genome] for genome in genomes if genome in self._statistics}
+        self._statistics = {
+            genome: self._statistics[genome] for genome in genomes if genome in self._statistics
+        }
         known: dict[str, Seen] = {}  # individuals that are the same share one
         for index, genome in enumerate(genomes):
             first = elite if index == 0 else None
-            known[genome] = known.get(genome) or self._recall(population.generation, index, genome, first)
+            known[genome] = known.get(genome) or self._recall(
+                population.generation, index, genome, first
+            )
         seen = [known[genome] for genome in genomes]
         contests = [*tournaments, list(range(len(seen)))]
         waiting, counted = set(range(len(seen))), {0} if elite else set[int]()
@@ -102,7 +119,8 @@ class Evaluation:
             self._round(population, self._choose(needed, seen), seen)
 
     def answers(self, population: Genomes) -> np.ndarray:
-        """Measure all of a population to its end; return who is right where: [individuals, rows] bool.
+        """Measure all of a population to its end; return who is right where: [individuals, rows]
+        bool.
 
         One with a logit that is not finite is right nowhere.
         """
@@ -115,15 +133,20 @@ class Evaluation:
 
         found = self.processes.share(len(genomes), head + len(rows), measure)
         for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
-            counted = (None if failed else sum(right), len(rows), 0)  # losses decide nothing between these
-            self._record(population.generation, i, genomes[i], counted, microseconds / 1e6, shown + len(rows))
+            # losses decide nothing between these
+            counted = (None if failed else sum(right), len(rows), 0)
+            self._record(
+                population.generation, i, genomes[i], counted, microseconds / 1e6, shown + len(rows)
+            )
         return found[:, head:].astype(bool)
 
     def _digest(self, population: Genomes) -> list[str]:
         """Return the digest of each genome; each process makes its share of them."""
 
         def words(i: int) -> list[int]:
-            return np.frombuffer(bytes.fromhex(self.encoding.digest(population.genomes[i])), dtype=">u4").tolist()
+            return np.frombuffer(
+                bytes.fromhex(self.encoding.digest(population.genomes[i])), dtype=">u4"
+            ).tolist()
 
         made = self.processes.share(len(population.genomes), 4, words)
         return [row.astype(">u4").tobytes().hex() for row in made]
@@ -131,7 +154,11 @@ class Evaluation:
     def _recall(self, generation: int, index: int, genome: str, elite: Interval | None) -> Seen:
         """Return what the record, or the memory, has of an individual."""
         counted = self.record.find(generation, index, genome)
-        counted = counted or ((elite[0], elite[1], elite[3]) if elite else None) or self.record.find_genome(genome)
+        counted = (
+            counted
+            or ((elite[0], elite[1], elite[3]) if elite else None)
+            or self.record.find_genome(genome)
+        )
         rows = self.pictures.count
         if counted is None or counted[1] < rows:
             counted = self.memory.find(genome, bool(self.most)) or counted
@@ -146,27 +173,32 @@ class Evaluation:
         self.memory.keep(genome, correct, loss if self.most else None)
 
     def _needed(self, contests: list[list[int]], seen: list[Seen]) -> set[int]:
-        """Return the individuals whose unseen rows may decide a contest, and all that are the same."""
+        """Return the individuals whose unseen rows may decide a contest, and all that are the
+        same."""
         intervals = [one.interval for one in seen]
         may = set(range(len(seen))) if self.full else self.contenders(contests, intervals)
         genomes = {seen[i].genome for i in may if intervals[i][2]}
         return {i for i, one in enumerate(seen) if one.genome in genomes}
 
     def _is_order_bound(self, one: Seen) -> bool:
-        """Say, on all processes alike, whether the order of rows may change an answer: then it must not be chosen."""
+        """Say, on all processes alike, whether the order of rows may change an answer: then it must
+        not be chosen."""
         if self._order_bound is None:
             one.pictures += self.forward.tried_for_order(self.pictures)
             bound = np.array([not self.forward.is_order_free(self.pictures)], dtype=np.int64)
             self._order_bound = bool(self.processes.add_up(bound)[0])
             if self._order_bound and self.processes.is_main:
-                logger.warning("on this device answers depend on a row's place in its batch: all rows are measured")
+                logger.warning(
+                    "on this device answers depend on a row's place in its batch: all rows are"
+                    " measured"
+                )
         return self._order_bound
 
     def _choose(self, needed: set[int], seen: list[Seen]) -> list[int]:
         """Return those that may still have most right answers, for each process one.
 
-        Several processes wait for each other less often with two each, where so many are left that most of them will
-        be shown their next rows in any case.
+        Several processes wait for each other less often with two each, where so many are left that
+        most of them will be shown their next rows in any case.
         """
 
         def order(i: int) -> tuple[int, int]:
@@ -181,15 +213,20 @@ class Evaluation:
     def _round(self, population: Genomes, indices: list[int], seen: list[Seen]) -> None:
         """Show individuals their next rows.
 
-        The batches of all are one row of work, cut into equal parts: with as many individuals as processes, each
+        The batches of all are one row of work, cut into equal parts: with as many individuals as
+            processes, each
         process has its own; with fewer, as at the end of a generation, they share them.
         """
         size, rows = self.pictures.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
-            one.correct, one.loss, one.told = (0, 0, None) if one.told else (one.correct, one.loss, None)
+            one.correct, one.loss, one.told = (
+                (0, 0, None) if one.told else (one.correct, one.loss, None)
+            )
             left = one.unseen
-            rows.append(np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size))
+            rows.append(
+                np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size)
+            )
         longest = max(map(len, rows))
         head = 3  # failed, microseconds, pictures for statistics; then right, margins, losses
         found = np.zeros((len(indices), head + 3 * longest), dtype=np.int64)
@@ -199,7 +236,9 @@ class Evaluation:
             mine = [parts[i][1] for i in share if parts[i][0] == row]
             if mine:
                 chosen = slice(mine[0], min(mine[-1] + size, len(rows[row])))
-                failed, seconds, shown, *answers = self._measure(population, index, rows[row][chosen])
+                failed, seconds, shown, *answers = self._measure(
+                    population, index, rows[row][chosen]
+                )
                 found[row, :head] = failed, int(1e6 * seconds), shown
                 for part, values in enumerate(answers):
                     found[row, head + part * longest :][chosen] = values
@@ -214,8 +253,8 @@ class Evaluation:
         """Measure an individual on some rows.
 
         Returns:
-            whether a logit was not finite, the seconds that it took, how many pictures its statistics took, and right
-            answers, margins and losses, row by row.
+            whether a logit was not finite, the seconds that it took, how many pictures its
+            statistics took, and right answers, margins and losses, row by row.
         """
         began, shown = time.perf_counter(), 0
         if self._resident != (population.generation, index):
@@ -227,7 +266,8 @@ class Evaluation:
         return not finite, seconds, shown, right.numpy(), quantize(margin.numpy()), losses
 
     def _place(self, population: Genomes, index: int) -> int:
-        """Write an individual into the resident model; return how many pictures its statistics took."""
+        """Write an individual into the resident model; return how many pictures its statistics
+        took."""
         entries = self.encoding.entries(population.genomes[index])
         if self.calibration is None:
             self.forward.write(entries)
@@ -237,41 +277,61 @@ class Evaluation:
         if genome in self._statistics:
             self.forward.write(self._statistics[genome].items(), part=True)
             return 0
-        self._statistics[genome] = self.calibration.recalibrate(self.forward, self.encoding.space.recomputed)
+        self._statistics[genome] = self.calibration.recalibrate(
+            self.forward, self.encoding.space.recomputed
+        )
         return self.calibration.pictures.count
 
     def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, *answers: np.ndarray) -> None:
-        """Add to what is known of an individual, and of the rows; `cost` as it stands before the answers."""
+        """Add to what is known of an individual, and of the rows; `cost` as it stands before the
+        answers."""
         (failed, microseconds, shown), (right, margins, losses) = cost.tolist(), answers
-        one.seconds, one.pictures = one.seconds + microseconds / 1e6, one.pictures + len(rows) + shown
+        one.seconds = one.seconds + microseconds / 1e6
+        one.pictures = one.pictures + len(rows) + shown
         one.unseen[rows] = False
         if failed or one.correct is None:
-            one.correct, one.loss, one.unseen[:] = None, 0, False  # nothing is worse: the other rows don't matter
+            # nothing is worse: the other rows don't matter
+            one.correct, one.loss, one.unseen[:] = None, 0, False
         else:
             one.correct, one.loss = one.correct + int(right.sum()), one.loss + int(losses.sum())
             self.memory.learn(rows, margins)
         if not one.unseen.any():
             self._remember(one.genome, one.correct, one.loss)
 
-    def _settle(self, generation: int, indices: list[int], seen: list[Seen], is_elite_known: bool) -> None:
-        """Record individuals that are measured no further; an elite that was known stands in its own generation."""
+    def _settle(
+        self, generation: int, indices: list[int], seen: list[Seen], is_elite_known: bool
+    ) -> None:
+        """Record individuals that are measured no further; an elite that was known stands in its
+        own generation."""
         for i in indices:
             one = seen[i]
             carried = i == 0 and is_elite_known and not one.pictures
-            if not carried and self._record(generation, i, one.genome, one.counted, one.seconds, one.pictures):
+            if not carried and self._record(
+                generation, i, one.genome, one.counted, one.seconds, one.pictures
+            ):
                 one.seconds, one.pictures = 0.0, 0  # another of the same genome has cost nothing
 
     def _record(
-        self, generation: int, index: int, genome: str, counted: Counted, seconds: float, pictures: int
+        self,
+        generation: int,
+        index: int,
+        genome: str,
+        counted: Counted,
+        seconds: float,
+        pictures: int,
     ) -> bool:
         """Record a fitness unless it stands there; return whether it did not."""
         is_new = self.record.find(generation, index, genome) != counted
         if is_new:
-            self.record.add(generation, index, genome, counted, seconds, pictures, write=self.processes.is_main)
+            self.record.add(
+                generation, index, genome, counted, seconds, pictures, write=self.processes.is_main
+            )
         return is_new
 
     def _report(self, settled: list[Seen], count: int) -> None:
         if not settled:
             return
-        self._best = max([self._best, *(one.correct or 0 for one in settled if not one.interval[2])])
+        self._best = max(
+            [self._best, *(one.correct or 0 for one in settled if not one.interval[2])]
+        )
         self.progress(count, self._best)

@@ -1,4 +1,5 @@
-"""What the search has learnt of the validation rows: which decide early, and who was measured whole."""
+"""What the search has learnt of the validation rows: which decide early, and who was measured
+whole."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import numpy as np
 
 _FADING = 0.5  # what one generation's answers weigh beside those of the next
 _LIMIT = 1 << 20  # of a margin
-MOST_LOSS = 1 << 20  # of a row, in 2⁻¹⁶: 16 nats, as of a class that is given one part in nine million
+# of a row, in 2⁻¹⁶: 16 nats, as of a class that is given one part in nine million
+MOST_LOSS = 1 << 20
 
 
 class Memory:
-    """Margins by which each row was answered, of late: rows with a small or negative one are asked first.
+    """Margins by which each row was answered, of late: rows with a small or negative one are asked
+    first.
 
     Which row comes first decides only how soon a loser is known, never who wins.
 
@@ -21,7 +24,8 @@ class Memory:
     def __init__(self, rows: int) -> None:
         self._margins = np.zeros(rows)  # sums, faded
         self._asked = np.zeros(rows)  # how often, faded alike
-        self._whole: dict[str, tuple[int | None, int | None]] = {}  # right answers, and the loss if it was summed
+        # right answers, and the loss if it was summed
+        self._whole: dict[str, tuple[int | None, int | None]] = {}
 
     def fade(self) -> None:
         """Let what was learnt so far weigh less than what will be: a generation is over."""
@@ -34,18 +38,21 @@ class Memory:
         self._asked[rows] += 1
 
     def hardest(self, unseen: np.ndarray, count: int) -> np.ndarray:
-        """Return up to `count` of the rows that are unseen ([rows] bool), the hardest first; of equals the first."""
+        """Return up to `count` of the rows that are unseen ([rows] bool), the hardest first; of
+        equals the first."""
         rows = np.flatnonzero(unseen)
         mean = self._margins[rows] / np.maximum(self._asked[rows], 1e-9)
         return rows[np.argsort(mean, kind="stable")[:count]]
 
     def keep(self, digest: str, correct: int | None, loss: int | None = None) -> None:
-        """Remember right answers, on all rows, of a genome or state dict, by its digest; and the loss, if known."""
+        """Remember right answers, on all rows, of a genome or state dict, by its digest; and the
+        loss, if known."""
         if loss is not None or digest not in self._whole:
             self._whole[digest] = correct, loss
 
     def find(self, digest: str, needs_loss: bool = False) -> tuple[int | None, int, int] | None:
-        """Return right answers (None where a logit was not finite), rows seen, and loss; None unless it saw all."""
+        """Return right answers (None where a logit was not finite), rows seen, and loss; None
+        unless it saw all."""
         correct, loss = self._whole.get(digest, (None, None))
         if digest not in self._whole or (needs_loss and loss is None):
             return None
@@ -53,16 +60,21 @@ class Memory:
 
 
 def known_as(sha256: str, is_treated: bool) -> str:
-    """Return by what the memory knows the count of a model: as it is, or with BatchNorm's statistics computed anew."""
+    """Return by what the memory knows the count of a model: as it is, or with BatchNorm's
+    statistics computed anew."""
     return f"{sha256} recalibrated" if is_treated else sha256
 
 
 def quantize(margins: np.ndarray) -> np.ndarray:
-    """Return margins as integers, in 1/256: only integers cross processes. What is no number counts as wrong."""
+    """Return margins as integers, in 1/256: only integers cross processes. What is no number counts
+    as wrong."""
     return np.clip(np.nan_to_num(256 * margins, nan=-_LIMIT), -_LIMIT, _LIMIT).astype(np.int64)
 
 
 def quantize_losses(losses: np.ndarray) -> np.ndarray:
-    """Return losses, in nats, as integers in 2⁻¹⁶ up to `MOST_LOSS`: their sums are exact in any order."""
-    bounded = np.clip(np.nan_to_num(losses.astype(np.float64), nan=np.inf), 0, MOST_LOSS / (1 << 16))
+    """Return losses, in nats, as integers in 2⁻¹⁶ up to `MOST_LOSS`: their sums are exact in any
+    order."""
+    bounded = np.clip(
+        np.nan_to_num(losses.astype(np.float64), nan=np.inf), 0, MOST_LOSS / (1 << 16)
+    )
     return np.rint(bounded * (1 << 16)).astype(np.int64)

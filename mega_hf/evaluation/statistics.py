@@ -21,7 +21,8 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's exact test of two models on the same rows (1947): only rows that one alone gets right count."""
+    """McNemar's exact test of two models on the same rows (1947): only rows that one alone gets
+    right count."""
 
     against: str
     only_merged_right: int
@@ -43,15 +44,21 @@ def mcnemar(against: str, merged: np.ndarray, other: np.ndarray) -> Paired:
 
 
 def sign_test(ups: int, downs: int) -> float:
-    """Return the two-sided p of so many differences in favour and against, were both equally likely; 1 for none."""
+    """Return the two-sided p of so many differences in favour and against, were both equally
+    likely; 1 for none."""
     return min(1.0, 2 * float(bdtr(min(ups, downs), ups + downs, 0.5)))
 
 
-def bootstrap_interval(ups: int, downs: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the paired bootstrap's percentile interval of a difference in accuracy (Efron and Tibshirani, 1993).
+def bootstrap_interval(
+    ups: int, downs: int, n: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the paired bootstrap's percentile interval of a difference in accuracy (Efron and
+    Tibshirani, 1993).
 
-    Rows are drawn anew with their pairs of answers, and all that counts of a draw are its ups less its downs: so their
-    distribution over all draws is known, by Fourier's transform of its characteristic function, and nothing is drawn.
+    Rows are drawn anew with their pairs of answers, and all that counts of a draw are its ups less
+        its downs: so their
+    distribution over all draws is known, by Fourier's transform of its characteristic function, and
+    nothing is drawn.
 
     Args:
         ups: rows that the first model alone gets right.

@@ -1,4 +1,5 @@
-"""A run as a stranger may have it: no path of this machine in any file; and from such files a run folder again."""
+"""A run as a stranger may have it: no path of this machine in any file; and from such files a run
+folder again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal_format import seal, unseal
 from mega_hf.runtime.files import file_digest, write_folder
 
-Files = Mapping[str, Path | bytes]  # path in the repository -> a file here, or what is to stand in it
+# path in the repository -> a file here, or what is to stand in it
+Files = Mapping[str, Path | bytes]
 
 RECIPE = "recipe.yaml"
 PLOTS = {"fitness.png": plot_fitness, "tree.png": plot_tree}
@@ -38,7 +40,8 @@ def portable_files(
     revision: str = "",
     parents: Mapping[str, Path] | None = None,
 ) -> dict[str, Path | bytes]:
-    """Return the files of a run's copy: the model at the root, beside it card, recipe, journal, result and plots.
+    """Return the files of a run's copy: the model at the root, beside it card, recipe, journal,
+    result and plots.
 
     Args:
         result: a finished run.
@@ -56,11 +59,20 @@ def portable_files(
     if with_nodes:
         _refuse_dropped(result)
         for name, kept in result.folders.items():
-            files |= {f"nodes/{name}/{path.name}": path for path in _model_files(kept) if kept != result.merged}
+            files |= {
+                f"nodes/{name}/{path.name}": path
+                for path in _model_files(kept)
+                if kept != result.merged
+            }
     files |= parent_files(parents or {})
     models = {name: file_digest(content) for name, content in files.items()}
     record, written = portable_record(result)
-    copied = record | {"repository": repository, "revision": revision, "licence": dict(licence), "files": models}
+    copied = record | {
+        "repository": repository,
+        "revision": revision,
+        "licence": dict(licence),
+        "files": models,
+    }
     files |= written
     files[RESULT] = encode_record(copied)
     for name, plot in PLOTS.items():
@@ -71,7 +83,8 @@ def portable_files(
 
 
 def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return a run's record for a copy, and the recipe and the journal that it tells of, by their names."""
+    """Return a run's record for a copy, and the recipe and the journal that it tells of, by their
+    names."""
     recipe = Recipe.from_dict(result.record["recipe"])
     journal = _portable_journal(result.folder / JOURNAL, recipe.sha256)
     digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
@@ -79,28 +92,43 @@ def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, byte
     return result.record | {"recipe": recipe.to_dict(), "digests": digests}, written
 
 
-def trained_parents(result: MergeResult, elsewhere: Path | None = None) -> tuple[dict[str, Path], list[str]]:
-    """Find the parents that were trained for a run: they exist nowhere else, and train otherwise on another processor.
+def trained_parents(
+    result: MergeResult, elsewhere: Path | None = None
+) -> tuple[dict[str, Path], list[str]]:
+    """Find the parents that were trained for a run: they exist nowhere else, and train otherwise on
+    another processor.
 
     Args:
         result: a finished run.
         elsewhere: the folder in which it trained them, if that is not its own.
 
     Returns:
-        name -> folder, with what else those trainings left, so that nothing is trained again where they are given; and
-        the names of the parents that are not there any more as they were merged.
+        name -> folder, with what else those trainings left, so that nothing is trained again where
+        they are given; and the names of the parents that are not there any more as they were
+        merged.
     """
-    merged = {parent["name"]: parent["sha256"] for parent in result.record["parents"] if "train" in parent}
+    merged = {
+        parent["name"]: parent["sha256"] for parent in result.record["parents"] if "train" in parent
+    }
     if not merged:
         return {}, []
     from mega_hf.models.load import holds_weights
     from mega_hf.models.training_stamp import is_unchanged
-    from mega_hf.run.parents import trained_for  # not above: it loads timm, which most pushes do not need
 
-    folder, recipe = elsewhere or result.folder / "parents", Recipe.from_dict(result.record["recipe"])
-    found = {name: folder / name for name, sha256 in merged.items() if holds_weights(folder / name, sha256)}
+    # not above: it loads timm, which most pushes do not need
+    from mega_hf.run.parents import trained_for
+
+    folder = elsewhere or result.folder / "parents"
+    recipe = Recipe.from_dict(result.record["recipe"])
+    found = {
+        name: folder / name
+        for name, sha256 in merged.items()
+        if holds_weights(folder / name, sha256)
+    }
     made = [model for name in trained_for(recipe, list(merged)) for model in recipe.made_by(name)]
-    found |= {name: folder / name for name in made if name not in merged and is_unchanged(folder / name)}
+    found |= {
+        name: folder / name for name in made if name not in merged and is_unchanged(folder / name)
+    }
     return found, [name for name in merged if name not in found]
 
 
@@ -123,18 +151,26 @@ def refuse_changed(result: MergeResult) -> None:
     again = "the same mega-hf merge command makes it again"
     if RunFolder(result.folder).finished() is None:
         raise RunError(
-            "the run is not finished, or its files were changed since", where=str(result.folder),
-            expected="recipe, journal and models as the run left them", got="others", remedy=again,
-        )  # fmt: skip
+            "the run is not finished, or its files were changed since",
+            where=str(result.folder),
+            expected="recipe, journal and models as the run left them",
+            got="others",
+            remedy=again,
+        )
 
 
 def _refuse_dropped(result: MergeResult) -> None:
     if len(result.made) > 1 and not (result.folder / "nodes").is_dir():
         raise RunError(
-            "the intermediate models were dropped", where=str(result.folder),
-            expected="nodes/NAME for each", got="none",
-            remedy="push without --with-nodes; or delete result.json, and merge again without --keep final",
-        )  # fmt: skip
+            "the intermediate models were dropped",
+            where=str(result.folder),
+            expected="nodes/NAME for each",
+            got="none",
+            remedy=(
+                "push without --with-nodes; or delete result.json, and merge again without --keep"
+                " final"
+            ),
+        )
 
 
 def _portable_journal(path: Path, recipe: str) -> bytes:
@@ -163,21 +199,27 @@ def copied_models(source: Path, repository: str) -> list[str]:
     missing = [name for name in (RESULT, RECIPE, JOURNAL) if not (source / name).is_file()]
     if missing:
         raise HubError(
-            "not a merge that mega-hf pushed", where=repository, expected=", ".join((RESULT, RECIPE, JOURNAL)),
-            got=f"no {missing[0]}", remedy="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
-        )  # fmt: skip
+            "not a merge that mega-hf pushed",
+            where=repository,
+            expected=", ".join((RESULT, RECIPE, JOURNAL)),
+            got=f"no {missing[0]}",
+            remedy="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
+        )
     with _distrusting(repository):
         result = MergeResult.load(source)
         str(result.report), render_card(result)
         recipe = Recipe.from_document(read(source / RECIPE), check_files=False)
         written = Recipe.from_dict(result.record["recipe"])
-        if recipe.push or written.push or written.sha256 != recipe.sha256:  # no digest holds where to push
+        # no digest holds where to push
+        if recipe.push or written.push or written.sha256 != recipe.sha256:
             raise _changed(repository, RECIPE)
         if file_digest(source / JOURNAL) != result.record["digests"]["journal"]:
             raise _changed(repository, JOURNAL)
         names = [node["name"] for node in result.made]
         files = result.record["files"]
-        harmful = [name for name in files if not _is_harmless(name)] + [n for n in names if not _NODE.fullmatch(n)]
+        harmful = [name for name in files if not _is_harmless(name)] + [
+            n for n in names if not _NODE.fullmatch(n)
+        ]
         if harmful or not names:
             raise _changed(repository, str(harmful)[:100])
         return list(files)
@@ -186,7 +228,11 @@ def copied_models(source: Path, repository: str) -> list[str]:
 def changed_models(source: Path) -> list[str]:
     """Return the model files of a copy that are not as its record says."""
     digests: dict[str, str] = MergeResult.load(source).record["files"]
-    return [name for name in digests if not (source / name).is_file() or file_digest(source / name) != digests[name]]
+    return [
+        name
+        for name in digests
+        if not (source / name).is_file() or file_digest(source / name) != digests[name]
+    ]
 
 
 def restore(source: Path, target: Path, repository: str) -> MergeResult:
@@ -235,9 +281,12 @@ def refuse_filled(target: Path) -> None:
     foreign = sorted(name for name in there if not name.startswith(".mega-"))
     if foreign:
         raise RunError(
-            "the folder is not empty", where=str(target), expected="a new or empty folder",
-            got=", ".join(foreign[:5]), remedy="another --out",
-        )  # fmt: skip
+            "the folder is not empty",
+            where=str(target),
+            expected="a new or empty folder",
+            got=", ".join(foreign[:5]),
+            remedy="another --out",
+        )
 
 
 @contextmanager
@@ -250,22 +299,31 @@ def _distrusting(repository: str) -> Iterator[None]:
     except Exception as error:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise HubError(
-            "its record can't be read", where=repository, expected="what mega-hf wrote", got=got,
+            "its record can't be read",
+            where=repository,
+            expected="what mega-hf wrote",
+            got=got,
             remedy="an earlier revision: ORG/NAME@COMMIT; or a newer release of mega_hf",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _is_harmless(name: object) -> bool:
-    """Say whether a file's name is one that a push gives: NAME, nodes/NODE/NAME or parents/PARENT/NAME."""
+    """Say whether a file's name is one that a push gives: NAME, nodes/NODE/NAME or
+    parents/PARENT/NAME."""
     parts = str(name).split("/")
     folders = len(parts) == 1 or (
-        len(parts) == 3 and parts[0] in ("nodes", "parents") and _NODE.fullmatch(parts[1]) is not None
+        len(parts) == 3
+        and parts[0] in ("nodes", "parents")
+        and _NODE.fullmatch(parts[1]) is not None
     )
     return folders and _FILE.fullmatch(parts[-1]) is not None and name not in OURS
 
 
 def _changed(repository: str, what: str) -> HubError:
     return HubError(
-        "changed since it was pushed", where=repository, expected="the files that its result.json tells of",
-        got=f"another {what}", remedy="an earlier revision: ORG/NAME@COMMIT",
-    )  # fmt: skip
+        "changed since it was pushed",
+        where=repository,
+        expected="the files that its result.json tells of",
+        got=f"another {what}",
+        remedy="an earlier revision: ORG/NAME@COMMIT",
+    )

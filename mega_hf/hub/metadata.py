@@ -1,4 +1,5 @@
-"""A card's front matter, checked here as the Hub checks it, so that a push fails before anything is sent."""
+"""A card's front matter, checked here as the Hub checks it, so that a push fails before anything is
+sent."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def check_front(front: dict[str, Any]) -> None:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise HubError(
-            "the card's front matter is not what the Hub takes", where="README.md",
-            expected="keys as in https://huggingface.co/docs/hub/model-cards", got="; ".join(found)[:500],
+            "the card's front matter is not what the Hub takes",
+            where="README.md",
+            expected="keys as in https://huggingface.co/docs/hub/model-cards",
+            got="; ".join(found)[:500],
             remedy="mend what was written by hand on the repository's page, or --overwrite-card",
-        ) from None  # fmt: skip
+        ) from None

@@ -11,7 +11,8 @@ import safetensors
 
 from mega_hf.errors import HubError, RunError
 
-Files = Mapping[str, Path | bytes]  # path in the repository -> a file here, or what is to stand in it
+# path in the repository -> a file here, or what is to stand in it
+Files = Mapping[str, Path | bytes]
 
 _TOKEN = re.compile(r"\bhf_\w{20,}|\bapi_org_\w{20,}")
 # Two parts at least, not inside a word, an address or a relative path.
@@ -20,13 +21,14 @@ _OTHER_PATH = re.compile(r"(?<![\w/])(~\w*/[\w.]+|file:/+[\w.]+|[A-Za-z]:[\\/]\w
 _ESCAPED = re.compile(r"\\(.)")  # in JSON
 _USUAL = """
     home Users root mnt tmp var media Volumes private scratch content kaggle workspace data work opt srv usr etc
-    gpfs lustre nfs"""
+    gpfs lustre nfs"""  # noqa: E501
 _ROOTS = frozenset(_USUAL.split())
 _HOMES = frozenset(("home", "Users", "users"))
 
 
 def refuse_private(files: Files, token: str | None) -> None:
-    """Raise HubError, naming file and line, where a path of some machine or a token stands in a file.
+    """Raise HubError, naming file and line, where a path of some machine or a token stands in a
+    file.
 
     Args:
         files: what is about to be sent; of weights the header is looked at.
@@ -34,13 +36,20 @@ def refuse_private(files: Files, token: str | None) -> None:
     """
     refuse_tokens(files, token)
     for name, content in files.items():
-        for where, text in _texts(name, content) if not name.endswith(".png") else ():  # those bytes may look like one
+        # those bytes may look like one
+        for where, text in _texts(name, content) if not name.endswith(".png") else ():
             found = _path_in(_ESCAPED.sub(_unescaped, text) if ".json" in name else text)
             if found:
                 raise HubError(
-                    "a path of a machine stands there", where=where, expected="names and digests", got=found,
-                    remedy="take it out where it comes from (a parent's configuration, a class name), and merge again",
-                )  # fmt: skip
+                    "a path of a machine stands there",
+                    where=where,
+                    expected="names and digests",
+                    got=found,
+                    remedy=(
+                        "take it out where it comes from (a parent's configuration, a class name),"
+                        " and merge again"
+                    ),
+                )
 
 
 def refuse_tokens(files: Files, token: str | None) -> None:
@@ -50,9 +59,14 @@ def refuse_tokens(files: Files, token: str | None) -> None:
             # A token of a few letters is none of the Hub's, and would be found everywhere.
             if (token and len(token) >= 8 and token in text) or _TOKEN.search(text):
                 raise HubError(
-                    "a token stands there", where=where, expected="no token in anything that is pushed", got="a token",
-                    remedy="take it out where it comes from, and revoke it: others may have seen it",
-                )  # fmt: skip
+                    "a token stands there",
+                    where=where,
+                    expected="no token in anything that is pushed",
+                    got="a token",
+                    remedy=(
+                        "take it out where it comes from, and revoke it: others may have seen it"
+                    ),
+                )
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -63,9 +77,14 @@ def _path_in(text: str) -> str | None:
     other = _OTHER_PATH.search(text)
     if other:
         return other[1]
-    for match in _PATH.finditer(text):  # a class may be called /m/0abc: only what is a folder here, or often is
+    # a class may be called /m/0abc: only what is a folder here, or often is
+    for match in _PATH.finditer(text):
         first, *more = [part for part in match[1].split("/") if part]
-        if first in _ROOTS or _HOMES.intersection([first, *more[:-1]]) or Path(f"/{first}").exists():
+        if (
+            first in _ROOTS
+            or _HOMES.intersection([first, *more[:-1]])
+            or Path(f"/{first}").exists()
+        ):
             return match[1]
     return None
 
@@ -81,13 +100,17 @@ def _texts(name: str, content: Path | bytes) -> Iterator[tuple[str, str]]:
 
 
 def _header(name: str, content: Path | bytes) -> dict[str, str]:
-    """Return the free text of a safetensors file's header, once the library has checked header and length."""
+    """Return the free text of a safetensors file's header, once the library has checked header and
+    length."""
     assert isinstance(content, Path), "weights are never made in memory"
     try:
         with safetensors.safe_open(content, framework="np") as opened:
             return dict(opened.metadata() or {}) | dict.fromkeys(opened.keys(), "")
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(
-            "unreadable weights", where=str(content), expected="safetensors", got=error,
+            "unreadable weights",
+            where=str(content),
+            expected="safetensors",
+            got=error,
             remedy="the same mega-hf merge command makes them again",
-        ) from None  # fmt: skip
+        ) from None

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mega_hf.hub import repository as hub
-from mega_hf.hub.bundle import (
-    OURS,
-    changed_models,
-    copied_models,
-    refuse_filled,
-    restore,
-)
+from mega_hf.hub.bundle import OURS, changed_models, copied_models, refuse_filled, restore
 from mega_hf.report.result import MergeResult
 from mega_hf.runtime.files import refuse_unwritable
 
@@ -36,5 +30,6 @@ def pull(repository: str, out: str | Path | None = None) -> MergeResult:
     models = copied_models(source, whole)
     fetched = hub.fetch(name, commit, [*OURS, *models])[0]
     if changed_models(fetched):
-        fetched = hub.fetch(name, commit, [*OURS, *models], afresh=True)[0]  # it may have been damaged on its way
+        # it may have been damaged on its way
+        fetched = hub.fetch(name, commit, [*OURS, *models], afresh=True)[0]
     return restore(fetched, target, whole)

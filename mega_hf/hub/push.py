@@ -11,11 +11,7 @@ from typing import Any
 
 from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
-from mega_hf.hub.bundle import (
-    portable_files,
-    refuse_changed,
-    trained_parents,
-)
+from mega_hf.hub.bundle import portable_files, refuse_changed, trained_parents
 from mega_hf.hub.metadata import check_front
 from mega_hf.hub.privacy import refuse_private, refuse_tokens
 from mega_hf.hub.repository import Pushed, Remote, Target
@@ -47,8 +43,13 @@ class Plan:
         sizes = {name: _size(content) for name, content in self.files.items()}
         width = max(map(len, sizes))
         lines = [f"  {name.ljust(width)}  {size:>13,} bytes" for name, size in sizes.items()]
-        where = "a pull request" if self.target.create_pr else f"branch {self.target.branch or 'main'}"
-        head = f"{self.target.repository}, {where}: {self.state}; license {self.licence}; one commit holds"
+        where = (
+            "a pull request" if self.target.create_pr else f"branch {self.target.branch or 'main'}"
+        )
+        head = (
+            f"{self.target.repository}, {where}: {self.state}; license {self.licence}; one commit"
+            " holds"
+        )
         total = f"  {'total'.ljust(width)}  {sum(sizes.values()):>13,} bytes"
         gone = [f"  {name.ljust(width)}  is removed there" for name in self.removed]
         return "\n".join([head, *lines, total, *gone, "Nothing was sent."])
@@ -68,9 +69,11 @@ def push(
     parents: str | Path | None = None,
     overwrite_card: bool = False,
 ) -> Pushed:
-    """Push a finished run to the Hub, in one commit: model, card, recipe, journal, result and plots.
+    """Push a finished run to the Hub, in one commit: model, card, recipe, journal, result and
+    plots.
 
-    What is pushed names local parents and data by name and digest; no path of this machine is in it.
+    What is pushed names local parents and data by name and digest; no path of this machine is in
+    it.
 
     Args:
         run: a finished run, or its folder.
@@ -81,34 +84,48 @@ def push(
         message: the commit's first line.
         license: the Hub's identifier; needed where the parents have none, or not the same.
         with_nodes: the intermediate models of a tree too.
-        with_parents: the parents that were trained for the run too, without which nobody else can verify it.
+        with_parents: the parents that were trained for the run too, without which nobody else can
+            verify it.
         parents: the folder in which they lie, if not the run's own.
         overwrite_card: replace the card there, what was written by hand included.
 
     Raises:
-        MegaError: something can't be pushed, or the Hub did not take it; the run folder is as it was.
+        MegaError: something can't be pushed, or the Hub did not take it; the run folder is as it
+            was.
     """
     packing = _prepare(
-        run, repository, private=private, create_pr=create_pr, branch=branch, message=message, license=license,
-        with_nodes=with_nodes, with_parents=with_parents, parents=parents, overwrite_card=overwrite_card,
-    )  # fmt: skip
+        run,
+        repository,
+        private=private,
+        create_pr=create_pr,
+        branch=branch,
+        message=message,
+        license=license,
+        with_nodes=with_nodes,
+        with_parents=with_parents,
+        parents=parents,
+        overwrite_card=overwrite_card,
+    )
     logger.info("pushing to %s", repository)
     digest = packing.result.record["digests"]["file"]
     return hub.send(packing.target, packing.files, f"SHA-256 of the weights: {digest}")
 
 
 def plan_push(run: str | Path | MergeResult, repository: str, **options: Any) -> Plan:
-    """Check everything that `push` would, and say what it would send; nothing is sent. Args: as `push`."""
+    """Check everything that `push` would, and say what it would send; nothing is sent. Args: as
+    `push`."""
     packing = _prepare(run, repository, **options)
     with saying(repository):
         remote = retry(lambda: hub.look(packing.target))
     files = packing.files(remote)
-    state, licence = "is there" if remote.exists else "would be made", packing.choose_licence(remote)["license"]
+    state = "is there" if remote.exists else "would be made"
+    licence = packing.choose_licence(remote)["license"]
     return Plan(packing.target, files, str(licence), state, hub.stale_paths(remote, files))
 
 
 def check_push(recipe: Recipe, wanted: Push) -> None:
-    """Raise what would keep a merge from being pushed, before it is made: no account, or no licence.
+    """Raise what would keep a merge from being pushed, before it is made: no account, or no
+    licence.
 
     Of parents that lie on the Hub the cards are downloaded, with their configurations.
     """
@@ -123,12 +140,18 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
     for name in recipe.leaves(None):
         reference = recipe.parents.get(name)
         _refuse_parent({name: str(reference).partition("@")[0]}, wanted.repo)
-        folder = resolve(reference, name, only_configuration=True)[0] if isinstance(reference, str) else None
+        folder = (
+            resolve(reference, name, only_configuration=True)[0]
+            if isinstance(reference, str)
+            else None
+        )
         licences[name] = read_licence(folder)
     with saying(wanted.repo):
         remote = retry(lambda: hub.look(target))
     there = Card.read(remote.card, _THERE) if remote.card else None
-    choose_licence(wanted.license, licences, split_card(there.text, there.where)[0] if there else None)
+    choose_licence(
+        wanted.license, licences, split_card(there.text, there.where)[0] if there else None
+    )
 
 
 @dataclass(frozen=True)
@@ -144,28 +167,41 @@ class _Packing:
 
     def files(self, remote: Remote) -> dict[str, Path | bytes]:
         """Return the files to send, once everything in them has been checked."""
-        there, here = self._card_there(remote), None if self.overwrite_card else card_there(self.result)
+        there = self._card_there(remote)
+        here = None if self.overwrite_card else card_there(self.result)
         files = portable_files(
-            self.result, self.target.repository, self.choose_licence(remote), self.with_nodes,
-            self.target.branch or "", self.parents,
-        )  # fmt: skip
-        refuse_private({**files, "the commit's message": self.target.message.encode()}, hub.get_token())
+            self.result,
+            self.target.repository,
+            self.choose_licence(remote),
+            self.with_nodes,
+            self.target.branch or "",
+            self.parents,
+        )
+        refuse_private(
+            {**files, "the commit's message": self.target.message.encode()}, hub.get_token()
+        )
         card = files[CARD]
         assert isinstance(card, bytes)
         text = update_card(card.decode(), [old for old in (there, here) if old])
-        refuse_tokens({CARD: text.encode()}, hub.get_token())  # what others wrote there may name paths
+        # what others wrote there may name paths
+        refuse_tokens({CARD: text.encode()}, hub.get_token())
         check_front(split_card(text)[0])
         files[CARD] = text.encode()
         return files
 
     def choose_licence(self, remote: Remote) -> dict[str, Any]:
-        """Return the licence: what is asked for, what this very merge is under, or what the parents agree on."""
+        """Return the licence: what is asked for, what this very merge is under, or what the parents
+        agree on."""
         there, known = self._card_there(remote), self.result.record
-        was = next(filter(None, (_licence(record, known) for record in (known, _record(remote)))), None)
+        was = next(
+            filter(None, (_licence(record, known) for record in (known, _record(remote)))), None
+        )
         if self.license is None and was is not None:
             return was
         licences = {parent["name"]: licence_of(parent) for parent in known["parents"]}
-        return choose_licence(self.license, licences, split_card(there.text, there.where)[0] if there else None)
+        return choose_licence(
+            self.license, licences, split_card(there.text, there.where)[0] if there else None
+        )
 
     def _card_there(self, remote: Remote) -> Card | None:
         if remote.card is None or self.overwrite_card:
@@ -174,7 +210,8 @@ class _Packing:
 
 
 def _record(remote: Remote) -> dict[str, Any]:
-    """Return the record of the merge that was pushed there before; an empty one if there is none to be read."""
+    """Return the record of the merge that was pushed there before; an empty one if there is none to
+    be read."""
     try:
         record = json.loads(remote.record or b"{}")
     except (ValueError, RecursionError):
@@ -190,7 +227,8 @@ def _licence(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _generated(remote: Remote) -> dict[str, Any] | None:
-    """Return the front matter that the card there was generated with, if a run's record lies beside it."""
+    """Return the front matter that the card there was generated with, if a run's record lies beside
+    it."""
     try:
         return split_card(render_card(MergeResult(_record(remote), Path())))[0]
     except Exception:  # whatever someone else's record makes of our own code
@@ -201,23 +239,38 @@ def _refuse_parent(parents: Mapping[str, str], repository: str) -> None:
     for name, parent in parents.items():
         if parent.lower() == repository.lower():
             raise HubError(
-                f"that is the parent {name}", expected="a repository of the merge's own", got=repository,
+                f"that is the parent {name}",
+                expected="a repository of the merge's own",
+                got=repository,
                 remedy="another ORG/NAME",
-            )  # fmt: skip
+            )
 
 
 def _prepare(
-    run: str | Path | MergeResult, repository: str, *, private: bool = False, create_pr: bool = False,
-    branch: str | None = None, message: str | None = None, license: str | None = None, with_nodes: bool = False,
-    with_parents: bool = True, parents: str | Path | None = None, overwrite_card: bool = False,
-) -> _Packing:  # fmt: skip
+    run: str | Path | MergeResult,
+    repository: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    branch: str | None = None,
+    message: str | None = None,
+    license: str | None = None,
+    with_nodes: bool = False,
+    with_parents: bool = True,
+    parents: str | Path | None = None,
+    overwrite_card: bool = False,
+) -> _Packing:
     """See who pushes what, and where to."""
     result = run if isinstance(run, MergeResult) else MergeResult.load(run)
-    _refuse_parent({p["name"]: p["hub"] for p in result.record["parents"] if "hub" in p}, repository)
+    _refuse_parent(
+        {p["name"]: p["hub"] for p in result.record["parents"] if "hub" in p}, repository
+    )
     refuse_changed(result)
     target = Target(repository, private, branch, create_pr, message or _title(result))
     hub.check_account(target)
-    trained = _trained(result, Path(parents) if parents is not None else None) if with_parents else {}
+    trained = (
+        _trained(result, Path(parents) if parents is not None else None) if with_parents else {}
+    )
     return _Packing(result, target, license, with_nodes, trained, overwrite_card)
 
 
@@ -231,10 +284,14 @@ def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
     if lost:
         raise RunError(
             "parents that were trained for the run are not there as they were merged",
-            where=str(elsewhere or result.folder / "parents"), expected="each, for others to verify the merge by",
+            where=str(elsewhere or result.folder / "parents"),
+            expected="each, for others to verify the merge by",
             got=f"no {', '.join(lost)}",
-            remedy="--parents DIR says where they lie; --without-parents pushes what nobody else can verify",
-        )  # fmt: skip
+            remedy=(
+                "--parents DIR says where they lie; --without-parents pushes what nobody else can"
+                " verify"
+            ),
+        )
     return found
 
 

@@ -28,7 +28,12 @@ from mega_hf.runtime.files import file_digest
 from mega_hf.runtime.hub_client import client_speaks, retry, saying
 
 # What would be loaded in the place of, or beside, what is pushed.
-_STALE = ("model*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
+_STALE = (
+    "model*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 AGAIN = "; nothing is lost: the same push goes on from there"
 
 
@@ -69,7 +74,10 @@ class Pushed:
         if not self.is_new:
             return f"{self.url} holds all {self.files} files already (commit {self.commit[:12]})"
         gone = f"; removed there: {', '.join(self.removed)}" if self.removed else ""
-        return f"{self.url} (commit {self.commit[:12]}, {self.files} files, their SHA-256 compared{gone})"
+        return (
+            f"{self.url} (commit {self.commit[:12]}, {self.files} files, their SHA-256"
+            f" compared{gone})"
+        )
 
 
 def check_name(repository: str) -> None:
@@ -77,7 +85,9 @@ def check_name(repository: str) -> None:
     with saying(repository):
         validate_repo_id(repository)
     if "/" not in repository:
-        raise HubError("not a repository's name", expected="ORG/NAME", got=repository, remedy="e.g. me/merged")
+        raise HubError(
+            "not a repository's name", expected="ORG/NAME", got=repository, remedy="e.g. me/merged"
+        )
 
 
 def check_account(target: Target) -> str:
@@ -89,24 +99,30 @@ def check_account(target: Target) -> str:
     check_name(target.repository)
     if get_token() is None:
         raise HubError(
-            "nobody is logged in", expected="a token with the right to write", got="none",
+            "nobody is logged in",
+            expected="a token with the right to write",
+            got="none",
             remedy="hf auth login, or the environment's HF_TOKEN",
-        )  # fmt: skip
+        )
     with saying(target.repository, then=AGAIN):
         account = retry(lambda: _api().whoami())
     owner, name = target.repository.split("/")[0], str(account["name"])
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
-            f"the token of {name} may only read", expected="a token with the right to write", got="role: read",
+            f"the token of {name} may only read",
+            expected="a token with the right to write",
+            got="role: read",
             remedy="another one: hf auth login, or HF_TOKEN",
-        )  # fmt: skip
+        )
     mine = [name, *(str(org.get("name")) for org in account.get("orgs", ()))]
     is_known = "orgs" in account  # some tokens don't tell
     if not target.create_pr and is_known and owner.lower() not in [one.lower() for one in mine]:
         raise HubError(
-            f"{name} may not write there", expected=f"a repository of {' or '.join(mine)}", got=target.repository,
+            f"{name} may not write there",
+            expected=f"a repository of {' or '.join(mine)}",
+            got=target.repository,
             remedy="another name, or --create-pr to propose it to its owner",
-        )  # fmt: skip
+        )
     return name
 
 
@@ -120,9 +136,11 @@ def look(target: Target) -> Remote:
         return Remote(revision, None, exists=False)
     if target.private and not info.private:
         raise HubError(
-            "the repository is public", expected="a private one, as --private says", got=repository,
+            "the repository is public",
+            expected="a private one, as --private says",
+            got=repository,
             remedy="make it private on its page, or push without --private, or to another name",
-        )  # fmt: skip
+        )
     if target.create_pr:
         revision = _open_pull_request(api, target) or revision
     is_new = False
@@ -132,7 +150,8 @@ def look(target: Target) -> Remote:
         is_new = True  # it will begin with what main holds
     paths = tuple(sibling.rfilename for sibling in info.siblings or ())
     card, record = (
-        _read(repository, name, str(info.sha)) if name in paths else None for name in ("README.md", RESULT)
+        _read(repository, name, str(info.sha)) if name in paths else None
+        for name in ("README.md", RESULT)
     )
     return Remote(revision, None if is_new else info.sha, True, card, record, paths)
 
@@ -150,21 +169,31 @@ def _downloaded(repository: str, name: str, commit: str) -> Iterator[Path]:
 
 
 def _open_pull_request(api: HfApi, target: Target) -> str | None:
-    """Return the reference of the pull request that an earlier attempt made, so that none is made twice."""
-    mine = api.get_repo_discussions(target.repository, author=api.whoami()["name"], discussion_type="pull_request")
+    """Return the reference of the pull request that an earlier attempt made, so that none is made
+    twice."""
+    mine = api.get_repo_discussions(
+        target.repository, author=api.whoami()["name"], discussion_type="pull_request"
+    )
     is_open = ("open", "draft")
-    return next((f"refs/pr/{o.num}" for o in mine if o.title == target.message and o.status in is_open), None)
+    return next(
+        (f"refs/pr/{o.num}" for o in mine if o.title == target.message and o.status in is_open),
+        None,
+    )
 
 
-def send(target: Target, make: Callable[[Remote], Mapping[str, Path | bytes]], description: str = "") -> Pushed:
-    """Bring a repository to hold some files, in one commit; the repository is made if it isn't there.
+def send(
+    target: Target, make: Callable[[Remote], Mapping[str, Path | bytes]], description: str = ""
+) -> Pushed:
+    """Bring a repository to hold some files, in one commit; the repository is made if it isn't
+    there.
 
-    Everything is tried again, with back-off, while the Hub is busy or can't be reached; what was uploaded is not sent
-    twice.
+    Everything is tried again, with back-off, while the Hub is busy or can't be reached; what was
+    uploaded is not sent twice.
 
     Args:
         target: where to.
-        make: the files, given what is there; it raises what must stop the push, before anything is sent.
+        make: the files, given what is there; it raises what must stop the push, before anything is
+            sent.
         description: the commit's second paragraph.
 
     Raises:
@@ -193,16 +222,22 @@ def _create(target: Target, remote: Remote) -> None:
         api.create_branch(target.repository, branch=remote.revision, exist_ok=True)
 
 
-def _commit(target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str) -> Pushed:
+def _commit(
+    target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str
+) -> Pushed:
     api, repository = _api(), target.repository
     is_update = remote.revision.startswith("refs/pr/")
     stale = stale_paths(remote, files)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     made = api.create_commit(
-        repository, [*operations, *(CommitOperationDelete(path) for path in stale)],
-        commit_message=target.message, commit_description=description,
-        revision=remote.revision, create_pr=target.create_pr and not is_update, parent_commit=remote.commit,
-    )  # fmt: skip
+        repository,
+        [*operations, *(CommitOperationDelete(path) for path in stale)],
+        commit_message=target.message,
+        commit_description=description,
+        revision=remote.revision,
+        create_pr=target.create_pr and not is_update,
+        parent_commit=remote.commit,
+    )
     revision = made.pr_revision or (remote.revision if is_update else None)
     commit = str(api.model_info(repository, revision=revision).sha) if revision else made.oid
     _compare(api, repository, commit, files)
@@ -212,18 +247,24 @@ def _commit(target: Target, remote: Remote, files: Mapping[str, Path | bytes], d
 
 
 def stale_paths(remote: Remote, files: Mapping[str, Path | bytes]) -> list[str]:
-    """Return what a push removes: what would be loaded in its place, and what an earlier push left."""
+    """Return what a push removes: what would be loaded in its place, and what an earlier push
+    left."""
 
     def is_stale(path: str) -> bool:
-        left = remote.record is not None and (path.startswith(("nodes/", "parents/")) or path == "tree.png")
+        left = remote.record is not None and (
+            path.startswith(("nodes/", "parents/")) or path == "tree.png"
+        )
         return left or ("/" not in path and any(fnmatchcase(path, one) for one in _STALE))
 
     return [path for path in remote.paths if path not in files and is_stale(path)]
 
 
 def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path | bytes]) -> None:
-    """Raise HubError unless the Hub holds what was sent: large files by the digest it gives, others downloaded."""
-    there = {one.path: one for one in api.list_repo_tree(repository, revision=commit, recursive=True)}
+    """Raise HubError unless the Hub holds what was sent: large files by the digest it gives, others
+    downloaded."""
+    there = {
+        one.path: one for one in api.list_repo_tree(repository, revision=commit, recursive=True)
+    }
     for name, content in files.items():
         entry = there.get(name)
         found = entry.lfs.sha256 if isinstance(entry, RepoFile) and entry.lfs else None
@@ -232,24 +273,36 @@ def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path 
                 found = file_digest(file)
         if found != file_digest(content):
             raise HubError(
-                f"the Hub holds other bytes than were sent: {name}", where=f"{repository}@{commit[:12]}",
-                expected=file_digest(content), got=found or "no such file", remedy="push again",
-            )  # fmt: skip
+                f"the Hub holds other bytes than were sent: {name}",
+                where=f"{repository}@{commit[:12]}",
+                expected=file_digest(content),
+                got=found or "no such file",
+                remedy="push again",
+            )
 
 
-def fetch(repository: str, revision: str | None, names: Iterable[str], afresh: bool = False) -> tuple[Path, str]:
-    """Download files of a repository, or take them from the cache; return the folder that they are in, and the commit.
+def fetch(
+    repository: str, revision: str | None, names: Iterable[str], afresh: bool = False
+) -> tuple[Path, str]:
+    """Download files of a repository, or take them from the cache; return the folder that they are
+    in, and the commit.
 
     With `afresh` the cache is not trusted.
 
     Raises:
-        HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the cache.
+        HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the
+            cache.
     """
     with saying(repository, revision or ""), client_speaks():
         wanted = list(names)
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, force_download=afresh))
+        folder = Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, force_download=afresh
+            )
+        )
         if not any((folder / name).is_file() for name in wanted):
-            _api().model_info(repository, revision=revision)  # else a cache without a network speaks for the Hub
+            # else a cache without a network speaks for the Hub
+            _api().model_info(repository, revision=revision)
     return folder, folder.name
 
 

@@ -1,8 +1,10 @@
-"""The paper's CIFAR ResNets, registered with timm: `import mega_hf.models.cifar_resnet` makes their names known.
+"""The paper's CIFAR ResNets, registered with timm: `import mega_hf.models.cifar_resnet` makes their
+names known.
 
-He et al., 2015, section 4.2: three stages of n blocks with 16, 32 and 64 channels on 32 x 32 pictures, 6 n + 2
-layers; the paper's deepest has stages of unequal depth. Shortcuts that change shape are projections (a 1 x 1
-convolution and BatchNorm). Parameters bear the names of the public CIFAR checkpoints.
+He et al., 2015, section 4.2: three stages of n blocks with 16, 32 and 64 channels on 32 x 32
+pictures, 6 n + 2 layers; the paper's deepest has stages of unequal depth. Shortcuts that change
+shape are projections (a 1 x 1 convolution and BatchNorm). Parameters bear the names of the public
+CIFAR checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with BatchNorm, and a shortcut around them; ReLU after the addition."""
+    """Two 3 x 3 convolutions with BatchNorm, and a shortcut around them; ReLU after the
+    addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [rows, in_channels, height, width] to [rows, channels, height / stride, width / stride]."""
+        """Map [rows, in_channels, height, width] to [rows, channels, height / stride, width /
+        stride]."""
         inner = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
 
@@ -47,10 +51,17 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: tuple[int, int, int], num_classes: int = 10, in_chans: int = 3, global_pool: str = "avg"
+        self,
+        blocks: tuple[int, int, int],
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.num_features, self.global_pool = num_classes, in_chans, 64, global_pool
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = 64
+        self.global_pool = global_pool
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = self._stage(16, 16, blocks[0], 1)
@@ -91,14 +102,27 @@ class CifarResNet(nn.Module):
 
 
 _CFG: dict[str, Any] = {
-    "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "fixed_input_size": False,
-    "interpolation": "bilinear", "crop_pct": 1.0, "mean": MEAN, "std": STD, "first_conv": "conv1", "classifier": "fc",
-}  # fmt: skip
+    "url": "",
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "fixed_input_size": False,
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "mean": MEAN,
+    "std": STD,
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
 _BLOCKS = {
     "cifar_resnet8": (1, 1, 1),
-    "cifar_resnet20": (3, 3, 3), "cifar_resnet32": (5, 5, 5), "cifar_resnet44": (7, 7, 7),
-    "cifar_resnet56": (9, 9, 9), "cifar_resnet110": (18, 18, 18), "cifar_resnet152_mega": (18, 37, 37),
-}  # fmt: skip
+    "cifar_resnet20": (3, 3, 3),
+    "cifar_resnet32": (5, 5, 5),
+    "cifar_resnet44": (7, 7, 7),
+    "cifar_resnet56": (9, 9, 9),
+    "cifar_resnet110": (18, 18, 18),
+    "cifar_resnet152_mega": (18, 37, 37),
+}
 
 # timm looks for this name in the module that registers a model.
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _BLOCKS})
@@ -142,8 +166,8 @@ def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
 def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-110 for 32 x 32 pictures, 1.73 M parameters.
 
-    The paper's 1.78 M can't be reproduced: counted as its other sizes are, with a bias in each convolution and
-    BatchNorm's running statistics, it is 1.74 M.
+    The paper's 1.78 M can't be reproduced: counted as its other sizes are, with a bias in each
+    convolution and BatchNorm's running statistics, it is 1.74 M.
     """
     return _create("cifar_resnet110", pretrained, kwargs)
 
@@ -152,7 +176,8 @@ def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
 def cifar_resnet152_mega(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """The paper's "ResNet 152": 18, 37 and 37 blocks, 186 layers, for 32 x 32 pictures.
 
-    It has 3.49 M parameters: convolutions, which have no biases, BatchNorm's weights and biases, and the classifier.
+    It has 3.49 M parameters: convolutions, which have no biases, BatchNorm's weights and biases,
+        and the classifier.
     The paper's 3.51 M count a bias in each convolution and BatchNorm's running statistics too.
     """
     return _create("cifar_resnet152_mega", pretrained, kwargs)

@@ -13,7 +13,8 @@ from mega_hf.weights.space import build_space, difference
 
 
 def refuse_values(first: OpenParent, other: OpenParent) -> None:
-    """Raise ParentError where weights are not finite, or where buffers differ that can't be mixed."""
+    """Raise ParentError where weights are not finite, or where buffers differ that can't be
+    mixed."""
     states = {parent.parent.name: parent.model.view() for parent in (first, other)}
     build_space(states, first.model.learned(), {})
 
@@ -26,15 +27,19 @@ def refuse_copies(parents: Iterable[Parent]) -> None:
         if twin is not parent:
             raise ParentError(
                 f"{twin.name} and {parent.name} hold the same weights",
-                expected="independently trained models", got=f"digest {twin.sha256[:12]} twice", remedy="list it once",
-            )  # fmt: skip
+                expected="independently trained models",
+                got=f"digest {twin.sha256[:12]} twice",
+                remedy="list it once",
+            )
 
 
 def refuse_layout(models: dict[str, OpenModel]) -> None:
     """Raise ParentError unless all models, by name, are one architecture for one task."""
     first = next(iter(models), "")
     for name in list(models)[1:]:
-        problems = disagreements(models[first], models[name]) if models[name] is not models[first] else []
+        problems = (
+            disagreements(models[first], models[name]) if models[name] is not models[first] else []
+        )
         if problems:
             what, expected, got = problems[0]
             raise ParentError(

@@ -23,12 +23,13 @@ _IDENTIFIERS = """
     eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c
     ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa
     unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1
-    llama3.2 llama3.3 llama4 grok2-community gemma unknown other"""
+    llama3.2 llama3.3 llama4 grok2-community gemma unknown other"""  # noqa: E501
 KNOWN = frozenset(_IDENTIFIERS.split())
 
 
 def read_licence(folder: Path | None) -> dict[str, Any] | None:
-    """Return what the front matter of a model's card says of its licence, if there is a card and it says so."""
+    """Return what the front matter of a model's card says of its licence, if there is a card and it
+    says so."""
     card = folder / "README.md" if folder is not None else None
     if card is None or not card.is_file():
         return None
@@ -40,14 +41,20 @@ def read_licence(folder: Path | None) -> dict[str, Any] | None:
 
 
 def licence_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the licence in a card's front matter, with its name and link where they stand there as text."""
+    """Return the licence in a card's front matter, with its name and link where they stand there as
+    text."""
     said = {key: front[key] for key in _KEYS if front.get(key) and _is_text(front[key])}
-    said = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in said.items()}
+    said = {
+        key: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for key, value in said.items()
+    }
     return said if "license" in said else None
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(one, str) for one in value)
+    )
 
 
 def agreed_licence(licences: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -57,7 +64,9 @@ def agreed_licence(licences: Mapping[str, dict[str, Any] | None]) -> dict[str, A
 
 
 def choose_licence(
-    given: str | None, licences: Mapping[str, dict[str, Any] | None], there: Mapping[str, Any] | None
+    given: str | None,
+    licences: Mapping[str, dict[str, Any] | None],
+    there: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the licence under which a merge is pushed; none is ever guessed.
 
@@ -67,22 +76,32 @@ def choose_licence(
         there: the front matter of the card in the repository, if it has one.
 
     Raises:
-        HubError: the parents do not agree and nobody said what holds, or the Hub knows no such licence.
+        HubError: the parents do not agree and nobody said what holds, or the Hub knows no such
+            licence.
     """
     theirs = licence_of(there or {})
     if given is not None:
         if given not in KNOWN:
             raise HubError(
-                "no licence that the Hub knows", expected="e.g. apache-2.0, mit, cc-by-4.0, unknown", got=given,
-                remedy="--license with an identifier of https://huggingface.co/docs/hub/repositories-licenses",
-            )  # fmt: skip
-        named: dict[str, Any] = theirs if theirs is not None and theirs["license"] == given else {"license": given}
+                "no licence that the Hub knows",
+                expected="e.g. apache-2.0, mit, cc-by-4.0, unknown",
+                got=given,
+                remedy=(
+                    "--license with an identifier of"
+                    " https://huggingface.co/docs/hub/repositories-licenses"
+                ),
+            )
+        named: dict[str, Any] = (
+            theirs if theirs is not None and theirs["license"] == given else {"license": given}
+        )
         if given == "other" and "license_name" not in named:
             remedy = "write license: other, license_name and license_link into the card there first"
             raise HubError(
-                "a licence of its own needs a name", expected="license_name in the repository's card", got="none",
+                "a licence of its own needs a name",
+                expected="license_name in the repository's card",
+                got="none",
                 remedy=remedy,
-            )  # fmt: skip
+            )
         return named
     agreed = agreed_licence(licences)
     said_all = agreed["license"] if agreed is not None else []
@@ -92,9 +111,14 @@ def choose_licence(
     said = [f"{name}: {_show(one)}" for name, one in licences.items()]
     said += [f"the repository's card: {_show(theirs)}"] if theirs is not None else []
     raise HubError(
-        "under which licence?", expected="one that all parents have, or --license", got="; ".join(said),
-        remedy="once you know what the parents allow: push --license LICENCE, or merge --set push.license=LICENCE",
-    )  # fmt: skip
+        "under which licence?",
+        expected="one that all parents have, or --license",
+        got="; ".join(said),
+        remedy=(
+            "once you know what the parents allow: push --license LICENCE, or merge --set"
+            " push.license=LICENCE"
+        ),
+    )
 
 
 def _show(licence: dict[str, Any] | None) -> str:

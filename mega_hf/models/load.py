@@ -30,13 +30,19 @@ def open_model(folder: Path, name: str = "") -> OpenModel:
     config = read_config(folder, name)
     dtypes = stored_dtypes(folder, name)
     with library_errors(
-        f"the model {name} can't be loaded", str(folder), "a classifier",
+        f"the model {name} can't be loaded",
+        str(folder),
+        "a classifier",
         "load it with timm or transformers alone to see what is missing",
-    ):  # fmt: skip
+    ):
         allowed = allowance(weight_files(folder, name), name)
         refuse_depth(config, allowed)
         is_timm = "model_type" not in config
-        opened = _open_timm(folder, config, dtypes, allowed) if is_timm else open_transformers(folder, dtypes, allowed)
+        opened = (
+            _open_timm(folder, config, dtypes, allowed)
+            if is_timm
+            else open_transformers(folder, dtypes, allowed)
+        )
         refuse_pictures(list(opened.picture_shape))
         return opened
 
@@ -54,7 +60,10 @@ def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) ->
     """
     config = read_config(folder, name)
     with library_errors(
-        f"{name} can't be built", str(folder), "a classifier's config.json", "save it with its own library"
+        f"{name} can't be built",
+        str(folder),
+        "a classifier's config.json",
+        "save it with its own library",
     ):
         files = sorted(folder.glob("*.safetensors"))
         allowed = allowance(files, name) if files else Allowance()
@@ -71,10 +80,15 @@ def try_model(opened: OpenModel, name: str) -> None:
     """Show a model one picture, before a run depends on it.
 
     Raises:
-        ParentError: it can't take pictures as its preprocessing makes them, or does not answer with its classes.
+        ParentError: it can't take pictures as its preprocessing makes them, or does not answer with
+            its classes.
     """
-    expected = f"{opened.num_classes} numbers for a picture of the size that its preprocessing makes"
-    with library_errors(f"the model {name} can't be run", str(opened.folder or ""), expected, "mend its config.json"):
+    expected = (
+        f"{opened.num_classes} numbers for a picture of the size that its preprocessing makes"
+    )
+    with library_errors(
+        f"the model {name} can't be run", str(opened.folder or ""), expected, "mend its config.json"
+    ):
         picture = opened.transform(Image.new("RGB", (32, 32)))[None]
         with torch.inference_mode():
             answer = opened.model.eval()(picture)

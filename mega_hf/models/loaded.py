@@ -16,10 +16,25 @@ from mega_hf.models.weight_files import weight_files
 
 # What two configurations may differ in without computing another function at inference.
 IRRELEVANT = {
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "architectures",
-    "label_names", "num_classes", "num_labels", "initializer_range", "hidden_dropout_prob", "drop_rate",
-    "attention_probs_dropout_prob", "drop_path_rate", "problem_type", "pretrained_cfg", "do_pooling",
-}  # fmt: skip
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+    "architectures",
+    "label_names",
+    "num_classes",
+    "num_labels",
+    "initializer_range",
+    "hidden_dropout_prob",
+    "drop_rate",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "problem_type",
+    "pretrained_cfg",
+    "do_pooling",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +47,10 @@ class OpenModel:
     labels: tuple[str, ...] | None  # class names by index, if the model knows them
     num_classes: int
     preprocessing: dict[str, Any]
-    transform: Callable[[Image.Image], torch.Tensor]  # a picture to [channels, height, width] float32
-    dtypes: dict[str, torch.dtype]  # of the floating entries, as stored; empty where that is not known
+    # a picture to [channels, height, width] float32
+    transform: Callable[[Image.Image], torch.Tensor]
+    # of the floating entries, as stored; empty where that is not known
+    dtypes: dict[str, torch.dtype]
     folder: Path | None  # None if it was made from an architecture's name
 
     @property
@@ -49,10 +66,14 @@ class OpenModel:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the state dict, in the dtypes that it was stored in."""
-        return {k: v.to(self.dtypes.get(k, v.dtype), copy=True) for k, v in self.model.state_dict().items()}
+        return {
+            k: v.to(self.dtypes.get(k, v.dtype), copy=True)
+            for k, v in self.model.state_dict().items()
+        }
 
     def view(self) -> dict[str, torch.Tensor]:
-        """Return the state dict as `state` does, but not as a copy where the dtypes are the model's own: to read."""
+        """Return the state dict as `state` does, but not as a copy where the dtypes are the model's
+        own: to read."""
         return {k: v.to(self.dtypes.get(k, v.dtype)) for k, v in self.model.state_dict().items()}
 
     def learned(self) -> set[str]:
@@ -73,10 +94,13 @@ class OpenModel:
 def by_entry(
     model: nn.Module, stored: dict[str, torch.dtype], default: torch.dtype | None = None
 ) -> dict[str, torch.dtype]:
-    """Match stored dtypes with the model's entries; where names differ on disk, the file's one dtype holds."""
+    """Match stored dtypes with the model's entries; where names differ on disk, the file's one
+    dtype holds."""
     kinds = set(stored.values())
     default = next(iter(kinds)) if len(kinds) == 1 else default or torch.float32
-    return {k: stored.get(k, default) for k, v in model.state_dict().items() if v.is_floating_point()}
+    return {
+        k: stored.get(k, default) for k, v in model.state_dict().items() if v.is_floating_point()
+    }
 
 
 def plain(value: Any) -> Any:

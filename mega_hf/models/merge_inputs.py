@@ -1,4 +1,5 @@
-"""What a merge starts from: models that are opened, or mapped from the disk, and the encoding of their weights."""
+"""What a merge starts from: models that are opened, or mapped from the disk, and the encoding of
+their weights."""
 
 from __future__ import annotations
 
@@ -39,13 +40,16 @@ class Source:
         found = digest(model.view())
         if found != self.sha256:
             raise RunError(
-                f"{self.name} was changed while the run was going on", expected=f"weights {self.sha256[:12]}",
-                got=f"weights {found[:12]}", remedy="the same command again, when nothing else writes there",
-            )  # fmt: skip
+                f"{self.name} was changed while the run was going on",
+                expected=f"weights {self.sha256[:12]}",
+                got=f"weights {found[:12]}",
+                remedy="the same command again, when nothing else writes there",
+            )
         return model
 
     def map(self) -> StateDict:
-        """Return its state dict, mapped from its files, or from a copy where their tensors bear other names.
+        """Return its state dict, mapped from its files, or from a copy where their tensors bear
+        other names.
 
         Raises:
             RunError: as `open`.
@@ -69,14 +73,17 @@ def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> In
 
     Args:
         sources: the models.
-        recalibrates: whether BatchNorm's statistics are computed anew for any mixture, and so are no part of it.
+        recalibrates: whether BatchNorm's statistics are computed anew for any mixture, and so are
+            no part of it.
 
     Raises:
         RunError: one has been changed since it was identified.
         ParentError: they can't be mixed.
     """
     model = next(iter(sources.values())).open()
-    learned, tied, order = model.learned(), model.tied(), {name: i for i, name in enumerate(model.view())}
+    learned = model.learned()
+    tied = model.tied()
+    order = {name: i for i, name in enumerate(model.view())}
     recomputed = statistics_names(model.model) if recalibrates else []
     model.model.to("meta")  # its weights are another copy, and not needed any more
     trim()
@@ -89,7 +96,8 @@ def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> In
 
 
 def is_recalibrated(settings: Merge, model: nn.Module) -> bool:
-    """Say whether a merge computes statistics anew: it is asked to, and its model has any that can be."""
+    """Say whether a merge computes statistics anew: it is asked to, and its model has any that can
+    be."""
     return settings.recalibrates and bool(statistics_names(model))
 
 
@@ -106,7 +114,9 @@ def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:
 def encode(inputs: Inputs, settings: Merge) -> Encoding:
     """Return what a genome means in a merge."""
     if settings.encoding == "mixing":
-        return Mixing(inputs.space, list(inputs.states.values()), settings.granularity, inputs.contents)
+        return Mixing(
+            inputs.space, list(inputs.states.values()), settings.granularity, inputs.contents
+        )
     vectors = torch.empty(len(inputs.states), inputs.space.size)
     for vector, state in zip(vectors, inputs.states.values(), strict=True):
         inputs.space.pack(state, out=vector)
@@ -116,11 +126,18 @@ def encode(inputs: Inputs, settings: Merge) -> Encoding:
 def genomes_bytes(settings: Node, parents: int, weights: int) -> int:
     """Return what the genomes of a search take in memory, at most.
 
-    Directly encoded: parents, population, mates, the best and one that is being made, each a copy of the weights in
+    Directly encoded: parents, population, mates, the best and one that is being made, each a copy
+        of the weights in
     float32. As coefficients they are nothing beside a model.
     """
     if settings.encoding == "mixing":
         return 0
     breeds = settings.method == "mega"
-    mates = 0 if not breeds else settings.num_mates if settings.variant == "default" else settings.population_size
+    mates = (
+        0
+        if not breeds
+        else settings.num_mates
+        if settings.variant == "default"
+        else settings.population_size
+    )
     return 4 * weights * (parents + settings.founders_count + mates + 2)

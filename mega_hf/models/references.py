@@ -1,4 +1,5 @@
-"""Parents: a reference in a recipe becomes a folder, a folder becomes a model; and what parents must agree on."""
+"""Parents: a reference in a recipe becomes a folder, a folder becomes a model; and what parents
+must agree on."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from mega_hf.errors import ParentError, refuse_shortage
 from mega_hf.models.licenses import read_licence
 from mega_hf.models.load import open_model, unweighted_model
-from mega_hf.models.timm_models import OpenModel, build_timm, describe_timm, open_weights, timm_structure
+from mega_hf.models.timm_models import (
+    OpenModel,
+    build_timm,
+    describe_timm,
+    open_weights,
+    timm_structure,
+)
 from mega_hf.models.weight_files import allowance, read_dtypes, stored_dtypes
 from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.paths import check_parent, is_local
@@ -23,7 +30,8 @@ from mega_hf.weights.space import digest
 
 _DESCRIPTION = ["*.json", "README.md"]  # its card says under which licence it is
 _WEIGHTS = ["*.safetensors"]
-_BELOW = ["*/*"]  # checkpoints of a training, a merge's nodes, other formats: never the model itself
+# checkpoints of a training, a merge's nodes, other formats: never the model itself
+_BELOW = ["*/*"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,10 @@ class Parent:
 
     name: str
     sha256: str  # of its state dict: names, dtypes, shapes, bytes
-    source: dict[str, Any]  # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
-    licence: dict[str, Any] | None = None  # as its card's front matter has it: {license}, perhaps with name and link
+    # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
+    source: dict[str, Any]
+    # as its card's front matter has it: {license}, perhaps with name and link
+    licence: dict[str, Any] | None = None
 
 
 def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
@@ -48,7 +58,8 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
         the folder, and the reference with its revision pinned to a commit.
 
     Raises:
-        ParentError: it doesn't exist, is not ours to read, holds no safetensors, or there is no network.
+        ParentError: it doesn't exist, is not ours to read, holds no safetensors, or there is no
+            network.
     """
     problem = check_parent(reference)
     if problem:
@@ -61,14 +72,21 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
     wanted = _DESCRIPTION if only_configuration else _DESCRIPTION + _WEIGHTS
     try:
         folder = Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_BELOW)
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_BELOW
+            )
         )
     except Exception as error:
         refuse_shortage(error, HF_HUB_CACHE)
         raise _explain(error, repository, revision, name or reference) from None
     problem = check_parent(str(folder))
     if problem and not only_configuration:
-        raise ParentError(f"{name or reference}: {problem[0]}", expected=problem[1], got=problem[2], remedy=problem[3])
+        raise ParentError(
+            f"{name or reference}: {problem[0]}",
+            expected=problem[1],
+            got=problem[2],
+            remedy=problem[3],
+        )
     return folder, f"{repository}@{folder.name}"  # a snapshot's folder bears its commit's name
 
 
@@ -96,7 +114,12 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
     if isinstance(reference, WeightsParent):
         file = Path(reference.weights)
         model = open_weights(
-            reference.arch, file, reference.num_classes, reference.arch_args, name, reference.data_config
+            reference.arch,
+            file,
+            reference.num_classes,
+            reference.arch_args,
+            name,
+            reference.data_config,
         )
     elif isinstance(reference, TrainedParent):
         assert trained is not None, "trained parents are made before they are opened"
@@ -105,11 +128,14 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         folder, pinned = resolve(reference, name)
         model = open_model(folder, name)
     licence = read_licence(model.folder) if isinstance(reference, str) else None
-    return OpenParent(Parent(name, digest(model.view()), origin_of(name, pinned), licence), model, pinned)
+    return OpenParent(
+        Parent(name, digest(model.view()), origin_of(name, pinned), licence), model, pinned
+    )
 
 
 def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
-    """Say where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}; never by a path.
+    """Say where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}; never by
+    a path.
 
     Args:
         name: its name, `NAME@EPOCH` for a snapshot.
@@ -135,9 +161,11 @@ def _called(place: str) -> str:
 
 
 def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
-    """Build a parent from its configuration, with random weights: nothing large is read or downloaded.
+    """Build a parent from its configuration, with random weights: nothing large is read or
+    downloaded.
 
-    Of weights that lie here the headers are read, to see that they are whole; of others the dtypes are not known.
+    Of weights that lie here the headers are read, to see that they are whole; of others the dtypes
+    are not known.
 
     Raises:
         ParentError: as `open_parent`.
@@ -145,8 +173,16 @@ def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
     if isinstance(reference, WeightsParent):
         weights = Path(reference.weights)
         dtypes, allowed = read_dtypes(weights, name), allowance([weights], name)
-        model = build_timm(reference.arch, reference.num_classes, reference.arch_args, reference.data_config, allowed)
-        return describe_timm(model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None)
+        model = build_timm(
+            reference.arch,
+            reference.num_classes,
+            reference.arch_args,
+            reference.data_config,
+            allowed,
+        )
+        return describe_timm(
+            model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None
+        )
     assert isinstance(reference, str), "parents that are trained here are built by train.py"
     folder, _ = resolve(reference, name, only_configuration=True)
     if is_local(reference):
@@ -160,7 +196,9 @@ def _hub_repository(reference: str) -> str:
         return reference
     name = reference.removeprefix("timm:")
     try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+        config = (
+            timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+        )
     except RuntimeError:  # the architecture has no such tag
         config = None
     if config is None or not config.hf_hub_id:
@@ -178,6 +216,7 @@ def _explain(error: Exception, repository: str, revision: str, name: str) -> Par
     """Say what the Hub's client met, and what to do about it."""
     what, remedy = explain(error, repository, revision)
     if Path(repository).is_dir():
-        what, remedy = f"taken for a repository on the Hub: {what}", f"to mean the folder, write ./{repository}"
+        what = f"taken for a repository on the Hub: {what}"
+        remedy = f"to mean the folder, write ./{repository}"
     got, at = f"{repository}@{revision or 'main'}", f"{name}: " if name != repository else ""
     return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, remedy=remedy)

@@ -1,13 +1,17 @@
-"""What a model's folder may ask of this machine, counted before a library reads a weight or builds a layer.
+"""What a model's folder may ask of this machine, counted before a library reads a weight or builds
+a layer.
 
-- A safetensors header is read by its library only if it has 25 MB at most and the file is as long as it says.
-- A model is first built on torch's meta device, where weights take no memory, and building stops where it registers
-  more tensors or modules than the stored ones explain. Only a model with at most twice the stored numbers and 16
-  million beside is then built and loaded; one of which the configuration alone is here, with at most 2^31 numbers.
+- A safetensors header is read by its library only if it has 25 MB at most and the file is as long
+as it says.
+- A model is first built on torch's meta device, where weights take no memory, and building stops
+  where it registers more tensors or modules than the stored ones explain. Only a model with at most
+  twice the stored numbers and 16 million beside is then built and loaded; one of which the
+  configuration alone is here, with at most 2^31 numbers.
 - There are at most 100,000 classes, and no more layers than stored tensors allow.
 - Pictures have at most 4,096 pixels a side once prepared.
 
-So a model that is opened, and one that is refused, takes at most four times its weights' size as float32 and 512 MiB.
+So a model that is opened, and one that is refused, takes at most four times its weights' size as
+float32 and 512 MiB.
 """
 
 from __future__ import annotations
@@ -39,35 +43,71 @@ _DEPTH = re.compile(r"(^|_)(depth|depths|layer|layers|block|blocks|stages)$")
 
 # Keys whose texts choose what a library opens or runs, wherever they stand: a plain name at most.
 _CHOOSING = {
-    "architecture", "backbone", "transformers_weights", "attn_implementation", "_attn_implementation",
-    "experts_implementation", "_experts_implementation", "checkpoint_path", "cache_dir",
-}  # fmt: skip
-# Arguments of timm's that would load something else than the folder's weights, or not load all of those.
+    "architecture",
+    "backbone",
+    "transformers_weights",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "checkpoint_path",
+    "cache_dir",
+}
+# Arguments of timm's that would load something else than the folder's weights, or not load all of
+# those.
 _NOT_ARCHITECTURE = {
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict",
-    "pretrained_custom_load", "pretrained_filter_fn", "checkpoint_path", "cache_dir", "features_only", "pruned",
-    "feature_cfg", "feature_cls", "device", "dtype",
-}  # fmt: skip
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+    "pretrained_strict",
+    "pretrained_custom_load",
+    "pretrained_filter_fn",
+    "checkpoint_path",
+    "cache_dir",
+    "features_only",
+    "pruned",
+    "feature_cfg",
+    "feature_cls",
+    "device",
+    "dtype",
+}
 
 
-_RANDOM = ("normal_", "uniform_", "log_normal_", "exponential_", "bernoulli_", "random_", "cauchy_", "geometric_")
+_RANDOM = (
+    "normal_",
+    "uniform_",
+    "log_normal_",
+    "exponential_",
+    "bernoulli_",
+    "random_",
+    "cauchy_",
+    "geometric_",
+)
 _DRAWS = {draw for name, draw in vars(nn.init).items() if callable(draw) and name.endswith("_")}
 _DRAWS |= {getattr(torch.Tensor, name) for name in _RANDOM}
 
 
 class Undrawn(TorchFunctionMode):
-    """Leave parameters as they are allocated: of a model whose weights are loaded next, or that has none to hold.
+    """Leave parameters as they are allocated: of a model whose weights are loaded next, or that has
+    none to hold.
 
-    Drawing them takes most of the time in which a model is built: a second for a ViT-B, longer on the meta device.
+    Drawing them takes most of the time in which a model is built: a second for a ViT-B, longer on
+        the meta device.
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _DRAWS:
             tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta or isinstance(tensor, nn.Parameter):  # buffers need not be among what is loaded
+            # buffers need not be among what is loaded
+            if tensor.is_meta or isinstance(tensor, nn.Parameter):
                 return tensor
         return func(*args, **kwargs)
 
@@ -82,7 +122,8 @@ class Allowance:
 
 
 def stored_allowance(files: Iterable[Path]) -> Allowance:
-    """Return how much the model of some safetensors files may be; their headers have been found to be right.
+    """Return how much the model of some safetensors files may be; their headers have been found to
+    be right.
 
     Raises:
         OSError, SafetensorError, Beyond: as `open_header`.
@@ -128,7 +169,8 @@ def refuse_arguments(arguments: Any) -> None:
 
 
 def refuse_reach(config: dict[str, Any]) -> None:
-    """Raise Beyond where a config.json names something outside its folder for a library to open or run."""
+    """Raise Beyond where a config.json names something outside its folder for a library to open or
+    run."""
     waiting: list[Any] = [config]
     while waiting:
         value = waiting.pop()
@@ -149,7 +191,8 @@ def refuse_reach(config: dict[str, Any]) -> None:
 
 
 def refuse_depth(tree: Any, allowed: Allowance) -> None:
-    """Raise Beyond where a model would be deeper than it has tensors: libraries list its layers before they build."""
+    """Raise Beyond where a model would be deeper than it has tensors: libraries list its layers
+    before they build."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             inner = value if isinstance(value, list) else [value]
@@ -160,7 +203,8 @@ def refuse_depth(tree: Any, allowed: Allowance) -> None:
 
 
 def refuse_shards(index: Any, folder: Path) -> None:
-    """Raise Beyond where the index of sharded weights names anything but safetensors files beside it."""
+    """Raise Beyond where the index of sharded weights names anything but safetensors files beside
+    it."""
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise Beyond("an index without weight_map")
@@ -183,13 +227,17 @@ def refuse_pictures(preprocessing: Any) -> None:
     elif isinstance(preprocessing, list | tuple):
         for value in preprocessing:
             refuse_pictures(value)
-    elif isinstance(preprocessing, int | float) and not -SIDE <= preprocessing <= SIDE:  # a NaN neither
-        raise Beyond(f"{preprocessing} in the preprocessing; pictures of at most {SIDE} pixels a side")
+    # a NaN neither
+    elif isinstance(preprocessing, int | float) and not -SIDE <= preprocessing <= SIDE:
+        raise Beyond(
+            f"{preprocessing} in the preprocessing; pictures of at most {SIDE} pixels a side"
+        )
 
 
 @contextmanager
 def rehearsal(allowed: Allowance) -> Iterator[list[nn.Module]]:
-    """Build a model on the meta device, into the list that is given; it is checked where the block ends.
+    """Build a model on the meta device, into the list that is given; it is checked where the block
+    ends.
 
     Raises:
         ParentError: it is more than what is allowed; said as soon as it is known.
@@ -215,7 +263,8 @@ def rehearsal(allowed: Allowance) -> Iterator[list[nn.Module]]:
             hooks.register_module_module_registration_hook(inner),
         ):
             stack.callback(handle.remove)
-        # What it draws, if anything, must not be missing from the streams of the model that is then built.
+        # What it draws, if anything, must not be missing from the streams of the model that is then
+        # built.
         with torch.random.fork_rng(devices=[]), torch.device("meta"), Undrawn():
             yield built
     numbers = sum(t.numel() for model in built for t in (*model.parameters(), *model.buffers()))
@@ -225,6 +274,8 @@ def rehearsal(allowed: Allowance) -> Iterator[list[nn.Module]]:
 
 def _too_large(expected: str, got: str) -> ParentError:
     return ParentError(
-        "the configuration describes a larger model than its weights", expected=expected, got=got,
+        "the configuration describes a larger model than its weights",
+        expected=expected,
+        got=got,
         remedy="mend the configuration (config.json, or arch and arch_args)",
-    )  # fmt: skip
+    )

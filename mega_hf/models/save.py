@@ -34,13 +34,16 @@ def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) ->
 
 
 def layout_digest(like: OpenModel) -> str:
-    """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and preprocessing."""
+    """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and
+    preprocessing."""
     described = [like.library, like.structure, like.num_classes, like.labels, like.preprocessing]
     sha = hashlib.sha256(json.dumps(described).encode())
     for name in _KEPT if like.folder is not None else ():
         assert like.folder is not None
         if (like.folder / name).is_file():
-            sha.update(f"{name} {hashlib.sha256((like.folder / name).read_bytes()).hexdigest()}".encode())
+            sha.update(
+                f"{name} {hashlib.sha256((like.folder / name).read_bytes()).hexdigest()}".encode()
+            )
     return sha.hexdigest()
 
 
@@ -51,13 +54,19 @@ def save_timm(
     labels: tuple[str, ...] | None,
     source: Path | None = None,
 ) -> None:
-    """Write timm's layout into an existing folder: config.json (the source's own, if there is one) and weights."""
+    """Write timm's layout into an existing folder: config.json (the source's own, if there is one)
+    and weights."""
     if source is not None:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     else:
-        from timm.models._hub import save_config_for_hf  # save_for_hf fails on a channels-last model
+        # save_for_hf fails on a channels-last model
+        from timm.models._hub import save_config_for_hf
 
-        save_config_for_hf(model, str(folder / "config.json"), model_config={"label_names": labels} if labels else {})
+        save_config_for_hf(
+            model,
+            str(folder / "config.json"),
+            model_config={"label_names": labels} if labels else {},
+        )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # timm writes num_classes here too, and transformers' wrapper then passes it twice and fails.
     config.get("model_args", {}).pop("num_classes", None)
@@ -69,11 +78,15 @@ def _save_transformers(folder: Path, like: OpenModel, state: dict[str, torch.Ten
     from transformers import AutoModelForImageClassification
 
     assert like.folder is not None, "transformers models come from folders"
-    # A model of its own: the resident one stays float32. save_pretrained knows the names on disk, we don't.
+    # A model of its own: the resident one stays float32. save_pretrained knows the names on disk,
+    # we don't.
     with without_bars():
-        model = AutoModelForImageClassification.from_pretrained(like.folder, dtype="auto", local_files_only=True)
+        model = AutoModelForImageClassification.from_pretrained(
+            like.folder, dtype="auto", local_files_only=True
+        )
         model.load_state_dict(state)
-        model.save_pretrained(folder, state_dict=dict(state))  # it empties the dict that it is given
+        # it empties the dict that it is given
+        model.save_pretrained(folder, state_dict=dict(state))
     for name in _KEPT[1:]:
         if (like.folder / name).is_file():
             shutil.copyfile(like.folder / name, folder / name)

@@ -1,4 +1,5 @@
-"""A model from a folder, the way a user of timm or transformers loads it, with what must agree between parents."""
+"""A model from a folder, the way a user of timm or transformers loads it, with what must agree
+between parents."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from torch import nn
 from mega_hf.errors import MegaError, ParentError, library_errors
 from mega_hf.models import cifar_resnet
 from mega_hf.models.loaded import IRRELEVANT, OpenModel, by_entry, plain
-from mega_hf.models.safety import Allowance, Undrawn, refuse_arguments, refuse_depth, refuse_pictures, rehearsal
+from mega_hf.models.safety import (
+    Allowance,
+    Undrawn,
+    refuse_arguments,
+    refuse_depth,
+    refuse_pictures,
+    rehearsal,
+)
 from mega_hf.models.weight_files import allowance, read_dtypes
 from mega_hf.runtime.untrusted import JSON_LEVELS, VALUES, WHOLE, Beyond, refuse_beyond
 
@@ -53,19 +61,24 @@ def build_timm(
     """Make a timm model with fresh weights.
 
     Raises:
-        ParentError: timm knows no such architecture, it takes no such arguments, or the model is larger than allowed.
+        ParentError: timm knows no such architecture, it takes no such arguments, or the model is
+            larger than allowed.
     """
     unknown = [key for key in data_config or {} if key not in _PICTURE]
     if unknown:
         raise ParentError(
-            f"an unknown key in data_config of {arch}", expected=f"some of {', '.join(_PICTURE)}", got=unknown[0],
+            f"an unknown key in data_config of {arch}",
+            expected=f"some of {', '.join(_PICTURE)}",
+            got=unknown[0],
             remedy="mend it, or leave it out",
-        )  # fmt: skip
+        )
     overlay = {"num_classes": num_classes, **(data_config or {})}
 
     def build() -> nn.Module:
         given = copy.deepcopy(arch_args)  # timm takes keys out of what it is given
-        return timm.create_model(arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **given).eval()
+        return timm.create_model(
+            arch, num_classes=num_classes, pretrained_cfg_overlay=overlay, **given
+        ).eval()
 
     try:
         if not _ARCHITECTURE.fullmatch(arch):  # a source of timm's, as hf-hub:, or a path
@@ -83,11 +96,19 @@ def build_timm(
         given = arch_args | (data_config or {})
         if given and timm.is_model(arch.partition(".")[0]):
             got = f"{given}: {type(error).__name__} {error}".strip()
-            expected, remedy = f"arguments that {arch} takes", "mend them (arch_args and data_config, or config.json)"
-            raise ParentError(f"timm can't build {arch}", expected=expected, got=got, remedy=remedy) from None
-        known = ", ".join(timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]) or "timm.list_models()"
+            expected = f"arguments that {arch} takes"
+            remedy = "mend them (arch_args and data_config, or config.json)"
+            raise ParentError(
+                f"timm can't build {arch}", expected=expected, got=got, remedy=remedy
+            ) from None
+        known = (
+            ", ".join(timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]) or "timm.list_models()"
+        )
         raise ParentError(
-            f"timm can't build {arch}: {error}", expected="an architecture of timm's", got=arch, remedy=known
+            f"timm can't build {arch}: {error}",
+            expected="an architecture of timm's",
+            got=arch,
+            remedy=known,
         ) from None
 
 
@@ -99,7 +120,8 @@ def open_weights(
     name: str,
     data_config: dict[str, Any] | None = None,
 ) -> OpenModel:
-    """Load a bare safetensors file into an architecture of timm's; `data_config` is its preprocessing.
+    """Load a bare safetensors file into an architecture of timm's; `data_config` is its
+    preprocessing.
 
     Raises:
         ParentError: the file is damaged, or holds other entries than the architecture.
@@ -134,32 +156,45 @@ def describe_timm(
         ParentError: no pictures can be prepared as its configuration says.
     """
     with library_errors(
-        f"pictures can't be prepared for {structure['architecture']}", str(folder or ""),
+        f"pictures can't be prepared for {structure['architecture']}",
+        str(folder or ""),
         "timm's input_size, mean, std, interpolation, crop_pct",
         "mend data_config" if folder is None else "mend pretrained_cfg in config.json",
-    ):  # fmt: skip
+    ):
         config = resolve_model_data_config(model)
         refuse_pictures(config)
         mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
         if mode is None:
             raise ParentError(
-                "unusable input", expected="1 or 3 colour channels", got=config["input_size"],
+                "unusable input",
+                expected="1 or 3 colour channels",
+                got=config["input_size"],
                 remedy="only grey and colour pictures can be fed",
-            )  # fmt: skip
+            )
         inner = create_transform(**config, is_training=False)
         inner(Image.new(mode, (32, 32)))  # some of it is not looked at before
     pool = getattr(model, "global_pool", None)
-    structure = structure | {"global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)}
+    structure = structure | {
+        "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
+    }
     return OpenModel(
-        model=model.eval(), library="timm", structure=plain(structure), labels=labels,
+        model=model.eval(),
+        library="timm",
+        structure=plain(structure),
+        labels=labels,
         num_classes=int(model.num_classes),  # type: ignore[arg-type]
         preprocessing=plain({k: config[k] for k in _PICTURE if k in config}),
-        transform=lambda picture: inner(picture.convert(mode)), dtypes=by_entry(model, dtypes), folder=folder,
-    )  # fmt: skip
+        transform=lambda picture: inner(picture.convert(mode)),
+        dtypes=by_entry(model, dtypes),
+        folder=folder,
+    )
 
 
-def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance) -> OpenModel:
-    if not (folder / "model.safetensors").is_file():  # timm would take a pickle that lies beside another name
+def _open_timm(
+    folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance
+) -> OpenModel:
+    # timm would take a pickle that lies beside another name
+    if not (folder / "model.safetensors").is_file():
         raise ParentError(
             "timm reads one unsharded file",
             where=str(folder),
@@ -174,9 +209,12 @@ def _open_timm(folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dty
     stored, classes = model.pretrained_cfg["num_classes"], model.num_classes
     if stored != classes:  # timm would leave the head as it was drawn
         raise ParentError(
-            "num_classes and the arguments differ", where=str(folder), expected=f"{stored} classes", got=f"{classes}",
+            "num_classes and the arguments differ",
+            where=str(folder),
+            expected=f"{stored} classes",
+            got=f"{classes}",
             remedy="mend num_classes or model_args in config.json",
-        )  # fmt: skip
+        )
     return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)
 
 
@@ -190,7 +228,8 @@ def _timm_structure(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def timm_structure(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides a timm model's function, less what `describe_timm` reads off the model itself."""
+    """Return what decides a timm model's function, less what `describe_timm` reads off the model
+    itself."""
     # Their defaults may be written out or not; img_size stands in the preprocessing too.
     read_off = IRRELEVANT | {"in_chans", "global_pool", "img_size"}
     return {"architecture": arch, **{k: v for k, v in arguments.items() if k not in read_off}}

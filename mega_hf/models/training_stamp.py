@@ -1,4 +1,5 @@
-"""The stamp that a training leaves beside a model: the digest of what decided it, and of its files."""
+"""The stamp that a training leaves beside a model: the digest of what decided it, and of its
+files."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def first_line(file: Path) -> str:
 
 
 def _first_bytes(file: Path, most: int) -> bytes:
-    """Return how a file begins, nothing of one that is not there; what a stamp would hold is short."""
+    """Return how a file begins, nothing of one that is not there; what a stamp would hold is
+    short."""
     if not file.is_file():
         return b""
     with file.open("rb") as opened:

@@ -14,10 +14,13 @@ from mega_hf.errors import ParentError
 from mega_hf.models.loaded import IRRELEVANT, OpenModel, by_entry, plain
 from mega_hf.models.safety import Allowance, refuse_pictures, rehearsal
 
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # else it may ask whether to run the folder's code
+# else it may ask whether to run the folder's code
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-def unweighted_transformers(folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance) -> OpenModel:
+def unweighted_transformers(
+    folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
+) -> OpenModel:
     """Build what a folder's config.json describes, with random weights."""
     from transformers import AutoModelForImageClassification
 
@@ -26,7 +29,9 @@ def unweighted_transformers(folder: Path, dtypes: dict[str, torch.dtype], allowe
     return _describe_transformers(model.float(), folder, dtypes)
 
 
-def open_transformers(folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance) -> OpenModel:
+def open_transformers(
+    folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
+) -> OpenModel:
     """Load a folder.
 
     Raises:
@@ -42,14 +47,18 @@ def open_transformers(folder: Path, dtypes: dict[str, torch.dtype], allowed: All
     lost = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
     if lost:
         raise ParentError(
-            "weights are missing", where=str(folder), expected="all of the model's", got=f"no {lost[0]}",
+            "weights are missing",
+            where=str(folder),
+            expected="all of the model's",
+            got=f"no {lost[0]}",
             remedy="save the whole model, head included, with save_pretrained",
-        )  # fmt: skip
+        )
     return _describe_transformers(model, folder, dtypes)
 
 
 def _rehearse(folder: Path, allowed: Allowance) -> Any:
-    """Return a folder's configuration, once the model that it describes was seen to be as small as allowed."""
+    """Return a folder's configuration, once the model that it describes was seen to be as small as
+    allowed."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.from_pretrained(folder, **_LOCAL)
@@ -68,13 +77,18 @@ def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dty
     structure = {k: v for k, v in model.config.to_dict().items() if k not in IRRELEVANT}
     kind = next(iter(set(dtypes.values())), torch.float32)
     return OpenModel(
-        model=model.eval(), library="transformers",
+        model=model.eval(),
+        library="transformers",
         structure=plain({"architecture": type(model).__name__} | structure),
-        labels=None if unnamed else tuple(map(str, names)), num_classes=model.config.num_labels,
-        preprocessing={k: v for k, v in plain(processor.to_dict()).items() if not k.startswith("_")},
-        transform=lambda picture: _processed(processor, picture), folder=folder,
+        labels=None if unnamed else tuple(map(str, names)),
+        num_classes=model.config.num_labels,
+        preprocessing={
+            k: v for k, v in plain(processor.to_dict()).items() if not k.startswith("_")
+        },
+        transform=lambda picture: _processed(processor, picture),
+        folder=folder,
         dtypes=by_entry(model, dtypes, default=kind),
-    )  # fmt: skip
+    )
 
 
 def _processed(processor: Any, picture: Image.Image) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""What a model's folder holds, read before any library sees it: configuration, and dtypes of the weights."""
+"""What a model's folder holds, read before any library sees it: configuration, and dtypes of the
+weights."""
 
 from __future__ import annotations
 
@@ -11,12 +12,23 @@ import safetensors
 import torch
 
 from mega_hf.errors import ParentError
-from mega_hf.models.safety import Allowance, open_header, refuse_reach, refuse_shards, stored_allowance
+from mega_hf.models.safety import (
+    Allowance,
+    open_header,
+    refuse_reach,
+    refuse_shards,
+    stored_allowance,
+)
 from mega_hf.runtime.untrusted import read_json
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
-_ALSO_READ = ("preprocessor_config.json", "processor_config.json", "adapter_config.json", "generation_config.json")
+_ALSO_READ = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "adapter_config.json",
+    "generation_config.json",
+)
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -25,7 +37,8 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     What else a library would read beside the weights is looked at too.
 
     Raises:
-        ParentError: a file is no JSON, out of bounds (`runtime.untrusted`), or names what lies outside the folder.
+        ParentError: a file is no JSON, out of bounds (`runtime.untrusted`), or names what lies
+            outside the folder.
     """
     with _readable(name, folder / "config.json", "JSON"):
         config = read_json(folder / "config.json")
@@ -70,7 +83,11 @@ def stored_dtypes(folder: Path, name: str) -> dict[str, torch.dtype]:
     Raises:
         ParentError: there are none, or one is truncated or damaged.
     """
-    return {key: dtype for file in weight_files(folder, name) for key, dtype in read_dtypes(file, name).items()}
+    return {
+        key: dtype
+        for file in weight_files(folder, name)
+        for key, dtype in read_dtypes(file, name).items()
+    }
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -92,7 +109,8 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def read_dtypes(file: Path, name: str) -> dict[str, torch.dtype]:
-    """Read the dtypes of a file's floating tensors; a truncated file fails here, before a library sees it."""
+    """Read the dtypes of a file's floating tensors; a truncated file fails here, before a library
+    sees it."""
     with _whole(file, name), open_header(file) as opened:
         stored = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
     return {key: _DTYPES[kind] for key, kind in stored.items() if kind in _DTYPES}
@@ -111,5 +129,9 @@ def _whole(file: Path, name: str) -> Iterator[None]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         remedy = "download it again: it is truncated, damaged, or no safetensors file"
         raise ParentError(
-            f"{name}: unreadable weights", where=str(file), expected="safetensors", got=error, remedy=remedy
+            f"{name}: unreadable weights",
+            where=str(file),
+            expected="safetensors",
+            got=error,
+            remedy=remedy,
         ) from None

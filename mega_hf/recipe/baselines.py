@@ -1,9 +1,10 @@
-"""What stands beside a search: baselines made as its merge was, and the second look, which names the merged model.
+"""What stands beside a search: baselines made as its merge was, and the second look, which names
+the merged model.
 
-A search that is better than the average of its parents on the rows that it was searched on may have selected noise. So
-its best individual, the baselines and the parents meet again on validation rows that no search has seen. The best of
-them there is the merged model; but what was searched for must be better than the average, or a parent, by more than a
-standard error.
+A search that is better than the average of its parents on the rows that it was searched on may have
+selected noise. So its best individual, the baselines and the parents meet again on validation rows
+that no search has seen. The best of them there is the merged model; but what was searched for must
+be better than the average, or a parent, by more than a standard error.
 """
 
 from __future__ import annotations
@@ -18,31 +19,45 @@ from mega_hf.recipe.blocks import Node, inputs_of
 Baseline = Literal["greedy_soup", "line-sweep", "random", "ensemble"]
 BASELINES: tuple[Baseline, ...] = ("greedy_soup", "line-sweep", "random", "ensemble")
 SECOND_LOOK = "second_look"
-NAMES = ("uniform_soup", "aligned_soup", *BASELINES, SECOND_LOOK)  # that no parent and no merge may bear
-_SEARCHES = ("mega", "cma-es", "random", "auto")  # methods with a budget, to which a random search can be held
+# that no parent and no merge may bear
+NAMES = ("uniform_soup", "aligned_soup", *BASELINES, SECOND_LOOK)
+# methods with a budget, to which a random search can be held
+_SEARCHES = ("mega", "cma-es", "random", "auto")
 
 
-def baseline_nodes(nodes: dict[str, Node], wanted: Sequence[str], has_second_look: bool) -> dict[str, Node]:
-    """Return the merges that a final merge is held against, by name, each of all parents of the run.
+def baseline_nodes(
+    nodes: dict[str, Node], wanted: Sequence[str], has_second_look: bool
+) -> dict[str, Node]:
+    """Return the merges that a final merge is held against, by name, each of all parents of the
+    run.
 
-    They are aligned, encoded and recalibrated as the final merge is. A random search tries at least as many
-    individuals as all searches of the tree together.
+    They are aligned, encoded and recalibrated as the final merge is. A random search tries at least
+    as many individuals as all searches of the tree together.
 
     Args:
         nodes: the recipe's merges, the final one last.
         wanted: baselines that the recipe asks for.
-        has_second_look: whether the parents' average is among those who meet again, and so must be a model.
+        has_second_look: whether the parents' average is among those who meet again, and so must be
+            a model.
     """
     root, leaves = _final(nodes)
     size = root.population_size
     tried = sum(node.evaluations for node in nodes.values() if node.method in _SEARCHES)
     later = math.ceil(max(0, tried - size) / (size - 1))
-    changes: dict[str, dict[str, object]] = {"greedy_soup": {}, "line-sweep": {}, "random": {"generations": 1 + later}}
+    changes: dict[str, dict[str, object]] = {
+        "greedy_soup": {},
+        "line-sweep": {},
+        "random": {"generations": 1 + later},
+    }
     if not tried:
         del changes["random"]
     if len(leaves) != 2:
         del changes["line-sweep"]
-    methods = [method for method in changes if method in wanted and not (len(nodes) == 1 and method == root.method)]
+    methods = [
+        method
+        for method in changes
+        if method in wanted and not (len(nodes) == 1 and method == root.method)
+    ]
     made = {method: _like(root, leaves, method, changes[method]) for method in methods}
     if not has_second_look:
         return made
@@ -58,12 +73,14 @@ def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
     root, leaves = _final(nodes)
     finalists = [*baselines, next(reversed(nodes))]
     soup, *searched = finalists
-    changes = {"align": "none", "align_to": None, "fitness": "accuracy", "prefer": 1 + len(leaves)}  # nothing is mixed
+    # nothing is mixed
+    changes = {"align": "none", "align_to": None, "fitness": "accuracy", "prefer": 1 + len(leaves)}
     return _like(root, [soup, *leaves, *searched], "choose", changes)
 
 
 def names_merged(names: Iterable[str]) -> str:
-    """Return which of a run's models is the merged one: what the second look names, or the final merge.
+    """Return which of a run's models is the merged one: what the second look names, or the final
+    merge.
 
     Args:
         names: merges, the final one last; then baselines, and the second look, if there are any.

@@ -1,4 +1,5 @@
-"""The blocks of a recipe: frozen records that refuse what they do not know, every default written out."""
+"""The blocks of a recipe: frozen records that refuse what they do not know, every default written
+out."""
 
 from __future__ import annotations
 
@@ -10,19 +11,34 @@ from pydantic_core import PydanticCustomError
 
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
-# Keys of `merge` and `data` that came later, and what held before; where that is the default no more, it is written.
+# Keys of `merge` and `data` that came later, and what held before; where that is the default no
+# more, it is written.
 _LATER = {
-    "encoding": "direct", "granularity": "layer", "batchnorm": "blend", "align": "none", "calibration": None,
-    "second_look": 0.0, "prefer": 0, "fitness": "accuracy", "align_to": None,
-}  # fmt: skip
+    "encoding": "direct",
+    "granularity": "layer",
+    "batchnorm": "blend",
+    "align": "none",
+    "calibration": None,
+    "second_look": 0.0,
+    "prefer": 0,
+    "fitness": "accuracy",
+    "align_to": None,
+}
 _CHANGED = {"batchnorm", "second_look"}
 _OTHER = object()
 SWEEP = 21  # points of a line sweep
 # What `method: auto` chooses, and how it stands until then.
-_OPEN = {"encoding": "direct", "granularity": "layer", "align": "none", "align_to": None, "batchnorm": "recalibrate"}
+_OPEN = {
+    "encoding": "direct",
+    "granularity": "layer",
+    "align": "none",
+    "align_to": None,
+    "batchnorm": "recalibrate",
+}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
-Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]  # NAME or NAME@EPOCH
+# NAME or NAME@EPOCH
+Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +59,11 @@ class Strict(BaseModel):
         return tree
 
 
-def impossible(key: str | list[str], expected: str, got: object, remedy: str = "") -> PydanticCustomError:
-    """Make the error of values that are each right and wrong together; `key` is where, inside the block."""
+def impossible(
+    key: str | list[str], expected: str, got: object, remedy: str = ""
+) -> PydanticCustomError:
+    """Make the error of values that are each right and wrong together; `key` is where, inside the
+    block."""
     at = key.split(".") if isinstance(key, str) else key
     context = {"key": at, "expected": expected, "got": str(got), "remedy": remedy}
     return PydanticCustomError("impossible", "impossible", context)
@@ -53,8 +72,10 @@ def impossible(key: str | list[str], expected: str, got: object, remedy: str = "
 class Train(Strict):
     """How parents are trained: on the training rows alone, each by one process.
 
-    `from` names another parent, or a model as a parent is named: training starts at its weights, and `arch` and
-    `data_config` are its own. `checkpoints: K` keeps K snapshots at equal distances, the last at the end; each is a
+    `from` names another parent, or a model as a parent is named: training starts at its weights,
+        and `arch` and
+    `data_config` are its own. `checkpoints: K` keeps K snapshots at equal distances, the last at
+        the end; each is a
     parent named after its epoch, as `seed44@10`.
     """
 
@@ -77,11 +98,17 @@ class Train(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Train:
         if self.warmup_epochs >= self.epochs:
-            raise impossible("warmup_epochs", f"fewer than epochs, {self.epochs}", self.warmup_epochs, "fewer")
+            raise impossible(
+                "warmup_epochs", f"fewer than epochs, {self.epochs}", self.warmup_epochs, "fewer"
+            )
         if self.warmup_epochs and self.schedule == "one-cycle":
-            raise impossible("warmup_epochs", "0: one-cycle rises by itself", self.warmup_epochs, "or cosine")
+            raise impossible(
+                "warmup_epochs", "0: one-cycle rises by itself", self.warmup_epochs, "or cosine"
+            )
         if self.checkpoints > self.epochs:
-            raise impossible("checkpoints", f"at most one an epoch, {self.epochs}", self.checkpoints, "fewer")
+            raise impossible(
+                "checkpoints", f"at most one an epoch, {self.epochs}", self.checkpoints, "fewer"
+            )
         return self
 
     @property
@@ -91,7 +118,8 @@ class Train(Strict):
 
 
 class ParentTrain(Train):
-    """How one parent is trained: its seed (initial weights, order of the rows, augmentation), and the rest.
+    """How one parent is trained: its seed (initial weights, order of the rows, augmentation), and
+    the rest.
 
     In a recipe it takes from the shared `train` block what it does not say itself.
     """
@@ -108,8 +136,8 @@ class TrainedParent(Strict):
 class WeightsParent(Strict):
     """A parent given as a timm architecture and a safetensors file of its weights.
 
-    `data_config` is its preprocessing (timm's input_size, mean, std, interpolation, crop_pct); the architecture's own
-    where it says nothing.
+    `data_config` is its preprocessing (timm's input_size, mean, std, interpolation, crop_pct); the
+    architecture's own where it says nothing.
     """
 
     arch: str
@@ -134,7 +162,8 @@ ParentRef = Annotated[
 
 
 class Mutation(Strict):
-    """Each weight gets N(0, std²) with probability `rate`; `scope: tensor` draws once per tensor."""
+    """Each weight gets N(0, std²) with probability `rate`; `scope: tensor` draws once per
+    tensor."""
 
     rate: Share = 0.02
     std: Annotated[float, Field(ge=0, le=1e6)] = 0.05
@@ -143,7 +172,8 @@ class Mutation(Strict):
 
 
 class Founders(Strict):
-    """The first population: mixtures of the parents and, with `include_parents`, the parents themselves."""
+    """The first population: mixtures of the parents and, with `include_parents`, the parents
+    themselves."""
 
     include_parents: bool = True
 
@@ -152,7 +182,9 @@ class Merge(Strict):
     """The genetic algorithm's settings; the defaults are the paper's, where it gives them."""
 
     FEWEST: ClassVar[int] = 5  # individuals of which an evolution strategy learns a direction
-    method: Literal["mega", "cma-es", "auto", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"] = "mega"
+    method: Literal[
+        "mega", "cma-es", "auto", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"
+    ] = "mega"
     variant: Literal["default", "reference"] = "default"
     population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     generations: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -162,29 +194,43 @@ class Merge(Strict):
     founders: Founders = Founders()
     encoding: Literal["direct", "mixing"] = "direct"
     granularity: Literal["model", "stage", "layer", "tensor"] = "layer"  # of mixing
-    align: Literal["none", "weights", "activations"] = "none"  # channels put beside those of one parent
+    # channels put beside those of one parent
+    align: Literal["none", "weights", "activations"] = "none"
     align_to: Input | None = None  # that parent; the first one listed
-    fitness: Literal["accuracy", "accuracy+loss"] = "accuracy"  # cross-entropy decides between equals, or nothing
-    prefer: Annotated[int, Field(ge=0, le=100_000)] = 0  # inputs of `choose` that win unless others are surely better
-    batchnorm: Literal["recalibrate", "blend"] = "recalibrate"  # how a mixture gets its running statistics
+    # cross-entropy decides between equals, or nothing
+    fitness: Literal["accuracy", "accuracy+loss"] = "accuracy"
+    # inputs of `choose` that win unless others are surely better
+    prefer: Annotated[int, Field(ge=0, le=100_000)] = 0
+    # how a mixture gets its running statistics
+    batchnorm: Literal["recalibrate", "blend"] = "recalibrate"
     seed: Seed = 46
 
     @model_validator(mode="after")
     def _possible(self) -> Merge:
         if self.variant == "reference" and self.encoding != "direct":
             remedy = "variant: default, or encoding: direct"
-            raise impossible("encoding", "direct: the published code has no other", self.encoding, remedy)
+            raise impossible(
+                "encoding", "direct: the published code has no other", self.encoding, remedy
+            )
         if self.variant == "reference" and self.method != "mega":
-            raise impossible("method", "mega: the published code has no other", self.method, "variant: default")
+            raise impossible(
+                "method", "mega: the published code has no other", self.method, "variant: default"
+            )
         if self.method == "cma-es" and self.encoding != "mixing":
-            raise impossible("method", "encoding: mixing, for cma-es", self.encoding, "add encoding: mixing")
+            raise impossible(
+                "method", "encoding: mixing, for cma-es", self.encoding, "add encoding: mixing"
+            )
         if self.method == "cma-es" and self.population_size < self.FEWEST:
             expected = f"at least {self.FEWEST}, for cma-es"
-            raise impossible("population_size", expected, self.population_size, "a larger population_size")
+            raise impossible(
+                "population_size", expected, self.population_size, "a larger population_size"
+            )
         closed = [key for key, open_value in _OPEN.items() if getattr(self, key) != open_value]
         if self.method == "auto" and closed:
             remedy = "leave it out, or take another method"
-            raise impossible(closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), remedy)
+            raise impossible(
+                closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), remedy
+            )
         if self.align_to is not None and self.align == "none":
             remedy = "add align: activations, or leave this out"
             raise impossible("align_to", "align: weights or activations", self.align, remedy)
@@ -192,7 +238,9 @@ class Merge(Strict):
             raise impossible("prefer", "method: choose", self.method, "leave it out")
         if self.tournament_size > self.population_size:
             limit = f"at most population_size, {self.population_size}"
-            raise impossible("tournament_size", limit, self.tournament_size, "a smaller tournament_size")
+            raise impossible(
+                "tournament_size", limit, self.tournament_size, "a smaller tournament_size"
+            )
         return self
 
     @model_validator(mode="before")
@@ -206,7 +254,9 @@ class Merge(Strict):
         ):
             mutation = {**(tree.get("mutation") or {}), **REFERENCE}
             founders = tree.get("founders") or {}
-            founders = {**founders, "include_parents": False} if isinstance(founders, dict) else founders
+            founders = (
+                {**founders, "include_parents": False} if isinstance(founders, dict) else founders
+            )
             return {**tree, "mutation": mutation, "founders": founders}
         return tree
 
@@ -222,14 +272,20 @@ class Merge(Strict):
 
 
 def without_later(settings: dict[str, Any], written: bool = False) -> dict[str, Any]:
-    """Leave out keys that came later, where they say what held before: older recipes keep their digests.
+    """Leave out keys that came later, where they say what held before: older recipes keep their
+    digests.
 
     Args:
         settings: of a merge, or of the data.
-        written: whether they are to be read again, so that what is the default no more must stand there.
+        written: whether they are to be read again, so that what is the default no more must stand
+            there.
     """
     kept = _CHANGED if written else ()
-    return {key: value for key, value in settings.items() if key in kept or _LATER.get(key, _OTHER) != value}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in kept or _LATER.get(key, _OTHER) != value
+    }
 
 
 class Node(Merge):
@@ -245,11 +301,16 @@ class Node(Merge):
         """How many individuals are measured, at most."""
         size, count = self.population_size, len(self.parents)
         breeding = size + (self.generations - 1) * (size - 1)  # the elite is known
-        # Whoever is best so far has a line in each step of a greedy soup, and is not measured again.
+        # Whoever is best so far has a line in each step of a greedy soup, and is not measured
+        # again.
         strategy = 1 + count + max(1, (breeding - 1 - count) // (size - 1)) * (size - 1)
         other = {
-            "line-sweep": SWEEP, "uniform_soup": 1, "greedy_soup": 3 * count - 2, "choose": count, "cma-es": strategy,
-        }  # fmt: skip
+            "line-sweep": SWEEP,
+            "uniform_soup": 1,
+            "greedy_soup": 3 * count - 2,
+            "choose": count,
+            "cma-es": strategy,
+        }
         return other.get(self.method, breeding)
 
     @property
@@ -280,7 +341,8 @@ def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:
 
 
 class Push(Strict):
-    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own recipe holds it."""
+    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own
+    recipe holds it."""
 
     repo: Annotated[str, Field(min_length=1)]
     private: bool = False
@@ -289,7 +351,8 @@ class Push(Strict):
 
 
 class Evaluation(Strict):
-    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the model, and 512 on a GPU.
+    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the
+    model, and 512 on a GPU.
 
     Pictures that need more than `memory_share` of the device's memory are streamed to it.
     """

@@ -29,7 +29,8 @@ class Sample(Strict):
 
 
 class Calibration(Strict):
-    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are computed."""
+    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are
+    computed."""
 
     size: Annotated[int, Field(ge=2, le=10**9)] = 1280
     seed: Seed = 46
@@ -42,8 +43,10 @@ class Calibration(Strict):
 class Data(Strict):
     """A data set with a picture column and a label column; splits are `datasets` slices or samples.
 
-    `second_look` is the share of the validation rows that the search never sees: on them its best individual meets the
-    baselines and the parents before one of them is named the merged model. 0: there is no second look.
+    `second_look` is the share of the validation rows that the search never sees: on them its best
+        individual meets the
+    baselines and the parents before one of them is named the merged model. 0: there is no second
+        look.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -58,11 +61,16 @@ class Data(Strict):
     second_look: Annotated[float, Field(ge=0, le=0.9)] = 0.5
 
     def text_of(self, split: str, rows: int) -> str:
-        """Say in words which rows a split is, of a recipe whose defaults are filled in; `rows` of them."""
+        """Say in words which rows a split is, of a recipe whose defaults are filled in; `rows` of
+        them."""
         entry = self.validation if split == "second_look" else getattr(self, split)
         if isinstance(entry, Calibration):
             return entry.text_of(self.train)
         text = entry.text if isinstance(entry, Sample) else str(entry)
         if split == "second_look":
             return Calibration(size=rows, seed=SECOND_LOOK_SEED).text_of(text)
-        return f"{text} without the second look" if split == "validation" and self.second_look else text
+        return (
+            f"{text} without the second look"
+            if split == "validation" and self.second_look
+            else text
+        )

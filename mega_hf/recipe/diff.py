@@ -1,4 +1,5 @@
-"""Another recipe in the same run folder: what is merely left open, and which nodes would run again."""
+"""Another recipe in the same run folder: what is merely left open, and which nodes would run
+again."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from mega_hf.recipe.schema import Recipe
 
 
 def names_of_pinned(asked: Recipe, pinned: Recipe) -> dict[str, str]:
-    """Return what was asked for by a name that may come to mean something else, as `main`: key -> that name."""
+    """Return what was asked for by a name that may come to mean something else, as `main`: key ->
+    that name."""
     now = _references(pinned)
     return {key: name for key, name in _references(asked).items() if now.get(key) != name}
 
 
 def fill_open(asked: Recipe, known: Recipe, names: Mapping[str, str]) -> Recipe:
-    """Return a recipe with what it leaves open (revisions, columns, splits) as the known recipe found it.
+    """Return a recipe with what it leaves open (revisions, columns, splits) as the known recipe
+    found it.
 
     Args:
         asked: the recipe.
@@ -26,11 +29,17 @@ def fill_open(asked: Recipe, known: Recipe, names: Mapping[str, str]) -> Recipe:
         names: what these revisions were called, as `names_of_pinned` gave it.
     """
     pinned = _references(known)
-    same = {key: pinned[key] for key, name in _references(asked).items() if names.get(key) == name and key in pinned}
+    same = {
+        key: pinned[key]
+        for key, name in _references(asked).items()
+        if names.get(key) == name and key in pinned
+    }
     data = asked.data
     if known.data.path == asked.data.path:
         revision = {"revision": same["data.revision"]} if "data.revision" in same else {}
-        data = Data.model_validate(known.data.model_dump() | data.model_dump(exclude_none=True) | revision)
+        data = Data.model_validate(
+            known.data.model_dump() | data.model_dump(exclude_none=True) | revision
+        )
     parents = dict(asked.parents)
     for name, parent in parents.items():
         if isinstance(parent, str):
@@ -42,15 +51,25 @@ def fill_open(asked: Recipe, known: Recipe, names: Mapping[str, str]) -> Recipe:
 
 
 def _references(recipe: Recipe) -> dict[str, str]:
-    """Return everything that names something on the Hub, or may: place in the recipe -> reference or revision."""
-    found = {f"parents.{name}": parent for name, parent in recipe.parents.items() if isinstance(parent, str)}
+    """Return everything that names something on the Hub, or may: place in the recipe -> reference
+    or revision."""
+    found = {
+        f"parents.{name}": parent
+        for name, parent in recipe.parents.items()
+        if isinstance(parent, str)
+    }
     sources = {name: parent.train.source for name, parent in recipe.trained.items()}
-    found |= {f"parents.{name}.from": s for name, s in sources.items() if s is not None and s not in recipe.usable}
+    found |= {
+        f"parents.{name}.from": s
+        for name, s in sources.items()
+        if s is not None and s not in recipe.usable
+    }
     return found | ({"data.revision": recipe.data.revision} if recipe.data.revision else {})
 
 
 def changed_nodes(known: Recipe, asked: Recipe, ranking: Sequence[str] | None) -> list[str]:
-    """Return the nodes of `asked` that a run of `known` can't have made, in the order in which they would run.
+    """Return the nodes of `asked` that a run of `known` can't have made, in the order in which they
+    would run.
 
     Args:
         known: the recipe that was run.
@@ -60,7 +79,11 @@ def changed_nodes(known: Recipe, asked: Recipe, ranking: Sequence[str] | None) -
     if asked.order == "accuracy" and (ranking is None or set(ranking) != set(asked.parents)):
         ranking = None  # the pairs are not known before the parents are measured
     there = _fingerprints(known, ranking)
-    return [node for node, fingerprint in _fingerprints(asked, ranking).items() if there.get(node) != fingerprint]
+    return [
+        node
+        for node, fingerprint in _fingerprints(asked, ranking).items()
+        if there.get(node) != fingerprint
+    ]
 
 
 def changed_trainings(known: Recipe, asked: Recipe) -> list[str]:
@@ -68,11 +91,18 @@ def changed_trainings(known: Recipe, asked: Recipe) -> list[str]:
 
     def made(recipe: Recipe) -> dict[str, list[Any]]:
         data = _decisive_data(recipe)
-        return {name: [_parent(recipe, name, data), recipe.trained[name].train.snapshots] for name in recipe.trained}
+        return {
+            name: [_parent(recipe, name, data), recipe.trained[name].train.snapshots]
+            for name in recipe.trained
+        }
 
     there, changed = made(known), []
     for name, (decisive, snapshots) in made(asked).items():
-        if name not in there or there[name][0] != decisive or not set(snapshots) <= set(there[name][1]):
+        if (
+            name not in there
+            or there[name][0] != decisive
+            or not set(snapshots) <= set(there[name][1])
+        ):
             changed.append(name)
     return changed
 
@@ -81,20 +111,27 @@ def _decisive_data(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the training rows."""
     data = recipe.data.model_dump(mode="json", exclude={"calibration", "second_look"})
     if _split_of(data["test"]) != _split_of(data["train"]):
-        data = {key: value for key, value in data.items() if key != "test"}  # no row of it could be trained on
+        # no row of it could be trained on
+        data = {key: value for key, value in data.items() if key != "test"}
     return data
 
 
 def _fingerprints(recipe: Recipe, ranking: Sequence[str] | None) -> dict[str, str]:
     """Return for each node everything in the recipe that decides it, and what it merges."""
     data = recipe.data.model_dump(mode="json")
-    rows = {key: value for key, value in data.items() if key not in ("train", "test", "calibration")}
+    rows = {
+        key: value for key, value in data.items() if key not in ("train", "test", "calibration")
+    }
     shared = [rows, recipe.evaluation.batch_size]
     calibration = [data["train"], data["calibration"], recipe.threads]
     trained_on = _decisive_data(recipe)
     known: dict[str, Any] = {name: _parent(recipe, name, trained_on) for name in recipe.usable}
     prints = {}
-    ranked = ranking if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents) else None
+    ranked = (
+        ranking
+        if recipe.order == "accuracy" and set(ranking or ()) == set(recipe.parents)
+        else None
+    )
     for name, node in recipe.all_nodes(ranked).items():
         known[name] = [name, node.settings, [known[parent] for parent in node.parents], shared]
         known[name] += [calibration] if node.recalibrates else []
@@ -110,7 +147,13 @@ def _parent(recipe: Recipe, name: str, data: dict[str, Any]) -> Any:
     settings = recipe.trained[parent].train
     source = settings.source
     start = _parent(recipe, source, data) if source in recipe.usable else source
-    return [settings.model_dump(mode="json", exclude={"checkpoints", "source"}), epoch, start, recipe.threads, data]
+    return [
+        settings.model_dump(mode="json", exclude={"checkpoints", "source"}),
+        epoch,
+        start,
+        recipe.threads,
+        data,
+    ]
 
 
 def _split_of(spec: str | None) -> str:

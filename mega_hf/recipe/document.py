@@ -1,4 +1,5 @@
-"""YAML as a tree that remembers where each value stands, so that an error can name file and line."""
+"""YAML as a tree that remembers where each value stands, so that an error can name file and
+line."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ import yaml
 
 from mega_hf.errors import DataError, MegaError, RecipeError
 from mega_hf.recipe.placeholders import is_placeholder
-from mega_hf.runtime.untrusted import RECIPE_BYTES, RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, read_bytes
+from mega_hf.runtime.untrusted import (
+    RECIPE_BYTES,
+    RECIPE_LEVELS,
+    RECIPE_TEXT,
+    RECIPE_VALUES,
+    read_bytes,
+)
 
 Location = tuple[str | int, ...]
 
@@ -30,12 +37,14 @@ class Origin:
 class Document:
     """A plain tree of dicts, lists and scalars, with the origin of each of its entries.
 
-    Recipes that say the same are equal wherever it was written, and so are the documents that they keep.
+    Recipes that say the same are equal wherever it was written, and so are the documents that they
+    keep.
     """
 
     tree: dict[str, Any] = field(default_factory=dict, compare=False)
     origins: dict[Location, Origin] = field(default_factory=dict, compare=False)
-    found_again: dict[str, Any] = field(default_factory=dict)  # key -> digest of what was local where this was run
+    # key -> digest of what was local where this was run
+    found_again: dict[str, Any] = field(default_factory=dict)
 
     def origin(self, location: Location) -> Origin:
         """Return the origin of the entry at `location`, or of the nearest entry around it."""
@@ -46,17 +55,21 @@ class Document:
 
     @contextmanager
     def placing(self) -> Iterator[None]:
-        """Give errors over the data set, which are met long after this was read, the place of what they are about."""
+        """Give errors over the data set, which are met long after this was read, the place of what
+        they are about."""
         try:
             yield
         except DataError as error:
             if error.where and not error.key:
                 raise
             at = ("data", error.key) if error.key else ("data",)
-            raise error.but(what=f"{'.'.join(at)}: {error.what}", where=self.origin(at).label) from error.__cause__
+            raise error.but(
+                what=f"{'.'.join(at)}: {error.what}", where=self.origin(at).label
+            ) from error.__cause__
 
     def _path(self, key: str) -> tuple[str, ...]:
-        """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may, it is that name."""
+        """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may,
+        it is that name."""
         path, rest, inner = [], key.split("."), self.tree
         while rest:
             lengths = range(len(rest), 0, -1)
@@ -67,10 +80,12 @@ class Document:
         return tuple(path)
 
     def override(self, assignment: str) -> None:
-        """Apply one `a.b=c` of the command line; its value is YAML, its paths are relative to the working folder.
+        """Apply one `a.b=c` of the command line; its value is YAML, its paths are relative to the
+        working folder.
 
         Raises:
-            RecipeError: there is no `=`, the value is not YAML, or a scalar stands where a mapping is needed.
+            RecipeError: there is no `=`, the value is not YAML, or a scalar stands where a mapping
+                is needed.
         """
         key, equals, text = assignment.partition("=")
         label, path = f"--set {key}", self._path(key)
@@ -84,13 +99,16 @@ class Document:
         inner, made = self.tree, []
         for i, part in enumerate(path[:-1], start=1):
             if not isinstance(inner.get(part), dict):
-                inner[part] = {}  # a whole other form, as validation: {split: ...} over validation: train[45000:]
+                # a whole other form, as validation: {split: ...} over validation: train[45000:]
+                inner[part] = {}
                 made.append(path[:i])
             inner = inner[part]
         if is_placeholder(inner.get(path[-1])) and "sha256" in inner[path[-1]]:
             self.found_again[key] = inner[path[-1]]["sha256"]
         inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
-        self.origins = {at: origin for at, origin in self.origins.items() if at[: len(path)] != path}
+        self.origins = {
+            at: origin for at, origin in self.origins.items() if at[: len(path)] != path
+        }
         self.origins |= {at: Origin(label, Path.cwd()) for at in (*made, path)}
 
 
@@ -116,13 +134,17 @@ def read(path: Path) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        RecipeError: the file is missing, unreadable, not YAML, or holds a duplicate key or an alias.
+        RecipeError: the file is missing, unreadable, not YAML, or holds a duplicate key or an
+            alias.
     """
     try:
         text = read_bytes(path, RECIPE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise RecipeError(
-            "no such recipe", got=path, remedy="check the path; recipes/ holds examples", expected="a YAML file"
+            "no such recipe",
+            got=path,
+            remedy="check the path; recipes/ holds examples",
+            expected="a YAML file",
         ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(
@@ -153,7 +175,8 @@ def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
         value = _value(loader, node, (), document, label, base) if node is not None else {}
     except MegaError:
         raise
-    except Exception as error:  # its constructors raise whatever they met in !!int, !!timestamp, !!bool
+    # its constructors raise whatever they met in !!int, !!timestamp, !!bool
+    except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{label}:{mark.line + 1}" if mark else label
         problem = getattr(error, "problem", None) or str(error) or type(error).__name__
@@ -169,10 +192,13 @@ def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
 
 
 def _refuse_bombs(text: str, label: str) -> None:
-    """Raise RecipeError where YAML would grow: it is looked at event by event, which takes no memory of note."""
+    """Raise RecipeError where YAML would grow: it is looked at event by event, which takes no
+    memory of note."""
     level = 0
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         where = f"{label}:{event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent):
             raise RecipeError(
@@ -184,20 +210,34 @@ def _refuse_bombs(text: str, label: str) -> None:
             )
         size = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
         if level > RECIPE_LEVELS or number > RECIPE_VALUES or size > RECIPE_TEXT:
-            expected = f"{RECIPE_LEVELS} levels, {RECIPE_VALUES:,} values, texts of {RECIPE_TEXT:,} characters at most"
-            raise RecipeError("too much", where=where, expected=expected, got="more", remedy="make it smaller")
+            expected = (
+                f"{RECIPE_LEVELS} levels, {RECIPE_VALUES:,} values, texts of {RECIPE_TEXT:,}"
+                " characters at most"
+            )
+            raise RecipeError(
+                "too much", where=where, expected=expected, got="more", remedy="make it smaller"
+            )
 
 
-def _value(loader: _Loader, node: yaml.Node, at: Location, document: Document, label: str, base: Path) -> Any:
+def _value(
+    loader: _Loader, node: yaml.Node, at: Location, document: Document, label: str, base: Path
+) -> Any:
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             document.origins[(*at, i)] = Origin(f"{label}:{item.start_mark.line + 1}", base)
-        return [_value(loader, item, (*at, i), document, label, base) for i, item in enumerate(node.value)]
+        return [
+            _value(loader, item, (*at, i), document, label, base)
+            for i, item in enumerate(node.value)
+        ]
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node)
     tree: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else "a key of several"
+        key = (
+            str(loader.construct_object(key_node))
+            if isinstance(key_node, yaml.ScalarNode)
+            else "a key of several"
+        )
         origin = Origin(f"{label}:{key_node.start_mark.line + 1}", base)
         if key in tree:
             first = document.origins[(*at, key)].label

@@ -1,4 +1,5 @@
-"""What is checked of a recipe beyond its types: paths, references, files; and how findings are worded."""
+"""What is checked of a recipe beyond its types: paths, references, files; and how findings are
+worded."""
 
 from __future__ import annotations
 
@@ -14,20 +15,30 @@ from mega_hf.runtime.untrusted import RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES,
 
 
 def refuse_strange(document: Document) -> None:
-    """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a terminal."""
+    """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a
+    terminal."""
     waiting: list[tuple[Location, Any]] = [((), document.tree)]
     seen = 0
     while waiting:
         at, value = waiting.pop()
         seen += 1
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        inner = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, list)
+            else ()
+        )
         waiting += [((*at, key), one) for key, one in inner]
         named = at[-1] if at else ""
         problem = None
         if len(at) > RECIPE_LEVELS or seen > RECIPE_VALUES:
             problem = (f"at most {RECIPE_LEVELS} levels and {RECIPE_VALUES:,} values", "more")
         elif any(isinstance(text, str) and not is_plain(text) for text in (value, named)):
-            problem = ("printable characters, without marks of direction", ascii(value if at else named)[:200])
+            problem = (
+                "printable characters, without marks of direction",
+                ascii(value if at else named)[:200],
+            )
         elif isinstance(value, str) and len(value) > RECIPE_TEXT:
             problem = (f"a text of at most {RECIPE_TEXT:,} characters", f"{len(value):,}")
         elif isinstance(value, float) and not math.isfinite(value):
@@ -39,9 +50,12 @@ def refuse_strange(document: Document) -> None:
         if problem:
             where = tuple(ascii(part)[1:-1][:100] if isinstance(part, str) else part for part in at)
             raise RecipeError(
-                f"{'.'.join(map(str, where))}: not usable", where=document.origin(at).label, expected=problem[0],
-                got=problem[1], remedy="mend it",
-            )  # fmt: skip
+                f"{'.'.join(map(str, where))}: not usable",
+                where=document.origin(at).label,
+                expected=problem[0],
+                got=problem[1],
+                remedy="mend it",
+            )
 
 
 def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> None:
@@ -55,25 +69,49 @@ def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> No
         seen[key] = name
 
 
-def refuse_idle_granularity(nodes: Mapping[str, Any], explicit: bool, error: Callable[..., Exception]) -> None:
-    """Raise `error` where a granularity is asked for and no merge is by mixing; `explicit`: nodes are named."""
+def refuse_idle_granularity(
+    nodes: Mapping[str, Any], explicit: bool, error: Callable[..., Exception]
+) -> None:
+    """Raise `error` where a granularity is asked for and no merge is by mixing; `explicit`: nodes
+    are named."""
     idle = [name for name, node in nodes.items() if node.granularity != "layer"]
     if idle and all(node.encoding == "direct" for node in nodes.values()):
         where, got = ["merges", idle[0]] if explicit else ["merge"], nodes[idle[0]].granularity
-        raise error([*where, "granularity"], "encoding: mixing, which alone has one", got, "add it, or leave this out")
+        raise error(
+            [*where, "granularity"],
+            "encoding: mixing, which alone has one",
+            got,
+            "add it, or leave this out",
+        )
 
 
 def _finding(
-    document: Document, at: Location, what: str, expected: object, got: object, remedy: str | None = None
+    document: Document,
+    at: Location,
+    what: str,
+    expected: object,
+    got: object,
+    remedy: str | None = None,
 ) -> RecipeError:
     dotted = ".".join(map(str, at))
-    return RecipeError(f"{dotted}: {what}", where=document.origin(at).label, expected=expected, got=got, remedy=remedy)
+    return RecipeError(
+        f"{dotted}: {what}",
+        where=document.origin(at).label,
+        expected=expected,
+        got=got,
+        remedy=remedy,
+    )
 
 
 def all_findings(errors: Sequence[Any], document: Document) -> list[RecipeError]:
-    """Word all findings of pydantic's; what is wrong in a shared block is not said again of those that inherit it."""
+    """Word all findings of pydantic's; what is wrong in a shared block is not said again of those
+    that inherit it."""
     wrong_blocks = {error["loc"][0] for error in errors if error["loc"]}
-    heirs = {block for shared, block in (("merge", "merges"), ("train", "parents")) if shared in wrong_blocks}
+    heirs = {
+        block
+        for shared, block in (("merge", "merges"), ("train", "parents"))
+        if shared in wrong_blocks
+    }
     return [
         finding
         for error in errors
@@ -89,7 +127,11 @@ def _is_inherited(error: Any, document: Document) -> bool:
     if error["type"] == "missing":
         return False
     written = _at(document.tree, at)
-    return not any(key in written for key in keys) if keys and isinstance(written, dict) else written is None
+    return (
+        not any(key in written for key in keys)
+        if keys and isinstance(written, dict)
+        else written is None
+    )
 
 
 def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
@@ -98,27 +140,59 @@ def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
     context = error.get("ctx", {})
     if error["type"] == "unknown":
         written = _at(document.tree, at) or {}  # what is inherited is said of the shared block
-        return [_unknown(document, (*at, k), k, context["known"]) for k in context["keys"] if k in written]
+        return [
+            _unknown(document, (*at, k), k, context["known"])
+            for k in context["keys"]
+            if k in written
+        ]
     if error["type"] == "impossible":
         at = (*at, *context["key"])
         if at[0] == "parents" and at[2:] == ("train", "from") and _at(document.tree, at) is None:
             at = at[2:]  # it stands in the shared block
-        return [_finding(document, at, "impossible", context["expected"], context["got"], context["remedy"] or None)]
+        return [
+            _finding(
+                document,
+                at,
+                "impossible",
+                context["expected"],
+                context["got"],
+                context["remedy"] or None,
+            )
+        ]
     if error["type"] == "missing":
-        message = _finding(document, at, "missing", f"the key {at[-1]}", "nothing", f"add {at[-1]}: ...")
+        message = _finding(
+            document, at, "missing", f"the key {at[-1]}", "nothing", f"add {at[-1]}: ..."
+        )
         return [message]
     if at[-1:] == ("parents",) and error["type"] == "too_short":
-        return [_finding(document, at, "too few", "two parents or more", context.get("actual_length", 0), "add one")]
+        return [
+            _finding(
+                document,
+                at,
+                "too few",
+                "two parents or more",
+                context.get("actual_length", 0),
+                "add one",
+            )
+        ]
     if "[key]" in error["loc"]:
         expected = "a name of letters, digits and . _ + -, at most 100, a letter or a digit first"
         return [_finding(document, at, "not a name", expected, repr(at[-1]), "rename it")]
     if at == ("merges",) and error["type"] == "literal_error":
         expected = "joint, pairwise, or nodes: {NAME: {parents: [a, b]}, ...}"
-        return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), "one of these")]
+        return [
+            _finding(
+                document, at, "not usable", expected, _show(_at(document.tree, at)), "one of these"
+            )
+        ]
     expected = error["msg"].removeprefix("Input should be ")
     expected = "a mapping of one entry or more" if error["type"] == "too_short" else expected
     expected = "a mapping" if expected.startswith("a valid dictionary") else expected
-    expected = "a name of letters, digits and . _ + -" if error["type"] == "string_pattern_mismatch" else expected
+    expected = (
+        "a name of letters, digits and . _ + -"
+        if error["type"] == "string_pattern_mismatch"
+        else expected
+    )
     remedy = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
     return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), remedy)]
 
@@ -132,7 +206,8 @@ def _unknown(document: Document, at: Location, key: str, known: list[str]) -> Re
 
 
 def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
-    """Drop what pydantic adds to a location for unions and dict keys, by walking the tree beside it."""
+    """Drop what pydantic adds to a location for unions and dict keys, by walking the tree beside
+    it."""
     at: list[str | int] = []
     for i, part in enumerate(location):
         is_last = i == len(location) - 1
@@ -141,7 +216,8 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
         elif not (
             isinstance(tree, dict)
             and is_last
-            and part not in ("[key]", "slice", "sample", "reference", "file", "trained", "shape", "nodes")
+            and part
+            not in ("[key]", "slice", "sample", "reference", "file", "trained", "shape", "nodes")
         ):
             continue
         at.append(part)
@@ -155,7 +231,11 @@ def _at(tree: Any, location: Location) -> Any:
 
 
 def _holds(tree: Any, part: Any) -> bool:
-    return part in tree if isinstance(tree, dict) else isinstance(tree, list) and part in range(len(tree))
+    return (
+        part in tree
+        if isinstance(tree, dict)
+        else isinstance(tree, list) and part in range(len(tree))
+    )
 
 
 def _show(value: Any) -> str:

@@ -18,7 +18,9 @@ _DATA_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _TIMM = re.compile(r"^timm:[\w.]+$")
 _PICKLES = (".bin", ".pth", ".pt", ".pkl", ".ckpt", ".tar", ".h5")
 _DATA = "ORG/NAME or ./FOLDER"
-_FORMS = "ORG/NAME[@REVISION], ./FOLDER, timm:ARCH.TAG, {arch, weights, num_classes}, {train: {seed}}"
+_FORMS = (
+    "ORG/NAME[@REVISION], ./FOLDER, timm:ARCH.TAG, {arch, weights, num_classes}, {train: {seed}}"
+)
 
 
 def is_local(reference: str) -> bool:
@@ -27,12 +29,14 @@ def is_local(reference: str) -> bool:
 
 
 def absolute(reference: str) -> str:
-    """Make a folder's path absolute, relative to the working folder; leave any other reference alone."""
+    """Make a folder's path absolute, relative to the working folder; leave any other reference
+    alone."""
     return str(_home(reference).resolve()) if is_local(reference) else reference
 
 
 def _home(text: str) -> Path:
-    """Return a path whose ~ is spelled out, unless nobody has that name or home: then it is said to be missing."""
+    """Return a path whose ~ is spelled out, unless nobody has that name or home: then it is said to
+    be missing."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -40,13 +44,15 @@ def _home(text: str) -> Path:
 
 
 def resolve_paths(document: Document) -> None:
-    """Make every local path of the tree absolute, relative to the file or folder that it was written in."""
+    """Make every local path of the tree absolute, relative to the file or folder that it was
+    written in."""
 
     def placed(at: Location, text: Any, always: bool = False) -> Any:
         if not isinstance(text, str) or not (always or is_local(text)):
             return text
         path = _home(text)
-        return os.path.abspath(document.origin(at).base / path)  # links are followed when it is read, not here
+        # links are followed when it is read, not here
+        return os.path.abspath(document.origin(at).base / path)
 
     data, parents, train = (document.tree.get(key) for key in ("data", "parents", "train"))
     if isinstance(data, dict) and "path" in data:
@@ -60,17 +66,32 @@ def resolve_paths(document: Document) -> None:
             parent["weights"] = placed(("parents", name, "weights"), parent["weights"], always=True)
         elif isinstance(parent, dict) and isinstance(parent.get("train"), dict):
             if "from" in parent["train"]:
-                parent["train"]["from"] = placed(("parents", name, "train", "from"), parent["train"]["from"])
+                parent["train"]["from"] = placed(
+                    ("parents", name, "train", "from"), parent["train"]["from"]
+                )
         else:
             parents[name] = placed(("parents", name), parent)
 
 
-def refuse_sources(sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]) -> None:
-    """Raise `error` where training starts `from` a name that is no parent, or in the end from itself."""
+def refuse_sources(
+    sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]
+) -> None:
+    """Raise `error` where training starts `from` a name that is no parent, or in the end from
+    itself."""
     for name, source in sources.items():
         where = ["parents", name, "train", "from"]
-        if source is not None and source not in usable and not is_local(source) and not re.search("[/:]", source):
-            raise error(where, f"one of {', '.join(usable)}, or {_FORMS}", source, "name a parent or a model")
+        if (
+            source is not None
+            and source not in usable
+            and not is_local(source)
+            and not re.search("[/:]", source)
+        ):
+            raise error(
+                where,
+                f"one of {', '.join(usable)}, or {_FORMS}",
+                source,
+                "name a parent or a model",
+            )
         path, step = [name], source
         while step is not None and (above := base(step)) in sources:
             path.append(above)
@@ -78,38 +99,65 @@ def refuse_sources(sources: dict[str, str | None], usable: list[str], error: Cal
                 break  # the cycle is another's: it is said there
             if above == name:
                 remedy = "from: null for the one that is trained from scratch"
-                raise error(where, "parents that are not trained from themselves", " from ".join(path), remedy)
+                raise error(
+                    where,
+                    "parents that are not trained from themselves",
+                    " from ".join(path),
+                    remedy,
+                )
             step = sources[above]
 
 
 def check_files(recipe: dict[str, Any], document: Document) -> None:
-    """Refuse references that can't be right and local files that aren't there, before anything is loaded."""
+    """Refuse references that can't be right and local files that aren't there, before anything is
+    loaded."""
     findings = []
     path = recipe["data"]["path"]
     if isinstance(path, dict):
         pass  # absent: said where it is needed
     elif is_local(path) and not Path(path).is_dir():
         findings.append(
-            _finding(document, ("data", "path"), "no such data folder", "a folder", path, "check the path")
+            _finding(
+                document,
+                ("data", "path"),
+                "no such data folder",
+                "a folder",
+                path,
+                "check the path",
+            )
         )
     elif not is_local(path) and not _DATA_ID.match(path):
         findings.append(
-            _finding(document, ("data", "path"), "not a data set", _DATA, path, "a folder's path starts with ./")
+            _finding(
+                document,
+                ("data", "path"),
+                "not a data set",
+                _DATA,
+                path,
+                "a folder's path starts with ./",
+            )
         )
     for name, parent in recipe["parents"].items():
         if not (isinstance(parent, dict) and "train" in parent):
             problem = check_parent(parent)
             findings += [_finding(document, ("parents", name), *problem)] if problem else []
         elif "from" in parent["train"]:
-            findings += _check_source(parent["train"]["from"], ("parents", name, "train", "from"), document)
+            findings += _check_source(
+                parent["train"]["from"], ("parents", name, "train", "from"), document
+            )
     findings += _check_source((recipe["train"] or {}).get("from"), ("train", "from"), document)
     if findings:
         raise RecipeError.join(findings)
 
 
 def _check_source(source: Any, at: Location, document: Document) -> list[RecipeError]:
-    """Return what is wrong with a model that training starts from; names of parents have been checked."""
-    problem = check_parent(source) if isinstance(source, str) and re.search("^[.~]|[/:]", source) else None
+    """Return what is wrong with a model that training starts from; names of parents have been
+    checked."""
+    problem = (
+        check_parent(source)
+        if isinstance(source, str) and re.search("^[.~]|[/:]", source)
+        else None
+    )
     return [_finding(document, at, *problem)] if problem else []
 
 
@@ -126,10 +174,19 @@ def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
         return None
     if not is_local(parent):
         known = _HUB_ID.match(parent) or _TIMM.match(parent)
-        return None if known else ("not a parent", _FORMS, repr(parent), "a folder's path starts with ./ or /")
+        return (
+            None
+            if known
+            else ("not a parent", _FORMS, repr(parent), "a folder's path starts with ./ or /")
+        )
     folder = Path(parent)
     if not folder.is_dir():
-        return "no such parent folder", "a folder with config.json and *.safetensors", parent, "check the path"
+        return (
+            "no such parent folder",
+            "a folder with config.json and *.safetensors",
+            parent,
+            "check the path",
+        )
     if not (folder / "config.json").is_file():
         layout = "timm's or transformers' layout"
         return "the parent has no config.json", layout, parent, "save it with its own library"

@@ -1,4 +1,5 @@
-"""What was local where a recipe was run: `{local: NAME, sha256: ...}`, until `--set KEY=PATH` says where it is."""
+"""What was local where a recipe was run: `{local: NAME, sha256: ...}`, until `--set KEY=PATH` says
+where it is."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Any
 
 from mega_hf.errors import RecipeError
 
-# In a Recipe such a place is a text, as every other reference is; in YAML and JSON it is the mapping.
+# In a Recipe such a place is a text, as every other reference is; in YAML and JSON it is the
+# mapping.
 _MARK = "absent:"
 
 
@@ -25,7 +27,11 @@ def name_there(reference: str) -> str:
 
 def is_placeholder(value: object) -> bool:
     """Say whether a value of a recipe's tree is {local: NAME}, perhaps with sha256."""
-    return isinstance(value, dict) and isinstance(value.get("local"), str) and value.keys() <= {"local", "sha256"}
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("local"), str)
+        and value.keys() <= {"local", "sha256"}
+    )
 
 
 def mark(tree: Any) -> Any:
@@ -39,9 +45,11 @@ def mark(tree: Any) -> Any:
         value = inner[key[-1]]
         if isinstance(value, str) and is_absent(value):
             raise RecipeError(
-                f"{'.'.join(key)}: not a place", expected="a reference, a path, or {local: NAME, sha256: ...}",
-                got=value, remedy="mend it",
-            )  # fmt: skip
+                f"{'.'.join(key)}: not a place",
+                expected="a reference, a path, or {local: NAME, sha256: ...}",
+                got=value,
+                remedy="mend it",
+            )
         if is_placeholder(value):
             inner[key[-1]] = _MARK + json.dumps(value)
     return tree
@@ -63,7 +71,8 @@ def absent_keys(tree: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def is_found_again(found: dict[str, Any], known: dict[str, Any]) -> bool:
-    """Say whether a recipe's tree is another one with nothing but places for what was absent there."""
+    """Say whether a recipe's tree is another one with nothing but places for what was absent
+    there."""
     found = copy.deepcopy(found)
     here = dict(places(found))
     for key, there in places(known):
@@ -77,20 +86,26 @@ def refuse_absent(tree: dict[str, Any]) -> None:
     keys = [".".join(key) for key in absent_keys(tree)]
     if keys:
         raise RecipeError(
-            "this recipe was run with local files that are not here", expected="a place for each",
-            got="none for " + ", ".join(keys), remedy="add " + " ".join(f"--set {key}=PATH" for key in keys),
-        )  # fmt: skip
+            "this recipe was run with local files that are not here",
+            expected="a place for each",
+            got="none for " + ", ".join(keys),
+            remedy="add " + " ".join(f"--set {key}=PATH" for key in keys),
+        )
 
 
 def places(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield wherever a reference or a path may stand: its key, and the mapping that it stands in."""
+    """Yield wherever a reference or a path may stand: its key, and the mapping that it stands
+    in."""
     tree = tree if isinstance(tree, dict) else {}
     parents = tree["parents"] if isinstance(tree.get("parents"), dict) else {}
     blocks: list[tuple[tuple[str, ...], Any]] = [(("data", "path"), tree.get("data"))]
     for name, parent in parents.items():
         if isinstance(parent, dict) and not is_placeholder(parent):
             train = parent.get("train")
-            blocks += [(("parents", name, "weights"), parent), (("parents", name, "train", "from"), train)]
+            blocks += [
+                (("parents", name, "weights"), parent),
+                (("parents", name, "train", "from"), train),
+            ]
         else:
             blocks.append((("parents", name), parents))
     blocks.append((("train", "from"), tree.get("train")))

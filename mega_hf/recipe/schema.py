@@ -1,4 +1,5 @@
-"""WHAT to do: a YAML file becomes a frozen Recipe, or a RecipeError that names file, line and remedy."""
+"""WHAT to do: a YAML file becomes a frozen Recipe, or a RecipeError that names file, line and
+remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mega_hf.errors import RecipeError
 from mega_hf.recipe import messages, paths, placeholders, tree
-from mega_hf.recipe.baselines import BASELINES, NAMES, SECOND_LOOK, Baseline, baseline_nodes, second_look
+from mega_hf.recipe.baselines import (
+    BASELINES,
+    NAMES,
+    SECOND_LOOK,
+    Baseline,
+    baseline_nodes,
+    second_look,
+)
 from mega_hf.recipe.blocks import (
     Evaluation,
     Merge,
@@ -42,7 +58,8 @@ RESERVED = ("merged", *NAMES)  # what a report calls models of its own
 
 
 class Recipe(Strict):
-    """Everything that decides a merge, or a tree of merges. Paths are absolute, every default is filled in."""
+    """Everything that decides a merge, or a tree of merges. Paths are absolute, every default is
+    filled in."""
 
     name: Name
     data: Data
@@ -56,25 +73,34 @@ class Recipe(Strict):
     evaluation: Evaluation = Evaluation()
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
     _document: Document = PrivateAttr(default_factory=Document)
-    push: Push | None = None  # left out of digests and of what a run keeps: a rerun by others must not push
+    # left out of digests and of what a run keeps: a rerun by others must not push
+    push: Push | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
-        """Give each node what it does not say from `merge`, and each trained parent from `train`."""
+        """Give each node what it does not say from `merge`, and each trained parent from
+        `train`."""
         return fill_inherited(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         snapshots = sum(parent.train.checkpoints for parent in self.trained.values())
         if snapshots > MOST_SNAPSHOTS:  # each has a name, and they are listed
-            raise impossible("parents", f"at most {MOST_SNAPSHOTS:,} snapshots in all", f"{snapshots:,}", "fewer")
+            raise impossible(
+                "parents", f"at most {MOST_SNAPSHOTS:,} snapshots in all", f"{snapshots:,}", "fewer"
+            )
         for name, parent in self.trained.items():
             if parent.train.arch is None and parent.train.source is None:
-                where, remedy = ["parents", name] if self.train else ["train"], "add train: {arch: ...}"
+                where = ["parents", name] if self.train else ["train"]
+                remedy = "add train: {arch: ...}"
                 raise impossible(where, "a train block with arch, or from", "none", remedy)
-        messages.refuse_twins({name: _decisive(parent) for name, parent in self.parents.items()}, impossible)
-        paths.refuse_sources({n: p.train.source for n, p in self.trained.items()}, self.usable, impossible)
+        messages.refuse_twins(
+            {name: _decisive(parent) for name, parent in self.parents.items()}, impossible
+        )
+        paths.refuse_sources(
+            {n: p.train.source for n, p in self.trained.items()}, self.usable, impossible
+        )
         if isinstance(self.merges, str) and len(self.parents) < 2:
             raise impossible("parents", "two parents or more", len(self.parents), "add one")
         if isinstance(self.merges, dict):
@@ -84,19 +110,29 @@ class Recipe(Strict):
         for key, names in (("parents", self.parents), ("merges", self.merges)):
             for name in RESERVED if isinstance(names, dict) else ():
                 if name in names:
-                    raise impossible([key, name], "a name of its own", f"{name}, which reports use", "rename it")
+                    raise impossible(
+                        [key, name], "a name of its own", f"{name}, which reports use", "rename it"
+                    )
         for name in self.parents if self.merges == "pairwise" else ():
             if "+" in name:
                 remedy = "rename this parent"
-                raise impossible(["parents", name], "names without +, which joins them in merges' names", name, remedy)
+                raise impossible(
+                    ["parents", name],
+                    "names without +, which joins them in merges' names",
+                    name,
+                    remedy,
+                )
         if self.order == "accuracy" and self.merges != "pairwise":
-            raise impossible("order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired")
+            raise impossible(
+                "order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired"
+            )
         self._refuse_unfit_settings()
         messages.refuse_idle_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
         return self
 
     def _needed_parents(self) -> list[str]:
-        """Return the parents that nodes must use: all but those that others are only trained from."""
+        """Return the parents that nodes must use: all but those that others are only trained
+        from."""
         started = {tree.base(p.train.source) for p in self.trained.values() if p.train.source}
         return [name for name in self.parents if name not in started]
 
@@ -107,17 +143,22 @@ class Recipe(Strict):
             end = f"{name}@{parent.train.epochs}"
             if name in used and end in used:
                 where, expected = ["merges", used[end], "parents"], "models that differ"
-                raise impossible(where, expected, f"{name} and {end}, its last epoch", "take one of them")
+                raise impossible(
+                    where, expected, f"{name} and {end}, its last epoch", "take one of them"
+                )
 
     def _refuse_unfit_settings(self) -> None:
         for name, node in self.nodes().items():
-            at, count = ["merges", name] if isinstance(self.merges, dict) else ["merge"], len(node.parents)
+            at = ["merges", name] if isinstance(self.merges, dict) else ["merge"]
+            count = len(node.parents)
             if node.method == "line-sweep" and count != 2:
                 at += ["method" if at == ["merge"] else "parents"]
                 raise impossible(at, "two parents, for a line-sweep", count, "another method")
             if node.align_to is not None and node.align_to not in node.parents:
                 one = f"one of what {name} merges: {', '.join(node.parents)}"
-                raise impossible([*at, "align_to"], one, node.align_to, "name one of these, or leave it out")
+                raise impossible(
+                    [*at, "align_to"], one, node.align_to, "name one of these, or leave it out"
+                )
             breeds = node.method in ("mega", "random")
             if breeds and node.founders.include_parents and node.population_size < count:
                 expected, at = f"at least {count}, one for each parent", [*at, "population_size"]
@@ -138,18 +179,26 @@ class Recipe(Strict):
     @property
     def trained(self) -> dict[str, TrainedParent]:
         """The parents that are trained here."""
-        return {name: parent for name, parent in self.parents.items() if isinstance(parent, TrainedParent)}
+        return {
+            name: parent
+            for name, parent in self.parents.items()
+            if isinstance(parent, TrainedParent)
+        }
 
     @property
     def trains_all(self) -> bool:
         """Whether every parent is trained here, from a seed or from another one that is."""
         sources = [parent.train.source for parent in self.trained.values()]
-        return len(self.trained) == len(self.parents) and all(s is None or s in self.usable for s in sources)
+        return len(self.trained) == len(self.parents) and all(
+            s is None or s in self.usable for s in sources
+        )
 
     @property
     def usable(self) -> list[str]:
         """What a node may name beside other nodes: parents, and their snapshots as `NAME@EPOCH`."""
-        snapshots = [f"{name}@{epoch}" for name, p in self.trained.items() for epoch in p.train.snapshots]
+        snapshots = [
+            f"{name}@{epoch}" for name, p in self.trained.items() for epoch in p.train.snapshots
+        ]
         return [*self.parents, *snapshots]
 
     def made_by(self, name: str) -> list[str]:
@@ -170,7 +219,8 @@ class Recipe(Strict):
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
 
     def all_nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
-        """Return `nodes`, what the final one is held against, and the second look between them, if there is one."""
+        """Return `nodes`, what the final one is held against, and the second look between them, if
+        there is one."""
         nodes, has_second_look = self.nodes(ranking), self.data.second_look > 0
         baselines = baseline_nodes(nodes, self.baselines, has_second_look)
         last = {SECOND_LOOK: second_look(nodes, baselines)} if has_second_look else {}
@@ -188,10 +238,14 @@ class Recipe(Strict):
             merges = {name: decide(node, chosen) for name, node in merges.items()}
         return self.model_copy(update={"merge": merge, "merges": merges})
 
-    def chosen_nodes(self, only: str | None, ranking: Sequence[str] | None = None) -> dict[str, Node]:
-        """Return the nodes to run: all, or the one named `only` with what it needs; that one, or the root, is last.
+    def chosen_nodes(
+        self, only: str | None, ranking: Sequence[str] | None = None
+    ) -> dict[str, Node]:
+        """Return the nodes to run: all, or the one named `only` with what it needs; that one, or
+        the root, is last.
 
-        Where `order: accuracy` needs a ranking that is not known yet, a node of the same size stands for `only`.
+        Where `order: accuracy` needs a ranking that is not known yet, a node of the same size
+            stands for `only`.
 
         Raises:
             RecipeError: there is no such node, or can't be.
@@ -204,12 +258,14 @@ class Recipe(Strict):
         if chosen not in nodes:
             known, remedy = ", ".join(nodes), "--only one of these"
             if is_open:
-                known, remedy = f"{known}, or these with the parents in another order", "names of this form"
+                known = f"{known}, or these with the parents in another order"
+                remedy = "names of this form"
             raise RecipeError("no such node", expected=known, got=only, remedy=remedy)
         return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), chosen)}
 
     def leaves(self, only: str | None) -> list[str]:
-        """Return the parents and snapshots to open; which of them `only` needs may not be known before all are ranked.
+        """Return the parents and snapshots to open; which of them `only` needs may not be known
+        before all are ranked.
 
         Raises:
             RecipeError: there is no node of this name, or can't be.
@@ -220,8 +276,11 @@ class Recipe(Strict):
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
     def given_again(self) -> dict[str, Any]:
-        """Return what was given in the place of something absent: key, as `parents.a` -> reference."""
-        places = {".".join(key): inner[key[-1]] for key, inner in placeholders.places(self.to_dict())}
+        """Return what was given in the place of something absent: key, as `parents.a` ->
+        reference."""
+        places = {
+            ".".join(key): inner[key[-1]] for key, inner in placeholders.places(self.to_dict())
+        }
         return {key: place for key, place in places.items() if key in self._document.found_again}
 
     def others(self, found: Mapping[str, Any]) -> list[str]:
@@ -231,7 +290,10 @@ class Recipe(Strict):
             found: key, as `parents.a` or `data.path` -> digest of what was given.
         """
         wrong = [key for key in self.given_again() if found[key] != self._document.found_again[key]]
-        return [f"{key} is not what the recipe names by its digest: the weights will be others" for key in wrong]
+        return [
+            f"{key} is not what the recipe names by its digest: the weights will be others"
+            for key in wrong
+        ]
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -243,19 +305,27 @@ class Recipe(Strict):
         return cls.from_document(read(Path(path)), overrides)
 
     @classmethod
-    def from_dict(cls, tree: dict[str, Any], label: str = "recipe", base: Path | None = None) -> Recipe:
-        """Check a recipe given as a dict; relative paths are relative to `base` (the working folder)."""
+    def from_dict(
+        cls, tree: dict[str, Any], label: str = "recipe", base: Path | None = None
+    ) -> Recipe:
+        """Check a recipe given as a dict; relative paths are relative to `base` (the working
+        folder)."""
         origin = Origin(label, base or Path.cwd())
         try:
             copied = json.loads(json.dumps(tree))
         except (ValueError, TypeError, RecursionError) as error:
             remedy = "a dict of texts, numbers, lists and dicts"
-            raise RecipeError("not a recipe", where=label, expected="plain values", got=error, remedy=remedy) from None
+            raise RecipeError(
+                "not a recipe", where=label, expected="plain values", got=error, remedy=remedy
+            ) from None
         return cls.from_document(Document(copied, {(): origin}))
 
     @classmethod
     def from_document(
-        cls, document: Document, overrides: tuple[str, ...] | list[str] = (), check_files: bool = True
+        cls,
+        document: Document,
+        overrides: tuple[str, ...] | list[str] = (),
+        check_files: bool = True,
     ) -> Recipe:
         """Apply overrides, make paths absolute, check everything that needs no download."""
         for assignment in overrides:
@@ -272,13 +342,16 @@ class Recipe(Strict):
                 paths.check_files(recipe.to_dict(), document)
             except OSError as error:  # a name longer than any, a folder that may not be entered
                 what, remedy = "a path can't be used", "check the paths"
-                raise RecipeError(what, expected="readable paths", got=error, remedy=remedy) from None
+                raise RecipeError(
+                    what, expected="readable paths", got=error, remedy=remedy
+                ) from None
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values; what is inherited stands once.
 
-        Defaults are included, but for `push`, and for keys that came later and hold what held before.
+        Defaults are included, but for `push`, and for keys that came later and hold what held
+        before.
         """
         tree = without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
         return placeholders.unmark(
@@ -296,7 +369,9 @@ class Recipe(Strict):
         tree |= {block: without_later(tree[block]) for block in ("data", "merge")}
         tree = {key: value for key, value in tree.items() if key != "baselines" or value}
         # The parents' order decides who is paired with whom.
-        return hashlib.sha256(json.dumps([tree, list(self.parents)], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([tree, list(self.parents)], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def _decisive(parent: ParentRef) -> Any:
@@ -309,21 +384,26 @@ def _decisive(parent: ParentRef) -> Any:
 def fill_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
     filled = dict(values)
-    merges, merge, parents, train = (values.get(key) for key in ("merges", "merge", "parents", "train"))
+    merges, merge, parents, train = (
+        values.get(key) for key in ("merges", "merge", "parents", "train")
+    )
     if isinstance(merges, dict):
         filled["merges"] = {name: _over(merge, node) for name, node in merges.items()}
     if isinstance(parents, dict):
         filled["parents"] = {
-            name: {**parent, "train": _over(train, parent["train"], nested=())}
-            if isinstance(parent, dict) and "train" in parent
-            else parent
+            name: (
+                {**parent, "train": _over(train, parent["train"], nested=())}
+                if isinstance(parent, dict) and "train" in parent
+                else parent
+            )
             for name, parent in parents.items()
         }
     return filled
 
 
 def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
-    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the checks."""
+    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the
+    checks."""
     if not isinstance(own, dict) or not isinstance(shared, dict):
         return own
     inner = {key: _over(shared[key], own[key]) for key in nested if key in own and key in shared}
@@ -331,13 +411,16 @@ def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founder
 
 
 def without_inherited(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a recipe's tree, in place, what nodes and trained parents would inherit all the same."""
+    """Leave out of a recipe's tree, in place, what nodes and trained parents would inherit all the
+    same."""
     shared_merge, shared_train = tree["merge"], tree["train"] or {}
     for parent in tree["parents"].values():
         if isinstance(parent, dict) and "train" in parent:
             parent["train"] = _differing(parent["train"], shared_train)
     if isinstance(tree["merges"], dict):
-        tree["merges"] = {name: _differing(node, shared_merge) for name, node in tree["merges"].items()}
+        tree["merges"] = {
+            name: _differing(node, shared_merge) for name, node in tree["merges"].items()
+        }
     return tree
 
 

@@ -11,12 +11,14 @@ _LONGEST = 100  # characters of an automatic name
 
 
 def base(name: str) -> str:
-    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken from."""
+    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken
+    from."""
     return name.partition("@")[0]
 
 
 def join(leaves: Sequence[str]) -> str:
-    """Name a merge after its parents: `a+b`; where that would be too long, its first, its last and a digest of all."""
+    """Name a merge after its parents: `a+b`; where that would be too long, its first, its last and
+    a digest of all."""
     name = "+".join(leaves)
     if len(name) <= _LONGEST:
         return name
@@ -24,7 +26,8 @@ def join(leaves: Sequence[str]) -> str:
 
 
 def pair_up(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return a balanced binary tree: neighbours are merged, an odd one moves up a level; the root stands last."""
+    """Return a balanced binary tree: neighbours are merged, an odd one moves up a level; the root
+    stands last."""
     nodes: dict[str, list[str]] = {}
     level = [(name, [name]) for name in names]  # (node or parent, the parents below it)
     while len(level) > 1:
@@ -70,7 +73,8 @@ def leaves_of(nodes: Nodes, name: str) -> list[str]:
 
 
 def levels(nodes: Nodes) -> dict[str, int]:
-    """Return each name's level: 0 for parents, one more than the highest of its own parents for a node."""
+    """Return each name's level: 0 for parents, one more than the highest of its own parents for a
+    node."""
     known: dict[str, int] = {}
     for node in arrange(nodes):
         for parent in nodes[node]:
@@ -80,9 +84,11 @@ def levels(nodes: Nodes) -> dict[str, int]:
 
 
 def stand_in(nodes: Nodes, name: str) -> str | None:
-    """Return a node of a tree of `pair_up` that merges as many parents as `name` says, if these parents are in it.
+    """Return a node of a tree of `pair_up` that merges as many parents as `name` says, if these
+    parents are in it.
 
-    Where the order of the parents is not known yet, `name` may be the node that then takes this one's place.
+    Where the order of the parents is not known yet, `name` may be the node that then takes this
+    one's place.
     """
     parts, root = name.split("+"), list(nodes)[-1]
     if "..." in parts:  # the names of large merges do not say all
@@ -105,7 +111,8 @@ def _below(nodes: Nodes, name: str) -> list[str]:
 
 
 def draw(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
-    """Draw a tree, a line a name, each followed by its note; what stands in it twice is drawn in full once."""
+    """Draw a tree, a line a name, each followed by its note; what stands in it twice is drawn in
+    full once."""
     drawn: set[str] = set()
 
     def _lines(name: str) -> Iterator[str]:
@@ -126,7 +133,9 @@ def draw(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
     return list(_lines(root))
 
 
-def refuse_broken(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], error: Error) -> None:
+def refuse_broken(
+    nodes: Nodes, parents: Sequence[str], usable: Sequence[str], error: Error
+) -> None:
     """Raise `error(key, expected, got, remedy)` unless the nodes are one tree of merges.
 
     Args:
@@ -137,13 +146,25 @@ def refuse_broken(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], e
     """
     for node, inputs in nodes.items():
         if node in usable:
-            raise error(["merges", node], "a name of its own", f"{node}, which is a parent", "rename the node")
+            raise error(
+                ["merges", node],
+                "a name of its own",
+                f"{node}, which is a parent",
+                "rename the node",
+            )
         for name in inputs:
             if name not in usable and name not in nodes:
                 known = ", ".join([*usable, *(n for n in nodes if n != node)])
-                raise error(["merges", node, "parents"], f"one of {known}", name, "name a parent or another node")
+                raise error(
+                    ["merges", node, "parents"],
+                    f"one of {known}",
+                    name,
+                    "name a parent or another node",
+                )
             if list(inputs).count(name) > 1:
-                raise error(["merges", node, "parents"], "each name once", f"{name} twice", "list it once")
+                raise error(
+                    ["merges", node, "parents"], "each name once", f"{name} twice", "list it once"
+                )
     try:
         arrange(nodes)
     except ValueError as cycle:
@@ -153,10 +174,16 @@ def refuse_broken(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], e
     merged = {name for names in nodes.values() for name in names}
     roots = [node for node in nodes if node not in merged]
     if len(roots) > 1:
-        got, remedy = " and ".join(roots), f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
+        got = " and ".join(roots)
+        remedy = f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
         raise error(["merges", roots[1]], "one final node, which needs all others", got, remedy)
     used = {base(name) for name in merged}
     for parent in parents:
         if parent not in used:
             where = ["parents", parent]
-            raise error(where, "parents that a node merges", f"{parent}, in no node", "use it, or leave it out")
+            raise error(
+                where,
+                "parents that a node merges",
+                f"{parent}, in no node",
+                "use it, or leave it out",
+            )

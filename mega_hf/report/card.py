@@ -25,27 +25,39 @@ _TEMPLATE = Path(__file__).with_name("card_template.md")
 _METHODS = {  # of the final merge: how, and for what
     "mega": (
         "evolution (MeGA",
-        "): a genetic algorithm searched the weights between and around the parents for the most right answers on",
+        (
+            "): a genetic algorithm searched the weights between and around the parents for the"
+            " most right answers on"
+        ),
     ),
     "cma-es": (
         "an evolution strategy (CMA-ES)",
-        ": it adapted by how much of each parent the parts of the model are made, for the most right answers on",
+        (
+            ": it adapted by how much of each parent the parts of the model are made, for the most"
+            " right answers on"
+        ),
     ),
     "choose": ("choice", ": the best of the models as they are, by right answers on"),
     "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
     "line-sweep": (
-        "a sweep", ": the best of points at equal distances on the line between the parents, by right answers on",
+        "a sweep",
+        (
+            ": the best of points at equal distances on the line between the parents, by right"
+            " answers on"
+        ),
     ),
     "uniform_soup": ("averaging", ": the plain mean of the parents' weights, measured on"),
     "greedy_soup": (
-        "averaging", ": parents joined it best first, each where it was not worse for that, by right answers on",
+        "averaging",
+        ": parents joined it best first, each where it was not worse for that, by right answers on",
     ),
-}  # fmt: skip
+}
 _OWN = "cifar_resnet"  # what our own architectures are called
 
 
 def render_card(result: MergeResult) -> str:
-    """Return the card, front matter included: of a pushed run's record, as it stands in its repository.
+    """Return the card, front matter included: of a pushed run's record, as it stands in its
+    repository.
 
     Raises:
         RunError: result.json does not hold what a card says.
@@ -56,10 +68,12 @@ def render_card(result: MergeResult) -> str:
         raise
     except Exception as error:  # a record changed by hand, or a stranger's
         raise RunError(
-            "no card can be made of this result", where=str(result.folder), expected="result.json as a run wrote it",
+            "no card can be made of this result",
+            where=str(result.folder),
+            expected="result.json as a run wrote it",
             got=printable(f"{type(error).__name__}: {error}")[:300],
             remedy="delete it; the same mega-hf merge command makes it again",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _rendered(result: MergeResult) -> str:
@@ -78,7 +92,9 @@ def _rendered(result: MergeResult) -> str:
         verdict=escape(result.report.verdict),
         remarks=result.report.remarks,
         p=format_p(record["paired"]["p"]),
-        own_architecture=plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else "",
+        own_architecture=(
+            plain(record["architecture"]) if str(record["architecture"]).startswith(_OWN) else ""
+        ),
         recipe=dump(record["recipe"]),
         places=[plain(p["name"]) for p in record["parents"] if not {"hub", "train"} & p.keys()],
         trained=any("train" in p for p in record["parents"]),
@@ -96,7 +112,8 @@ def _rendered(result: MergeResult) -> str:
 
 
 def _how(record: dict[str, Any]) -> str:
-    """Say how the merged model was made: as the final merge was, or whom the second look named, or as a parent."""
+    """Say how the merged model was made: as the final merge was, or whom the second look named, or
+    as a parent."""
     root, parents = record["nodes"][-1], [parent["name"] for parent in record["parents"]]
     look = record.get("second_look")
     named = look["chosen"] if look else root["name"]
@@ -115,15 +132,26 @@ def _how(record: dict[str, Any]) -> str:
 
 
 def _kept(node: dict[str, Any]) -> str:
-    """Return which of its inputs a search found nothing better than; an empty text if there is none."""
+    """Return which of its inputs a search found nothing better than; an empty text if there is
+    none."""
     settings, best, inputs = node["merge"], node["search"], node["parents"]
-    has_them = settings.get("method") in ("mega", "random") and settings.get("founders", {}).get("include_parents")
-    return str(inputs[best["index"]]) if has_them and best["generation"] == 1 and best["index"] < len(inputs) else ""
+    has_them = settings.get("method") in ("mega", "random") and settings.get("founders", {}).get(
+        "include_parents"
+    )
+    return (
+        str(inputs[best["index"]])
+        if has_them and best["generation"] == 1 and best["index"] < len(inputs)
+        else ""
+    )
 
 
 def _has_parents(record: dict[str, Any]) -> bool:
     """Say whether all parents that were trained for the run lie beside the card."""
-    folders = {str(name).split("/")[1] for name in record.get("files", ()) if str(name).startswith("parents/")}
+    folders = {
+        str(name).split("/")[1]
+        for name in record.get("files", ())
+        if str(name).startswith("parents/")
+    }
     return bool(folders) and folders >= {p["name"] for p in record["parents"] if "train" in p}
 
 
@@ -140,7 +168,8 @@ def card_there(result: MergeResult) -> Card | None:
 
 
 def draw_mermaid(record: dict[str, Any]) -> str:
-    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the final merge on top."""
+    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the final
+    merge on top."""
     models = tree_rows(record)
     keys = {name: f"m{i}" for i, name in enumerate(models)}
     lines = ["graph BT"]
@@ -160,29 +189,41 @@ def escape(text: object) -> str:
 
 
 def plain(text: object) -> str:
-    """Return what of a text can stand in code: names, digests, repositories and revisions have nothing else."""
+    """Return what of a text can stand in code: names, digests, repositories and revisions have
+    nothing else."""
     return re.sub(r"[^\w./@+-]", "", str(text))
 
 
 def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
     starts = [str(p["train"].get("from", "")) for p in record["parents"] if "train" in p]
-    hub = [p["hub"] for p in record["parents"] if "hub" in p] + [s.partition("@")[0] for s in starts if "/" in s]
+    hub = [p["hub"] for p in record["parents"] if "hub" in p] + [
+        s.partition("@")[0] for s in starts if "/" in s
+    ]
     data = record["data"]["source"]
     data_name = data.get("hub", data.get("local"))
     results = [
         EvalResult(
-            task_type="image-classification", dataset_type=data.get("hub", "local"), dataset_name=data_name,
-            dataset_split=record["data"][split]["spec"], dataset_revision=data.get("revision"),
-            metric_type="accuracy", metric_name=f"Accuracy ({split})", verified=False,
+            task_type="image-classification",
+            dataset_type=data.get("hub", "local"),
+            dataset_name=data_name,
+            dataset_split=record["data"][split]["spec"],
+            dataset_revision=data.get("revision"),
+            metric_type="accuracy",
+            metric_name=f"Accuracy ({split})",
+            verified=False,
             metric_value=round(float(merged[split]["correct"] / merged[split]["n"]), 6),
         )
         for split in ("validation", "test")
-    ]  # fmt: skip
+    ]
     return ModelCardData(
         base_model=list(dict.fromkeys(hub)) or None,
         base_model_relation="merge",
         library_name=record["library"],
-        **(record.get("licence") or agreed_licence({p["name"]: licence_of(p) for p in record["parents"]}) or {}),
+        **(
+            record.get("licence")
+            or agreed_licence({p["name"]: licence_of(p) for p in record["parents"]})
+            or {}
+        ),
         pipeline_tag="image-classification",
         tags=["merge", "mega", "mega-hf"],
         datasets=[data["hub"]] if "hub" in data else None,
@@ -218,7 +259,8 @@ def _link(repository: str, kind: str = "") -> str:
 
 
 def write_card(result: MergeResult, overwrite: bool = False) -> None:
-    """Write the card and its plots into the run folder; what was written by hand into the card stays.
+    """Write the card and its plots into the run folder; what was written by hand into the card
+    stays.
 
     Args:
         result: what the card tells of.

@@ -1,4 +1,5 @@
-"""A card in the place of an earlier one: what was generated is replaced, what was written by hand stays."""
+"""A card in the place of an earlier one: what was generated is replaced, what was written by hand
+stays."""
 
 from __future__ import annotations
 
@@ -15,8 +16,13 @@ from mega_hf.recipe.document import dump
 
 # Around what is generated; the digest tells whether it was changed by hand since.
 _BEGIN = "<!-- mega-hf writes from here, sha256 {} -->"
-_END = "<!-- to here; what stands below, or in sections of other names, is kept when the card is written again -->"
-_MARKS = re.compile(r"<!-- mega-hf writes from here, sha256 ([0-9a-f]{64}) -->\n(.*?)\n" + re.escape(_END), re.S)
+_END = (
+    "<!-- to here; what stands below, or in sections of other names, is kept when the card is"
+    " written again -->"
+)
+_MARKS = re.compile(
+    r"<!-- mega-hf writes from here, sha256 ([0-9a-f]{64}) -->\n(.*?)\n" + re.escape(_END), re.S
+)
 _FRONT = re.compile(r"\A\s*---[ \t]*\n(?:(.*?)\n)?---[ \t]*(?:\n|\Z)(.*)", re.S)
 _KEY = re.compile(r"[^\s#-][^\n]*?:(\s|$)")
 # What is generated, where a merge has it: left of an earlier one, it would say what is not so.
@@ -37,7 +43,8 @@ class Card:
 
     text: str
     where: str  # for errors
-    generated: Mapping[str, Any] | None = None  # the front matter that it was generated with, if that is known
+    # the front matter that it was generated with, if that is known
+    generated: Mapping[str, Any] | None = None
 
     @property
     def is_marked(self) -> bool:
@@ -55,9 +62,12 @@ class Card:
             return cls(raw.decode("utf-8-sig"), where, generated)
         except UnicodeDecodeError as error:
             raise HubError(
-                "a card that can't be read", where=where, expected="UTF-8", got=error,
+                "a card that can't be read",
+                where=where,
+                expected="UTF-8",
+                got=error,
                 remedy="save it as UTF-8, or --overwrite-card",
-            ) from None  # fmt: skip
+            ) from None
 
 
 def seal(body: str) -> str:
@@ -71,12 +81,15 @@ def has_own_words(text: str) -> bool:
     body = _plain(split_card(text)[1])
     found = _MARKS.search(body)
     return (
-        found is None or _digest(found[2]) != found[1] or bool((body[: found.start()] + body[found.end() :]).strip())
+        found is None
+        or _digest(found[2]) != found[1]
+        or bool((body[: found.start()] + body[found.end() :]).strip())
     )
 
 
 def tells_of(card: str, generated: str) -> tuple[bool, bool]:
-    """Say whether a card holds what was generated, word by word, and whether its front matter has other figures.
+    """Say whether a card holds what was generated, word by word, and whether its front matter has
+    other figures.
 
     What was written by hand beside it is no matter.
 
@@ -92,10 +105,12 @@ def tells_of(card: str, generated: str) -> tuple[bool, bool]:
 
 
 def update_card(new: str, replaced: Sequence[Card]) -> str:
-    """Return a card with what was written by hand into those that it replaces; of two such sections the first's.
+    """Return a card with what was written by hand into those that it replaces; of two such sections
+    the first's.
 
-    Kept are sections of other names than the generated ones, what stands before or after the marks, the whole text of
-    a card that has none; of the front matter tags, and keys that nobody generated.
+    Kept are sections of other names than the generated ones, what stands before or after the marks,
+    the whole text of a card that has none; of the front matter tags, and keys that nobody
+    generated.
 
     Raises:
         HubError: a generated section was changed by hand, which would be lost.
@@ -108,11 +123,17 @@ def update_card(new: str, replaced: Sequence[Card]) -> str:
         above = above or before
         if below:  # of one card nothing is divided, and nothing left out
             headings = {_heading(part) for part in _sections(below)}
-            more = [p.strip() for p in _sections(after) if _heading(p) not in headings and p.strip() not in below]
+            more = [
+                p.strip()
+                for p in _sections(after)
+                if _heading(p) not in headings and p.strip() not in below
+            ]
             after = "\n\n".join(part for part in more if part)
         below = "\n\n".join(part for part in (below, after) if part)
         tags = there.get("tags") or []
-        front["tags"] = list(dict.fromkeys([*front["tags"], *(tags if isinstance(tags, list) else [str(tags)])]))
+        front["tags"] = list(
+            dict.fromkeys([*front["tags"], *(tags if isinstance(tags, list) else [str(tags)])])
+        )
         known = {*front, *(yaml.safe_load(kept_front) or {})}
         kept_front += _kept_front(old, there, known)
     text = "\n\n".join(part for part in (above, body.strip(), below) if part)
@@ -120,9 +141,12 @@ def update_card(new: str, replaced: Sequence[Card]) -> str:
 
 
 def _kept_front(old: Card, there: Mapping[str, Any], known: set[str]) -> str:
-    """Return the front matter to keep of a card, letter by letter; what a licence is, the new card alone says."""
+    """Return the front matter to keep of a card, letter by letter; what a licence is, the new card
+    alone says."""
     found = _FRONT.match(_plain(old.text))
-    generated = {key: there.get(key) for key in _GENERATED} if old.generated is None else old.generated
+    generated = (
+        {key: there.get(key) for key in _GENERATED} if old.generated is None else old.generated
+    )
     if old.generated is None and not old.is_marked:
         generated = {}
     kept, is_kept = [], False
@@ -151,9 +175,12 @@ def split_card(card: str, where: str = "README.md") -> tuple[dict[str, Any], str
         front = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if not isinstance(front, dict):
         raise HubError(
-            "a card whose front matter can't be read", where=where, expected="a YAML mapping", got=front,
+            "a card whose front matter can't be read",
+            where=where,
+            expected="a YAML mapping",
+            got=front,
             remedy="mend it, or --overwrite-card",
-        )  # fmt: skip
+        )
     return front, found[2]
 
 
@@ -162,7 +189,8 @@ def _plain(card: str) -> str:
 
 
 def _written_by_hand(body: str, new_body: str, where: str) -> tuple[str, str]:
-    """Return what to keep of an old body: what stands above the generated part, and what goes below it."""
+    """Return what to keep of an old body: what stands above the generated part, and what goes below
+    it."""
     found = _MARKS.search(body)
     if found is None:
         return "", body.strip()
@@ -175,10 +203,15 @@ def _written_by_hand(body: str, new_body: str, where: str) -> tuple[str, str]:
         (own if _heading(part) in ours else kept).append(part)
     if _digest("".join(own)) != found[1]:
         raise HubError(
-            "a generated part of the card was changed by hand", where=where,
-            expected="the text between the marks as it was written", got="another text",
-            remedy="move what is yours below the second mark, or to a section of its own; or --overwrite-card",
-        )  # fmt: skip
+            "a generated part of the card was changed by hand",
+            where=where,
+            expected="the text between the marks as it was written",
+            got="another text",
+            remedy=(
+                "move what is yours below the second mark, or to a section of its own; or"
+                " --overwrite-card"
+            ),
+        )
     below = [part.strip() for part in (*kept, body[found.end() :]) if part.strip()]
     return body[: found.start()].strip(), "\n\n".join(below)
 
@@ -203,6 +236,7 @@ def _heading(section: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Return the SHA-256 of a text, however its lines end and wherever sections were taken out of it."""
+    """Return the SHA-256 of a text, however its lines end and wherever sections were taken out of
+    it."""
     lines = [line.rstrip() for line in text.splitlines()]
     return hashlib.sha256("\n".join(line for line in lines if line).encode()).hexdigest()

@@ -13,7 +13,8 @@ _PARENT_COLOURS = ("#7f7f7f", "#a0703c", "#5f7f9f", "#8f6f8f")
 
 
 def plot_fitness(record: dict[str, Any]) -> bytes:
-    """Draw validation accuracy by generation, as the paper's Figure 2 does: best, mean, parents, uniform soup.
+    """Draw validation accuracy by generation, as the paper's Figure 2 does: best, mean, parents,
+    uniform soup.
 
     Of a tree the best of each merge is drawn.
 
@@ -48,8 +49,11 @@ def _draw_search(axes: Any, record: dict[str, Any]) -> None:
     best, mean = ([100 * g[key] / n for g in record["history"]] for key in ("best", "mean"))
     axes.plot(generations, best, color="#c1272d", lw=2, label="best", marker=".")
     shown = record["search"].get("pictures_evaluated")
-    is_bound = shown is not None and shown < record["search"]["pictures_full"]  # losers were not measured to their end
-    axes.plot(generations, mean, color="#1f77b4", lw=1.2, label="mean, at most" if is_bound else "mean")
+    # losers were not measured to their end
+    is_bound = shown is not None and shown < record["search"]["pictures_full"]
+    axes.plot(
+        generations, mean, color="#1f77b4", lw=1.2, label="mean, at most" if is_bound else "mean"
+    )
     parents = [m for m in record["models"] if m["role"] == "parent"]
     for i, model in enumerate(parents):
         _line(axes, model, _PARENT_COLOURS[i % len(_PARENT_COLOURS)], "--")
@@ -66,11 +70,19 @@ def _draw_nodes(axes: Any, nodes: list[dict[str, Any]]) -> None:
         colour = "#c1272d" if node is nodes[-1] else blue
         generations = [g["generation"] for g in history]
         best = [100 * g["best"] / n for g in history]
-        axes.plot(generations, best, color=colour, lw=1 + node["level"] / 2, marker=".", label=_short(node["name"]))
+        axes.plot(
+            generations,
+            best,
+            color=colour,
+            lw=1 + node["level"] / 2,
+            marker=".",
+            label=_short(node["name"]),
+        )
 
 
 def plot_tree(record: dict[str, Any]) -> bytes:
-    """Draw test accuracy by level of the tree, as the paper's Table 2 lists it, with 95 % Wilson intervals.
+    """Draw test accuracy by level of the tree, as the paper's Table 2 lists it, with 95 % Wilson
+    intervals.
 
     Args:
         record: a result's record, of a run with intermediate merges.
@@ -84,7 +96,10 @@ def plot_tree(record: dict[str, Any]) -> bytes:
     nodes = record["nodes"]
     root = nodes[-1]["name"]
     models = tree_rows(record)
-    levels = [[name for name in models if models[name]["level"] == i] for i in range(nodes[-1]["level"] + 1)]
+    levels = [
+        [name for name in models if models[name]["level"] == i]
+        for i in range(nodes[-1]["level"] + 1)
+    ]
     figure = Figure(figsize=(7.2, max(4.2, 1.4 + 0.17 * len(levels[0]))), layout="constrained")
     axes = figure.add_subplot()
     low, high = _limits(models)
@@ -92,14 +107,29 @@ def plot_tree(record: dict[str, Any]) -> bytes:
     for node in nodes:
         for parent in node["parents"]:
             ends = [models[name] for name in (parent, node["name"])]
-            axes.plot(*zip(*((m["level"], _test(m)[0]) for m in ends), strict=True), color="#b0b0b0", lw=0.8, zorder=1)
+            axes.plot(
+                *zip(*((m["level"], _test(m)[0]) for m in ends), strict=True),
+                color="#b0b0b0",
+                lw=0.8,
+                zorder=1,
+            )
     for names in levels:
         gap = (high - low) * 0.13 / figure.get_figheight()  # the height of a line of text
-        for name, height in zip(names, _apart([_test(models[name])[0] for name in names], gap), strict=True):
-            colour = "#c1272d" if name == root else "#1f77b4" if models[name]["level"] else "#5f5f5f"
+        for name, height in zip(
+            names, _apart([_test(models[name])[0] for name in names], gap), strict=True
+        ):
+            colour = (
+                "#c1272d" if name == root else "#1f77b4" if models[name]["level"] else "#5f5f5f"
+            )
             _mark(axes, models[name], colour)
             if len(models) <= _LABELLED:
-                _label(axes, models[name], _final(record) if name == root else _short(name), height, colour)
+                _label(
+                    axes,
+                    models[name],
+                    _final(record) if name == root else _short(name),
+                    height,
+                    colour,
+                )
     for soup in (m for m in record["models"] if m["role"] == "baseline"):
         accuracy = _test(soup)[0]
         said = f"{soup['name']}: {accuracy:.1f} %"
@@ -107,7 +137,12 @@ def plot_tree(record: dict[str, Any]) -> bytes:
         if low <= accuracy <= high:
             axes.axhline(accuracy, label=said, **style)
         else:  # a line far away would press all models together
-            axes.plot([], [], label=f"{said}, {'below' if accuracy < low else 'above'} what is shown", **style)
+            axes.plot(
+                [],
+                [],
+                label=f"{said}, {'below' if accuracy < low else 'above'} what is shown",
+                **style,
+            )
     axes.set_xlabel("level (0: parents)")
     axes.set_ylabel("test accuracy (%), 95 % intervals")
     axes.set_title(record["name"])
@@ -131,7 +166,8 @@ def _limits(models: dict[str, Any]) -> tuple[float, float]:
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
-    """Move heights as little as can be so that each two are a gap apart: in squares, isotonic regression does."""
+    """Move heights as little as can be so that each two are a gap apart: in squares, isotonic
+    regression does."""
     from scipy.optimize import isotonic_regression
 
     order = sorted(range(len(heights)), key=lambda i: heights[i])
@@ -147,15 +183,23 @@ def _mark(axes: Any, model: dict[str, Any], colour: str) -> None:
 
 
 def _label(axes: Any, model: dict[str, Any], text: str, height: float, colour: str) -> None:
-    """Write a model's name beside its level, left of the parents and right of all others, and lead to its mark."""
+    """Write a model's name beside its level, left of the parents and right of all others, and lead
+    to its mark."""
     is_parent = model["level"] == 0
     near, far = (-0.04, -0.16) if is_parent else (0.04, 0.12)
     x, y = model["level"], _test(model)[0]
     axes.plot([x + near, x + far], [y, height], color=colour, lw=0.5, alpha=0.6)
     axes.text(
-        x + far, height, text, fontsize=7, color=colour, va="center", ha="right" if is_parent else "left", zorder=4,
+        x + far,
+        height,
+        text,
+        fontsize=7,
+        color=colour,
+        va="center",
+        ha="right" if is_parent else "left",
+        zorder=4,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-    )  # fmt: skip
+    )
 
 
 def _test(model: dict[str, Any]) -> tuple[float, float, float]:

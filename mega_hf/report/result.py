@@ -53,9 +53,12 @@ class MergeResult:
     def _entry(self, key: str) -> Any:
         if self.record.get(key) is None:
             raise RunError(
-                "not a whole result", where=str(self.folder / NAME), expected=f"the entry {key}", got="none",
+                "not a whole result",
+                where=str(self.folder / NAME),
+                expected=f"the entry {key}",
+                got="none",
                 remedy="delete it; the same mega-hf merge command makes it again",
-            )  # fmt: skip
+            )
         return self.record[key]
 
     @property
@@ -65,7 +68,8 @@ class MergeResult:
 
     @property
     def made(self) -> list[dict[str, Any]]:
-        """The merges, the searched baselines, and the second look, which then gave the merged model."""
+        """The merges, the searched baselines, and the second look, which then gave the merged
+        model."""
         record = self.record
         last = [record["second_look"]] if record.get("second_look") else []
         return [*record["nodes"], *record.get("baselines", ()), *last]
@@ -75,7 +79,9 @@ class MergeResult:
         """Where each of `made` lies in the run folder, by name."""
         names = [node["name"] for node in self.made]
         last = names_merged(names)
-        return {name: self.merged if name == last else self.folder / "nodes" / name for name in names}
+        return {
+            name: self.merged if name == last else self.folder / "nodes" / name for name in names
+        }
 
     @property
     def merged(self) -> Path:
@@ -126,11 +132,17 @@ class MergeResult:
                 check_record(record)
         except FileNotFoundError:
             remedy = "finish the run: the same mega-hf merge command resumes it"
-            raise RunError("no finished run", where=str(folder), expected=NAME, got="none", remedy=remedy) from None
+            raise RunError(
+                "no finished run", where=str(folder), expected=NAME, got="none", remedy=remedy
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "delete it; the same mega-hf merge command makes it again"
             raise RunError(
-                "unreadable", where=str(path), expected="a result", got=printable(repr(error))[:500], remedy=remedy
+                "unreadable",
+                where=str(path),
+                expected="a result",
+                got=printable(repr(error))[:500],
+                remedy=remedy,
             ) from None
         if version != VERSION:
             raise RunError(
@@ -148,7 +160,8 @@ def tree_rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     root = record["nodes"][-1]["name"]
     rows = {m["name"]: m for m in record["models"] if "level" in m and m["role"] != "merged"}
     merged = next(m for m in record["models"] if m["role"] == "merged")
-    return rows if root in rows else rows | {root: merged}  # there, where a second look named the merged model
+    # there, where a second look named the merged model
+    return rows if root in rows else rows | {root: merged}
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -270,8 +283,14 @@ class _Record(_Lenient):
 
     @model_validator(mode="after")
     def _named(self) -> _Record:
-        made = [*(self.nodes or ()), *self.baselines, *([self.second_look] if self.second_look else [])]
-        told = [one for node in made for one in (node.parents, node.level, node.search, node.history)]
+        made = [
+            *(self.nodes or ()),
+            *self.baselines,
+            *([self.second_look] if self.second_look else []),
+        ]
+        told = [
+            one for node in made for one in (node.parents, node.level, node.search, node.history)
+        ]
         if self.models is not None and None in told:
             raise ValueError("nodes: one without parents, level, search or history")
         if self.models is not None and sum(model.role == "merged" for model in self.models) != 1:
@@ -286,9 +305,12 @@ class _Record(_Lenient):
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """Raise ValueError that names the first entry of this version's record which is not as it must be."""
+    """Raise ValueError that names the first entry of this version's record which is not as it must
+    be."""
     try:
         _Record.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"[:300]) from None
+        raise ValueError(
+            f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"[:300]
+        ) from None

@@ -1,4 +1,5 @@
-"""What a report says of its models: a table, one honest sentence, and what else must be known to read them."""
+"""What a report says of its models: a table, one honest sentence, and what else must be known to
+read them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ class Report:
     """Every model's right answers on validation and test, and the paired test; `str` is a table."""
 
     models: list[dict[str, Any]]  # {name, role, validation: {correct, n}, test: {correct, n}}
-    paired: dict[str, Any]  # {against, only_merged_right, only_other_right, p, low, high}: against the best parent
+    # {against, only_merged_right, only_other_right, p, low, high}: against the best parent
+    paired: dict[str, Any]
     paired_soup: dict[str, Any] | None = None  # against the greedy soup, if there is one
-    second_look: dict[str, Any] | None = None  # {chosen, finalists, search: {n}}, where rows were kept for it
+    # {chosen, finalists, search: {n}}, where rows were kept for it
+    second_look: dict[str, Any] | None = None
     is_selected: bool = True  # whether validation rows decided which model the final merge gave
 
     @property
@@ -41,7 +44,8 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """Say in one sentence whether the merged model is better than its best parent, and how sure that is."""
+        """Say in one sentence whether the merged model is better than its best parent, and how sure
+        that is."""
         other = next(model for model in self.models if model["name"] == self.paired["against"])
         best = f"the parent that is best on validation, {printable(other['name'])}"
         gain = 100 * (_accuracy(self.merged["test"]) - _accuracy(other["test"]))
@@ -60,7 +64,8 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """What else is to be said, a sentence each: who was chosen, the greedy soup, selection bias, the ensemble."""
+        """What else is to be said, a sentence each: who was chosen, the greedy soup, selection
+        bias, the ensemble."""
         return [*self._choice(), *self._soup(), *self._bias(), *self._ceiling()]
 
     def _choice(self) -> list[str]:
@@ -69,15 +74,23 @@ class Report:
         name = self.second_look["chosen"]
         parent = "the recalibrated parent" if self.is_treated else "the parent"
         role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
-        who = next((role.get(model["role"], "") for model in self.models if model["name"] == name), "")
+        who = next(
+            (role.get(model["role"], "") for model in self.models if model["name"] == name), ""
+        )
         rows = self.second_look["search"]["n"]
-        said = f"Named the merged model on {rows:,} rows that no search has seen: {who} {printable(name)}"
+        said = (
+            f"Named the merged model on {rows:,} rows that no search has seen: {who}"
+            f" {printable(name)}"
+        )
         looked = {one["name"]: one["correct"] or 0 for one in self.second_look["finalists"]}
         own = looked.get(name, 0)
         more = [f"{printable(one)} ({right:,})" for one, right in looked.items() if right > own]
         if more:
             had = f"{' and '.join(more)} had more right there than its {own:,}"
-            return [f"{said}. {had}, but not by more than a standard error, as what was searched for must."]
+            return [
+                f"{said}. {had}, but not by more than a standard error, as what was searched for"
+                " must."
+            ]
         return [f"{said}."]
 
     def _soup(self) -> list[str]:
@@ -86,27 +99,37 @@ class Report:
         paired, rows = self.paired_soup, self.merged["test"]["n"]
         gain = 100 * (paired["only_merged_right"] - paired["only_other_right"]) / rows
         low, high = 100 * paired["low"], 100 * paired["high"]
-        interval = f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p {format_p(paired['p'])}"
+        interval = (
+            f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p"
+            f" {format_p(paired['p'])}"
+        )
         return [f"Against {printable(paired['against'])}: {gain:+.2f} points on test ({interval})."]
 
     def _bias(self) -> list[str]:
-        """Say by how much the search's best is better on the rows that chose it than on those that did not."""
-        by_role = {role: [model for model in self.models if model["role"] == role] for role in _ROLES}
+        """Say by how much the search's best is better on the rows that chose it than on those that
+        did not."""
+        by_role = {
+            role: [model for model in self.models if model["role"] == role] for role in _ROLES
+        }
         searched = (by_role["searched"] or by_role["merged"])[0]
         parents = by_role["treated_parent"] or by_role["parent"]
         if "low" not in self.paired or not parents or not self.is_selected:
             return []  # of a release that did not say it; or nothing was chosen
-        own, *others = [_accuracy(model["validation"]) - _accuracy(model["test"]) for model in (searched, *parents)]
+        own, *others = [
+            _accuracy(model["validation"]) - _accuracy(model["test"])
+            for model in (searched, *parents)
+        ]
         return [
-            f"Selection bias: on validation, which chose it, the search's best has {_points(own)} than on test; its "
-            f"parents, which were not chosen there, have {_points(sum(others) / len(others))} on average."
+            f"Selection bias: on validation, which chose it, the search's best has {_points(own)}"
+            " than on test; its parents, which were not chosen there, have"
+            f" {_points(sum(others) / len(others))} on average."
         ]
 
     def _ceiling(self) -> list[str]:
         parents = sum(model["role"] == "parent" for model in self.models)
         return [
-            f"The ensemble of the {parents} parents, which takes {parents} times as long to run, has "
-            f"{100 * _accuracy(model['test']):.2f} % on test."
+            f"The ensemble of the {parents} parents, which takes {parents} times as long to run,"
+            f" has {100 * _accuracy(model['test']):.2f} % on test."
             for model in self.models
             if model["role"] == "ceiling"
         ]
@@ -117,7 +140,8 @@ class Report:
         return any(model["role"] == "intermediate" for model in self.models)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table as text cells, the head first; of a tree each model's level stands beside its role."""
+        """Return the table as text cells, the head first; of a tree each model's level stands
+        beside its role."""
         rows: list[tuple[str, ...]] = [self._with_look(_COLUMNS, _LOOK)]
         for model in self.models:
             low, high = wilson_interval(model["test"]["correct"], model["test"]["n"])
@@ -144,7 +168,9 @@ class Report:
         if model["role"] == "parent" and self.is_treated:
             return ""  # it was there as it is treated
         for one in self.second_look["finalists"]:
-            if one["n"] and wanted == (treated(one["name"]) if model["role"] == "treated_parent" else one["name"]):
+            if one["n"] and wanted == (
+                treated(one["name"]) if model["role"] == "treated_parent" else one["name"]
+            ):
                 return f"{100 * (one['correct'] or 0) / one['n']:.2f} %"
         return ""
 
@@ -161,13 +187,17 @@ class Report:
         rows = self.rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
         ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.verdict, *self.remarks])
+        return "\n".join(
+            [lines[0], "-" * len(lines[0]), *lines[1:], "", self.verdict, *self.remarks]
+        )
 
 
 def treated(name: str) -> str:
-    """Return what a report calls a parent whose statistics were computed anew, as the merge's were."""
+    """Return what a report calls a parent whose statistics were computed anew, as the merge's
+    were."""
     return f"{name} recalibrated"
 
 

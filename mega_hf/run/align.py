@@ -20,7 +20,8 @@ from mega_hf.weights.symmetry import Group, Place
 
 
 def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tracer) -> Inputs:
-    """Return a merge's parents in one order of channels, the reference's; what is found is journaled before.
+    """Return a merge's parents in one order of channels, the reference's; what is found is
+    journaled before.
 
     Raises:
         ParentError: the model can't be traced.
@@ -31,7 +32,11 @@ def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tra
     others = reference_of(settings, opened)[1]
     if not set(others) <= set(known.aligned):
         for parent, orders in tracer.recall(settings, opened).items():
-            known.align(parent, [_line(group, order) for group, order in orders], write=tracer.processes.is_main)
+            known.align(
+                parent,
+                [_line(group, order) for group, order in orders],
+                write=tracer.processes.is_main,
+            )
     return aligned_inputs(settings, opened, known)
 
 
@@ -41,11 +46,17 @@ def aligned_inputs(settings: Merge, opened: Inputs, known: NodeRecord) -> Inputs
     Raises:
         RunError: it says something that does not fit them.
     """
-    states, contents, moved = dict(opened.states), dict(zip(opened.states, opened.contents, strict=True)), set()
+    states = dict(opened.states)
+    contents = dict(zip(opened.states, opened.contents, strict=True))
+    moved = set()
     for parent in reference_of(settings, opened)[1]:
         if parent not in known.aligned:
             raise _unfit(known, f"how {parent} was aligned", "nothing")
-        groups, orders = zip(*map(_parse, known.aligned[parent]), strict=True) if known.aligned[parent] else ((), ())
+        groups, orders = (
+            zip(*map(_parse, known.aligned[parent]), strict=True)
+            if known.aligned[parent]
+            else ((), ())
+        )
         try:
             check_orders(groups, orders, states[parent])
         except ValueError as error:
@@ -57,16 +68,20 @@ def aligned_inputs(settings: Merge, opened: Inputs, known: NodeRecord) -> Inputs
     return replace(opened, states=states, contents=list(contents.values()), moved=frozenset(moved))
 
 
-def alignment(root: Node, leaves: Iterable[str], known: NodeRecord) -> Callable[[Inputs], Inputs] | None:
-    """Return what aligns the parents of the run as the final merge did, if that one aligned all of them."""
+def alignment(
+    root: Node, leaves: Iterable[str], known: NodeRecord
+) -> Callable[[Inputs], Inputs] | None:
+    """Return what aligns the parents of the run as the final merge did, if that one aligned all of
+    them."""
     return partial(aligned_inputs, root, known=known) if is_aligned(root, list(leaves)) else None
 
 
 def _line(group: Group, order: np.ndarray) -> dict[str, Any]:
     return {
-        "size": group.size, "order": order.tolist(),
+        "size": group.size,
+        "order": order.tolist(),
         "places": [[place.entry, place.dim, place.start, place.block] for place in group.places],
-    }  # fmt: skip
+    }
 
 
 def _parse(line: Mapping[str, Any]) -> tuple[Group, np.ndarray]:
@@ -76,6 +91,9 @@ def _parse(line: Mapping[str, Any]) -> tuple[Group, np.ndarray]:
 
 def _unfit(known: NodeRecord, expected: str, got: object) -> RunError:
     return RunError(
-        f"{known.node} can't be aligned as its journal says", where=str(known.journal.path), expected=expected,
-        got=got, remedy="the journal was changed: put a copy back; or --overwrite starts afresh",
-    )  # fmt: skip
+        f"{known.node} can't be aligned as its journal says",
+        where=str(known.journal.path),
+        expected=expected,
+        got=got,
+        remedy="the journal was changed: put a copy back; or --overwrite starts afresh",
+    )

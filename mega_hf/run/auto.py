@@ -21,7 +21,8 @@ from mega_hf.weights.space import StateDict
 
 logger = logging.getLogger(__name__)
 
-INTERPOLATES = 2.0  # points by which the average of parents in one valley may be worse than they are in the mean
+# points by which the average of parents in one valley may be worse than they are in the mean
+INTERPOLATES = 2.0
 _GAIN = 1.0  # points that aligning must bring the average, to be worth it
 
 
@@ -44,32 +45,50 @@ class Choice:
     @property
     def line(self) -> dict[str, Any]:
         """As the journal has it."""
-        return {"kind": "chosen", "settings": self.settings, "why": self.why, "correct": self.correct, "n": self.n}
+        return {
+            "kind": "chosen",
+            "settings": self.settings,
+            "why": self.why,
+            "correct": self.correct,
+            "n": self.n,
+        }
 
 
-def decide_recipe(recipe: Recipe, sources: Mapping[str, Source], tracer: Tracer, pictures: Pictures) -> Choice:
+def decide_recipe(
+    recipe: Recipe, sources: Mapping[str, Source], tracer: Tracer, pictures: Pictures
+) -> Choice:
     """Choose what a recipe leaves open, by all of its parents; on all processes."""
     recalibrates = bool(tracer.calibration and statistics_names(tracer.forward.model))
     return choose_settings(recipe.merge, open_inputs(sources, recalibrates), tracer, pictures)
 
 
 def write_choice(choice: Choice, asked: Recipe, recipe: Recipe, journal: Journal, run: Run) -> None:
-    """Say what was chosen, in the journal and in the run's recipe, which from now on is the one that is run."""
+    """Say what was chosen, in the journal and in the run's recipe, which from now on is the one
+    that is run."""
     if run.processes.is_main:
         if journal.chosen != choice.line:
             journal.append(choice.line)
-        for reason in [*choice.why, ", ".join(f"{key}: {value}" for key, value in choice.settings.items())]:
+        for reason in [
+            *choice.why,
+            ", ".join(f"{key}: {value}" for key, value in choice.settings.items()),
+        ]:
             logger.info("auto: %s", reason)
     run.write_out(asked, recipe)
 
 
 def choice_of(journal: Journal, recipe: Recipe) -> dict[str, Any] | None:
-    """Return what was chosen for a recipe that left it open; None where it does not say what was chosen."""
+    """Return what was chosen for a recipe that left it open; None where it does not say what was
+    chosen."""
     if journal.chosen is None:
         return None
     chosen = journal.chosen["settings"]
-    is_said = any(chosen == {key: getattr(node, key, None) for key in chosen} for node in recipe.nodes().values())
-    return {key: value for key, value in journal.chosen.items() if key != "kind"} if is_said else None
+    is_said = any(
+        chosen == {key: getattr(node, key, None) for key in chosen}
+        for node in recipe.nodes().values()
+    )
+    return (
+        {key: value for key, value in journal.chosen.items() if key != "kind"} if is_said else None
+    )
 
 
 def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pictures) -> Choice:
@@ -92,20 +111,27 @@ def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pict
         enough = asked.population_size >= Merge.FEWEST
         settings |= {"align": "none", "encoding": "mixing", "granularity": "stage"}
         settings |= {"method": "cma-es" if enough else "mega"}
-        why += [f"their average is {_worse(fall)} they are: they lie in one valley, where few coefficients say enough"]
+        why += [
+            f"their average is {_worse(fall)} they are: they lie in one valley, where few"
+            " coefficients say enough"
+        ]
         return Choice(settings, why, counted.correct, pictures.count)
     why += [f"their average is {_worse(fall)} they are: what is good lies near one of them"]
     settings |= {"method": "mega", "encoding": "direct", "align": "none"}
     try:
         aligned, how = align_models(opened, tracer)
     except ParentError as error:
-        return Choice(settings, [*why, f"not aligned: {error.what}"], counted.correct, pictures.count)
+        return Choice(
+            settings, [*why, f"not aligned: {error.what}"], counted.correct, pictures.count
+        )
     moved = counted.average("aligned average", aligned)
     if fall - moved >= _GAIN:
         settings["align"] = how
         why += [f"their channels are aligned: their average is {_worse(moved)} they are, then"]
     else:
-        why += [f"their channels are not aligned: their average would still be {_worse(moved)} they are"]
+        why += [
+            f"their channels are not aligned: their average would still be {_worse(moved)} they are"
+        ]
     return Choice(settings, why, counted.correct, pictures.count)
 
 
@@ -127,7 +153,8 @@ class _Counted:
         self.correct |= dict(zip(states, self._count(states, alone), strict=True))
 
     def average(self, name: str, states: dict[str, StateDict]) -> float:
-        """Count the average of some states; return by how many points it is worse than the mean of the parents."""
+        """Count the average of some states; return by how many points it is worse than the mean of
+        the parents."""
         parents = [max(0, self.correct[parent]) for parent in states]
         (found,) = self._count(states, [[1 / len(states)] * len(states)])
         self.correct[name] = found
@@ -148,7 +175,10 @@ def _said_of_statistics(has_any: bool, recalibrates: bool) -> str:
     if not has_any:
         return "the model has no BatchNorm statistics"
     if recalibrates:
-        return "BatchNorm's statistics are computed anew for each mixture: those of the parents fit none of them"
+        return (
+            "BatchNorm's statistics are computed anew for each mixture: those of the parents fit"
+            " none of them"
+        )
     return "BatchNorm's statistics are blended: the data set has no other rows to compute them on"
 
 

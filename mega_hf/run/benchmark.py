@@ -1,4 +1,5 @@
-"""`bench`: how fast a recipe's search runs, against bare loops over the same model and a naive search."""
+"""`bench`: how fast a recipe's search runs, against bare loops over the same model and a naive
+search."""
 
 from __future__ import annotations
 
@@ -41,18 +42,20 @@ class Benchmark:
         evaluations: individuals.
         accuracy: of the best one, on validation.
         search_pictures_per_second: of the whole search less compiling, over all processes.
-        eager_pictures_per_second: a bare loop over the uncompiled channels-last model, in a process of its own, with
-            torch and the C library as they come.
-        compiled_pictures_per_second: a bare loop over the compiled model in the search's process; 0 where it can't
-            be compiled.
-        naive_seconds: what a search would take that shows every individual every row, by load_state_dict, a
-            DataLoader over decoded pictures and the model as its library makes it; its forward passes alone, in
-            a process of its own, timed over some of an individual's rows at a time, and scaled.
+        eager_pictures_per_second: a bare loop over the uncompiled channels-last model, in a process
+            of its own, with torch and the C library as they come.
+        compiled_pictures_per_second: a bare loop over the compiled model in the search's process; 0
+            where it can't be compiled.
+        naive_seconds: what a search would take that shows every individual every row, by
+            load_state_dict, a DataLoader over decoded pictures and the model as its library makes
+            it; its forward passes alone, in a process of its own, timed over some of an
+            individual's rows at a time, and scaled.
         search_seconds: compiling included.
         pictures_evaluated: shown in the search.
         pictures_full: that full evaluation would have shown.
         peak_memory_bytes: resident, of the main process, imports and bare loops included.
-        stages: seconds by stage; evaluating and other are parts of search, evaluating as the sum over processes.
+        stages: seconds by stage; evaluating and other are parts of search, evaluating as the sum
+            over processes.
     """
 
     recipe: str
@@ -80,20 +83,35 @@ class Benchmark:
         speed, limit = self.search_pictures_per_second, self.compiled_pictures_per_second
         share = self.pictures_evaluated / max(1, self.pictures_full)
         lines = [
-            f"{self.recipe} on {self.processes} x {self.device}, {self.threads} threads each, {self.forward_path}",
-            f"search       {self.search_seconds:,.1f} s for {self.evaluations:,} individuals, "
-            f"{self.pictures_evaluated:,} pictures: {100 * share:.1f} % of {self.pictures_full:,}",
-            f"             {speed:,.0f} pictures/s, {speed / self.eager_pictures_per_second:.2f} of the eager loop's"
+            (
+                f"{self.recipe} on {self.processes} x {self.device}, {self.threads} threads each,"
+                f" {self.forward_path}"
+            ),
+            (
+                f"search       {self.search_seconds:,.1f} s for {self.evaluations:,} individuals,"
+                f" {self.pictures_evaluated:,} pictures: {100 * share:.1f} % of"
+                f" {self.pictures_full:,}"
+            ),
+            f"             {speed:,.0f} pictures/s, {speed / self.eager_pictures_per_second:.2f} of"
+            " the eager loop's"
             + (f", {speed / limit:.2f} of the compiled loop's" if limit else ""),
             f"eager loop   {self.eager_pictures_per_second:,.0f} pictures/s",
             f"compiled     {limit:,.0f} pictures/s" if limit else "compiled     not here",
-            f"naive search {self.naive_seconds:,.1f} s (some rows timed now and then, and scaled): "
-            f"{self.naive_seconds / self.search_seconds:.2f} times as long",
-            f"memory       {self.peak_memory_bytes / 2**20:,.0f} MiB at its peak, of the main process",
-            "stages       " + ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.stages.items()),
+            (
+                f"naive search {self.naive_seconds:,.1f} s (some rows timed now and then, and"
+                f" scaled): {self.naive_seconds / self.search_seconds:.2f} times as long"
+            ),
+            (
+                f"memory       {self.peak_memory_bytes / 2**20:,.0f} MiB at its peak, of the main"
+                " process"
+            ),
+            "stages       "
+            + ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.stages.items()),
         ]
         if self.search_seconds < _SHORT:
-            lines.append("a search of a few seconds says little: its ratios are chance to a good part")
+            lines.append(
+                "a search of a few seconds says little: its ratios are chance to a good part"
+            )
         return "\n".join(lines)
 
 
@@ -106,11 +124,13 @@ def bench(
     full_evaluation: bool = False,
     progress: bool = False,
 ) -> Benchmark:
-    """Run a recipe's searches, without a report, and time them against bare loops in the same process.
+    """Run a recipe's searches, without a report, and time them against bare loops in the same
+    process.
 
     Args:
         recipe: whose merges are searched.
-        out: the run folder, which is removed at the end, and when it is interrupted; `runs/NAME.bench` by default.
+        out: the run folder, which is removed at the end, and when it is interrupted;
+            `runs/NAME.bench` by default.
         parents: where trained parents are kept; as `merge`.
         forward: as `merge`.
         full_evaluation: as `merge`.
@@ -122,21 +142,29 @@ def bench(
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}.bench"
     if folder.exists():  # each process looks before any of them can go on
         raise RunError(
-            "a search is timed from its beginning", where=str(folder), expected="nothing there",
-            got="a file or folder", remedy="another --out; or remove it, if a bench left it that was killed",
-        )  # fmt: skip
+            "a search is timed from its beginning",
+            where=str(folder),
+            expected="nothing there",
+            got="a file or folder",
+            remedy="another --out; or remove it, if a bench left it that was killed",
+        )
     with (
         ExitStack() as after,
-        start(recipe, folder, False, False, parents, progress, How(forward, full_evaluation)) as run,
+        start(
+            recipe, folder, False, False, parents, progress, How(forward, full_evaluation)
+        ) as run,
         ExitStack() as held,
     ):
         run.is_kept = False
         if run.processes.is_main:
             after.callback(remove, folder)
-        turns = _Turns(run.processes, held, sum(node.evaluations for node in recipe.nodes().values()))
+        turns = _Turns(
+            run.processes, held, sum(node.evaluations for node in recipe.nodes().values())
+        )
         merged, finding, _ = search(recipe, run, pause=turns.take)
         order = finding.journal.order
-        ranked = len(order["correct"]) * order["n"] if order else 0  # parents shown to say who is paired with whom
+        # parents shown to say who is paired with whom
+        ranked = len(order["correct"]) * order["n"] if order else 0
         evaluated = ranked + sum(one.pictures for one in merged)
         full = ranked + sum(one.pictures_full for one in merged)
         stages = dict(run.seconds)
@@ -147,17 +175,30 @@ def bench(
             turns.repeat()
         evaluations, best = sum(one.evaluations for one in merged), merged[-1].record
         found = Benchmark(
-            recipe.name, run.processes.device_kind, run.processes.count, torch.get_num_threads(), finding.forward_path,
-            evaluations, best["correct"] / best["n"], evaluated / stages["search"], turns.speed("eager"),
-            turns.speed("compiled"), full / turns.speed("naive"), stages["search"] + stages.get("compiling", 0.0),
-            evaluated, full, peak_memory(), stages,
-        )  # fmt: skip
+            recipe.name,
+            run.processes.device_kind,
+            run.processes.count,
+            torch.get_num_threads(),
+            finding.forward_path,
+            evaluations,
+            best["correct"] / best["n"],
+            evaluated / stages["search"],
+            turns.speed("eager"),
+            turns.speed("compiled"),
+            full / turns.speed("naive"),
+            stages["search"] + stages.get("compiling", 0.0),
+            evaluated,
+            full,
+            peak_memory(),
+            stages,
+        )
         run.processes.wait()
     return found
 
 
 class _Turns:
-    """Bare loops and a naive search, which take turns with the search: a machine's speed drifts within minutes.
+    """Bare loops and a naive search, which take turns with the search: a machine's speed drifts
+    within minutes.
 
     Args:
         processes: of which the main one runs them while the others wait.
@@ -168,11 +209,13 @@ class _Turns:
     def __init__(self, processes: Processes, held: ExitStack, evaluations: int) -> None:
         self.processes, self.seconds, self.taken = processes, 0.0, 0
         self._held, self._every, self._asked = held, math.ceil(evaluations / _TURNS[1]), 0
-        self._work: dict[str, tuple[int, Callable[[], float]]] = {}  # pictures shown, and the seconds it takes
+        # pictures shown, and the seconds it takes
+        self._work: dict[str, tuple[int, Callable[[], float]]] = {}
         self._times: dict[str, list[float]] = {}
 
     def take(self, forward: Forward, pictures: Pictures) -> None:
-        """Show some batches in each loop, and some rows in the naive search, if it is their turn."""
+        """Show some batches in each loop, and some rows in the naive search, if it is their
+        turn."""
         self._asked += 1
         if self._asked % self._every:
             return
@@ -193,15 +236,21 @@ class _Turns:
         self.processes.wait()
 
     def speed(self, name: str) -> float:
-        """Return pictures a second, over all turns; 0 where there is no such loop, NaN on the other processes."""
+        """Return pictures a second, over all turns; 0 where there is no such loop, NaN on the other
+        processes."""
         if not self.processes.is_main:
             return math.nan
-        return self._work[name][0] * self.taken / sum(self._times[name]) if name in self._work else 0.0
+        return (
+            self._work[name][0] * self.taken / sum(self._times[name]) if name in self._work else 0.0
+        )
 
 
 @torch.inference_mode()
-def prepare_compiled(forward: Forward, pictures: Pictures) -> dict[str, tuple[int, Callable[[], float]]]:
-    """Return a bare loop over the compiled model, without a choice of rows and without counting; if there can be."""
+def prepare_compiled(
+    forward: Forward, pictures: Pictures
+) -> dict[str, tuple[int, Callable[[], float]]]:
+    """Return a bare loop over the compiled model, without a choice of rows and without counting; if
+    there can be."""
     device = forward.device
     if forward.path != COMPILED:
         forward = Forward(copy.deepcopy(forward.model), device)
@@ -210,7 +259,9 @@ def prepare_compiled(forward: Forward, pictures: Pictures) -> dict[str, tuple[in
         except Exception:  # of any of torch's layers
             return {}
     run = forward.run
-    chosen = torch.arange(pictures.count).split(pictures.batch_size)[: max(1, _SHOWN // pictures.batch_size)]
+    chosen = torch.arange(pictures.count).split(pictures.batch_size)[
+        : max(1, _SHOWN // pictures.batch_size)
+    ]
     batches = [pictures.select(rows)[0] for rows in chosen]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
 

@@ -1,4 +1,5 @@
-"""The models that a report compares: parents, baselines, a tree's merges; each is measured as its user runs it."""
+"""The models that a report compares: parents, baselines, a tree's merges; each is measured as its
+user runs it."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Candidate:
     role: str  # parent, treated_parent, baseline, ceiling, intermediate, searched or merged
     open: Callable[[], OpenModel]
     level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
-    sha256: str | None = None  # of its state dict, where that is known: models that are the same are measured once
+    # of its state dict, where that is known: models that are the same are measured once
+    sha256: str | None = None
     members: tuple[Candidate, ...] = ()  # of an ensemble, which is no model of its own
 
     @property
@@ -50,7 +52,8 @@ class Candidate:
 
 
 def tolerance(rows: int) -> int:
-    """Return by how many right answers two ways of computing one model may differ: near-ties that rounding turns."""
+    """Return by how many right answers two ways of computing one model may differ: near-ties that
+    rounding turns."""
     return max(1, int(_TOLERANCE * rows))
 
 
@@ -67,8 +70,10 @@ def save_baselines(
     Args:
         parents: by name.
         folder: made here.
-        calibration: what the merge was recalibrated on: so are the baselines then, and the parents a second time.
-        aligned: puts the parents' channels in the order that the merge put them in, if it did that with all of them.
+        calibration: what the merge was recalibrated on: so are the baselines then, and the parents
+            a second time.
+        aligned: puts the parents' channels in the order that the merge put them in, if it did that
+            with all of them.
         device: where statistics are computed.
         made: baselines that lie elsewhere already.
     """
@@ -79,7 +84,8 @@ def save_baselines(
         """Write one baseline of some parents."""
         opened = open_inputs(parents, calibration is not None)
         opened = aligned(opened) if aligned and name == ALIGNED else opened
-        state, recomputed = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline))), {}
+        state = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline)))
+        recomputed = {}
         if calibration and forward:
             forward.write(state.items(), part=True)
             recomputed = calibration.recalibrate(forward, opened.space.recomputed)
@@ -99,7 +105,9 @@ def _apart(
     baseline: Callable[[torch.Tensor], torch.Tensor], segment: Segment, tensors: list[torch.Tensor]
 ) -> torch.Tensor:
     """Apply a baseline to one tensor of each parent."""
-    return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(segment.shape)
+    return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(
+        segment.shape
+    )
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,13 @@ class Lineup:
     Attributes:
         parents: in the recipe's order.
         merges: each with its level, the final one last.
-        is_treated: whether the final merge was recalibrated, and the parents are shown recalibrated too.
+        is_treated: whether the final merge was recalibrated, and the parents are shown recalibrated
+            too.
         is_aligned: whether it aligned all parents, and their aligned average is shown.
         baselines: those that were searched for.
         has_ensemble: whether the parents' ensemble is shown.
-        has_second_look: whether the merged model was chosen among the final merge, the baselines and the parents.
+        has_second_look: whether the merged model was chosen among the final merge, the baselines
+            and the parents.
     """
 
     parents: list[str]
@@ -128,25 +138,37 @@ class Lineup:
         """Return (name, role, level) of each row of the report, the merged model last."""
         *intermediates, (final, top) = self.merges
         rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in self.parents]
-        rows += [(treated(name), "treated_parent", None) for name in self.parents if self.is_treated]
+        rows += [
+            (treated(name), "treated_parent", None) for name in self.parents if self.is_treated
+        ]
         soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
         rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *self.baselines])]
         rows += [(ENSEMBLE, "ceiling", None)] if self.has_ensemble else []
-        rows += [(name, "intermediate", level) for name, level in sorted(intermediates, key=lambda one: one[1])]
+        rows += [
+            (name, "intermediate", level)
+            for name, level in sorted(intermediates, key=lambda one: one[1])
+        ]
         rows += [(final, "searched", top)] if self.has_second_look else []
         return [*rows, ("merged", "merged", top)]
 
 
-def line_up(recipe: Recipe, ranking: Sequence[str] | None, is_treated: bool, is_aligned: bool) -> Lineup:
-    """Return the models that a recipe's report tells of; arguments as the attributes and in `Recipe.nodes`."""
+def line_up(
+    recipe: Recipe, ranking: Sequence[str] | None, is_treated: bool, is_aligned: bool
+) -> Lineup:
+    """Return the models that a recipe's report tells of; arguments as the attributes and in
+    `Recipe.nodes`."""
     levels, nodes = tree.levels(inputs_of(recipe.nodes(ranking))), recipe.all_nodes(ranking)
     merges = [(name, levels[name]) for name in recipe.nodes(ranking)]
     searched = [name for name in nodes if name not in levels and name != SECOND_LOOK]
     has_ensemble, has_second_look = ENSEMBLE in recipe.baselines, SECOND_LOOK in nodes
-    return Lineup(recipe.leaves(None), merges, is_treated, is_aligned, searched, has_ensemble, has_second_look)
+    return Lineup(
+        recipe.leaves(None), merges, is_treated, is_aligned, searched, has_ensemble, has_second_look
+    )
 
 
-def list_candidates(lineup: Lineup, sources: Mapping[str, Source], last: str, scratch: Path) -> list[Candidate]:
+def list_candidates(
+    lineup: Lineup, sources: Mapping[str, Source], last: str, scratch: Path
+) -> list[Candidate]:
     """Return the models of a report, in its order.
 
     Args:
@@ -172,7 +194,8 @@ def measure(
     processes: Processes,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows] int64.
+    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows]
+    int64.
 
     Args:
         candidates: the models; each process loads some of them, one after the other.
@@ -205,16 +228,22 @@ def measure(
 def _ensemble_right(
     members: tuple[Candidate, ...], splits: tuple[Pictures, ...], processes: Processes
 ) -> list[torch.Tensor]:
-    """Return where the mean of some models' probabilities is right: [rows] bool of each split; one model at a time."""
+    """Return where the mean of some models' probabilities is right: [rows] bool of each split; one
+    model at a time."""
     totals = [torch.zeros(())] * len(splits)
     for member in members:
         forward = Forward(member.open().model, processes.device, PLAIN)
-        totals = [total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)]
-    return [total.argmax(dim=1) == one.labels.cpu() for total, one in zip(totals, splits, strict=True)]
+        totals = [
+            total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)
+        ]
+    return [
+        total.argmax(dim=1) == one.labels.cpu() for total, one in zip(totals, splits, strict=True)
+    ]
 
 
 def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:
-    """Return each model's row of the report, from what `measure` returned of so many validation rows."""
+    """Return each model's row of the report, from what `measure` returned of so many validation
+    rows."""
     models = []
     for candidate, bits in zip(candidates, right, strict=True):
         counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
@@ -226,18 +255,25 @@ def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dic
 
 
 def best_parent(models: list[dict[str, Any]]) -> str:
-    """Return the parent that is best on validation, as it is or treated as the merge was: what that one is held to.
+    """Return the parent that is best on validation, as it is or treated as the merge was: what that
+    one is held to.
 
     Of equals it is the treated one, and the first.
     """
-    parents = [model for role in ("treated_parent", "parent") for model in models if model["role"] == role]
+    parents = [
+        model for role in ("treated_parent", "parent") for model in models if model["role"] == role
+    ]
     return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
 
 
 def compared(models: list[dict[str, Any]]) -> dict[str, str]:
     """Return whom the merged model is tested against: entry of the record -> name."""
     against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
-    return {entry: name for entry, name in against.items() if name in [model["name"] for model in models]}
+    return {
+        entry: name
+        for entry, name in against.items()
+        if name in [model["name"] for model in models]
+    }
 
 
 def pair(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
@@ -250,7 +286,8 @@ Baseline = Callable[[torch.Tensor], torch.Tensor]
 
 
 def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
-    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size], float32.
+    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size],
+    float32.
 
     Each number by itself, so that any part of the weights will do.
     """

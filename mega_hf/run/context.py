@@ -1,4 +1,5 @@
-"""One run at work: its folder, its processes, where its trained parents lie, and what it may replace."""
+"""One run at work: its folder, its processes, where its trained parents lie, and what it may
+replace."""
 
 from __future__ import annotations
 
@@ -32,10 +33,12 @@ ForwardPath = Literal["auto", "eager", "compiled"]
 
 @dataclass(frozen=True)
 class How:
-    """How a search computes; its winner is the same for each way of evaluating, and for one forward path.
+    """How a search computes; its winner is the same for each way of evaluating, and for one forward
+    path.
 
     Attributes:
-        forward: `compiled`, `eager`, or `auto`: as the run was begun, else compiled where that saves time.
+        forward: `compiled`, `eager`, or `auto`: as the run was begun, else compiled where that
+            saves time.
         full: measure every individual on every row.
     """
 
@@ -59,17 +62,21 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
     def finished(self) -> MergeResult | None:
-        """Return the result if the run was finished before: then nothing is written, and nothing needs to be held.
+        """Return the result if the run was finished before: then nothing is written, and nothing
+        needs to be held.
 
         The main process answers for all: another run may finish between two looks.
         """
         if self.overwrite or self.update:
             return None
-        is_done = self.processes.share(1, 1, lambda _: [int(self.folder.finished() is not None)])[0, 0]
+        is_done = self.processes.share(1, 1, lambda _: [int(self.folder.finished() is not None)])[
+            0, 0
+        ]
         return MergeResult.load(self.folder.path) if is_done else None
 
     def hold(self, asked: Recipe) -> Recipe:
-        """Let nobody else write to a folder that is there, and return the recipe to run, as `RunFolder.check` does.
+        """Let nobody else write to a folder that is there, and return the recipe to run, as
+        `RunFolder.check` does.
 
         One that is not there yet is held when `create` makes it.
 
@@ -95,7 +102,8 @@ class Run:
         return self.overwrite and self.parents == self.folder.path / "parents"
 
     def check_trained(self, keys: dict[str, str]) -> list[str]:
-        """Return the parents that lie there, trained otherwise than `keys` say; refuse to replace them unasked."""
+        """Return the parents that lie there, trained otherwise than `keys` say; refuse to replace
+        them unasked."""
         return [] if self.removes_parents else check_trained(self.parents, keys, self.update)
 
     def create(self, asked: Recipe, recipe: Recipe, replaced: list[str]) -> None:
@@ -110,35 +118,44 @@ class Run:
         self._refuse_unshared()
 
     def write_out(self, asked: Recipe, recipe: Recipe) -> None:
-        """Write what was chosen for `method: auto` into the run's recipe, which stays the one that was asked for."""
+        """Write what was chosen for `method: auto` into the run's recipe, which stays the one that
+        was asked for."""
         if self.processes.is_main:
             self.folder.create(asked, recipe, overwrite=False)
         self.processes.wait()
 
     def _refuse_unshared(self) -> None:
-        """Raise LaunchError where this process does not see the folder that the main process made."""
+        """Raise LaunchError where this process does not see the folder that the main process
+        made."""
         end = time.monotonic() + (_PATIENCE if self.processes.span_machines else 0)
         while not (self.folder.path / "recipe.yaml").is_file():
             if time.monotonic() > end:
                 error = LaunchError(
-                    f"process {self.processes.rank}, on {platform.node()}, does not see the run folder",
-                    where=str(self.folder.path), expected="a folder that all machines share", got="no recipe there",
+                    f"process {self.processes.rank}, on {platform.node()}, does not see the run"
+                    " folder",
+                    where=str(self.folder.path),
+                    expected="a folder that all machines share",
+                    got="no recipe there",
                     remedy="--out on a file system that all machines share, by the same path",
-                )  # fmt: skip
+                )
                 error.alone = True
                 raise error
             time.sleep(1)
 
     def _hold_new(self, asked: Recipe) -> None:
-        """Hold the folder if it was not there before; refuse one that another run has begun to fill since."""
+        """Hold the folder if it was not there before; refuse one that another run has begun to fill
+        since."""
         if self.folder.is_held:
             return
         self.held.enter_context(self.folder.hold())
         if not self.folder.is_new:
             raise RunError(
-                "another run was here meanwhile", where=str(self.folder.path), expected="a new folder, as before",
-                got="a run", remedy="the same command again, which goes on with it; or another --out",
-            )  # fmt: skip
+                "another run was here meanwhile",
+                where=str(self.folder.path),
+                expected="a new folder, as before",
+                got="a run",
+                remedy="the same command again, which goes on with it; or another --out",
+            )
 
     def train(self, recipe: Recipe, keys: dict[str, str], splits: Splits) -> None:
         """Train the parents that are missing; meanwhile nobody else may train where they are kept.
@@ -146,15 +163,20 @@ class Run:
         Raises:
             MegaError: as `train_missing`; RunError if another run trains there.
         """
-        missing = self.processes.share(1, 1, lambda _: [int(not is_trained(recipe, self.parents, keys))])[0, 0]
+        missing = self.processes.share(
+            1, 1, lambda _: [int(not is_trained(recipe, self.parents, keys))]
+        )[0, 0]
         if not missing:
             if self.processes.is_main and (self.parents / LOCK).exists():
                 with suppress(RunError, OSError), hold(self.parents):
-                    pass  # of a run that was killed at the end of its training; who is at work there keeps it
+                    # of a run that was killed at the end of its training; who is at work there
+                    # keeps it
+                    pass
             return
         with hold(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
             self.processes.wait()
-            self.check_room(recipe, list(keys))  # again: until now another run may have written there
+            # again: until now another run may have written there
+            self.check_room(recipe, list(keys))
             self.check_trained(keys)
             train_missing(recipe, self.parents, keys, splits, self.processes, self.progress)
 
@@ -164,7 +186,9 @@ class Run:
         began, before = time.perf_counter(), sum(self.seconds.values())
         yield
         others = sum(self.seconds.values()) - before
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began - others, 3)
+        self.seconds[stage] = round(
+            self.seconds.get(stage, 0.0) + time.perf_counter() - began - others, 3
+        )
 
 
 @contextmanager
@@ -184,7 +208,12 @@ def start(
     try:
         kept = Path(parents) if parents is not None else folder.path / "parents"
         _refuse_mixture(kept, folder.path)
-        with ExitStack() as held, _shortage_said(folder.path), keep_freed(), recipe.document.placing():
+        with (
+            ExitStack() as held,
+            _shortage_said(folder.path),
+            keep_freed(),
+            recipe.document.placing(),
+        ):
             yield Run(
                 folder,
                 processes,
@@ -215,6 +244,9 @@ def _refuse_mixture(parents: Path, run: Path) -> None:
     kept, own = parents.resolve(), run.resolve()
     if kept == own or (own in kept.parents and kept != own / "parents"):
         raise RunError(
-            "trained parents can't be kept there", where=str(parents), expected="a folder outside the run's",
-            got=f"within {run}", remedy="another --parents, or leave it out",
-        )  # fmt: skip
+            "trained parents can't be kept there",
+            where=str(parents),
+            expected="a folder outside the run's",
+            got=f"within {run}",
+            remedy="another --parents, or leave it out",
+        )

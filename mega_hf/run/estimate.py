@@ -1,4 +1,5 @@
-"""What a run would cost, before anything is made: parents, splits, the tree of merges, memory, minutes."""
+"""What a run would cost, before anything is made: parents, splits, the tree of merges, memory,
+minutes."""
 
 from __future__ import annotations
 
@@ -50,8 +51,10 @@ class Estimate:
     device: str
     processes: int
     only: str | None  # the node, if it is a part of the tree that would be run
-    calibration: int = 0  # rows on which BatchNorm's statistics would be computed, for each individual
-    beside: Mapping[str, Node] = field(default_factory=dict)  # baselines that would be searched for, and a second look
+    # rows on which BatchNorm's statistics would be computed, for each individual
+    calibration: int = 0
+    # baselines that would be searched for, and a second look
+    beside: Mapping[str, Node] = field(default_factory=dict)
     runs: int = 1  # that would be made, each from a seed of its own
 
     @property
@@ -63,7 +66,8 @@ class Estimate:
     def memory_bytes(self) -> int:
         """Of a process, in the stage that needs most: models, genomes, and pictures ready to use.
 
-        Two models: the one that is measured, and one that is made, or saved. What a batch's activations take comes on
+        Two models: the one that is measured, and one that is made, or saved. What a batch's
+            activations take comes on
         top, and so do the parents of a merge by coefficients, which are mapped from the disk.
         """
         splits, models = self.splits, 2 * 4 * self.weights
@@ -72,7 +76,9 @@ class Estimate:
         )
         stages = [2 * models + train] if self.training else []  # weights, gradients, two moments
         calibration = 4 * self.picture * self.calibration
-        stages += [models + self._genomes(node) + validation + calibration for node in self._searches]
+        stages += [
+            models + self._genomes(node) + validation + calibration for node in self._searches
+        ]
         stages += [models + validation + test + calibration] if self.only is None else []
         return max(stages)
 
@@ -85,20 +91,26 @@ class Estimate:
 
     @property
     def mapped_bytes(self) -> int:
-        """The parents of a merge by coefficients, in the node that needs most: read from the disk again and again."""
+        """The parents of a merge by coefficients, in the node that needs most: read from the disk
+        again and again."""
         counts = [len(node.parents) for node in self._searches if node.encoding == "mixing"]
         return 4 * self.weights * max(counts, default=0)
 
     def node_minutes(self, node: Node) -> float:
         """One merge's search, all processes at work."""
         shares = math.ceil(node.founders_count / self.processes) / node.founders_count
-        rows = self.splits.second_look if node is self.beside.get(SECOND_LOOK) else self.splits.validation
+        rows = (
+            self.splits.second_look
+            if node is self.beside.get(SECOND_LOOK)
+            else self.splits.validation
+        )
         pictures = len(rows or ()) + (self.calibration if node.recalibrates else 0)
         return node.evaluations * pictures * shares * self.seconds_a_picture / 60
 
     @property
     def training_minutes(self) -> float:
-        """Training, each parent by one process, several side by side; what starts from others waits for them."""
+        """Training, each parent by one process, several side by side; what starts from others waits
+        for them."""
         total = 0.0
         for level in training_levels(self.recipe, self.training):
             shares = [level[rank :: self.processes] for rank in range(self.processes)]
@@ -113,7 +125,10 @@ class Estimate:
         calibration = self.calibration if root.recalibrates else 0
         measured = leaves * (2 if calibration else 1) + len(self._searches) + len(BASELINES)
         measured += leaves if ENSEMBLE in self.recipe.baselines else 0
-        pictures = math.ceil(measured / self.processes) * (validation + test) + (leaves + len(BASELINES)) * calibration
+        pictures = (
+            math.ceil(measured / self.processes) * (validation + test)
+            + (leaves + len(BASELINES)) * calibration
+        )
         pictures = pictures if self.only is None else 0
         if self.recipe.order == "accuracy":
             pictures += math.ceil(len(self.recipe.parents) / self.processes) * validation
@@ -127,7 +142,8 @@ class Estimate:
 
     def _tree(self) -> list[str]:
         notes = {
-            name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}" for name, n in self.nodes.items()
+            name: f"{n.evaluations:,} evaluations, {_about(self.node_minutes(n))}"
+            for name, n in self.nodes.items()
         }
         for leaf in self.leaves:
             if base(leaf) in self.trained:
@@ -141,12 +157,20 @@ class Estimate:
         return [f"tree         {drawn[0]}", *(f"             {line}" for line in drawn[1:])]
 
     def _built(self) -> str:
-        grains = {node.granularity: None for node in self.nodes.values() if node.encoding == "mixing"}
-        return f", built from each parent's coefficients, by {' or '.join(grains)}" if grains else ""
+        grains = {
+            node.granularity: None for node in self.nodes.values() if node.encoding == "mixing"
+        }
+        return (
+            f", built from each parent's coefficients, by {' or '.join(grains)}" if grains else ""
+        )
 
     def _beside(self) -> list[str]:
         """Say what the final merge would be held against."""
-        searched = [f"{name} {node.evaluations:,}" for name, node in self.beside.items() if name != SECOND_LOOK]
+        searched = [
+            f"{name} {node.evaluations:,}"
+            for name, node in self.beside.items()
+            if name != SECOND_LOOK
+        ]
         lines = [f"baselines    {', '.join(searched)} evaluations"] if searched else []
         if self.beside and "line-sweep" in self.recipe.baselines and len(self.leaves) != 2:
             lines += ["             no line-sweep, which takes two parents"]
@@ -161,34 +185,62 @@ class Estimate:
         lines = [
             f"recipe       {self.recipe.name}",
             *self._tree(),
-            f"architecture {self.architecture}, {self.weights:,} numbers an individual" + self._built(),
+            f"architecture {self.architecture}, {self.weights:,} numbers an individual"
+            + self._built(),
             f"validation   {splits.validation.spec}: {len(splits.validation):,} rows",
             f"test         {splits.test.spec}: {len(splits.test):,} rows, "
-            + ("read once after the search" if self.only is None else "not read before the whole tree is run"),
-            *([f"calibration  {splits.calibration.spec}"] if self.calibration and splits.calibration else []),
+            + (
+                "read once after the search"
+                if self.only is None
+                else "not read before the whole tree is run"
+            ),
+            *(
+                [f"calibration  {splits.calibration.spec}"]
+                if self.calibration and splits.calibration
+                else []
+            ),
             f"classes      {splits.classes}, matched {self.matched}",
-            f"evaluations  {sum(node.evaluations for node in nodes):,} in {_count(len(nodes), 'merge')}",
+            (
+                f"evaluations  {sum(node.evaluations for node in nodes):,} in"
+                f" {_count(len(nodes), 'merge')}"
+            ),
             *self._beside(),
-            f"memory       {_mib(self.memory_bytes)} a process for two models, pictures, and "
-            f"{_mib(max(map(self._genomes, self._searches)))} of genomes; a batch's activations come on top"
-            + (f"; {_mib(self.mapped_bytes)} of parents mapped from the disk" if self.mapped_bytes else ""),
+            f"memory       {_mib(self.memory_bytes)} a process for two models, pictures, and"
+            f" {_mib(max(map(self._genomes, self._searches)))} of genomes; a batch's activations"
+            " come on top"
+            + (
+                f"; {_mib(self.mapped_bytes)} of parents mapped from the disk"
+                if self.mapped_bytes
+                else ""
+            ),
         ]
         if self.training:
             rows = len(splits.train) if splits.train else 0
             trained = f"{_count(len(self.training), 'parent')} on {rows:,} rows"
             lines += [f"training     {trained}: {_about(self.training_minutes)} of the time below"]
         lines += [
-            f"time         {_about(self.minutes)} on {self.processes} x {self.device} "
-            f"({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random weights), all rows "
-            "for every individual: losers see fewer, and a long search is compiled",
+            (
+                f"time         {_about(self.minutes)} on {self.processes} x {self.device}"
+                f" ({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random"
+                " weights), all rows for every individual: losers see fewer, and a long search is"
+                " compiled"
+            )
         ]
         if self.runs > 1:
             lines += [f"runs         {self.runs}, one a seed, {_about(self.total_minutes)} in all"]
         if self.recipe.is_open:
-            lines += ["method       auto: chosen once the parents are measured; reckoned as if it were mega"]
+            lines += [
+                "method       auto: chosen once the parents are measured; reckoned as if it were"
+                " mega"
+            ]
         if self.recipe.order == "accuracy":
-            lines += ["order        by validation accuracy: who is paired with whom is known once they are measured"]
-        return "\n".join([*lines, *(f"note         {notice}" for notice in splits.notices), "Nothing was made."])
+            lines += [
+                "order        by validation accuracy: who is paired with whom is known once they"
+                " are measured"
+            ]
+        return "\n".join(
+            [*lines, *(f"note         {notice}" for notice in splits.notices), "Nothing was made."]
+        )
 
 
 def _mib(size: int) -> str:
@@ -213,8 +265,9 @@ def estimate(
     kept: Path | None = None,
     update: bool = False,
 ) -> Estimate:
-    """Check parents, splits and classes, and time one batch; nothing is made. Weights are read only of what
-    parents were trained from that lie in `kept`, to see whether they would be trained so again.
+    """Check parents, splits and classes, and time one batch; nothing is made. Weights are read only
+    of what parents were trained from that lie in `kept`, to see whether they would be trained so
+    again.
 
     Args:
         recipe: what to do.
@@ -232,7 +285,11 @@ def estimate(
     leaves = recipe.leaves(only)
     to_train = trained_for(recipe, leaves)
     models = check_training(recipe, to_train, splits)
-    models |= {leaf: open_unweighted(leaf, recipe.parents[leaf]) for leaf in leaves if base(leaf) not in to_train}
+    models |= {
+        leaf: open_unweighted(leaf, recipe.parents[leaf])
+        for leaf in leaves
+        if base(leaf) not in to_train
+    }
     matched = refuse_unlike(models, splits)[1]
     first, model = next(iter(models.items()))
     splits = prepared(recipe, splits, model)
@@ -240,32 +297,56 @@ def estimate(
     try_model(model, first)
     device = Processes().device
     trained = _find_trained(recipe, to_train, splits, kept, update)
-    training = _train(recipe, [name for name in to_train if name not in trained], model, splits, device)
+    training = _train(
+        recipe, [name for name in to_train if name not in trained], model, splits, device
+    )
     batch, shape = recipe.evaluation.batch_size, model.picture_shape
     rows = choose_batch_size(batch, len(splits.validation), device, model.model, shape)
     numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
-    beside = {} if only else {name: node for name, node in recipe.all_nodes().items() if name not in nodes}
+    beside = (
+        {}
+        if only
+        else {name: node for name, node in recipe.all_nodes().items() if name not in nodes}
+    )
     return Estimate(
-        recipe, nodes, splits, matched, str(model.structure.get("architecture", "")), numbers,
-        picture=math.prod(shape), seconds_a_picture=_time_batch(model, device, rows), training=training,
-        trained=trained, device=device.type, processes=processes, only=only, calibration=calibration,
+        recipe,
+        nodes,
+        splits,
+        matched,
+        str(model.structure.get("architecture", "")),
+        numbers,
+        picture=math.prod(shape),
+        seconds_a_picture=_time_batch(model, device, rows),
+        training=training,
+        trained=trained,
+        device=device.type,
+        processes=processes,
+        only=only,
+        calibration=calibration,
         beside=beside,
-    )  # fmt: skip
+    )
 
 
 def _find_trained(
     recipe: Recipe, names: list[str], splits: Splits, kept: Path | None, update: bool
 ) -> dict[str, Path]:
-    """Return the parents that lie there as the recipe would train them; the training rows are read if any do.
+    """Return the parents that lie there as the recipe would train them; the training rows are read
+    if any do.
 
     Raises:
         RunError: one was trained otherwise, and must not be replaced.
     """
-    if kept is None or not any((kept / made).exists() for name in names for made in recipe.made_by(name)):
+    if kept is None or not any(
+        (kept / made).exists() for name in names for made in recipe.made_by(name)
+    ):
         return {}
-    keys = train_keys(pin(recipe.model_copy(update={"data": splits.data}), {}, names), names, splits)
+    keys = train_keys(
+        pin(recipe.model_copy(update={"data": splits.data}), {}, names), names, splits
+    )
     check_trained(kept, keys, update)
-    return {name: kept / name for name, key in keys.items() if is_trained(recipe, kept, {name: key})}
+    return {
+        name: kept / name for name, key in keys.items() if is_trained(recipe, kept, {name: key})
+    }
 
 
 def _train(
@@ -288,7 +369,9 @@ def _train(
 def _time_batch(model: OpenModel, device: torch.device, rows: int) -> float:
     """Return seconds a picture: the fastest of three batches, after one to warm up."""
     forward = Forward(model.model, device)
-    images = torch.zeros(rows, *model.picture_shape, device=device).to(memory_format=torch.channels_last)
+    images = torch.zeros(rows, *model.picture_shape, device=device).to(
+        memory_format=torch.channels_last
+    )
     seconds = []
     for _ in range(4):
         began = time.perf_counter()

@@ -1,4 +1,5 @@
-"""The run folder: made after every check, resumed by the same recipe, refused to any other; its files appear whole."""
+"""The run folder: made after every check, resumed by the same recipe, refused to any other; its
+files appear whole."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the folder, made if it is not there, against other runs; where this object holds it, do nothing.
+        """Hold the folder, made if it is not there, against other runs; where this object holds it,
+        do nothing.
 
         Raises:
             RunError: another run is at work there.
@@ -72,7 +74,9 @@ class RunFolder:
     @property
     def is_new(self) -> bool:
         """Whether nothing lies there but what a killed run had not finished writing."""
-        return not self.path.exists() or all(path.name.startswith(".mega-") for path in self.path.iterdir())
+        return not self.path.exists() or all(
+            path.name.startswith(".mega-") for path in self.path.iterdir()
+        )
 
     @property
     def journal(self) -> Path:
@@ -89,7 +93,8 @@ class RunFolder:
         return self.path / "nodes" / name
 
     def check(self, recipe: Recipe, overwrite: bool, update: bool = False) -> Recipe:
-        """Return the recipe to run: the one given, or the folder's own (with pinned revisions) if it is the same.
+        """Return the recipe to run: the one given, or the folder's own (with pinned revisions) if
+        it is the same.
 
         Args:
             recipe: what is asked for.
@@ -97,8 +102,8 @@ class RunFolder:
             update: another recipe may run what it changes.
 
         Raises:
-            RunError: the folder belongs to another recipe or to something else, or can't be written although
-                there is something to write.
+            RunError: the folder belongs to another recipe or to something else, or can't be written
+                although there is something to write.
         """
         try:
             refuse_unwritable(self.path, "the output folder", "another --out")
@@ -125,10 +130,15 @@ class RunFolder:
         known, is_ours = read_stored(stored)
         if not is_ours and not update:
             raise RunError(
-                "the run's own recipe was changed", where=str(stored), expected="recipe.yaml as the run wrote it",
+                "the run's own recipe was changed",
+                where=str(stored),
+                expected="recipe.yaml as the run wrote it",
                 got="other content",
-                remedy="put it back, or --overwrite; another recipe is a file of your own, with --update",
-            )  # fmt: skip
+                remedy=(
+                    "put it back, or --overwrite; another recipe is a file of your own, with"
+                    " --update"
+                ),
+            )
         if is_ours and recipe.sha256 in (known.sha256, asked):
             return known
         filled = fill_open(recipe, known, _names(body) if is_ours else {})
@@ -142,29 +152,43 @@ class RunFolder:
 
     def _refuse_other(self, known: Recipe, asked: Recipe) -> None:
         changes = difflib.unified_diff(
-            known.to_yaml().splitlines(), asked.to_yaml().splitlines(), "there", "asked for", n=0, lineterm=""
+            known.to_yaml().splitlines(),
+            asked.to_yaml().splitlines(),
+            "there",
+            "asked for",
+            n=0,
+            lineterm="",
         )
         shown = "\n            ".join(line for line in changes if not line.startswith("@@"))
         order = Journal(self.journal).order
         again = changed_nodes(known, asked, order["ranking"] if order else None)
         trained = changed_trainings(known, asked)
-        work = f"runs these nodes again: {', '.join(again)}" if again else "makes the report again, and runs no node"
+        work = (
+            f"runs these nodes again: {', '.join(again)}"
+            if again
+            else "makes the report again, and runs no node"
+        )
         work = f"trains {', '.join(trained)}, and {work}" if trained else work
         raise RunError(
-            "another recipe was run in this folder", where=str(self.path), expected="the same recipe", got=shown,
+            "another recipe was run in this folder",
+            where=str(self.path),
+            expected="the same recipe",
+            got=shown,
             remedy=f"--update {work}; or another --out, or --overwrite to start afresh",
-        )  # fmt: skip
+        )
 
     def create(self, asked: Recipe, pinned: Recipe, overwrite: bool, update: bool = False) -> None:
         """Make the folder and write its recipe.
 
-        With `overwrite` what an earlier run left is removed first; where `update` replaces the recipe, its report.
+        With `overwrite` what an earlier run left is removed first; where `update` replaces the
+        recipe, its report.
         """
         stored = self.path / "recipe.yaml"
         digest = asked.sha256
         if overwrite and stored.is_file():
             kept = self.path / "parents"
-            with hold(kept, IN_TRAINING) if kept.is_dir() else nullcontext():  # another run may train there
+            # another run may train there
+            with hold(kept, IN_TRAINING) if kept.is_dir() else nullcontext():
                 for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
                     remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -172,7 +196,8 @@ class RunFolder:
         names, content = names_of_pinned(asked, pinned), pinned.to_yaml()
         if stored.exists():
             head, body = _split(stored)
-            names = names if update else _names(body) | names  # the recipe may be the one below, taken from here
+            # the recipe may be the one below, taken from here
+            names = names if update else _names(body) | names
             if body == _with_names(names, content):
                 return
             if update:
@@ -201,13 +226,15 @@ class RunFolder:
                 remove(self.path / "nodes")
 
     def tidy(self) -> None:
-        """Remove what a killed run left in a finished folder, where nobody is at work and it can be written."""
+        """Remove what a killed run left in a finished folder, where nobody is at work and it can be
+        written."""
         if self._leftovers() or (self.path / LOCK).exists():
             with suppress(RunError, OSError), self.hold():
                 self._remove_leftovers()
 
     def _leftovers(self) -> list[Path]:
-        """Return what a killed run left; those beside trained parents are the training's, which has its own lock."""
+        """Return what a killed run left; those beside trained parents are the training's, which has
+        its own lock."""
         inside = (self.path, self.path / "nodes")
         return [file for folder in inside for file in folder.glob(".mega-*") if file.name != LOCK]
 
@@ -216,7 +243,8 @@ class RunFolder:
             remove(leftover)
 
     def finished(self) -> MergeResult | None:
-        """Return the result of the folder's recipe if there is one and the merged models are still as they were saved.
+        """Return the result of the folder's recipe if there is one and the merged models are still
+        as they were saved.
 
         Whether it is the recipe that is asked for, `check` has said.
         """
@@ -228,9 +256,15 @@ class RunFolder:
         if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
             return None  # of an early release, or of another recipe
         is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
-        folders = {name: folder for name, folder in result.folders.items() if is_kept or folder == result.merged}
+        folders = {
+            name: folder
+            for name, folder in result.folders.items()
+            if is_kept or folder == result.merged
+        }
         journal = Journal(self.journal)
-        is_whole = all(journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items())
+        is_whole = all(
+            journal.has_merged(name, folder_digest(folder)) for name, folder in folders.items()
+        )
         return result if is_whole else None
 
 
@@ -269,7 +303,8 @@ def _names(body: str) -> dict[str, str]:
 
 
 def _stamped(asked: str, content: str) -> bytes:
-    """Return a run's recipe.yaml: which recipe was asked for, what it became, and a digest that shows changes."""
+    """Return a run's recipe.yaml: which recipe was asked for, what it became, and a digest that
+    shows changes."""
     holds = hashlib.sha256(content.encode()).hexdigest()
     return f"{_HEAD}{asked}{_HOLDS}{holds}\n{content}".encode()
 
@@ -277,7 +312,8 @@ def _stamped(asked: str, content: str) -> bytes:
 def portable_recipe(stored: Path, recipe: Recipe) -> bytes:
     """Return a run's recipe.yaml for a copy that names what is local by its digest.
 
-    What was asked for stays known where no path was in it; a digest of paths would let them be guessed.
+    What was asked for stays known where no path was in it; a digest of paths would let them be
+    guessed.
     """
     head, body = _split(stored)
     asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]

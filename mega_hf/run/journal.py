@@ -11,14 +11,23 @@ from typing import Any
 
 from mega_hf.errors import RunError
 from mega_hf.recipe.tree import base
-from mega_hf.run.journal_format import VERSION, check_line, difference, differing_entry, seal, unseal
+from mega_hf.run.journal_format import (
+    VERSION,
+    check_line,
+    difference,
+    differing_entry,
+    seal,
+    unseal,
+)
 
 logger = logging.getLogger(__name__)
 
 NAME = "journal.jsonl"
-_LONGEST = 1 << 24  # bytes of a line; the longest, permutations, have some bytes a channel and place
+# bytes of a line; the longest, permutations, have some bytes a channel and place
+_LONGEST = 1 << 24
 
-Counted = tuple[int | None, int, int]  # right answers (None where a logit was not finite), rows seen, loss
+# right answers (None where a logit was not finite), rows seen, loss
+Counted = tuple[int | None, int, int]
 
 
 @dataclass
@@ -34,7 +43,8 @@ class NodeRecord:
         pictures: forwarded for them.
         aligned: permutations of the parents' channels.
         proposed: what a strategy proposed: generation -> points.
-        answers: who of those that were chosen between was right where: bits, in hexadecimal; None if nobody asked.
+        answers: who of those that were chosen between was right where: bits, in hexadecimal; None
+            if nobody asked.
     """
 
     journal: Journal
@@ -43,7 +53,8 @@ class NodeRecord:
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
     pictures: int = 0
-    aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # parent -> groups of channels, and orders
+    # parent -> groups of channels, and orders
+    aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     proposed: dict[int, list[list[float]]] = field(default_factory=dict)
     answers: list[str] | None = None
     _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
@@ -53,7 +64,8 @@ class NodeRecord:
         return len(self._known)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (generation, index) of each individual that was recorded, in the order of the lines."""
+        """Yield (generation, index) of each individual that was recorded, in the order of the
+        lines."""
         return iter(self._known)
 
     def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
@@ -73,11 +85,16 @@ class NodeRecord:
         counted, there = known
         if genome is not None and there != genome:
             raise RunError(
-                f"individual {index} of generation {generation} of {self.node} is not the one that was recorded",
-                where=str(self.journal.path), expected=f"genome {there}", got=genome,
-                remedy="the journal was changed, or this machine computes otherwise than the one that began the run: "
-                "go on there; or --overwrite starts afresh",
-            )  # fmt: skip
+                f"individual {index} of generation {generation} of {self.node} is not the one that"
+                " was recorded",
+                where=str(self.journal.path),
+                expected=f"genome {there}",
+                got=genome,
+                remedy=(
+                    "the journal was changed, or this machine computes otherwise than the one that"
+                    " began the run: go on there; or --overwrite starts afresh"
+                ),
+            )
         return counted
 
     def genome(self, generation: int, index: int) -> str | None:
@@ -98,7 +115,8 @@ class NodeRecord:
         pictures: int = 0,
         write: bool = True,
     ) -> None:
-        """Append a fitness and flush it to the disk before anyone uses it; of two on one individual the later holds.
+        """Append a fitness and flush it to the disk before anyone uses it; of two on one individual
+        the later holds.
 
         Args:
             generation: 1 for the founders.
@@ -109,18 +127,35 @@ class NodeRecord:
             pictures: that were forwarded for it: none where its genome was known.
             write: on the main process; the others keep it in memory.
         """
-        line = {"kind": "fitness", "node": self.node, "generation": generation, "index": index, "correct": fitness[0]}
-        line |= {"n": fitness[1], "genome": genome, "seconds": round(seconds, 4), "pictures": pictures}
+        line = {
+            "kind": "fitness",
+            "node": self.node,
+            "generation": generation,
+            "index": index,
+            "correct": fitness[0],
+        }
+        line |= {
+            "n": fitness[1],
+            "genome": genome,
+            "seconds": round(seconds, 4),
+            "pictures": pictures,
+        }
         line |= {"loss": fitness[2]} if fitness[2] else {}
         self._keep(line, write)
 
     def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
-        """Append how a parent's channels are put in the order of the first one's, before anything is bred of it."""
-        self._keep({"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}, write)
+        """Append how a parent's channels are put in the order of the first one's, before anything
+        is bred of it."""
+        self._keep(
+            {"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}, write
+        )
 
     def propose(self, generation: int, points: list[list[float]], write: bool = True) -> None:
         """Append what a strategy proposes for a generation, before it is measured."""
-        self._keep({"kind": "proposed", "node": self.node, "generation": generation, "points": points}, write)
+        self._keep(
+            {"kind": "proposed", "node": self.node, "generation": generation, "points": points},
+            write,
+        )
 
     def answer(self, right: list[str], write: bool = True) -> None:
         """Append who is right where, of individuals that are chosen between."""
@@ -154,14 +189,16 @@ class NodeRecord:
         self.pictures += pictures if pictures is not None else line["n"] if line["seconds"] else 0
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Append what came of the merge (its best individual, its history, digests), unless that stands there."""
+        """Append what came of the merge (its best individual, its history, digests), unless that
+        stands there."""
         line = {"kind": "merged", "node": self.node, **outcome}
         if line != self.merged:
             self.journal.append(line)
 
 
 class Journal:
-    """JSON lines, each closed by a checksum over it and all before it; read whole when it is opened.
+    """JSON lines, each closed by a checksum over it and all before it; read whole when it is
+    opened.
 
     What each kind of line holds stands in `lines.py`.
 
@@ -187,12 +224,15 @@ class Journal:
     def begin(self, header: dict[str, Any], update: bool = False) -> None:
         """Write the header of a new journal, or check that the one there describes the same run.
 
-        Parents that the header does not know yet are added to it, and so is a recipe that is written otherwise
-        by now. With `update` a new header takes the place of one that differs: the keys of the nodes decide what is
+        Parents that the header does not know yet are added to it, and so is a recipe that is
+        written otherwise
+        by now. With `update` a new header takes the place of one that differs: the keys of the
+            nodes decide what is
         still good.
 
         Raises:
-            RunError: parents, data, device kind or forward path are not those that the journal was begun with.
+            RunError: parents, data, device kind or forward path are not those that the journal was
+                begun with.
         """
         self._drop_torn()
         there = self.header
@@ -206,12 +246,16 @@ class Journal:
                 where=str(self.path),
                 expected=difference(before, now),
                 got=difference(now, before),
-                remedy="--update runs again what this changes; else another --out, or --overwrite to start afresh",
+                remedy=(
+                    "--update runs again what this changes; else another --out, or --overwrite to"
+                    " start afresh"
+                ),
             )
         if there.get("versions") != header.get("versions"):
             was = difference(there.get("versions"), header.get("versions"))
             logger.warning("begun with other releases, which may round otherwise: %s", was)
-        if not update:  # those that an update does not need may be others by the time that they are needed
+        # those that an update does not need may be others by the time that they are needed
+        if not update:
             header = header | {"parents": there["parents"] | header["parents"]}
         if differing or any(header[key] != there[key] for key in ("parents", "recipe")):
             self.append({"kind": "header", "version": VERSION} | header)
@@ -220,7 +264,11 @@ class Journal:
         """Let parents, snapshots among them, be others from now on, as an update has made them."""
         if self.header is None:
             return
-        kept = {name: sha256 for name, sha256 in self.header["parents"].items() if base(name) not in parents}
+        kept = {
+            name: sha256
+            for name, sha256 in self.header["parents"].items()
+            if base(name) not in parents
+        }
         if kept != self.header["parents"]:
             self._drop_torn()
             self.append(self.header | {"parents": kept})
@@ -260,7 +308,10 @@ class Journal:
         """Cut off what a process that died left of its last line: it is made again."""
         if self._torn:
             os.truncate(self.path, self._whole)
-            logger.warning("%s: its last line was torn, as by a crash, and is dropped; it is made again", self.path)
+            logger.warning(
+                "%s: its last line was torn, as by a crash, and is dropped; it is made again",
+                self.path,
+            )
             self._torn = False
 
     def _read(self) -> None:
@@ -292,9 +343,15 @@ class Journal:
 
 
 def _damaged(where: str, number: int, error: Exception) -> RunError:
-    back = f"cut it off there (head -n {number - 1}), and what follows is evaluated again; or " if number > 1 else ""
+    back = (
+        f"cut it off there (head -n {number - 1}), and what follows is evaluated again; or "
+        if number > 1
+        else ""
+    )
     return RunError(
-        "a damaged line, or one before it is missing", where=where,
-        expected="a journal's line, as it was written", got=error,
+        "a damaged line, or one before it is missing",
+        where=where,
+        expected="a journal's line, as it was written",
+        got=error,
         remedy=f"put a copy back; or {back}--overwrite starts afresh",
-    )  # fmt: skip
+    )

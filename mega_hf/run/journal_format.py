@@ -1,4 +1,5 @@
-"""The journal's lines: what each kind must hold, whoever wrote it, and the checksum that closes it."""
+"""The journal's lines: what each kind must hold, whoever wrote it, and the checksum that closes
+it."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Header(_Line):
 
 
 class Begun(_Line):
-    """A merge begins, under the key of all that decides it; what stood of it under another key is void."""
+    """A merge begins, under the key of all that decides it; what stood of it under another key is
+    void."""
 
     kind: Literal["node"]
     node: str
@@ -44,7 +46,8 @@ class Begun(_Line):
 
 
 class Fitness(_Line):
-    """One individual's right answers (null where a logit was not finite) among the `n` rows that it has seen."""
+    """One individual's right answers (null where a logit was not finite) among the `n` rows that it
+    has seen."""
 
     kind: Literal["fitness"]
     node: str
@@ -55,7 +58,8 @@ class Fitness(_Line):
     genome: _Digest
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     pictures: _Count | None = None  # that were forwarded for it; as many as rows in version 3
-    loss: _Count = 0  # the sum over these rows, of each row's in 2⁻¹⁶; where it decides between equals
+    # the sum over these rows, of each row's in 2⁻¹⁶; where it decides between equals
+    loss: _Count = 0
 
     @model_validator(mode="after")
     def _possible(self) -> Fitness:
@@ -74,7 +78,8 @@ class Generation(_Line):
 
 
 class Merged(_Line):
-    """What came of a merge: its best individual, its history, the digests of its weights and files."""
+    """What came of a merge: its best individual, its history, the digests of its weights and
+    files."""
 
     kind: Literal["merged"]
     node: str
@@ -93,7 +98,8 @@ class Merged(_Line):
 
 
 class Channels(_Line):
-    """Channels that are permuted together, wherever they stand: [entry, dimension, start, places each]; and how."""
+    """Channels that are permuted together, wherever they stand: [entry, dimension, start, places
+    each]; and how."""
 
     size: _Count
     places: list[Annotated[list[str | _Count], Field(min_length=4, max_length=4)]]
@@ -103,7 +109,10 @@ class Channels(_Line):
     def _possible(self) -> Channels:
         kinds = {tuple(type(part) for part in place) for place in self.places}
         if len(self.order) != self.size or kinds - {(str, int, int, int)}:
-            raise ValueError("a permutation of as many channels as it says, in places of one text and three numbers")
+            raise ValueError(
+                "a permutation of as many channels as it says, in places of one text and three"
+                " numbers"
+            )
         return self
 
 
@@ -117,7 +126,8 @@ class Aligned(_Line):
 
 
 class Proposed(_Line):
-    """What a strategy proposes for a generation, before it is measured: points, as it numbers their coordinates."""
+    """What a strategy proposes for a generation, before it is measured: points, as it numbers their
+    coordinates."""
 
     kind: Literal["proposed"]
     node: str
@@ -126,7 +136,8 @@ class Proposed(_Line):
 
 
 class Answered(_Line):
-    """Which rows each of some individuals answers rightly: a bit a row, in hexadecimal, the first row's highest."""
+    """Which rows each of some individuals answers rightly: a bit a row, in hexadecimal, the first
+    row's highest."""
 
     kind: Literal["answered"]
     node: str
@@ -134,7 +145,8 @@ class Answered(_Line):
 
 
 class Chosen(_Line):
-    """What `method: auto` chose, why, and right answers of parents and averages (-1 where a logit was not finite)."""
+    """What `method: auto` chose, why, and right answers of parents and averages (-1 where a logit
+    was not finite)."""
 
     kind: Literal["chosen"]
     settings: dict[str, str]
@@ -155,7 +167,8 @@ class Order(_Line):
 
 _LINES: TypeAdapter[Any] = TypeAdapter(
     Annotated[
-        Header | Begun | Fitness | Merged | Aligned | Proposed | Answered | Chosen | Order, Field(discriminator="kind")
+        Header | Begun | Fitness | Merged | Aligned | Proposed | Answered | Chosen | Order,
+        Field(discriminator="kind"),
     ]
 )
 
@@ -175,7 +188,8 @@ def seal(line: dict[str, Any], before: int) -> tuple[bytes, int]:
 
     Args:
         line: what it says.
-        before: the checksum of all lines before it, 0 at the start: so that a line that is lost shows too.
+        before: the checksum of all lines before it, 0 at the start: so that a line that is lost
+            shows too.
     """
     body = json.dumps(line).encode()[:-1]
     checksum = zlib.crc32(body, before)
@@ -194,7 +208,9 @@ def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
         other = int(version[1]) if version else VERSION
         is_other = other not in _READ
         raise ValueError(
-            f"version {other}; this release reads {_READ[0]} and {_READ[1]}" if is_other else "no checksum at its end"
+            f"version {other}; this release reads {_READ[0]} and {_READ[1]}"
+            if is_other
+            else "no checksum at its end"
         )
     checksum = zlib.crc32(sealed[1], before)
     if checksum != int(sealed[2], 16):

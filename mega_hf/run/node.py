@@ -1,4 +1,5 @@
-"""One merge of the tree: taken from the run folder if nothing that decides it changed, else searched and saved."""
+"""One merge of the tree: taken from the run folder if nothing that decides it changed, else
+searched and saved."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ from mega_hf.evaluation.individuals import Interval
 from mega_hf.evaluation.racing import Evaluation
 from mega_hf.evaluation.row_difficulty import Memory, known_as
 from mega_hf.models.load import open_model
-from mega_hf.models.merge_inputs import Inputs, Source, encode, genomes_bytes, is_recalibrated, open_inputs
+from mega_hf.models.merge_inputs import (
+    Inputs,
+    Source,
+    encode,
+    genomes_bytes,
+    is_recalibrated,
+    open_inputs,
+)
 from mega_hf.models.save import save_model
 from mega_hf.models.weight_files import weight_files
 from mega_hf.recipe.blocks import Node
@@ -41,7 +49,8 @@ from mega_hf.search.selection import contenders, plan, plan_reference
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
-Pause = Callable[[Forward, Pictures], None]  # called before each generation is evaluated, and after the last
+# called before each generation is evaluated, and after the last
+Pause = Callable[[Forward, Pictures], None]
 
 
 @dataclass(frozen=True)
@@ -54,19 +63,26 @@ class Workshop:
     journal: Journal
     processes: Processes
     progress: Progress
-    context: list[Any]  # what decides every fitness beside weights: data, classes, preprocessing, device, path
+    # what decides every fitness beside weights: data, classes, preprocessing, device, path
+    context: list[Any]
     memory: Memory  # of the validation rows
     chunk: int  # rows shown to an individual before it is asked whether it may still win
     full: bool  # measure every individual on every row
     calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
-    pause: Pause | None = None  # what a benchmark does whenever individuals are measured, on all processes
-    orders: dict[str, dict[str, Orders]] = field(default_factory=dict)  # of channels, found for other merges
+    # what a benchmark does whenever individuals are measured, on all processes
+    pause: Pause | None = None
+    # of channels, found for other merges
+    orders: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
     @property
     def tracer(self) -> Tracer:
         """What finds the permutations of parents' channels."""
         return Tracer(
-            self.forward, tuple(self.validation.images.shape[1:]), self.calibration, self.processes, self.orders
+            self.forward,
+            tuple(self.validation.images.shape[1:]),
+            self.calibration,
+            self.processes,
+            self.orders,
         )
 
 
@@ -78,7 +94,8 @@ class Merged:
     node: Node
     level: int
     folder: Path
-    record: dict[str, Any]  # digests: file, weights, statistics, state, layout; correct, n, generation, index, history
+    # digests: file, weights, statistics, state, layout; correct, n, generation, index, history
+    record: dict[str, Any]
     evaluations: int
     measured: int  # of these, in this run; the others stood in the journal
     pictures: int  # that were forwarded for them
@@ -98,12 +115,17 @@ class Merged:
         best = {key: self.record[key] for key in ("correct", "n", "generation", "index")}
         best |= {"pictures_evaluated": self.pictures, "pictures_full": self.pictures_full}
         return {
-            "name": self.name, "parents": self.node.parents, "level": self.level, "merge": self.node.settings,
+            "name": self.name,
+            "parents": self.node.parents,
+            "level": self.level,
+            "merge": self.node.settings,
             "search": {**best, "evaluations": self.evaluations, "node": self.name},
             "history": self.record["history"],
-            "digests": {key: self.record[key] for key in ("weights", "statistics", "file", "state")},
+            "digests": {
+                key: self.record[key] for key in ("weights", "statistics", "file", "state")
+            },
             "seconds": {"evaluating": round(self.seconds, 1)},
-        }  # fmt: skip
+        }
 
 
 def merge_node(
@@ -120,14 +142,17 @@ def merge_node(
         workshop: what all merges share.
 
     Raises:
-        RunError: no individual gave finite logits, or a replay gives other weights than the journal says.
+        RunError: no individual gave finite logits, or a replay gives other weights than the journal
+            says.
     """
-    contents, calibration = [source.sha256 for source in inputs.values()], _calibration(node, workshop)
+    contents = [source.sha256 for source in inputs.values()]
+    calibration = _calibration(node, workshop)
     shown = workshop.calibration if node.align == "activations" else calibration
     context = [*workshop.context, *(shown.key if shown else ())]
     key = hashlib.sha256(json.dumps([name, node.settings, contents, context]).encode()).hexdigest()
     known = workshop.journal.node(name, key, write=workshop.processes.is_main)
-    layout = next(iter(inputs.values())).layout  # decides no fitness: where it alone has changed, nothing is evaluated
+    # decides no fitness: where it alone has changed, nothing is evaluated
+    layout = next(iter(inputs.values())).layout
     reused = (
         known.merged is not None
         and known.merged.get("layout") == layout
@@ -135,19 +160,40 @@ def merge_node(
         and folder_digest(target) == known.merged.get("folder")
     )
     before = len(known)
-    workshop.processes.compare(f"{name} in the run folder", reused)  # and so nothing is written before all have looked
+    # and so nothing is written before all have looked
+    workshop.processes.compare(f"{name} in the run folder", reused)
     record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
     assert record is not None
     if record["n"] == workshop.validation.count:
-        for is_treated in {False, calibration is not None}:  # a founder of the next merge: not measured again
+        # a founder of the next merge: not measured again
+        for is_treated in {False, calibration is not None}:
             workshop.memory.keep(known_as(record["state"], is_treated), record["correct"])
-    full = node.evaluations * (workshop.validation.count + (calibration.pictures.count if calibration else 0))
+    full = node.evaluations * (
+        workshop.validation.count + (calibration.pictures.count if calibration else 0)
+    )
     made = len(known) - before
-    return Merged(name, node, level, target, record, len(known), made, known.pictures, full, known.seconds, reused)
+    return Merged(
+        name,
+        node,
+        level,
+        target,
+        record,
+        len(known),
+        made,
+        known.pictures,
+        full,
+        known.seconds,
+        reused,
+    )
 
 
 def _make(
-    name: str, node: Node, inputs: dict[str, Source], target: Path, known: NodeRecord, workshop: Workshop
+    name: str,
+    node: Node,
+    inputs: dict[str, Source],
+    target: Path,
+    known: NodeRecord,
+    workshop: Workshop,
 ) -> dict[str, Any]:
     opened = open_inputs(inputs, _calibration(node, workshop) is not None)
     opened = align_inputs(node, opened, known, workshop.tracer)
@@ -165,20 +211,31 @@ def _make(
     weights = space.learned_digest(state)
     if was is not None and was["weights"] != weights:
         raise RunError(
-            f"{name}: the replay gives other weights than the run did", where=str(workshop.journal.path),
-            expected=was["weights"], got=weights,
-            remedy="the journal was changed, or this is a fault of mega_hf: --overwrite starts afresh",
-        )  # fmt: skip
+            f"{name}: the replay gives other weights than the run did",
+            where=str(workshop.journal.path),
+            expected=was["weights"],
+            got=weights,
+            remedy=(
+                "the journal was changed, or this is a fault of mega_hf: --overwrite starts afresh"
+            ),
+        )
     if workshop.processes.is_main:
         write_folder(target, lambda path: save_model(path, first, state))
     workshop.processes.wait()
     record = {
-        "weights": weights, "statistics": space.statistics_digest(state),
-        "file": merged_digest(target), "folder": folder_digest(target), "layout": layout,
-        "state": digest(state), "parameters": space.learned_size, "correct": best.fitness.correct,
-        "n": best.fitness.seen, "generation": best.generation, "index": best.index,
+        "weights": weights,
+        "statistics": space.statistics_digest(state),
+        "file": merged_digest(target),
+        "folder": folder_digest(target),
+        "layout": layout,
+        "state": digest(state),
+        "parameters": space.learned_size,
+        "correct": best.fitness.correct,
+        "n": best.fitness.seen,
+        "generation": best.generation,
+        "index": best.index,
         "history": [asdict(generation) for generation in outcome.history],
-    }  # fmt: skip
+    }
     if workshop.processes.is_main:
         if was is None or was["folder"] != record["folder"]:
             workshop.folder.drop_report()  # it tells of what was there before
@@ -187,16 +244,25 @@ def _make(
 
 
 def _search(
-    name: str, node: Node, inputs: dict[str, Source], opened: Inputs, known: NodeRecord, workshop: Workshop
+    name: str,
+    node: Node,
+    inputs: dict[str, Source],
+    opened: Inputs,
+    known: NodeRecord,
+    workshop: Workshop,
 ) -> tuple[Outcome, StateDict]:
     """Return what came of a search, and the best individual's weights."""
     _refuse_shortage(name, node, opened, workshop.processes)
     encoding = encode(opened, node)
     calibration = _calibration(node, workshop)
     for parent, source in zip(encoding.parents, inputs.values(), strict=True):
-        counted = workshop.memory.find(known_as(source.sha256, calibration is not None), node.sums_losses)
+        counted = workshop.memory.find(
+            known_as(source.sha256, calibration is not None), node.sums_losses
+        )
         if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
-            workshop.memory.keep(encoding.digest(parent), counted[0], counted[2] if node.sums_losses else None)
+            workshop.memory.keep(
+                encoding.digest(parent), counted[0], counted[2] if node.sums_losses else None
+            )
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
         pause = partial(workshop.pause or (lambda *_: None), workshop.forward, workshop.validation)
@@ -206,9 +272,19 @@ def _search(
             pause()
 
         evaluation = Evaluation(
-            workshop.forward, workshop.validation, encoding, workshop.processes, known, _contenders, settled,
-            workshop.memory, workshop.chunk, workshop.full, calibration, node.sums_losses,
-        )  # fmt: skip
+            workshop.forward,
+            workshop.validation,
+            encoding,
+            workshop.processes,
+            known,
+            _contenders,
+            settled,
+            workshop.memory,
+            workshop.chunk,
+            workshop.full,
+            calibration,
+            node.sums_losses,
+        )
         recall = recollect(known, evaluation)
         outcome = search_node(name, node, encoding, evaluation, recall)
     state = dict(encoding.entries(outcome.best.genome))
@@ -220,7 +296,8 @@ def _search(
 
 
 def _calibration(node: Node, workshop: Workshop) -> Calibration | None:
-    """Return the pictures from which a merge's statistics follow; None where they are blended, or there are none."""
+    """Return the pictures from which a merge's statistics follow; None where they are blended, or
+    there are none."""
     return workshop.calibration if is_recalibrated(node, workshop.forward.model) else None
 
 
@@ -229,19 +306,27 @@ def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes
     needed = genomes_bytes(node, len(node.parents), opened.space.size)
     free = psutil.virtual_memory().available // processes.on_this_machine
     if processes.add_up(np.array([needed > free], dtype=np.int64)).any():
-        each = "" if processes.on_this_machine == 1 else f" for each of {processes.on_this_machine} processes"
+        each = (
+            ""
+            if processes.on_this_machine == 1
+            else f" for each of {processes.on_this_machine} processes"
+        )
         raise RunError(
-            f"there is no memory for the population of {name}", expected=f"{_gib(needed)}{each}, free",
-            got=_gib(free), remedy="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
+            f"there is no memory for the population of {name}",
+            expected=f"{_gib(needed)}{each}, free",
+            got=_gib(free),
+            remedy="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
             + (", or fewer processes" if each else ""),
-        )  # fmt: skip
+        )
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: Recollection) -> Outcome:
+def search_node(
+    name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: Recollection
+) -> Outcome:
     """Search the weights of one node.
 
     Args:
@@ -252,12 +337,23 @@ def search_node(name: str, node: Node, encoding: Encoding, evaluate: Evaluate, r
         recall: gives what else a method needs, made or from a journal.
     """
     mutation, reference = node.mutation, node.variant == "reference"
-    gaussian = Gaussian(mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference)
+    gaussian = Gaussian(
+        mutation.rate, mutation.std, mutation.scope, mutation.relative, statistics=reference
+    )
     search = Search(
-        node.population_size, node.generations, node.num_mates, node.tournament_size, gaussian,
-        node.founders.include_parents, plan_reference if reference else plan, node.evaluations, node.prefer,
-    )  # fmt: skip
-    return METHODS[node.method](encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, recall)
+        node.population_size,
+        node.generations,
+        node.num_mates,
+        node.tournament_size,
+        gaussian,
+        node.founders.include_parents,
+        plan_reference if reference else plan,
+        node.evaluations,
+        node.prefer,
+    )
+    return METHODS[node.method](
+        encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, recall
+    )
 
 
 def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:
@@ -265,11 +361,16 @@ def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int
     return {i for contest in contests for i in contenders(contest, fitness)}
 
 
-def _accuracy_of(pictures: Pictures, advance: Callable[[int, str], None]) -> Callable[[int, int], None]:
+def _accuracy_of(
+    pictures: Pictures, advance: Callable[[int, str], None]
+) -> Callable[[int, int], None]:
     return lambda measured, best: advance(measured, f"best {100 * best / pictures.count:.2f} %")
 
 
 def _genes(encoding: Encoding) -> Genes:
     parents = encoding.parents
-    scales = tuple(spread([parent[start:stop].numpy() for parent in parents]) for start, stop in encoding.bounds)
+    scales = tuple(
+        spread([parent[start:stop].numpy() for parent in parents])
+        for start, stop in encoding.bounds
+    )
     return Genes(encoding.bounds, encoding.learned, scales)

@@ -1,4 +1,5 @@
-"""The parents of a run: found, checked against each other, ranked; their weights are held one at a time."""
+"""The parents of a run: found, checked against each other, ranked; their weights are held one at a
+time."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ from mega_hf.weights.batchnorm import statistics_names
 
 @dataclass
 class Parents:
-    """The parents that a run merges, each checked against the first; weights are read again where they are needed.
+    """The parents that a run merges, each checked against the first; weights are read again where
+    they are needed.
 
     Attributes:
         splits: whose classes they must know.
@@ -75,11 +77,14 @@ class Parents:
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
         model = opened.model
         load = _opener(name, reference, model.folder)
-        self.sources[name] = Source(name, opened.parent.sha256, layout_digest(model), load, model.files)
+        self.sources[name] = Source(
+            name, opened.parent.sha256, layout_digest(model), load, model.files
+        )
         refuse_copies(self.identities.values())
 
     def expect(self, models: dict[str, OpenModel]) -> tuple[list[int], str]:
-        """Check models, by name, against the first parent and each other, whatever their weights; as `refuse_unlike`.
+        """Check models, by name, against the first parent and each other, whatever their weights;
+        as `refuse_unlike`.
 
         Raises:
             MegaError: they can't be merged.
@@ -94,7 +99,8 @@ class Parents:
         return self.first.model
 
     def release(self, was_compiled: bool) -> None:
-        """Give up the first parent's weights, once no search needs them: others are read where they are needed."""
+        """Give up the first parent's weights, once no search needs them: others are read where they
+        are needed."""
         self.model.model.to("meta")
         if was_compiled:
             torch.compiler.reset()  # what was compiled holds them too
@@ -102,35 +108,55 @@ class Parents:
 
 
 def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[int], str]:
-    """Raise MegaError unless all models, by name, can be merged for this data set; their weights are not looked at.
+    """Raise MegaError unless all models, by name, can be merged for this data set; their weights
+    are not looked at.
 
     Returns:
         for each class of the data set the models' output, and how classes were matched, in words.
     """
     refuse_layout(models)
     names, classes = splits.class_names, splits.classes
-    found = {name: match_classes(one.labels, one.num_classes, names, classes) for name, one in models.items()}
+    found = {
+        name: match_classes(one.labels, one.num_classes, names, classes)
+        for name, one in models.items()
+    }
     first = next(iter(found))
     for name in found:
         if found[name][0] != found[first][0]:
-            expected, got = (f"{found[one][0]} ({one}, matched {found[one][1]})" for one in (first, name))
+            expected, got = (
+                f"{found[one][0]} ({one}, matched {found[one][1]})" for one in (first, name)
+            )
             raise ParentError(
-                f"{first} and {name} number the classes otherwise", expected=expected, got=got,
-                remedy="give the parents the class names of the data set (label_names in config.json)",
-            )  # fmt: skip
+                f"{first} and {name} number the classes otherwise",
+                expected=expected,
+                got=got,
+                remedy=(
+                    "give the parents the class names of the data set (label_names in config.json)"
+                ),
+            )
     return found[first]
 
 
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:
     if folder is not None:
         return partial(open_model, folder, name)
-    assert isinstance(reference, WeightsParent), "all others are folders"  # its user loads it into the architecture
+    # its user loads it into the architecture
+    assert isinstance(reference, WeightsParent), "all others are folders"
     one = reference
-    return partial(open_weights, one.arch, Path(one.weights), one.num_classes, one.arch_args, name, one.data_config)
+    return partial(
+        open_weights,
+        one.arch,
+        Path(one.weights),
+        one.num_classes,
+        one.arch_args,
+        name,
+        one.data_config,
+    )
 
 
 def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:
-    """Return the recipe with revisions pinned: of the parents opened, and of what others are trained from."""
+    """Return the recipe with revisions pinned: of the parents opened, and of what others are
+    trained from."""
     parents = recipe.parents | opened
     for name in trained:
         parent = recipe.trained[name]
@@ -142,7 +168,9 @@ def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) ->
             parents[source] = resolve(reference, source, only_configuration=True)[1]
         elif source not in recipe.usable:
             pinned = resolve(reference, name, only_configuration=True)[1]
-            parents[name] = parent.model_copy(update={"train": parent.train.model_copy(update={"source": pinned})})
+            parents[name] = parent.model_copy(
+                update={"train": parent.train.model_copy(update={"source": pinned})}
+            )
     return recipe.model_copy(update={"parents": parents})
 
 
@@ -169,7 +197,8 @@ def rank(
     memory: Memory,
     calibration: Calibration | None,
 ) -> list[str]:
-    """Return the parents from best to worst on validation (ties: first listed); measured once, then in the journal.
+    """Return the parents from best to worst on validation (ties: first listed); measured once, then
+    in the journal.
 
     Args:
         parents: what is ranked.
@@ -195,7 +224,9 @@ def rank(
         state = parents.sources[names[i]].map()
         forward.write(state.items())
         if calibration:
-            calibration.recalibrate(forward, {name: state[name].dtype for name in statistics_names(forward.model)})
+            calibration.recalibrate(
+                forward, {name: state[name].dtype for name in statistics_names(forward.model)}
+            )
         correct = forward.count(validation)
         return [-1 if correct is None else correct]
 
@@ -204,7 +235,15 @@ def rank(
     correct = dict(zip(names, counted, strict=True))
     _remember(correct, known, memory)
     if processes.is_main:
-        journal.append({"kind": "order", "key": key, "ranking": ranking, "correct": correct, "n": validation.count})
+        journal.append(
+            {
+                "kind": "order",
+                "key": key,
+                "ranking": ranking,
+                "correct": correct,
+                "n": validation.count,
+            }
+        )
     return ranking
 
 
@@ -214,14 +253,17 @@ def _remember(correct: dict[str, int], known: dict[str, str], memory: Memory) ->
 
 
 def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
-    """See that parents of a kind can be treated as their merges ask; return splits with the rows for that.
+    """See that parents of a kind can be treated as their merges ask; return splits with the rows
+    for that.
 
     Raises:
         DataError: there are none.
         ParentError: the model can't be aligned.
     """
     nodes = recipe.nodes().values()
-    check_alignable(nodes, parent.model, parent.picture_shape, parent.structure.get("architecture", "model"))
+    check_alignable(
+        nodes, parent.model, parent.picture_shape, parent.structure.get("architecture", "model")
+    )
     wanted = needs_calibration(nodes, parent.model)
     if recipe.is_open:  # what is there may be used; what is not is no error
         wanted = splits.calibration is not None and len(splits.calibration) > 1

@@ -1,4 +1,5 @@
-"""THE PIPELINE: recipe -> parents -> tree of merges, each weight space -> generations <-> fitness -> report."""
+"""THE PIPELINE: recipe -> parents -> tree of merges, each weight space -> generations <-> fitness
+-> report."""
 
 from __future__ import annotations
 
@@ -54,24 +55,31 @@ def merge(
 ) -> MergeResult:
     """Merge the parents of a recipe and leave a run folder behind.
 
-    The same recipe in the same folder goes on where it was stopped, and answers at once when it was finished.
+    The same recipe in the same folder goes on where it was stopped, and answers at once when it was
+    finished.
 
     Args:
         recipe: what to do.
         out: the run folder; `runs/NAME` in the working folder by default.
         overwrite: start afresh where an earlier run is.
-        update: run what another recipe, or other parents or data, change of an earlier run, and keep the rest.
+        update: run what another recipe, or other parents or data, change of an earlier run, and
+            keep the rest.
         keep: `final` drops the intermediate models of a tree once the report is made.
-        parents: the folder in which trained parents are looked for and left; the run folder's own by default.
-        forward: run the model `compiled` or `eager`; `auto` goes on as the run was begun, and begins compiled where
-            that saves time. The two round differently, so a result is promised for each.
-        full_evaluation: measure every individual on every row; the result is the same, and takes longer.
+        parents: the folder in which trained parents are looked for and left; the run folder's own
+            by default.
+        forward: run the model `compiled` or `eager`; `auto` goes on as the run was begun, and
+            begins compiled where that saves time. The two round differently, so a result is
+            promised for each.
+        full_evaluation: measure every individual on every row; the result is the same, and takes
+            longer.
         progress: show bars on standard error.
 
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
-    with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
+    with start(
+        recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)
+    ) as run:
         result = run.finished()
         if result is None:
             merged, finding, workshop = search(recipe, run)
@@ -99,14 +107,17 @@ def merge_only(
     full_evaluation: bool = False,
     progress: bool = False,
 ) -> Merged:
-    """Make one merge of a tree and those that it needs; the test split is not looked at, no report is made.
+    """Make one merge of a tree and those that it needs; the test split is not looked at, no report
+    is made.
 
     Args: as `merge`; `node` is the merge's name.
 
     Raises:
         MegaError: as `merge`; RecipeError if there is no such node.
     """
-    with start(recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)) as run:
+    with start(
+        recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)
+    ) as run:
         return search(recipe, run, node)[0][-1]
 
 
@@ -132,9 +143,13 @@ def train(
     if not recipe.trained or (parent is not None and parent not in recipe.trained):
         known_names = ", ".join(recipe.trained) or "parents with train: {seed: ...}"
         remedy = (
-            "name one that is trained, or leave --parent out" if recipe.trained else "mega-hf merge needs no training"
+            "name one that is trained, or leave --parent out"
+            if recipe.trained
+            else "mega-hf merge needs no training"
         )
-        raise RecipeError("nothing to train", expected=known_names, got=parent or "none", remedy=remedy)
+        raise RecipeError(
+            "nothing to train", expected=known_names, got=parent or "none", remedy=remedy
+        )
     with start(recipe, out, False, update, parents, progress) as run:
         known = run.hold(recipe)
         refuse_absent(known.to_dict())
@@ -153,10 +168,12 @@ def train(
 def search(
     asked: Recipe, run: Run, only: str | None = None, pause: Pause | None = None
 ) -> tuple[list[Merged], Finding, Workshop]:
-    """Make the merges of a run that was started, or those that `only` needs, and no report; `pause` as in `Workshop`.
+    """Make the merges of a run that was started, or those that `only` needs, and no report; `pause`
+    as in `Workshop`.
 
     Returns:
-        the merges, the last is the root, or `only`; what a report needs beside them, and what they shared.
+        the merges, the last is the root, or `only`; what a report needs beside them, and what they
+        shared.
 
     Raises:
         MegaError: as `merge`.
@@ -192,13 +209,34 @@ def search(
         treated = calibration if is_recalibrated(recipe.merge, model.model) else None
         ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
     workshop = Workshop(
-        run.folder, forward, pictures, journal, run.processes, run.progress, context, memory,
-        choose_chunk(recipe.evaluation.batch_size, load.batch_size), run.how.full, calibration, pause,
-    )  # fmt: skip
+        run.folder,
+        forward,
+        pictures,
+        journal,
+        run.processes,
+        run.progress,
+        context,
+        memory,
+        choose_chunk(recipe.evaluation.batch_size, load.batch_size),
+        run.how.full,
+        calibration,
+        pause,
+    )
     last = names_merged(recipe.all_nodes(ranking))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), last, parents, run, workshop)
-    finding = Finding(recipe, parents, splits, journal, load, pictures, calibration, forward.path, notices, ranking)
+    finding = Finding(
+        recipe,
+        parents,
+        splits,
+        journal,
+        load,
+        pictures,
+        calibration,
+        forward.path,
+        notices,
+        ranking,
+    )
     return merged, finding, workshop
 
 
@@ -211,19 +249,27 @@ def _notices(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> list
     return notices
 
 
-def _load(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> tuple[Loader, Pictures, Calibration | None]:
-    """Return what loads pictures for these parents, the validation rows', and those for BatchNorm's statistics."""
+def _load(
+    recipe: Recipe, parents: Parents, splits: Splits, run: Run
+) -> tuple[Loader, Pictures, Calibration | None]:
+    """Return what loads pictures for these parents, the validation rows', and those for BatchNorm's
+    statistics."""
     model, device, settings = parents.model, run.processes.device, recipe.evaluation
     rows = len(splits.validation)
-    batch_size = choose_batch_size(settings.batch_size, rows, device, model.model, model.picture_shape)
+    batch_size = choose_batch_size(
+        settings.batch_size, rows, device, model.model, model.picture_shape
+    )
     load = Loader(model, parents.mapping, batch_size, device, settings.memory_share)
     with run.time("pictures"):
         return load, load(splits.validation), load.calibration(splits, recipe.threads)
 
 
-def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run) -> Forward:
+def _prepare_forward(
+    parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run
+) -> Forward:
     """Return the resident model, which runs as was asked, else as it did when the run was begun."""
-    device, asked = run.processes.device, {"eager": EAGER, "compiled": COMPILED}.get(run.how.forward)
+    device = run.processes.device
+    asked = {"eager": EAGER, "compiled": COMPILED}.get(run.how.forward)
     path = asked or (journal.header or {}).get("forward_path")
     forward = Forward(parents.model.model, device)
     if path is None:
@@ -239,7 +285,8 @@ def _prepare_forward(parents: Parents, pictures: Pictures, journal: Journal, rec
 
 
 def _digests(recipe: Recipe, parents: Parents, splits: Splits) -> dict[str, Any]:
-    """Return the digests of what is given in the place of something absent, under its keys in the recipe."""
+    """Return the digests of what is given in the place of something absent, under its keys in the
+    recipe."""
     found: dict[str, Any] = {"data.path": splits.digests}
     for name, parent in parents.identities.items():
         found |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
@@ -253,10 +300,19 @@ def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any
     """Return what decides every fitness beside weights and settings."""
     model = parents.model
     run = [head[key] for key in ("device_kind", "forward_path", "batch_size")]
-    return [splits.digests["validation"], parents.mapping, model.library, model.structure, model.preprocessing, *run]
+    return [
+        splits.digests["validation"],
+        parents.mapping,
+        model.library,
+        model.structure,
+        model.preprocessing,
+        *run,
+    ]
 
 
-def _merge_nodes(nodes: dict[str, Node], last: str, parents: Parents, run: Run, workshop: Workshop) -> list[Merged]:
+def _merge_nodes(
+    nodes: dict[str, Node], last: str, parents: Parents, run: Run, workshop: Workshop
+) -> list[Merged]:
     """Make the merges one after the other, each after those that it needs."""
     sources, merged, level = dict(parents.sources), [], tree.levels(inputs_of(nodes))
     for number, (name, node) in enumerate(nodes.items(), start=1):
@@ -267,20 +323,31 @@ def _merge_nodes(nodes: dict[str, Node], last: str, parents: Parents, run: Run, 
         merged.append(done)
         if run.processes.is_main and len(nodes) > 1:
             accuracy = 100 * done.record["correct"] / done.record["n"]
-            made = f"{done.measured} evaluations" if done.measured else "made again from the journal"
+            made = (
+                f"{done.measured} evaluations" if done.measured else "made again from the journal"
+            )
             how = "taken from the run folder" if done.reused else made
-            logger.info("node %d of %d, %s: %.2f %% on validation, %s", number, len(nodes), name, accuracy, how)
+            logger.info(
+                "node %d of %d, %s: %.2f %% on validation, %s",
+                number,
+                len(nodes),
+                name,
+                accuracy,
+                how,
+            )
     return merged
 
 
 def _gather(
     asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: Run
 ) -> tuple[Parents, Recipe, Splits]:
-    """Open the parents, and train those that are trained here; make the run folder once every check has passed."""
+    """Open the parents, and train those that are trained here; make the run folder once every check
+    has passed."""
     to_train, models = trained_for(recipe, leaves), dict[str, OpenModel]()
     given = Parents(splits)
     for name in (leaf for leaf in leaves if base(leaf) not in recipe.trained):
-        given.admit(name, recipe.parents[name])  # what would end the merge ends it while there is no folder yet
+        # what would end the merge ends it while there is no folder yet
+        given.admit(name, recipe.parents[name])
     if to_train:
         run.check_room(recipe, to_train)
         models = check_training(recipe, to_train, splits)
@@ -290,7 +357,9 @@ def _gather(
     keys = train_keys(recipe, to_train, splits) if to_train else {}
     run.create(asked, recipe, run.check_trained(keys))
     if run.processes.is_main and run.is_kept:
-        logger.info("merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path)
+        logger.info(
+            "merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path
+        )
     if not to_train:
         return given, recipe, splits
     with run.time("training"):
@@ -305,7 +374,8 @@ logger = logging.getLogger(__name__)
 
 
 def hold_against(merged: list[Merged], finding: Finding, workshop: Workshop) -> list[Merged]:
-    """Make a run's baselines, and choose between them, the parents and the final merge; or take all from its folder.
+    """Make a run's baselines, and choose between them, the parents and the final merge; or take all
+    from its folder.
 
     Args:
         merged: the merges, the final one last.
@@ -324,27 +394,47 @@ def hold_against(merged: list[Merged], finding: Finding, workshop: Workshop) -> 
     for name in (name for name in nodes if name not in known):
         shop, target = workshop, workshop.folder.node(name)
         if name == SECOND_LOOK:
-            assert splits.second_look is not None, "where a recipe asks for a second look there are rows for it"
-            shop, target = _on_other_rows(workshop, finding, splits.second_look), workshop.folder.merged
+            assert splits.second_look is not None, (
+                "where a recipe asks for a second look there are rows for it"
+            )
+            shop = _on_other_rows(workshop, finding, splits.second_look)
+            target = workshop.folder.merged
         known[name] = _make(name, nodes[name], sources, target, shop)
         sources[name] = known[name].source
     return list(known.values())[len(merged) :]
 
 
-def _make(name: str, node: Node, sources: dict[str, Source], target: Path, workshop: Workshop) -> Merged:
-    done = merge_node(name, node, 1, {parent: sources[parent] for parent in node.parents}, target, workshop)
+def _make(
+    name: str, node: Node, sources: dict[str, Source], target: Path, workshop: Workshop
+) -> Merged:
+    done = merge_node(
+        name, node, 1, {parent: sources[parent] for parent in node.parents}, target, workshop
+    )
     if workshop.processes.is_main:
         percent = 100 * done.record["correct"] / done.record["n"]
         if name == SECOND_LOOK:
             chosen = node.parents[done.record["index"]]
-            logger.info("second look: %s is named, %.2f %% of %d other rows", chosen, percent, done.record["n"])
+            logger.info(
+                "second look: %s is named, %.2f %% of %d other rows",
+                chosen,
+                percent,
+                done.record["n"],
+            )
         else:
-            logger.info("baseline %s: %.2f %% on validation, %d evaluations", name, percent, done.evaluations)
+            logger.info(
+                "baseline %s: %.2f %% on validation, %d evaluations",
+                name,
+                percent,
+                done.evaluations,
+            )
     return done
 
 
 def _on_other_rows(workshop: Workshop, finding: Finding, rows: Split) -> Workshop:
-    """Return a workshop that measures on the rows of the second look, and knows of no fitness on the others."""
+    """Return a workshop that measures on the rows of the second look, and knows of no fitness on
+    the others."""
     _, *context = workshop.context
     context = [finding.splits.digests["second_look"], *context]
-    return replace(workshop, validation=finding.load(rows), context=context, memory=Memory(len(rows)))
+    return replace(
+        workshop, validation=finding.load(rows), context=context, memory=Memory(len(rows))
+    )

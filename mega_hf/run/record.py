@@ -25,7 +25,16 @@ from mega_hf.report.card import write_card
 from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run.align import alignment
 from mega_hf.run.auto import choice_of
-from mega_hf.run.candidates import compared, count, line_up, list_candidates, measure, pair, save_baselines, tolerance
+from mega_hf.run.candidates import (
+    compared,
+    count,
+    line_up,
+    list_candidates,
+    measure,
+    pair,
+    save_baselines,
+    tolerance,
+)
 from mega_hf.run.folder import RunFolder
 from mega_hf.run.journal import Journal
 from mega_hf.run.node import Merged
@@ -37,7 +46,16 @@ from mega_hf.tasks.splits import Splits
 
 logger = logging.getLogger(__name__)
 
-_LIBRARIES = ("mega_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy")
+_LIBRARIES = (
+    "mega_hf",
+    "torch",
+    "timm",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,12 @@ class Finding:
 
 
 def header(
-    recipe: Recipe, parents: Parents, splits: Splits, device_kind: str, forward_path: str, batch_size: int
+    recipe: Recipe,
+    parents: Parents,
+    splits: Splits,
+    device_kind: str,
+    forward_path: str,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Return the journal's header: all that decides the numbers below it."""
     return {
@@ -84,7 +107,8 @@ def write_report(
     processes: Processes,
     seconds: dict[str, float],
 ) -> MergeResult:
-    """Measure parents, baselines and merged models from their folders, and write result, card and plots.
+    """Measure parents, baselines and merged models from their folders, and write result, card and
+    plots.
 
     Args:
         finding: what the run found.
@@ -99,9 +123,13 @@ def write_report(
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
-    root, sources, all_made = merged[-1], finding.parents.sources, {one.name: one for one in (*merged, *beside)}
+    root = merged[-1]
+    sources = finding.parents.sources
+    all_made = {one.name: one for one in (*merged, *beside)}
     aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
-    treatment = finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
+    treatment = (
+        finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
+    )
     if processes.is_main:
         save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
     processes.wait()
@@ -119,7 +147,10 @@ def write_report(
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
         record = make_record(finding, merged, beside, models, processes, seconds)
-        record |= {name: pair(candidates, right, rows, other).to_dict() for name, other in compared(models).items()}
+        record |= {
+            name: pair(candidates, right, rows, other).to_dict()
+            for name, other in compared(models).items()
+        }
         write_run_files(folder.path, record)
     processes.wait()
     return MergeResult.load(folder.path)
@@ -130,7 +161,8 @@ def write_run_files(folder: Path, record: dict[str, Any]) -> None:
     result = MergeResult(record, folder)
     try:
         write_card(result)
-    except HubError as error:  # of a card that was changed by hand; after hours of work the run must not end here
+    # of a card that was changed by hand; after hours of work the run must not end here
+    except HubError as error:
         kept = folder / "README-before.md"
         (folder / "README.md").replace(kept)
         logger.warning("%s; the card that was there is now %s", error.what, kept)
@@ -142,15 +174,21 @@ def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
     """See that the models that were searched for count as the search did, as they were saved."""
     measured = {model["name"]: model["validation"] for model in models}
     for one in made:
-        counted = measured.get(one.name, measured["merged"])  # the final merge, where no second look stands above it
+        # the final merge, where no second look stands above it
+        counted = measured.get(one.name, measured["merged"])
         saved, rows = counted["correct"], counted["n"]
         low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
-        if max(low - saved, saved - high) > tolerance(rows):  # plain eager mode rounds otherwise than the search did
+        # plain eager mode rounds otherwise than the search did
+        if max(low - saved, saved - high) > tolerance(rows):
             raise RunError(
                 f"the saved model {one.name} answers otherwise than the one that was searched",
-                expected=f"{low} right of {rows} validation rows", got=saved,
-                remedy="this is a fault of mega_hf or of the model's own save and load: please report it",
-            )  # fmt: skip
+                expected=f"{low} right of {rows} validation rows",
+                got=saved,
+                remedy=(
+                    "this is a fault of mega_hf or of the model's own save and load: please"
+                    " report it"
+                ),
+            )
 
 
 def make_record(
@@ -166,7 +204,9 @@ def make_record(
     nodes = [one.describe() for one in merged]
     last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
     digests = (last or root).describe()["digests"]
-    others: dict[str, Any] = {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
+    others: dict[str, Any] = (
+        {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
+    )
     others |= {"chosen": told} if (told := choice_of(finding.journal, recipe)) else {}
     others |= {SECOND_LOOK: _describe_second_look(last, finding.journal)} if last else {}
     return {
@@ -183,22 +223,39 @@ def make_record(
         "nodes": nodes,
         **others,
         "parents": [
-            {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256} for p in parents.identities.values()
+            {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256}
+            for p in parents.identities.values()
         ],
         "data": {
-            "source": splits.source, "classes": splits.classes, "matched": parents.matched,
+            "source": splits.source,
+            "classes": splits.classes,
+            "matched": parents.matched,
             "shared_pictures": splits.shared_pictures,
-            **{name: {"rows": len(rows), "spec": rows.spec, "sha256": sha} for name, rows, sha in splits.named},
+            **{
+                name: {"rows": len(rows), "spec": rows.spec, "sha256": sha}
+                for name, rows, sha in splits.named
+            },
         },
-        "digests": {**digests, "recipe": recipe.sha256, "journal": file_digest(finding.journal.path)},
+        "digests": {
+            **digests,
+            "recipe": recipe.sha256,
+            "journal": file_digest(finding.journal.path),
+        },
         "environment": {
-            "versions": versions(), "machine": platform.machine(), "system": platform.system(),
-            "device_kind": processes.device_kind, "forward_path": finding.forward_path,
-            "processes": processes.count, "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "device_kind": processes.device_kind,
+            "forward_path": finding.forward_path,
+            "processes": processes.count,
+            "threads": torch.get_num_threads(),
         },
-        "seconds": {"evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1), **seconds},
+        "seconds": {
+            "evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1),
+            **seconds,
+        },
         "notices": [*finding.notices, *_copies(parents, last or root)],
-    }  # fmt: skip
+    }
 
 
 def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
@@ -213,14 +270,20 @@ def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
 
 
 def _copies(parents: Parents, root: Merged) -> list[str]:
-    """Say so where the merged model is one of the parents, or has its weights and statistics computed anew."""
+    """Say so where the merged model is one of the parents, or has its weights and statistics
+    computed anew."""
     same = {p.name: "" for p in parents.identities.values() if p.sha256 == root.record["state"]}
     if root.node.recalibrates:
         opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
         learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
         anew = ", its BatchNorm statistics computed anew" if root.record["statistics"] else ""
-        same = {name: anew for name, weights in learned.items() if weights == root.record["weights"]} | same
-    return [f"the merged model is {name} itself{how}: nothing better was found" for name, how in same.items()]
+        same = {
+            name: anew for name, weights in learned.items() if weights == root.record["weights"]
+        } | same
+    return [
+        f"the merged model is {name} itself{how}: nothing better was found"
+        for name, how in same.items()
+    ]
 
 
 def _portable(finding: Finding) -> dict[str, Any]:
@@ -232,7 +295,11 @@ def _portable(finding: Finding) -> dict[str, Any]:
     def hide(block: dict[str, Any], key: str, name: str = "") -> None:
         place = block.get(key)
         if isinstance(place, str) and is_local(place):
-            known = identities[name].sha256 if name in identities else _digest(finding.recipe, name, place)
+            known = (
+                identities[name].sha256
+                if name in identities
+                else _digest(finding.recipe, name, place)
+            )
             block[key] = {"local": Path(place).name} | ({"sha256": known} if known else {})
 
     for name, written in tree["parents"].items():
@@ -245,7 +312,8 @@ def _portable(finding: Finding) -> dict[str, Any]:
 
 
 def _digest(recipe: Recipe, name: str, place: str) -> str | None:
-    """Return the digest of a model that others were only trained from; None if it can't be read any more."""
+    """Return the digest of a model that others were only trained from; None if it can't be read any
+    more."""
     try:
         return open_parent(name, recipe.parents.get(name, place)).parent.sha256
     except MegaError:

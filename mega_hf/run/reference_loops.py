@@ -1,4 +1,5 @@
-"""Loops as a user's own code has them, each in its own process, with torch and the C library as they come."""
+"""Loops as a user's own code has them, each in its own process, with torch and the C library as
+they come."""
 
 from __future__ import annotations
 
@@ -43,11 +44,17 @@ class Bare:
         with tempfile.TemporaryDirectory(prefix="mega_hf-bare-") as folder:
             path = Path(folder) / "work.pt"
             _write(path, forward, pictures, most)
-            command, pipe = [sys.executable, "-m", "mega_hf.run.reference_loops", name, str(path)], subprocess.PIPE
+            command = [sys.executable, "-m", "mega_hf.run.reference_loops", name, str(path)]
+            pipe = subprocess.PIPE
             self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=theirs(),
+                command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=theirs(),
                 start_new_session=True,  # the terminal's signals are for us; it ends with us
-            )  # fmt: skip
+            )
             try:
                 self.shown = int(self._answer())  # pictures
             except BaseException:
@@ -57,7 +64,9 @@ class Bare:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -78,25 +87,35 @@ class Bare:
         line = self._process.stdout.readline()
         if not line:
             raise RunError(
-                "the process of a bare loop ended", expected="an answer", got=f"exit code {self._process.wait()}",
-                remedy="see that there is memory for a second process with a model and its pictures",
-            )  # fmt: skip
+                "the process of a bare loop ended",
+                expected="an answer",
+                got=f"exit code {self._process.wait()}",
+                remedy=(
+                    "see that there is memory for a second process with a model and its pictures"
+                ),
+            )
         return float(line)
 
 
 def _write(path: Path, forward: Forward, pictures: Pictures, most: int) -> None:
     rows = max(1, min(most, pictures.count, _SENT // (4 * pictures.images[0].numel())))
     work = {  # pictures as copies: a slice would be saved with the whole that it is a view of
-        "model": copy.deepcopy(forward.model).cpu(), "images": pictures.images[:rows].cpu().clone(),
-        "labels": pictures.labels[:rows].cpu().clone(), "batch_size": min(rows, pictures.batch_size),
-        "device": str(forward.device), "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "model": copy.deepcopy(forward.model).cpu(),
+        "images": pictures.images[:rows].cpu().clone(),
+        "labels": pictures.labels[:rows].cpu().clone(),
+        "batch_size": min(rows, pictures.batch_size),
+        "device": str(forward.device),
+        "threads": torch.get_num_threads(),
+    }
     torch.save(work, path)
 
 
 @torch.inference_mode()
-def show(run: Callable[[torch.Tensor], object], batches: list[torch.Tensor], device: torch.device) -> None:
-    """Show batches on the device to a model, one after the other, and wait until it is done; nothing is counted."""
+def show(
+    run: Callable[[torch.Tensor], object], batches: list[torch.Tensor], device: torch.device
+) -> None:
+    """Show batches on the device to a model, one after the other, and wait until it is done;
+    nothing is counted."""
     for images in batches:
         run(images)
     if is_gpu(device):
@@ -109,7 +128,9 @@ def _prepare_eager(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
     model = work["model"].to(device).to(memory_format=torch.channels_last).eval()
     whole = work["images"].split(size)[: len(work["images"]) // size]
     batches = [images.to(device).contiguous(memory_format=torch.channels_last) for images in whole]
-    return sum(len(images) for images in batches), partial(show, partial(logits, model), batches, device)
+    return sum(len(images) for images in batches), partial(
+        show, partial(logits, model), batches, device
+    )
 
 
 def _prepare_naive(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
@@ -125,13 +146,18 @@ def _prepare_naive(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
         right = 0
         with torch.no_grad():
             for batch, labels in loader:
-                right += (logits(model, batch.to(device)).argmax(dim=1) == labels.to(device)).sum().item()
+                right += (
+                    (logits(model, batch.to(device)).argmax(dim=1) == labels.to(device))
+                    .sum()
+                    .item()
+                )
 
     return len(images), loop
 
 
 def main() -> None:
-    """Prepare a loop, say how many pictures it shows, and run it for each line that comes in, until none comes."""
+    """Prepare a loop, say how many pictures it shows, and run it for each line that comes in, until
+    none comes."""
     answers, (_, name, path) = sys.stdout, sys.argv
     with redirect_stdout(sys.stderr):
         work = torch.load(path, weights_only=False)  # ours, written a moment ago

@@ -1,4 +1,5 @@
-"""What a method takes from others beside fitness: made now and journaled before it is used, or from the journal."""
+"""What a method takes from others beside fitness: made now and journaled before it is used, or from
+the journal."""
 
 from __future__ import annotations
 
@@ -19,12 +20,17 @@ from mega_hf.search.population import Population
 
 def recollect(known: NodeRecord, evaluation: Evaluation) -> Recollection:
     """Return what a search that runs recalls of a merge, and else makes."""
-    return Recollection(partial(_propose, known, evaluation.processes), partial(_answer, known, evaluation))
+    return Recollection(
+        partial(_propose, known, evaluation.processes), partial(_answer, known, evaluation)
+    )
 
 
 def recollect_alone(known: NodeRecord, rows: int) -> Recollection:
-    """Return what a replay recalls of a merge whose individuals were measured on so many rows; it makes nothing."""
-    return Recollection(lambda generation, _: _proposed(known, generation), lambda _: answered(known, rows))
+    """Return what a replay recalls of a merge whose individuals were measured on so many rows; it
+    makes nothing."""
+    return Recollection(
+        lambda generation, _: _proposed(known, generation), lambda _: answered(known, rows)
+    )
 
 
 def _proposed(known: NodeRecord, generation: int) -> list[list[float]]:
@@ -46,7 +52,8 @@ def answered(known: NodeRecord, rows: int) -> np.ndarray:
 def _propose(
     known: NodeRecord, processes: Processes, generation: int, make: Callable[[], list[list[float]]]
 ) -> list[list[float]]:
-    """Return what a strategy proposes, on all processes what the main one does; what was recorded holds."""
+    """Return what a strategy proposes, on all processes what the main one does; what was recorded
+    holds."""
     made = np.array(make())  # always: what proposes goes on as if nothing had been recorded
     if generation not in known.proposed:
         bits = processes.share(1, made.size, lambda _: made.view(np.int64).reshape(-1).tolist())
@@ -59,7 +66,9 @@ def _answer(known: NodeRecord, evaluation: Evaluation, population: Population) -
     """Return who is right where; what was recorded holds."""
     if known.answers is None:
         right = evaluation.answers(population)
-        known.answer([np.packbits(row).tobytes().hex() for row in right], write=evaluation.processes.is_main)
+        known.answer(
+            [np.packbits(row).tobytes().hex() for row in right], write=evaluation.processes.is_main
+        )
     return answered(known, evaluation.pictures.count)
 
 
@@ -77,11 +86,16 @@ class Replay:
         most: what a row's loss is at most; 0 where it does not count.
     """
 
-    def __init__(self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None, most: int = 0) -> None:
+    def __init__(
+        self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None, most: int = 0
+    ) -> None:
         self.record, self.rows, self.digest, self.most = record, rows, digest, most
-        self.asked: set[tuple[int, int]] = set()  # (generation, index) of whatever the search had to do with
+        # (generation, index) of whatever the search had to do with
+        self.asked: set[tuple[int, int]] = set()
 
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+    def __call__(
+        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
+    ) -> list[Interval]:
         """Return what the record holds of each individual.
 
         Raises:

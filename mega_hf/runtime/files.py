@@ -21,12 +21,17 @@ def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
         got = "a file" if not there.is_dir() else "no right to write"
         remedy = f"{remedy}, or the right to write there"
         raise RunError(
-            f"{what} can't be written", where=str(path), expected="a folder", got=f"{got}: {there}", remedy=remedy
+            f"{what} can't be written",
+            where=str(path),
+            expected="a folder",
+            got=f"{got}: {there}",
+            remedy=remedy,
         )
 
 
 def merged_digest(folder: Path) -> str:
-    """Return the SHA-256 of a model's safetensors file (of all of them, one after the other, if it is sharded)."""
+    """Return the SHA-256 of a model's safetensors file (of all of them, one after the other, if it
+    is sharded)."""
     sha = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
@@ -69,7 +74,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does not exist yet.
+    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does
+    not exist yet.
 
     Raises:
         RunError: there is no room.
@@ -104,7 +110,8 @@ def _whole_or_gone(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there: a folder at once, so that no half of it is ever found."""
+    """Delete a file or a folder, if it is there: a folder at once, so that no half of it is ever
+    found."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return

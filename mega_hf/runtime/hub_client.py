@@ -1,4 +1,5 @@
-"""What the Hub's client met, in words: which of the many ways of not getting something it was, and the remedy."""
+"""What the Hub's client met, in words: which of the many ways of not getting something it was, and
+the remedy."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ from huggingface_hub.utils import httpx
 
 from mega_hf.errors import HubError, MegaError, first_line
 
-TIMEOUT = "MEGA_HF_HUB_TIMEOUT"  # seconds without a sign of life from the Hub; its client alone would wait for ever
+# seconds without a sign of life from the Hub; its client alone would wait for ever
+TIMEOUT = "MEGA_HF_HUB_TIMEOUT"
 BUSY = (408, 429, 500, 502, 503, 504)  # what may pass by waiting
 
 
-def explain(error: Exception, repository: str, revision: str = "", reading: bool = True) -> tuple[str, str]:
+def explain(
+    error: Exception, repository: str, revision: str = "", reading: bool = True
+) -> tuple[str, str]:
     """Return what an error of the Hub's client means, and what to do about it.
 
     Args:
@@ -42,18 +46,29 @@ def explain(error: Exception, repository: str, revision: str = "", reading: bool
     page = f"{constants.ENDPOINT}/{repository}"
     for one in met:
         if _is_gate(one):
-            then = "wait until it is granted to this account" if logged_in else "then: hf auth login"
+            then = (
+                "wait until it is granted to this account" if logged_in else "then: hf auth login"
+            )
             return "the repository is gated", f"ask for access on its page, {page}; {then}"
         if isinstance(one, HfHubHTTPError) and _is_unknown_token(one):
-            return "the Hub does not know this token", "a valid one: hf auth login, or HF_TOKEN; or log out"
+            return (
+                "the Hub does not know this token",
+                "a valid one: hf auth login, or HF_TOKEN; or log out",
+            )
         if isinstance(one, RepositoryNotFoundError) and logged_in:
-            remedy = "check the name; of a private one, ask its owner for access (hf auth whoami says who you are)"
+            remedy = (
+                "check the name; of a private one, ask its owner for access (hf auth whoami says"
+                " who you are)"
+            )
             return "no such repository, or this account may not see it", remedy
         if isinstance(one, RepositoryNotFoundError):
             remedy = "check the name; for a private one: hf auth login"
             return "no such repository, or it is private and nobody is logged in", remedy
         if isinstance(one, RevisionNotFoundError):
-            return f"the repository has no revision {revision}", f"a branch, a tag or a commit of it: {page}/commits"
+            return (
+                f"the repository has no revision {revision}",
+                f"a branch, a tag or a commit of it: {page}/commits",
+            )
         if isinstance(one, HFValidationError):
             return "not a repository's name", "ORG/NAME, or ./FOLDER"
     return _explain_failure(met, reading)
@@ -63,7 +78,11 @@ def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]
     """Say what kept the Hub from answering."""
     instead = ", or download it elsewhere and give its folder: ./FOLDER" if reading else ""
     if constants.HF_HUB_OFFLINE or any(isinstance(one, OfflineModeIsEnabled) for one in met):
-        what = "not in the cache, and HF_HUB_OFFLINE keeps the network out" if reading else "HF_HUB_OFFLINE is set"
+        what = (
+            "not in the cache, and HF_HUB_OFFLINE keeps the network out"
+            if reading
+            else "HF_HUB_OFFLINE is set"
+        )
         return what, "unset HF_HUB_OFFLINE" + instead
     for one in met:
         if isinstance(one, httpx.TimeoutException | TimeoutError):
@@ -71,11 +90,18 @@ def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             status = one.response.status_code
             if status == 429:
-                return "the Hub lets nothing more through for now (429)", "wait some minutes, or log in: hf auth login"
+                return (
+                    "the Hub lets nothing more through for now (429)",
+                    "wait some minutes, or log in: hf auth login",
+                )
             if status == 403:
                 remedy = "a token that may do this (hf auth login), or another repository"
                 return f"the Hub refuses this to this account: {_say(one)}", remedy
-            remedy = "try again later" if status in BUSY else "mend what it names; else report it to mega_hf"
+            remedy = (
+                "try again later"
+                if status in BUSY
+                else "mend what it names; else report it to mega_hf"
+            )
             return f"the Hub answered with an error {status}: {_say(one)}", remedy
     name = type(met[0]).__name__
     return f"the Hub can't be reached ({name})", "check the network" + instead
@@ -83,7 +109,13 @@ def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]
 
 def is_of_hub(error: BaseException) -> bool:
     """Say whether an error is the Hub's, or the network's, and not of what was fetched."""
-    kinds = (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.TransportError, LocalEntryNotFoundError)
+    kinds = (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        httpx.TransportError,
+        LocalEntryNotFoundError,
+    )
     return any(isinstance(one, kinds) or _is_gate(one) for one in _chain(error))
 
 
@@ -108,7 +140,8 @@ def wait_asked(error: BaseException) -> float | None:
 
 
 def set_timeout() -> None:
-    """Let a Hub that has fallen silent end a request; most requests of its client would wait for ever."""
+    """Let a Hub that has fallen silent end a request; most requests of its client would wait for
+    ever."""
     session = get_session()
     hooks = session.event_hooks
     if _end_silence not in hooks["request"]:
@@ -116,12 +149,14 @@ def set_timeout() -> None:
 
 
 def _end_silence(request: httpx.Request) -> None:
-    """Put a limit where a request has none; the client passes None, which the session's own limit gives way to."""
+    """Put a limit where a request has none; the client passes None, which the session's own limit
+    gives way to."""
     text = os.environ.get(TIMEOUT, "")
     limit = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 60.0
     given = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
-        kind: limit if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")
+        kind: limit if given.get(kind) is None else given[kind]
+        for kind in ("connect", "read", "write", "pool")
     }
 
 
@@ -132,14 +167,18 @@ def without_token(text: str) -> str:
 
 
 def _is_gate(error: BaseException) -> bool:
-    """Say whether a repository is gated; `datasets` says so in words of its own, and drops the Hub's error."""
+    """Say whether a repository is gated; `datasets` says so in words of its own, and drops the
+    Hub's error."""
     return isinstance(error, GatedRepoError) or "gated dataset" in str(error)
 
 
 def _is_unknown_token(error: HfHubHTTPError) -> bool:
     if error.response is None or error.response.status_code != 401 or get_token() is None:
         return False
-    return "invalid" in f"{error.server_message} {error.response.headers.get('X-Error-Message')}".lower()
+    return (
+        "invalid"
+        in f"{error.server_message} {error.response.headers.get('X-Error-Message')}".lower()
+    )
 
 
 def _say(error: HfHubHTTPError) -> str:
@@ -175,14 +214,20 @@ def retry(attempt: Callable[[], T]) -> T:
                 raise
             wait = min(wait_asked(error) or 2.0**number, _LONGEST_WAIT)
             reason = explain(error, "")[0]
-            logger.warning("%s; trying again in %.0f s (%d of %d)", reason, wait, number + 1, ATTEMPTS)
+            logger.warning(
+                "%s; trying again in %.0f s (%d of %d)", reason, wait, number + 1, ATTEMPTS
+            )
             time.sleep(wait)
     return attempt()
 
 
 def _is_conflict(error: Exception) -> bool:
     """Say whether someone else has committed in between."""
-    return isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 412
+    return (
+        isinstance(error, HfHubHTTPError)
+        and error.response is not None
+        and error.response.status_code == 412
+    )
 
 
 @contextmanager
@@ -194,11 +239,17 @@ def saying(repository: str, revision: str = "", then: str = "") -> Iterator[None
     except MegaError:
         raise
     except Exception as error:
-        if not is_of_hub(error) and not isinstance(error, ConnectionError | TimeoutError | ValueError | RuntimeError):
+        if not is_of_hub(error) and not isinstance(
+            error, ConnectionError | TimeoutError | ValueError | RuntimeError
+        ):
             raise  # of this machine, or a fault of ours
-        what, remedy = _explain_push(error) or explain(error, repository, revision, reading=not then)
+        what, remedy = _explain_push(error) or explain(
+            error, repository, revision, reading=not then
+        )
         got = f"{repository}@{revision}" if revision else repository
-        raise HubError(what, expected="the Hub to answer, and to agree", got=got, remedy=remedy + then) from None
+        raise HubError(
+            what, expected="the Hub to answer, and to agree", got=got, remedy=remedy + then
+        ) from None
 
 
 def _explain_push(error: Exception) -> tuple[str, str] | None:
@@ -214,14 +265,17 @@ class _Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass on how long the client waits, and nothing else."""
-        found = re.search(r"(?:Waiting|Retrying in) ([\d.]+)s.*\[Retry (\d+)/(\d+)\]", record.getMessage())
+        found = re.search(
+            r"(?:Waiting|Retrying in) ([\d.]+)s.*\[Retry (\d+)/(\d+)\]", record.getMessage()
+        )
         if found:
             logger.warning("the Hub is busy; trying again in %s s (%s of %s)", *found.groups())
 
 
 @contextmanager
 def client_speaks() -> Iterator[None]:
-    """Let the client's own waiting be seen, in our words, and keep the rest of what it logs to itself."""
+    """Let the client's own waiting be seen, in our words, and keep the rest of what it logs to
+    itself."""
     client = logging.getLogger("huggingface_hub")
     handlers, propagated = client.handlers, client.propagate
     client.handlers, client.propagate = [_Relay()], False

@@ -1,4 +1,5 @@
-"""One run at a time in a folder: a lock that ends with the process that holds it, however that ends."""
+"""One run at a time in a folder: a lock that ends with the process that holds it, however that
+ends."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def hold(folder: Path, remedy: str = _WAIT) -> Iterator[None]:
-    """Hold a folder, made if it is not there, against every other run; the lock file is gone afterwards.
+    """Hold a folder, made if it is not there, against every other run; the lock file is gone
+    afterwards.
 
     Args:
         folder: which one.
@@ -36,12 +38,14 @@ def hold(folder: Path, remedy: str = _WAIT) -> Iterator[None]:
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)  # while it is held: nobody removes a lock that another one took
+        # while it is held: nobody removes a lock that another one took
+        (folder / NAME).unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def refuse_held(folder: Path) -> None:
-    """Raise RunError where another run is at work, before anything is loaded; it is `hold` that keeps it out."""
+    """Raise RunError where another run is at work, before anything is loaded; it is `hold` that
+    keeps it out."""
     if (folder / NAME).is_file() and os.access(folder / NAME, os.R_OK | os.W_OK):
         descriptor = os.open(folder / NAME, os.O_RDWR)
         try:
@@ -51,7 +55,8 @@ def refuse_held(folder: Path) -> None:
 
 
 def _acquire(folder: Path, remedy: str) -> int:
-    """Return the open lock file, locked; `kill -9` frees it too, since the system closes what a process had open."""
+    """Return the open lock file, locked; `kill -9` frees it too, since the system closes what a
+    process had open."""
     path = folder / NAME
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,8 @@ def _acquire(folder: Path, remedy: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # whoever held it has removed it since it was opened: nobody else would see this lock
+        # whoever held it has removed it since it was opened: nobody else would see this lock
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path, remedy: str) -> None:
@@ -72,13 +78,18 @@ def _lock(descriptor: int, folder: Path, remedy: str) -> None:
     except BlockingIOError:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
         raise RunError(
-            "another run is at work here", where=str(folder), expected="one run at a time in a folder",
-            got=f"process {holder} at work" if holder.isdecimal() else "another process at work", remedy=remedy,
-        ) from None  # fmt: skip
+            "another run is at work here",
+            where=str(folder),
+            expected="one run at a time in a folder",
+            got=f"process {holder} at work" if holder.isdecimal() else "another process at work",
+            remedy=remedy,
+        ) from None
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        logger.warning("%s: no locks in this file system; start no second run in this folder", folder)
+        logger.warning(
+            "%s: no locks in this file system; start no second run in this folder", folder
+        )
 
 
 def _is_there(descriptor: int, path: Path) -> bool:

@@ -22,7 +22,9 @@ from mega_hf.errors import LaunchError, MegaError, Terminated
 from mega_hf.runtime.watchdog import end_with_launcher, end_with_others, spans_machines
 
 _LAUNCHER = "MEGA_HF_LAUNCHER"  # the process that started this one and its like
-CPU_COMMAND = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m mega_hf ..."
+CPU_COMMAND = (
+    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m mega_hf ..."
+)
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -42,9 +44,11 @@ class Processes:
             end_with_launcher(
                 int(os.environ.get(_LAUNCHER, os.getppid()))
             )  # before it waits for the others, which may never come
-        # Without a GPU, Accelerator(cpu=False) under a launcher gives N processes that all think they are main.
+        # Without a GPU, Accelerator(cpu=False) under a launcher gives N processes that all think
+        # they are main.
         cpu = not torch.cuda.is_available() or _wants_cpu()
-        timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))  # others wait while a parent is trained
+        # others wait while a parent is trained
+        timeout = InitProcessGroupKwargs(timeout=timedelta(days=30))
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
         started = int(os.environ.get("WORLD_SIZE", "1"))
         self._leave = lambda: None
@@ -52,7 +56,9 @@ class Processes:
             self._leave = end_with_others(self.rank, self.count)
         if started != self.count:
             got = f"{self.count} for each of {started} processes"
-            raise LaunchError("the processes don't see each other", expected=started, got=got, remedy=CPU_COMMAND)
+            raise LaunchError(
+                "the processes don't see each other", expected=started, got=got, remedy=CPU_COMMAND
+            )
 
     @property
     def count(self) -> int:
@@ -83,7 +89,8 @@ class Processes:
         """Measure items side by side and return all results on every process.
 
         Args:
-            items: how many there are; item i is this process's if i modulo the number of processes is its rank.
+            items: how many there are; item i is this process's if i modulo the number of processes
+                is its rank.
             width: how many integers `measure(i)` returns.
             measure: the work.
 
@@ -100,7 +107,8 @@ class Processes:
         return self.add_up(results)  # all others hold zeros
 
     def part(self, items: int) -> range:
-        """Return this process's share of a row of equal items: one piece, as long as the others' or one longer."""
+        """Return this process's share of a row of equal items: one piece, as long as the others' or
+        one longer."""
         first, last = (items * (self.rank + i) // self.count for i in (0, 1))
         return range(first, last)
 
@@ -119,7 +127,8 @@ class Processes:
             value: whose text is compared.
 
         Raises:
-            LaunchError: on every process, where one differs from the first; it names the process and both values.
+            LaunchError: on every process, where one differs from the first; it names the process
+                and both values.
         """
         if self.count == 1:
             return
@@ -131,11 +140,19 @@ class Processes:
             return
         longest = int(self._gather(np.array([len(mine)])).max())
         texts = self._gather(np.frombuffer(mine.ljust(longest), dtype=np.uint8))
-        first, other = (texts[rank].astype(np.uint8).tobytes().decode().rstrip() for rank in (0, others[0]))
+        first, other = (
+            texts[rank].astype(np.uint8).tobytes().decode().rstrip() for rank in (0, others[0])
+        )
         raise LaunchError(
-            f"process {others[0]} computes otherwise than process 0", where=what, expected=first, got=other,
-            remedy="the same files, releases and kind of device on every machine; or one of its devices is faulty",
-        )  # fmt: skip
+            f"process {others[0]} computes otherwise than process 0",
+            where=what,
+            expected=first,
+            got=other,
+            remedy=(
+                "the same files, releases and kind of device on every machine; or one of its"
+                " devices is faulty"
+            ),
+        )
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
         """Return the rows of all processes, [processes, width] int64."""
@@ -176,11 +193,14 @@ def _others_alive() -> Iterator[None]:
     except RuntimeError as error:
         got = (str(error).strip().splitlines() or ["no answer"])[0][:200]
         remedy = "see what ended it, and mend that; then the same command goes on"
-        raise LaunchError("another process ended", expected="an answer", got=got, remedy=remedy) from None
+        raise LaunchError(
+            "another process ended", expected="an answer", got=got, remedy=remedy
+        ) from None
 
 
 def check_launch(environment: os._Environ[str] | dict[str, str]) -> None:
-    """Refuse a launch that silently became one process: `accelerate launch --cpu --num_processes 2`.
+    """Refuse a launch that silently became one process: `accelerate launch --cpu --num_processes
+    2`.
 
     That launcher sets MASTER_ADDR only when several processes were asked for, and then starts one.
     """
@@ -209,7 +229,8 @@ def default_processes() -> int:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Start `count` processes of `python -m mega_hf ARGUMENTS` through Accelerate and return their exit code."""
+    """Start `count` processes of `python -m mega_hf ARGUMENTS` through Accelerate and return their
+    exit code."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     on_cpu = not torch.cuda.is_available()
@@ -221,11 +242,23 @@ def launch(count: int, arguments: list[str]) -> int:
             remedy="a smaller --num-processes",
         )
     flags = ["--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
-    flags += ["--dynamo_backend", "no", "--main_process_port", "0", *(["--multi_gpu"] if count > 1 else [])]
+    flags += [
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        *(["--multi_gpu"] if count > 1 else []),
+    ]
     parsed = launch_command_parser().parse_args([*flags, "-m", "mega_hf", *arguments])
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.ERROR)  # it warns of each signal; what was meant by it, we say
-    parsed.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours; an older torch takes them all
+    for name in [
+        name
+        for name in logging.root.manager.loggerDict
+        if name.startswith("torch.distributed.elastic")
+    ]:
+        # it warns of each signal; what was meant by it, we say
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # the others are ours; an older torch takes them all
+    parsed.signals_to_handle = "SIGHUP,SIGQUIT"
     with _environment(count, on_cpu):
         try:
             launch_command(parsed)
@@ -237,12 +270,16 @@ def launch(count: int, arguments: list[str]) -> int:
 
 
 def _explain(error: ChildFailedError) -> int:
-    """Name the process that died without a word of its own; return the exit code that stands for all."""
+    """Name the process that died without a word of its own; return the exit code that stands for
+    all."""
     spoken = (1, 2, 130, -signal.SIGTERM)  # the launcher ends the others by SIGTERM
     codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     for rank, code in codes.items():
         if code not in spoken:
-            print(f"mega-hf: process {rank} died (exit code {code}); the same command resumes", file=sys.stderr)
+            print(
+                f"mega-hf: process {rank} died (exit code {code}); the same command resumes",
+                file=sys.stderr,
+            )
     return 2 if 2 in codes.values() else 1
 
 

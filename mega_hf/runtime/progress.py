@@ -18,7 +18,8 @@ class Progress:
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """Give a function that advances the bar by a number and sets the text behind it; `unit` is a plural."""
+        """Give a function that advances the bar by a number and sets the text behind it; `unit` is
+        a plural."""
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants a line now and then
         with tqdm(
             total=total,

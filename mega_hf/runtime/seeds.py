@@ -1,4 +1,5 @@
-"""One named random stream per draw: nothing depends on what was drawn before, or by which process."""
+"""One named random stream per draw: nothing depends on what was drawn before, or by which
+process."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import numpy as np
 Streams = Callable[[int, int, str], np.random.Generator]
 
 
-def named_stream(seed: int, node: str, generation: int, child: int, purpose: str) -> np.random.Generator:
+def named_stream(
+    seed: int, node: str, generation: int, child: int, purpose: str
+) -> np.random.Generator:
     """Return the random stream of one draw: Philox, keyed by the SHA-256 of its name.
 
     Args:

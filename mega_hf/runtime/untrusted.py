@@ -40,11 +40,14 @@ class Beyond(ValueError):
 def harmless(text: object) -> str:
     """Return a text with its lines kept and without anything else that a terminal obeys."""
     lines = str(text).replace("\t", " ").split("\n")
-    return "\n".join("".join(c if c.isprintable() or c == "\xa0" else "?" for c in line) for line in lines)
+    return "\n".join(
+        "".join(c if c.isprintable() or c == "\xa0" else "?" for c in line) for line in lines
+    )
 
 
 def is_plain(text: str) -> bool:
-    """Say whether a text is one line without controls, marks of direction and what no text holds."""
+    """Say whether a text is one line without controls, marks of direction and what no text
+    holds."""
     return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
 
 
@@ -52,7 +55,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Return a file's content.
 
     Raises:
-        OSError: it can't be read, or is no file: a pipe would wait for ever, and a device might never end.
+        OSError: it can't be read, or is no file: a pipe would wait for ever, and a device might
+            never end.
         Beyond: it holds more than `most` bytes.
     """
     if path.exists() and not path.is_file():
@@ -94,7 +98,9 @@ def parse_json(content: bytes) -> Any:
     return value
 
 
-def refuse_beyond(tree: Any, levels: int, largest: float = math.inf, values: float = math.inf) -> None:
+def refuse_beyond(
+    tree: Any, levels: int, largest: float = math.inf, values: float = math.inf
+) -> None:
     """Raise Beyond where a tree of plain values is too deep, or holds what no file of use holds.
 
     It goes without recursion: a tree may be deeper than Python's own calls may be.
@@ -110,7 +116,9 @@ def refuse_beyond(tree: Any, levels: int, largest: float = math.inf, values: flo
         if seen > values:
             raise Beyond(f"more than {values:,} values")
         if isinstance(value, dict | list):
-            inner = itertools.chain(value, value.values()) if isinstance(value, dict) else iter(value)
+            inner = (
+                itertools.chain(value, value.values()) if isinstance(value, dict) else iter(value)
+            )
             open_levels.append(inner)
             if len(open_levels) > levels:
                 raise Beyond(f"more than {levels} levels")
@@ -124,7 +132,11 @@ def _refuse_scalar(value: Any, largest: float) -> None:
             raise Beyond(f"a text of {len(value):,} characters")
     elif isinstance(value, int):
         if value.bit_length() > 1000 or abs(value) > largest:  # more would be no float either
-            shown = f"the number {value}" if value.bit_length() < 100 else "a number of dozens of digits"
+            shown = (
+                f"the number {value}"
+                if value.bit_length() < 100
+                else "a number of dozens of digits"
+            )
             raise Beyond(f"{shown}; at most {largest:,}")
     elif isinstance(value, float) and (not math.isfinite(value) or abs(value) > largest):
         raise Beyond(f"the number {value}; at most {largest:,}")

@@ -1,4 +1,5 @@
-"""Threads that end this process where the run can't go on: its launcher is gone, or a process on another machine."""
+"""Threads that end this process where the run can't go on: its launcher is gone, or a process on
+another machine."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _DONE = b"done"
 
 
 def end_with_launcher(launcher: int) -> None:
-    """End this process when its launcher is gone, killed perhaps: nobody would end it, and it would go on writing.
+    """End this process when its launcher is gone, killed perhaps: nobody would end it, and it would
+    go on writing.
 
     Args:
         launcher: its process.
@@ -38,7 +40,8 @@ def spans_machines(environment: Mapping[str, str], count: int) -> bool:
 
 
 def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable[[], None]:
-    """End this process when one on another machine is gone: it might be training for hours before it would notice.
+    """End this process when one on another machine is gone: it might be training for hours before
+    it would notice.
 
     A launcher ends its own processes when one dies, but not those of other machines.
 
@@ -51,7 +54,9 @@ def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable
         what to call when this process is done, so that the others do not take it for dead.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2 * silence))
+    store = TCPStore(
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2 * silence)
+    )
     keys, is_done = [f"mega_hf/alive/{r}" for r in range(count)], threading.Event()
     store.set(keys[rank], "0")
 
@@ -65,13 +70,19 @@ def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable
                 store.set(keys[rank], str(beat))
                 values = store.multi_get(keys)
             except Exception as error:  # whatever torch makes of a closed connection
-                return _end(f"the machine of process 0 does not answer any more ({type(error).__name__})", is_done)
+                return _end(
+                    f"the machine of process 0 does not answer any more ({type(error).__name__})",
+                    is_done,
+                )
             now = time.monotonic()
             for other, value in enumerate(values):
                 if value == _DONE or seen.get(other, (b"", now))[0] != value:
                     seen[other] = (value, now)
                 elif now - seen[other][1] > silence:
-                    return _end(f"process {other} has given no sign of life for {silence:.0f} seconds", is_done)
+                    return _end(
+                        f"process {other} has given no sign of life for {silence:.0f} seconds",
+                        is_done,
+                    )
 
     def leave() -> None:
         """Say that this process is done."""
@@ -84,5 +95,9 @@ def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable
 
 def _end(why: str, is_done: threading.Event) -> None:
     if not is_done.is_set():
-        print(f"mega-hf: {why}: this process ends too; the same command resumes", file=sys.stderr, flush=True)
+        print(
+            f"mega-hf: {why}: this process ends too; the same command resumes",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)

@@ -6,21 +6,40 @@ import numpy as np
 import torch
 
 from mega_hf.runtime.seeds import Streams
-from mega_hf.search.evolve import Evaluate, Outcome, Recollection, Search, Unfit, best_of, prove, record_generation
+from mega_hf.search.evolve import (
+    Evaluate,
+    Outcome,
+    Recollection,
+    Search,
+    Unfit,
+    best_of,
+    prove,
+    record_generation,
+)
 from mega_hf.search.population import Fitness, Generation, Genes, Individual, Population
 
-_SIGMA = 0.25  # where it begins: two parents are 1.41 apart, and their middle half of that from each
+# where it begins: two parents are 1.41 apart, and their middle half of that from each
+_SIGMA = 0.25
 _LARGEST = 1e6  # of a coordinate; far beyond what coefficients are drawn back to
 
 
 def cma_es(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
-    """Adapt a normal distribution of coefficients, from the best of the parents and their average on.
+    """Adapt a normal distribution of coefficients, from the best of the parents and their average
+    on.
 
-    A point is how far the coefficients of each group are from equal ones, in directions along which their sum stays
-    1: one fewer than there are parents. Statistics, where they are blended, are mixed by the groups' mean, no parent
-    less than nothing. What the strategy proposes is recorded before it is used: its linear algebra rounds otherwise on
+    A point is how far the coefficients of each group are from equal ones, in directions along which
+    their sum stays
+    1: one fewer than there are parents. Statistics, where they are blended, are mixed by the
+        groups' mean, no parent
+    less than nothing. What the strategy proposes is recorded before it is used: its linear algebra
+        rounds otherwise on
     other machines.
 
     Raises:
@@ -45,8 +64,14 @@ def cma_es(
         fitness = [Fitness(*counted) for counted in evaluate(population, alone, elite.fitness)]
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
-        places = sorted({one.sure for one in fitness})  # the strategy looks at who is better than whom alone
-        strategy.tell([(point, float(places.index(one.sure))) for point, one in zip(points, fitness[1:], strict=True)])
+        # the strategy looks at who is better than whom alone
+        places = sorted({one.sure for one in fitness})
+        strategy.tell(
+            [
+                (point, float(places.index(one.sure)))
+                for point, one in zip(points, fitness[1:], strict=True)
+            ]
+        )
     return Outcome(elite, tuple(history))
 
 
@@ -57,9 +82,12 @@ def _first(genomes: torch.Tensor, evaluate: Evaluate) -> tuple[Individual, list[
 
 
 def _directions(count: int) -> np.ndarray:
-    """Return Helmert's orthonormal directions in which the sum of `count` numbers stays: [count, count - 1]."""
+    """Return Helmert's orthonormal directions in which the sum of `count` numbers stays: [count,
+    count - 1]."""
     columns = [np.r_[np.full(k, 1.0), -float(k), np.zeros(count - k - 1)] for k in range(1, count)]
-    return np.stack([column / np.sqrt(k * (k + 1.0)) for k, column in enumerate(columns, start=1)], axis=1)
+    return np.stack(
+        [column / np.sqrt(k * (k + 1.0)) for k, column in enumerate(columns, start=1)], axis=1
+    )
 
 
 def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor:
@@ -81,7 +109,10 @@ def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor
 
 def _checked(asked: list[list[float]], size: int, dimensions: int) -> np.ndarray:
     if {len(point) for point in asked} != {dimensions} or len(asked) != size:
-        raise Unfit(f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of {dimensions}")
+        raise Unfit(
+            f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of"
+            f" {dimensions}"
+        )
     points = np.array(asked, dtype=np.float64)
     if not (np.abs(points) < _LARGEST).all():
         raise Unfit("a number that the strategy never proposes")

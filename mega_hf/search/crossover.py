@@ -18,7 +18,8 @@ def spacings(stream: np.random.Generator, parents: int) -> list[float]:
 def mix(vectors: list[torch.Tensor], weights: list[float], out: torch.Tensor) -> torch.Tensor:
     """Write Σ wᵢ vᵢ into `out` ([size] float32, none of the vectors).
 
-    Multiplications and additions are separate calls, so that no machine fuses them into one rounding.
+    Multiplications and additions are separate calls, so that no machine fuses them into one
+    rounding.
     """
     torch.mul(vectors[0], _float32(weights[0]), out=out)
     for vector, weight in zip(vectors[1:], weights[1:], strict=True):
@@ -27,7 +28,8 @@ def mix(vectors: list[torch.Tensor], weights: list[float], out: torch.Tensor) ->
 
 
 def blend(a: torch.Tensor, b: torch.Tensor, beta: float, out: torch.Tensor) -> torch.Tensor:
-    """Write β a + (1 - β) b into `out`: the paper's crossover. Mates that are one individual are copied."""
+    """Write β a + (1 - β) b into `out`: the paper's crossover. Mates that are one individual are
+    copied."""
     return out.copy_(a) if a is b else mix([a, b], [beta, 1.0 - beta], out)
 
 

@@ -17,9 +17,11 @@ from mega_hf.search.mutation import Gaussian, mutate
 from mega_hf.search.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.search.selection import Plan, Planner, plan, winner
 
-# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to decide all
-# of these: what a `Fitness` is made of
-Evaluate = Callable[[Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int, int, int]]]
+# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to
+# decide all of these: what a `Fitness` is made of
+Evaluate = Callable[
+    [Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int, int, int]]
+]
 
 
 class Recollection(NamedTuple):
@@ -27,7 +29,8 @@ class Recollection(NamedTuple):
 
     Attributes:
         propose: (generation, what makes a proposal) -> the proposal.
-        answers: a population, all of which is measured to its end -> who is right where, [individuals, rows] bool.
+        answers: a population, all of which is measured to its end -> who is right where,
+            [individuals, rows] bool.
     """
 
     propose: Callable[[int, Callable[[], list[list[float]]]], list[list[float]]]
@@ -50,7 +53,8 @@ class Search:
     include_parents: bool = True
     plan: Planner = plan
     budget: int = 0  # individuals to be tried by a method that breeds none
-    prefer: int = 0  # of `choose`: inputs, from the first, that win unless another one is better by more than chance
+    # of `choose`: inputs, from the first, that win unless another one is better by more than chance
+    prefer: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def evolve(
         recall: not needed here.
 
     Returns:
-        the best individual over all generations; `generations` populations are evaluated, the elite only once.
+        the best individual over all generations; `generations` populations are evaluated, the elite
+        only once.
 
     Raises:
         Undecided: the evaluator has seen too few rows to decide a tournament or the elite.
@@ -89,10 +94,15 @@ def evolve(
     history = []
     while True:
         drawn = search.plan(
-            streams, population.generation, search.population_size, search.num_mates, search.tournament_size
+            streams,
+            population.generation,
+            search.population_size,
+            search.num_mates,
+            search.tournament_size,
         )
         elite = population.elite.fitness if population.elite else None
-        is_last = population.generation == search.generations  # nobody is bred from it: only who is best matters
+        # nobody is bred from it: only who is best matters
+        is_last = population.generation == search.generations
         contests = [] if is_last else drawn.tournaments
         fitness = [Fitness(*counted) for counted in evaluate(population, contests, elite)]
         history.append(record_generation(population.generation, fitness))
@@ -102,18 +112,23 @@ def evolve(
 
 
 def _found(parents: torch.Tensor, search: Search, streams: Streams) -> Population:
-    """The founders: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if included."""
+    """The founders: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if
+    included."""
     genomes = torch.empty(search.population_size, parents.shape[1])
     included = len(parents) if search.include_parents else 0
     genomes[:included] = parents[:included]
-    drawn = [spacings(streams(1, i, "founder"), len(parents)) for i in range(included, search.population_size)]
+    drawn = [
+        spacings(streams(1, i, "founder"), len(parents))
+        for i in range(included, search.population_size)
+    ]
     for genome, weights in zip(genomes[included:], drawn, strict=True):
         mix(list(parents), weights, out=genome)
     return Population(genomes, 1, None, prove(drawn, genomes, 1))
 
 
 def prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
-    """Return the digest of what was drawn for a generation and of one of its genomes, each time another one."""
+    """Return the digest of what was drawn for a generation and of one of its genomes, each time
+    another one."""
     proof = hashlib.sha256(json.dumps(drawn).encode())
     proof.update(genomes[generation % len(genomes)].numpy().data)
     return proof.hexdigest()
@@ -121,11 +136,14 @@ def prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
 
 def best_of(population: Population, fitness: list[Fitness]) -> Individual:
     """Return the best individual so far: the population's, or the elite that it carries along."""
-    # The elite sits at index 0 and ties go to the lower index: only a strictly better child replaces it.
+    # The elite sits at index 0 and ties go to the lower index: only a strictly better child
+    # replaces it.
     index = winner(list(range(len(fitness))), fitness)
     if population.elite is not None and index == 0:
         return replace(population.elite, fitness=fitness[0])  # it may have seen more rows since
-    return Individual(population.genomes[index].clone(), fitness[index], population.generation, index)
+    return Individual(
+        population.genomes[index].clone(), fitness[index], population.generation, index
+    )
 
 
 def _breed(
@@ -143,7 +161,9 @@ def _breed(
     best = best_of(population, fitness)
     genomes[0] = best.genome
     best = replace(best, genome=genomes[0])  # a view: no second copy while the children are made
-    betas = [float(streams(generation, child, "crossover").random()) for child in range(1, len(genomes))]
+    betas = [
+        float(streams(generation, child, "crossover").random()) for child in range(1, len(genomes))
+    ]
     for child, ((first, second), beta) in enumerate(zip(drawn.pairs, betas, strict=True), start=1):
         blend(mates[chosen[first]], mates[chosen[second]], beta, out=genomes[child])
         mutate(genomes[child], genes, search.mutation, streams(generation, child, "mutation"))

@@ -1,6 +1,8 @@
-"""All ways to a merge, each a function; beside evolution what it must beat: averages, a sweep, mixtures at random.
+"""All ways to a merge, each a function; beside evolution what it must beat: averages, a sweep,
+mixtures at random.
 
-They are measured, journaled and replayed as generations are, so that nothing else knows which method found a merge.
+They are measured, journaled and replayed as generations are, so that nothing else knows which
+method found a merge.
 """
 
 from __future__ import annotations
@@ -31,19 +33,31 @@ Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate, Recollection]
 
 
 def uniform_soup(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
     return _try(parents, [_equal(len(parents))], 1, evaluate)
 
 
 def choose(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
     """Keep the best of the parents as it is; of equals the first.
 
-    The first `search.prefer` of them win where the best is better by no more than the standard error of their paired
-    difference: what was searched for must be better by more than that (the rule of one standard error; Breiman et
+    The first `search.prefer` of them win where the best is better by no more than the standard
+    error of their paired
+    difference: what was searched for must be better by more than that (the rule of one standard
+        error; Breiman et
     al., 1984).
 
     Raises:
@@ -51,7 +65,10 @@ def choose(
     """
     population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
     right = recall.answers(population)
-    fitness = [Fitness(*counted) for counted in evaluate(population, [[i] for i in range(len(parents))], None)]
+    fitness = [
+        Fitness(*counted)
+        for counted in evaluate(population, [[i] for i in range(len(parents))], None)
+    ]
     counted = [0 if one.correct is None else one.correct for one in fitness]
     if right.sum(axis=1).tolist() != counted:
         raise Unfit(f"{right.sum(axis=1).tolist()} right answers where {counted} were counted")
@@ -64,32 +81,56 @@ def choose(
 
 
 def line_sweep(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
-    """Take the best of `search.budget` points at equal distances on the line between two parents, ends included."""
+    """Take the best of `search.budget` points at equal distances on the line between two parents,
+    ends included."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
-    return _try(parents, [[1.0 - point, point] for point in points], search.population_size, evaluate)
+    return _try(
+        parents, [[1.0 - point, point] for point in points], search.population_size, evaluate
+    )
 
 
 def random_search(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
     """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
     count = len(parents)
-    included = [[float(i == j) for j in range(count)] for i in range(count)] if search.include_parents else []
+    included = (
+        [[float(i == j) for j in range(count)] for i in range(count)]
+        if search.include_parents
+        else []
+    )
     drawn = [spacings(streams(1, i, "founder"), count) for i in range(len(included), search.budget)]
     return _try(parents, [*included, *drawn], search.population_size, evaluate)
 
 
 def greedy_soup(
-    parents: torch.Tensor, genes: Genes, search: Search, streams: Streams, evaluate: Evaluate, recall: Recollection
+    parents: torch.Tensor,
+    genes: Genes,
+    search: Search,
+    streams: Streams,
+    evaluate: Evaluate,
+    recall: Recollection,
 ) -> Outcome:
-    """Average the parents, best first, of which each is kept if the average is not worse with it (Wortsman et al.)."""
+    """Average the parents, best first, of which each is kept if the average is not worse with it
+    (Wortsman et al.)."""
     generation, history = 1, list[Generation]()
 
     def measure(genomes: torch.Tensor, what: object) -> list[Fitness]:
         population = Population(genomes, generation, None, prove(what, genomes, generation))
-        alone = [[i] for i in range(len(genomes))]  # each to its end: who is better by how much decides
+        # each to its end: who is better by how much decides
+        alone = [[i] for i in range(len(genomes))]
         fitness = [Fitness(*counted) for counted in evaluate(population, alone, None)]
         history.append(record_generation(generation, fitness))
         return fitness
@@ -100,15 +141,22 @@ def greedy_soup(
     best = Individual(parents[first].clone(), fitness[first], 1, first)
     for other in others:
         generation += 1
-        tried = mix([parents[i] for i in (*kept, other)], _equal(len(kept) + 1), torch.empty_like(best.genome))
+        tried = mix(
+            [parents[i] for i in (*kept, other)],
+            _equal(len(kept) + 1),
+            torch.empty_like(best.genome),
+        )
         fitness = measure(torch.stack([tried, best.genome]), [*kept, other])
         if winner([0, 1], fitness) == 0:  # of equals the larger soup
             kept, best = [*kept, other], Individual(tried, fitness[0], generation, 0)
     return Outcome(best, tuple(history))
 
 
-def _try(parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, evaluate: Evaluate) -> Outcome:
-    """Measure mixtures, so many at a time; the best so far is carried along, and of equals the first is taken."""
+def _try(
+    parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, evaluate: Evaluate
+) -> Outcome:
+    """Measure mixtures, so many at a time; the best so far is carried along, and of equals the
+    first is taken."""
     left, history = list(weights), list[Generation]()
     elite: Individual | None = None
     while True:
@@ -121,7 +169,10 @@ def _try(parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, e
             mix(list(parents), list(chosen), out=genome)
         generation = len(history) + 1
         population = Population(genomes, generation, elite, prove(taken, genomes, generation))
-        fitness = [Fitness(*counted) for counted in evaluate(population, [], elite.fitness if elite else None)]
+        fitness = [
+            Fitness(*counted)
+            for counted in evaluate(population, [], elite.fitness if elite else None)
+        ]
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
         if not left:

@@ -20,7 +20,8 @@ class Gaussian:
     Attributes:
         rate: the paper's p_mut.
         std: the paper's σ, which it does not give; the code published beside it has 0.1, absolute.
-        scope: `element` draws for each weight (the paper's text), `tensor` once for a whole tensor (its code).
+        scope: `element` draws for each weight (the paper's text), `tensor` once for a whole tensor
+            (its code).
         relative: `std` is in units of each tensor's own spread.
         statistics: mutate BatchNorm's running statistics too, as the published code does.
     """
@@ -32,7 +33,9 @@ class Gaussian:
     statistics: bool = False
 
 
-def mutate(genome: torch.Tensor, genes: Genes, settings: Gaussian, stream: np.random.Generator) -> None:
+def mutate(
+    genome: torch.Tensor, genes: Genes, settings: Gaussian, stream: np.random.Generator
+) -> None:
     """Add noise to `genome` ([size] float32 on the CPU) in place."""
     values = genome.numpy()
     tensors = len(genes.bounds) if settings.statistics else genes.learned
@@ -51,10 +54,12 @@ def mutate(genome: torch.Tensor, genes: Genes, settings: Gaussian, stream: np.ra
 
 
 def spread(tensors: list[np.ndarray]) -> float:
-    """Return a tensor's spread over the parents: the mean of its population standard deviations, in float64.
+    """Return a tensor's spread over the parents: the mean of its population standard deviations, in
+    float64.
 
-    A tensor of one element has none; its absolute value stands in. Sums run in the order of the elements, so
-    that every machine gets the same bits (numpy's own sum groups them by the processor's vector width).
+    A tensor of one element has none; its absolute value stands in. Sums run in the order of the
+    elements, so that every machine gets the same bits (numpy's own sum groups them by the
+    processor's vector width).
     """
     return _ordered_sum(np.array([_spread(t) for t in tensors])) / len(tensors)
 

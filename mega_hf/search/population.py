@@ -9,9 +9,11 @@ import torch
 
 
 class Fitness(NamedTuple):
-    """Right answers on the validation rows seen; `correct` is None where a logit was not finite: the worst of all.
+    """Right answers on the validation rows seen; `correct` is None where a logit was not finite:
+    the worst of all.
 
-    With rows unseen it is an interval: what they would add is not known. Of individuals with as many right answers the
+    With rows unseen it is an interval: what they would add is not known. Of individuals with as
+        many right answers the
     one with the smaller loss is fitter, where losses are summed.
     """
 
@@ -56,10 +58,12 @@ class Individual:
 class Population:
     """A generation's genomes; the elite, once there is one, sits at index 0."""
 
-    genomes: torch.Tensor  # [population_size, size] float32, overwritten in place by the next generation
+    # [population_size, size] float32, overwritten in place by the next generation
+    genomes: torch.Tensor
     generation: int  # 1 for the founders
     elite: Individual | None
-    proof: str  # SHA-256 of what was drawn for it, of its mates and of one genome: equal on all processes
+    # SHA-256 of what was drawn for it, of its mates and of one genome: equal on all processes
+    proof: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class Generation:
 
     generation: int
     best: int  # right answers of the best individual, on the rows that it has seen
-    mean: float  # of the individuals with a fitness, at most: as if all unseen rows were right; 0.0 if there are none
+    # of the individuals with a fitness, at most: as if all unseen rows were right; 0.0 if there are
+    # none
+    mean: float
     failed: int  # individuals with a logit that was not finite
 
 
@@ -77,5 +83,7 @@ class Genes:
     """What the search must know of a genome's layout."""
 
     bounds: tuple[tuple[int, int], ...]  # [start, stop) of each tensor, in order
-    learned: int  # how many of these tensors, from the first, are learned; the rest are BatchNorm statistics
-    scales: tuple[float, ...]  # per tensor: its spread over the parents, by which relative noise is scaled
+    # how many of these tensors, from the first, are learned; the rest are BatchNorm statistics
+    learned: int
+    # per tensor: its spread over the parents, by which relative noise is scaled
+    scales: tuple[float, ...]

@@ -13,7 +13,8 @@ from mega_hf.search.population import Fitness
 
 
 class Plan(NamedTuple):
-    """How one generation breeds: tournaments, and for each child the two tournaments whose winners it mixes."""
+    """How one generation breeds: tournaments, and for each child the two tournaments whose winners
+    it mixes."""
 
     tournaments: list[list[int]]  # each: tournament_size distinct indices of the population
     pairs: list[tuple[int, int]]  # population_size - 1 pairs of indices into `tournaments`
@@ -22,20 +23,29 @@ class Plan(NamedTuple):
 Planner = Callable[[Streams, int, int, int, int], Plan]
 
 
-def draw_tournament(stream: np.random.Generator, population_size: int, tournament_size: int) -> list[int]:
-    """Draw `tournament_size` distinct individuals: those with the smallest of `population_size` uniforms."""
-    # Only Generator.random is used: its bits are the ones least likely to change with numpy's release.
+def draw_tournament(
+    stream: np.random.Generator, population_size: int, tournament_size: int
+) -> list[int]:
+    """Draw `tournament_size` distinct individuals: those with the smallest of `population_size`
+    uniforms."""
+    # Only Generator.random is used: its bits are the ones least likely to change with numpy's
+    # release.
     return np.argsort(stream.random(population_size), kind="stable")[:tournament_size].tolist()
 
 
-def plan(streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int) -> Plan:
-    """Plan a generation as the paper says (section 3.2): K tournaments, their winners are the mates.
+def plan(
+    streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
+) -> Plan:
+    """Plan a generation as the paper says (section 3.2): K tournaments, their winners are the
+    mates.
 
-    The paper leaves open how K mates become N - 1 children. We take the K (K - 1) / 2 pairs of mates in
-    lexicographic order, again and again until there are N - 1 children.
+    The paper leaves open how K mates become N - 1 children. We take the K (K - 1) / 2 pairs of
+    mates in lexicographic order, again and again until there are N - 1 children.
     """
     stream = streams(generation, 0, "tournaments")
-    tournaments = [draw_tournament(stream, population_size, tournament_size) for _ in range(num_mates)]
+    tournaments = [
+        draw_tournament(stream, population_size, tournament_size) for _ in range(num_mates)
+    ]
     pairs = list(islice(cycle(combinations(range(num_mates), 2)), population_size - 1))
     return Plan(tournaments, pairs)
 
@@ -43,10 +53,11 @@ def plan(streams: Streams, generation: int, population_size: int, num_mates: int
 def plan_reference(
     streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
 ) -> Plan:
-    """Plan a generation as the code published beside the paper does: tournaments afresh for each child.
+    """Plan a generation as the code published beside the paper does: tournaments afresh for each
+    child.
 
-    That code draws `num_mates` tournaments a child and uses the first two; the others are not drawn here,
-    since nothing depends on them.
+    That code draws `num_mates` tournaments a child and uses the first two; the others are not drawn
+    here, since nothing depends on them.
     """
     tournaments, pairs = [], []
     for child in range(1, population_size):
@@ -69,7 +80,8 @@ def winner(tournament: list[int], fitness: Sequence[Fitness]) -> int:
 
 
 def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
-    """Return the indices of those that may win a tournament, whatever the rows that they have not seen will say."""
+    """Return the indices of those that may win a tournament, whatever the rows that they have not
+    seen will say."""
     # If one is sure to win, it is the one that is ahead already.
     first = min(tournament, key=lambda i: (fitness[i].sure, i))
     ahead = (fitness[first].sure, first)

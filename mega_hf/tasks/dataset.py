@@ -1,4 +1,5 @@
-"""A data set as it lies on the Hub or in a folder: all of its splits, undecoded, and which columns are meant."""
+"""A data set as it lies on the Hub or in a folder: all of its splits, undecoded, and which columns
+are meant."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from mega_hf.runtime.hub_client import explain, is_of_hub, set_timeout
 
 
 def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]]:
-    """Load all splits, undecoded; the returned Data has the commit pinned where the data set is on the Hub."""
-    # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on the network.
+    """Load all splits, undecoded; the returned Data has the commit pinned where the data set is on
+    the Hub."""
+    # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on
+    # the network.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         revision = None
@@ -23,34 +26,52 @@ def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]
             from huggingface_hub import resolve_revision
 
             set_timeout()
-            revision = resolve_revision(data.path, revision=data.revision, repo_type="dataset").resolved
+            revision = resolve_revision(
+                data.path, revision=data.revision, repo_type="dataset"
+            ).resolved
         whole = datasets.load_dataset(data.path, data.name, revision=revision)
     except Exception as error:  # datasets raises whatever its readers met
-        refuse_shortage(error, datasets.config.HF_DATASETS_CACHE)  # where it writes what it has read
+        # where it writes what it has read
+        refuse_shortage(error, datasets.config.HF_DATASETS_CACHE)
         what, expected = "the data set can't be read", "a data set"
         got = f"{data.path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        remedy = "the folder must be readable by datasets.load_dataset: parquet files or pictures by class"
+        remedy = (
+            "the folder must be readable by datasets.load_dataset: parquet files or pictures by"
+            " class"
+        )
         if not is_local(data.path) and is_of_hub(error):  # else it is the files' own fault
             reason, remedy = explain(error, f"datasets/{data.path}", data.revision or "main")
-            what, expected, got = f"{what}: {reason}", "a data set on the Hub, or ./FOLDER", data.path
+            what = f"{what}: {reason}"
+            expected = "a data set on the Hub, or ./FOLDER"
+            got = data.path
         raise DataError(what, key="path", expected=expected, got=got, remedy=remedy) from None
     source: dict[str, Any] = {"local": Path(data.path).name}
     if not is_local(data.path):
         _refuse_other_revision(whole, str(revision), data.path)
-        source, data = {"hub": data.path, "revision": revision}, data.model_copy(update={"revision": revision})
+        source = {"hub": data.path, "revision": revision}
+        data = data.model_copy(update={"revision": revision})
     return whole, data, source
 
 
 def _refuse_other_revision(whole: datasets.DatasetDict, revision: str, path: str) -> None:
-    """Without a network, `datasets` takes the newest cached copy, whatever revision was asked for."""
+    """Without a network, `datasets` takes the newest cached copy, whatever revision was asked
+    for."""
     for rows in whole.values():
         if any(revision not in file["filename"] for file in rows.cache_files):
             remedy = "connect once, so that this revision is cached"
             got = f"another one of {path}"
-            raise DataError("another revision is cached", key="revision", expected=revision, got=got, remedy=remedy)
+            raise DataError(
+                "another revision is cached",
+                key="revision",
+                expected=revision,
+                got=got,
+                remedy=remedy,
+            )
 
 
-def find_columns(data: Data, whole: datasets.DatasetDict) -> tuple[str, str, tuple[str, ...] | None]:
+def find_columns(
+    data: Data, whole: datasets.DatasetDict
+) -> tuple[str, str, tuple[str, ...] | None]:
     """Return the picture column, the label column, and the class names if the data set has them.
 
     Raises:
@@ -95,6 +116,9 @@ def _only(features: datasets.Features, kind: type, key: str) -> str:
     if len(found) != 1:
         got = ", ".join(found) or "none among " + ", ".join(features)
         raise DataError(
-            f"which column is the {key}?", expected=f"one {kind.__name__} column", got=got, remedy=f"data.{key}: NAME"
+            f"which column is the {key}?",
+            expected=f"one {kind.__name__} column",
+            got=got,
+            remedy=f"data.{key}: NAME",
         )
     return found[0]

@@ -15,16 +15,23 @@ from mega_hf.tasks.rows import Split
 
 
 def _judge(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return for each row whether it is right, the margin by which, whether all logits are finite, and the loss."""
+    """Return for each row whether it is right, the margin by which, whether all logits are finite,
+    and the loss."""
     labels = labels[:, None]
     others = scores.scatter(1, labels, -math.inf).amax(dim=1)
     own = scores.gather(1, labels)[:, 0]
     loss = scores.logsumexp(dim=1) - own
-    return scores.argmax(dim=1) == labels[:, 0], own - others, torch.isfinite(scores).all(dim=1), loss
+    return (
+        scores.argmax(dim=1) == labels[:, 0],
+        own - others,
+        torch.isfinite(scores).all(dim=1),
+        loss,
+    )
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return [rows, classes] from a timm model (a tensor) or a transformers model (a record with `logits`)."""
+    """Return [rows, classes] from a timm model (a tensor) or a transformers model (a record with
+    `logits`)."""
     output = model(images)
     return getattr(output, "logits", output)
 
@@ -50,9 +57,11 @@ def match_classes(
         missing = [name for name in names if name not in labels]
         if missing:
             raise DataError(
-                "the model lacks a class of the data set", expected=", ".join(names), got=f"no {missing[0]} among "
-                + ", ".join(labels), remedy="another data set, or rename the classes in the model's config.json",
-            )  # fmt: skip
+                "the model lacks a class of the data set",
+                expected=", ".join(names),
+                got=f"no {missing[0]} among " + ", ".join(labels),
+                remedy="another data set, or rename the classes in the model's config.json",
+            )
         return [labels.index(name) for name in names], "by name"
     if classes > num_classes:
         got = f"{num_classes} outputs"
@@ -73,7 +82,8 @@ def fill_pictures(
     images: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """Decode and transform a split once, into the tensors given ([rows or more, ...] float32 and int64)."""
+    """Decode and transform a split once, into the tensors given ([rows or more, ...] float32 and
+    int64)."""
 
     def place(i: int, picture: Image.Image) -> None:
         images[i] = transform(picture)
@@ -83,7 +93,8 @@ def fill_pictures(
 
 
 def check_labels(split: Split, classes: int) -> None:
-    """Raise DataError if a label is not in [0, classes); -1 is what the Hub's unlabelled test splits have."""
+    """Raise DataError if a label is not in [0, classes); -1 is what the Hub's unlabelled test
+    splits have."""
     labels = split.labels()
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):

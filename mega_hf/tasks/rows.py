@@ -64,17 +64,21 @@ class Split:
         except (OSError, ValueError, SyntaxError, TypeError) as error:
             got = f"{type(error).__name__}: {error}"
             raise DataError(
-                f"a broken picture in row {self.indices[i]} of {self.origin}", expected="a picture", got=got,
+                f"a broken picture in row {self.indices[i]} of {self.origin}",
+                expected="a picture",
+                got=got,
                 remedy="mend or drop this row",
-            ) from None  # fmt: skip
+            ) from None
 
     def for_each(self, work: Callable[[int, Image.Image], object]) -> None:
-        """Decode all pictures, several at a time, and call `work` with each one's place among the rows and itself.
+        """Decode all pictures, several at a time, and call `work` with each one's place among the
+        rows and itself.
 
         Raises:
             DataError: one is broken, as `picture`; of several the first.
         """
-        pool = ThreadPoolExecutor(torch.get_num_threads())  # Pillow decodes and resizes without Python's lock
+        # Pillow decodes and resizes without Python's lock
+        pool = ThreadPoolExecutor(torch.get_num_threads())
         try:
             for start in range(0, len(self), _CHUNK):
                 stored = self.rows[start : start + _CHUNK][self.image]
@@ -90,7 +94,9 @@ class Split:
 
     def labels(self) -> np.ndarray:
         """Return the rows' labels: [rows] int64."""
-        return np.array([-1 if label is None else label for label in self.rows[self.label][:]], dtype=np.int64)
+        return np.array(
+            [-1 if label is None else label for label in self.rows[self.label][:]], dtype=np.int64
+        )
 
 
 def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, label: str) -> Split:
@@ -104,14 +110,25 @@ def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, lab
     else:
         origin, indices, text = *_slice(spec, whole), spec
     if not len(indices):
-        raise DataError("an empty split", expected="at least one row", got=text, remedy="a slice that holds rows")
-    rows = whole[origin].select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
+        raise DataError(
+            "an empty split",
+            expected="at least one row",
+            got=text,
+            remedy="a slice that holds rows",
+        )
+    rows = (
+        whole[origin]
+        .select_columns([image, label])
+        .cast_column(image, datasets.Image(decode=False))
+    )
     return Split(text, origin, indices, rows.select(indices), image, label)
 
 
 def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
     try:
-        absolute = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in whole.items()})
+        absolute = datasets.ReadInstruction.from_spec(spec).to_absolute(
+            {k: len(v) for k, v in whole.items()}
+        )
     except (ValueError, AssertionError, KeyError) as error:
         got = f"{spec}: {' '.join(str(error).split())[:200]}"
         raise DataError(
@@ -123,7 +140,10 @@ def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
     origins = {part.splitname for part in absolute}
     if len(origins) > 1:
         raise DataError(
-            "rows of several splits", expected="a slice of one split", got=spec, remedy="take all rows from one split"
+            "rows of several splits",
+            expected="a slice of one split",
+            got=spec,
+            remedy="take all rows from one split",
         )
     indices = np.concatenate([np.arange(part.from_, part.to, dtype=np.int64) for part in absolute])
     return origins.pop(), indices
@@ -149,12 +169,15 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
     generator = np.random.Generator(np.random.Philox(key=sample.seed))
     stratify = label if sample.stratify else None
     try:
-        drawn = numbered.train_test_split(test_size=sample.size, stratify_by_column=stratify, generator=generator)[
-            "test"
-        ]
+        drawn = numbered.train_test_split(
+            test_size=sample.size, stratify_by_column=stratify, generator=generator
+        )["test"]
     except ValueError as error:
         raise DataError(
-            "the sample can't be drawn", expected="rows of every class", got=error, remedy="stratify: false"
+            "the sample can't be drawn",
+            expected="rows of every class",
+            got=error,
+            remedy="stratify: false",
         ) from None
     return np.sort(np.array(drawn["row"][:], dtype=np.int64))
 
@@ -173,10 +196,11 @@ def draw_places(count: int, wanted: int, seed: int) -> np.ndarray:
 
 
 def hash_rows(split: Split) -> list[bytes]:
-    """Return each row's SHA-256 over the encoded picture and the label, having seen that the picture decodes.
+    """Return each row's SHA-256 over the encoded picture and the label, having seen that the
+    picture decodes.
 
-    The test split's pictures are looked at here too: no model sees them, but a picture that can't be read must not
-    end a run after its search.
+    The test split's pictures are looked at here too: no model sees them, but a picture that can't
+    be read must not end a run after its search.
     """
     hashes: list[bytes] = []
     labels = split.labels()
@@ -197,7 +221,8 @@ def _read(split: Split, i: int, stored: dict[str, Any]) -> bytes:
 
 
 def _see_decoded(split: Split, hashes: list[bytes]) -> None:
-    """Decode each picture once, unless these very rows were decoded before: that stands in the cache, by content."""
+    """Decode each picture once, unless these very rows were decoded before: that stands in the
+    cache, by content."""
     content = hashlib.sha256(PIL.__version__.encode() + b"".join(hashes)).hexdigest()
     known = Path(HF_HOME) / "mega_hf" / "decoded" / content
     if known.exists():

@@ -34,15 +34,18 @@ class Start:
 
 
 def trained_source(recipe: Recipe, name: str) -> str | None:
-    """Return the trained parent that a trained parent starts from, itself or one of its snapshots; else None."""
+    """Return the trained parent that a trained parent starts from, itself or one of its snapshots;
+    else None."""
     source = recipe.trained[name].train.source
     return base(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
 
 
 def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
-    """Return for each name, and for those that it starts from, the digest of everything that decides its weights.
+    """Return for each name, and for those that it starts from, the digest of everything that
+    decides its weights.
 
-    That is settings, seed, threads, training rows, classes, and what it starts from; not which snapshots are kept.
+    That is settings, seed, threads, training rows, classes, and what it starts from; not which
+    snapshots are kept.
 
     Raises:
         MegaError: a source can't be read; a training picture is broken.
@@ -67,7 +70,9 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
 
     def key(name: str) -> str:
         if name not in keys:
-            settings = recipe.trained[name].train.model_dump(mode="json", exclude={"source", "checkpoints"})
+            settings = recipe.trained[name].train.model_dump(
+                mode="json", exclude={"source", "checkpoints"}
+            )
             decisive = json.dumps([settings, _origin(name), *shared], sort_keys=True)
             keys[name] = hashlib.sha256(decisive.encode()).hexdigest()
         return keys[name]
@@ -78,14 +83,17 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
 
 
 def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, OpenModel]:
-    """Raise what would end training later, before anything is made; no weights are read or downloaded.
+    """Raise what would end training later, before anything is made; no weights are read or
+    downloaded.
 
     Returns:
         name -> what it will be, with fresh weights; those that are trained alike are one.
 
     Raises:
-        DataError: there are no rows to train on, one has no label or a broken picture, or a source lacks a class.
-        ParentError: an architecture can't be built or can't take its pictures, or a source can't be opened.
+        DataError: there are no rows to train on, one has no label or a broken picture, or a source
+            lacks a class.
+        ParentError: an architecture can't be built or can't take its pictures, or a source can't be
+            opened.
     """
     if not names:
         return {}
@@ -144,7 +152,8 @@ def save_trained(folder: Path, start: Start) -> None:
 
 
 def _source(recipe: Recipe, name: str) -> ParentRef | None:
-    """Return the reference behind a trained parent's `from`: names of the recipe win over anything else."""
+    """Return the reference behind a trained parent's `from`: names of the recipe win over anything
+    else."""
     source = recipe.trained[name].train.source
     if source is None or source not in recipe.usable:
         return source
@@ -160,7 +169,9 @@ def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
     return describe_timm(model, structure, {}, splits.class_names, None)
 
 
-def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]) -> OpenModel:
+def _unweighted(
+    recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]
+) -> OpenModel:
     """Build what a parent will be, or take it from what was built before."""
     train, reference = recipe.trained[name].train, _source(recipe, name)
     if isinstance(reference, TrainedParent):
@@ -169,21 +180,28 @@ def _unweighted(recipe: Recipe, name: str, splits: Splits, built: dict[str, Open
         plain = reference.model_dump() if isinstance(reference, WeightsParent) else reference
         key = json.dumps(plain or [train.arch, train.arch_args, train.data_config], sort_keys=True)
         if key not in built:
-            built[key] = _from_seed(train, splits) if reference is None else open_unweighted(name, reference)
+            built[key] = (
+                _from_seed(train, splits) if reference is None else open_unweighted(name, reference)
+            )
         model = built[key]
     _fit(name, train, model, splits)
     return model
 
 
 def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> list[int]:
-    """Map the data set's classes to a source's outputs; refuse one that is not what the recipe says."""
+    """Map the data set's classes to a source's outputs; refuse one that is not what the recipe
+    says."""
     got, asked = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
     if train.source is not None and asked and asked != got:
         raise ParentError(
-            f"{name} is trained from another architecture", expected=f"{asked}, its arch",
+            f"{name} is trained from another architecture",
+            expected=f"{asked}, its arch",
             got=f"{got} ({train.source})",
-            remedy="leave arch out where from is given (arch: null), or train from a model of that architecture",
-        )  # fmt: skip
+            remedy=(
+                "leave arch out where from is given (arch: null), or train from a model of that"
+                " architecture"
+            ),
+        )
     try:
         return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
     except DataError as error:
@@ -196,11 +214,13 @@ def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_dropout(argument: str) -> bool:
-    return argument.startswith("drop") or argument.endswith("drop_rate")  # drop_path_rate, attn_drop_rate, ...
+    # drop_path_rate, attn_drop_rate, ...
+    return argument.startswith("drop") or argument.endswith("drop_rate")
 
 
 def _with_dropout(opened: OpenModel, arguments: dict[str, Any], train: ParentTrain) -> OpenModel:
-    """Build a source of timm's again with the recipe's dropout, which is how to train and not what a model is."""
+    """Build a source of timm's again with the recipe's dropout, which is how to train and not what
+    a model is."""
     dropout = {key: value for key, value in train.arch_args.items() if _is_dropout(key)}
     if not dropout or opened.library != "timm":
         return opened
@@ -219,13 +239,18 @@ def _try(name: str, model: OpenModel, rows: int) -> None:
     optimizer = torch.optim.SGD(model.model.parameters(), lr=0.0)
     try:
         with torch.random.fork_rng(devices=[]):
-            images, labels = torch.zeros(rows, *model.picture_shape), torch.zeros(rows, dtype=torch.int64)
+            images = torch.zeros(rows, *model.picture_shape)
+            labels = torch.zeros(rows, dtype=torch.int64)
             update(model.model.train(), optimizer, images, labels, 0.0)
             model.model.eval().zero_grad(set_to_none=True)
-    except Exception as error:  # architectures raise whatever they met; nothing of it is our user's traceback
+    # architectures raise whatever they met; nothing of it is our user's traceback
+    except Exception as error:
         refuse_shortage(error)
         raise ParentError(
-            f"{name} can't be trained: {type(error).__name__}", expected="a model that takes the pictures",
+            f"{name} can't be trained: {type(error).__name__}",
+            expected="a model that takes the pictures",
             got=" ".join(str(error).split())[:300],
-            remedy="another input_size in train.data_config, other arch_args, or a larger batch_size",
-        ) from None  # fmt: skip
+            remedy=(
+                "another input_size in train.data_config, other arch_args, or a larger batch_size"
+            ),
+        ) from None

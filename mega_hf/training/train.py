@@ -1,4 +1,5 @@
-"""Parents that are not there yet: each trained by one process, several side by side, going on after any epoch."""
+"""Parents that are not there yet: each trained by one process, several side by side, going on after
+any epoch."""
 
 from __future__ import annotations
 
@@ -21,27 +22,36 @@ from mega_hf.tasks.splits import Splits
 from mega_hf.training.plan import Start, open_start, save_trained, trained_source
 from mega_hf.training.trainer import Fit, TrainingRows, affordable_bytes, reproducible
 
-_SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")  # before a state: the parent's key, the state's SHA-256
+# before a state: the parent's key, the state's SHA-256
+_SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")
 
 logger = logging.getLogger(__name__)
 
 
 def train_missing(
-    recipe: Recipe, folder: Path, keys: Mapping[str, str], splits: Splits, processes: Processes, progress: Progress
+    recipe: Recipe,
+    folder: Path,
+    keys: Mapping[str, str],
+    splits: Splits,
+    processes: Processes,
+    progress: Progress,
 ) -> None:
     """Train every parent that is missing, or was made by other settings.
 
     Args:
         recipe: names, settings, seeds and the number of threads.
-        folder: where each parent gets a folder of its name, each snapshot one named NAME@EPOCH, whole or not at all;
-            the state of a training under way lies beside them as NAME@training.
-        keys: which of the recipe's trained parents, those that they start from among them: `train_keys` of them.
+        folder: where each parent gets a folder of its name, each snapshot one named NAME@EPOCH,
+            whole or not at all; the state of a training under way lies beside them as
+            NAME@training.
+        keys: which of the recipe's trained parents, those that they start from among them:
+            `train_keys` of them.
         splits: the rows.
         processes: each parent is trained by one; what starts from another parent waits for it.
         progress: a bar for each parent.
 
     Raises:
-        MegaError: a source can't be opened or does not fit, a picture is broken, or the loss is not finite.
+        MegaError: a source can't be opened or does not fit, a picture is broken, or the loss is not
+            finite.
     """
     trainer = _Trainer(recipe, folder, splits, processes, progress, keys)
     for level in training_levels(recipe, keys):
@@ -55,7 +65,8 @@ def train_missing(
 
 
 def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
-    """Return the parents to train in groups, each after those that it starts from, in the recipe's order.
+    """Return the parents to train in groups, each after those that it starts from, in the recipe's
+    order.
 
     The parents of a group are shared out among the processes in turn, as `Processes.share` does.
     """
@@ -68,11 +79,15 @@ def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
         return depths[name]
 
     deepest = max(map(depth, names), default=-1)
-    return [[name for name in recipe.trained if depths.get(name) == level] for level in range(deepest + 1)]
+    return [
+        [name for name in recipe.trained if depths.get(name) == level]
+        for level in range(deepest + 1)
+    ]
 
 
 def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None:
-    """Raise RunError where something that was not trained here lies where a parent or its training would go.
+    """Raise RunError where something that was not trained here lies where a parent or its training
+    would go.
 
     Args:
         recipe: which snapshots are kept.
@@ -81,15 +96,21 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(
-            "trained parents can't be kept there", where=str(folder), expected="a folder", got="a file",
+            "trained parents can't be kept there",
+            where=str(folder),
+            expected="a folder",
+            got="a file",
             remedy="another --parents",
-        )  # fmt: skip
+        )
     for path in [folder / made for name in names for made in recipe.made_by(name)]:
         if path.exists() and not (path / STAMP).is_file():
             raise RunError(
-                "not a parent that was trained here", where=str(path), got="a file" if path.is_file() else "a folder",
-                expected=f"nothing, or a folder with {STAMP}", remedy="another --parents, or move it away",
-            )  # fmt: skip
+                "not a parent that was trained here",
+                where=str(path),
+                got="a file" if path.is_file() else "a folder",
+                expected=f"nothing, or a folder with {STAMP}",
+                remedy="another --parents, or move it away",
+            )
 
 
 def check_trained(folder: Path, keys: Mapping[str, str], update: bool) -> list[str]:
@@ -106,16 +127,20 @@ def check_trained(folder: Path, keys: Mapping[str, str], update: bool) -> list[s
     found: dict[str, Path] = {}
     for name, key in keys.items():
         for path in (folder / name, *sorted(folder.glob(f"{name}@*"))):
-            stored = first_line(path / STAMP if path.is_dir() else path)  # a file is the state of a training
-            if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:  # anything else is damaged, and made again
+            # a file is the state of a training
+            stored = first_line(path / STAMP if path.is_dir() else path)
+            # anything else is damaged, and made again
+            if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:
                 found.setdefault(name, path)
     if found and not update:
         name, path = next(iter(found.items()))
         raise RunError(
-            f"{name} lies there, trained otherwise", where=str(path), expected=f"training {keys[name][:12]}",
+            f"{name} lies there, trained otherwise",
+            where=str(path),
+            expected=f"training {keys[name][:12]}",
             got="its settings, its rows or what it starts from were others",
             remedy="put these back; or --update, which trains it again; or another --parents",
-        )  # fmt: skip
+        )
     return list(found)
 
 
@@ -176,7 +201,10 @@ class _Trainer:
         start, fit = self._begin(name)
         with self._progress.bar(f"train {name}", train.epochs * fit.updates, "batches") as advance:
             if fit.epoch:
-                advance(fit.epoch * fit.updates, f"epoch {fit.epoch}/{train.epochs} loss {fit.losses[-1]:.3f}")
+                advance(
+                    fit.epoch * fit.updates,
+                    f"epoch {fit.epoch}/{train.epochs} loss {fit.losses[-1]:.3f}",
+                )
             while fit.epoch < train.epochs:
                 fit.run_epoch(advance)
                 if fit.epoch in train.snapshots:
@@ -196,17 +224,25 @@ class _Trainer:
             logger.warning("%s is trained afresh: its state is of other versions (%s)", name, error)
             return self._fresh(name)
         due = [epoch for epoch in self._recipe.trained[name].train.snapshots if epoch <= fit.epoch]
-        return (start, fit) if all(self._has(f"{name}@{epoch}") for epoch in due) else self._fresh(name)
+        return (
+            (start, fit)
+            if all(self._has(f"{name}@{epoch}") for epoch in due)
+            else self._fresh(name)
+        )
 
     def _fresh(self, name: str) -> tuple[Start, Fit]:
         start = open_start(self._recipe, name, self._folder, self._splits)
         train = self._recipe.trained[name].train
-        return start, Fit(name, start.opened.model, train, self._rows_for(start), self._processes.device)
+        return start, Fit(
+            name, start.opened.model, train, self._rows_for(start), self._processes.device
+        )
 
     def _rows_for(self, start: Start) -> TrainingRows:
         """Return the rows as a model takes them; those of another preprocessing are let go."""
         opened = start.opened
-        wanted = json.dumps([opened.library, opened.preprocessing, opened.picture_shape, start.mapping])
+        wanted = json.dumps(
+            [opened.library, opened.preprocessing, opened.picture_shape, start.mapping]
+        )
         if wanted not in self._rows:
             assert self._splits.train is not None, "check_training has refused this"
             self._rows.clear()

@@ -1,4 +1,5 @@
-"""The training of one parent, epoch by epoch: the same bytes from the same seed, stopped after any epoch or not."""
+"""The training of one parent, epoch by epoch: the same bytes from the same seed, stopped after any
+epoch or not."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ _TIMED_ROWS = 32
 
 
 class TrainingRows:
-    """Rows as a model takes them: held ready where memory allows it, else decoded again for each batch.
+    """Rows as a model takes them: held ready where memory allows it, else decoded again for each
+    batch.
 
     Args:
         split: the rows.
@@ -56,14 +58,16 @@ class TrainingRows:
         """Return some rows' pictures: [batch] int64 -> [batch, channels, height, width] float32."""
         if self.is_held:
             return self._held[rows]
-        images = torch.empty(len(rows), *self.shape)  # torch.stack would keep strides that a transform left
+        # torch.stack would keep strides that a transform left
+        images = torch.empty(len(rows), *self.shape)
         for image, row in zip(images, rows.tolist(), strict=True):
             image.copy_(self._transform(self._split.picture(row)))
         return images
 
 
 def affordable_bytes(processes: int) -> int:
-    """Return how much one of some processes may hold: half of the memory that is free, shared among them."""
+    """Return how much one of some processes may hold: half of the memory that is free, shared among
+    them."""
     return psutil.virtual_memory().available // 2 // processes
 
 
@@ -72,14 +76,20 @@ class Fit:
 
     Args:
         name: the parent's name, for errors.
-        model: [rows, channels, height, width] to logits, or to a record of them; it is trained in place.
+        model: [rows, channels, height, width] to logits, or to a record of them; it is trained in
+            place.
         train: how.
         rows: what it is trained on.
         device: where.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, train: ParentTrain, rows: TrainingRows, device: torch.device
+        self,
+        name: str,
+        model: nn.Module,
+        train: ParentTrain,
+        rows: TrainingRows,
+        device: torch.device,
     ) -> None:
         self._name, self._train, self._rows, self._device = name, train, rows, device
         self._model = model.to(device).to(memory_format=torch.channels_last)
@@ -122,14 +132,18 @@ class Fit:
         """Return everything that the next epoch depends on, as `torch.save` writes it."""
         buffer = io.BytesIO()
         parts = {"model": self._model, "optimizer": self._optimizer, "schedule": self._schedule}
-        torch.save({name: part.state_dict() for name, part in parts.items()} | {"losses": self.losses}, buffer)
+        torch.save(
+            {name: part.state_dict() for name, part in parts.items()} | {"losses": self.losses},
+            buffer,
+        )
         return buffer.getvalue()
 
     def resume(self, content: bytes) -> None:
         """Go on from what `state` returned.
 
         Raises:
-            RuntimeError, ValueError, KeyError, UnpicklingError: another version of a library wrote it.
+            RuntimeError, ValueError, KeyError, UnpicklingError: another version of a library wrote
+                it.
         """
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         self._model.load_state_dict(state["model"])
@@ -150,53 +164,84 @@ class Fit:
             self._schedule.step_update(updates)
 
     def _refuse_divergence(self, epoch: int, loss: float) -> None:
-        finite = all(bool(t.isfinite().all()) for t in self._model.state_dict().values() if t.is_floating_point())
+        finite = all(
+            bool(t.isfinite().all())
+            for t in self._model.state_dict().values()
+            if t.is_floating_point()
+        )
         if not math.isfinite(loss) or not finite:
             got = "weights that are not finite" if math.isfinite(loss) else loss
             raise RunError(
-                f"the training of {self._name} diverged", expected="a finite loss",
-                got=f"{got} in epoch {epoch} of {self._name}", remedy="a smaller learning_rate",
-            )  # fmt: skip
+                f"the training of {self._name} diverged",
+                expected="a finite loss",
+                got=f"{got} in epoch {epoch} of {self._name}",
+                remedy="a smaller learning_rate",
+            )
 
 
 def updates_per_epoch(rows: int, batch_size: int) -> int:
-    """Return how many batches an epoch has; a last one of one row is left out, since it has no spread."""
+    """Return how many batches an epoch has; a last one of one row is left out, since it has no
+    spread."""
     return max(1, rows // batch_size + (rows % batch_size > 1))
 
 
 def make_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name; its `sgd` has Nesterov's momentum, which there is none of without any."""
+    """Return timm's optimizer of that name; its `sgd` has Nesterov's momentum, which there is none
+    of without any."""
     plain = train.optimizer == "sgd" and train.momentum == 0
     return create_optimizer_v2(
-        model, opt="momentum" if plain else train.optimizer, lr=train.learning_rate, momentum=train.momentum,
+        model,
+        opt="momentum" if plain else train.optimizer,
+        lr=train.learning_rate,
+        momentum=train.momentum,
         weight_decay=train.weight_decay,
-    )  # fmt: skip
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: Train, updates: int) -> Any:
-    """Return the learning rate's schedule, stepped after each update; u is how many were done, n = epochs * updates.
+    """Return the learning rate's schedule, stepped after each update; u is how many were done, n =
+    epochs * updates.
 
-    With w = warmup_epochs * updates, the rate is learning_rate * u / w while u < w. Then it is learning_rate where
-    `constant`, and learning_rate / 2 * (1 + cos(pi * (u - w) / (n - w))) where `cosine`. `one-cycle` is torch's with
-    its defaults, except that the momentum stays what the recipe says.
+    With w = warmup_epochs * updates, the rate is learning_rate * u / w while u < w. Then it is
+    learning_rate where `constant`, and learning_rate / 2 * (1 + cos(pi * (u - w) / (n - w))) where
+    `cosine`. `one-cycle` is torch's with its defaults, except that the momentum stays what the
+    recipe says.
     """
     if train.schedule == "one-cycle":
-        return OneCycleLR(optimizer, train.learning_rate, total_steps=train.epochs * updates, cycle_momentum=False)
+        return OneCycleLR(
+            optimizer, train.learning_rate, total_steps=train.epochs * updates, cycle_momentum=False
+        )
     # Not every timm has a schedule named constant: one that multiplies by 1 is the same.
-    shape = {"sched": "cosine"} if train.schedule == "cosine" else {"sched": "step", "decay_rate": 1.0}
+    shape = (
+        {"sched": "cosine"} if train.schedule == "cosine" else {"sched": "step", "decay_rate": 1.0}
+    )
     schedule, _ = create_scheduler_v2(
-        optimizer, num_epochs=train.epochs - train.warmup_epochs, warmup_epochs=train.warmup_epochs,
-        warmup_prefix=True, warmup_lr=0.0, min_lr=0.0, step_on_epochs=False, updates_per_epoch=updates, **shape,
-    )  # fmt: skip
+        optimizer,
+        num_epochs=train.epochs - train.warmup_epochs,
+        warmup_epochs=train.warmup_epochs,
+        warmup_prefix=True,
+        warmup_lr=0.0,
+        min_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+        **shape,
+    )
     return schedule
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, smoothing: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    smoothing: float,
 ) -> float:
-    """Make one step down the cross entropy of a batch and return it; a transformers model gives a record."""
+    """Make one step down the cross entropy of a batch and return it; a transformers model gives a
+    record."""
     output = model(images.to(memory_format=torch.channels_last))
-    loss = nn.functional.cross_entropy(getattr(output, "logits", output), labels, label_smoothing=smoothing)
+    loss = nn.functional.cross_entropy(
+        getattr(output, "logits", output), labels, label_smoothing=smoothing
+    )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -204,7 +249,8 @@ def update(
 
 
 def time_training(model: OpenModel, train: ParentTrain, device: torch.device) -> float:
-    """Return seconds a picture of one training step: the faster of two after a warm-up, on zeros, by one thread.
+    """Return seconds a picture of one training step: the faster of two after a warm-up, on zeros,
+    by one thread.
 
     The model is left as it is.
     """
@@ -217,14 +263,16 @@ def time_training(model: OpenModel, train: ParentTrain, device: torch.device) ->
     with reproducible(1, device), _torch_draws(named_stream(0, "time", 1, 0, "torch"), device):
         for _ in range(3):
             began = time.perf_counter()
-            update(copied, optimizer, images, labels, train.label_smoothing)  # its loss waits for a GPU to finish
+            # its loss waits for a GPU to finish
+            update(copied, optimizer, images, labels, train.label_smoothing)
             seconds.append(time.perf_counter() - began)
     return min(seconds[1:]) / rows
 
 
 @contextmanager
 def reproducible(threads: int, device: torch.device) -> Iterator[None]:
-    """Make sums come out the same: so many threads, and on a GPU no algorithm that adds in the order of arrival."""
+    """Make sums come out the same: so many threads, and on a GPU no algorithm that adds in the
+    order of arrival."""
     cudnn, before = torch.backends.cudnn, torch.get_num_threads()
     flags = cudnn.deterministic, cudnn.benchmark, torch.get_deterministic_debug_mode()
     torch.set_num_threads(threads)
@@ -232,7 +280,8 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
         with warnings.catch_warnings():
             if device.type == "cuda":
                 cudnn.deterministic, cudnn.benchmark = True, False
-                # What has no such algorithm warns, as does cuBLAS, which is reproducible on one stream.
+                # What has no such algorithm warns, as does cuBLAS, which is reproducible on one
+                # stream.
                 warnings.filterwarnings("ignore", message=".*deterministic")
                 torch.set_deterministic_debug_mode("warn")
             yield
@@ -244,7 +293,8 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _torch_draws(stream: np.random.Generator, device: torch.device) -> Iterator[None]:
-    """Let torch's generators, which dropout draws from, start where a stream says; put them back afterwards."""
+    """Let torch's generators, which dropout draws from, start where a stream says; put them back
+    afterwards."""
     is_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_gpu else []):
         seed = int(stream.integers(2**63))
@@ -260,7 +310,8 @@ _PADDED = 8  # the padding on each side is this part of the picture's size: 4 pi
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for each picture of an epoch; row i has the same draws whatever the batches are."""
+    """What is drawn for each picture of an epoch; row i has the same draws whatever the batches
+    are."""
 
     mirrored: torch.Tensor  # [rows] bool
     top: torch.Tensor  # [rows] int64, where in the padded picture the crop begins

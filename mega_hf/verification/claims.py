@@ -1,4 +1,5 @@
-"""What a run's files say of it, read from a folder or a repository, and whether they agree with each other."""
+"""What a run's files say of it, read from a folder or a repository, and whether they agree with
+each other."""
 
 from __future__ import annotations
 
@@ -30,23 +31,39 @@ from mega_hf.weights.space import StateDict, largest_difference
 
 _COPY = "another copy of the run"
 _LOADED = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "processor_config.json",
-    "adapter_config.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl", "*.py",
-)  # fmt: skip
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "adapter_config.json",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.pkl",
+    "*.py",
+)
 # Why a replay gives something else.
-OTHERWISE = "journal.jsonl was changed, or this machine breeds otherwise: another copy, or another machine"
+OTHERWISE = (
+    "journal.jsonl was changed, or this machine breeds otherwise: another copy, or another machine"
+)
 
 
 @dataclass(frozen=True)
 class Testimony:
-    """A finished run's recipe, journal and result, which agree with each other; and its model, if it is there."""
+    """A finished run's recipe, journal and result, which agree with each other; and its model, if
+    it is there."""
 
     name: str  # what it is called: a folder, or ORG/NAME@COMMIT
     folder: Path
     result: MergeResult
     recipe: Recipe
     journal: Journal
-    paths: list[str] | None = None  # of all files in a repository, none where it can't be asked; None for a folder
+    # of all files in a repository, none where it can't be asked; None for a folder
+    paths: list[str] | None = None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -55,7 +72,8 @@ class Testimony:
 
     @cached_property
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """What result.json says of each merge, of each searched baseline, and of the second look."""
+        """What result.json says of each merge, of each searched baseline, and of the second
+        look."""
         return {node["name"]: node for node in self.result.made}
 
     @property
@@ -80,7 +98,9 @@ class Testimony:
 
     def licence_of(self, name: str) -> dict[str, Any]:
         """Return the licence that result.json gives a parent, as its card's front matter has it."""
-        said: dict[str, Any] = next((parent for parent in self.result.record["parents"] if parent["name"] == name), {})
+        said: dict[str, Any] = next(
+            (parent for parent in self.result.record["parents"] if parent["name"] == name), {}
+        )
         return {key: value for key, value in said.items() if key.startswith("license")}
 
     @property
@@ -94,29 +114,39 @@ class Testimony:
 
     @property
     def splits(self) -> list[str]:
-        """What the run took of the data set: validation and test, and what else a recipe may ask for."""
+        """What the run took of the data set: validation and test, and what else a recipe may ask
+        for."""
         named = ("validation", "test", "calibration", SECOND_LOOK)
         return [split for split in named if split in self.result.record["data"]]
 
     @property
     def is_treated(self) -> bool:
-        """Whether the final merge was recalibrated, and so were the parents and baselines that it is shown beside."""
+        """Whether the final merge was recalibrated, and so were the parents and baselines that it
+        is shown beside."""
         return self.result.report.is_treated
 
     @property
     def has_aligned(self) -> bool:
         """Whether the average of the aligned parents is among the baselines."""
-        return any(model["role"] == "baseline" and model["name"] == ALIGNED for model in self.result.report.models)
+        return any(
+            model["role"] == "baseline" and model["name"] == ALIGNED
+            for model in self.result.report.models
+        )
 
     def shown(self, name: str, recomputes: bool) -> int:
-        """Return how many pictures full evaluation would show each individual of a merge, for its statistics too."""
+        """Return how many pictures full evaluation would show each individual of a merge, for its
+        statistics too."""
         calibration = self.result.record["data"].get("calibration")
         return self.rows_of(name) + (calibration["rows"] if calibration and recomputes else 0)
 
     @property
     def ranking(self) -> list[str] | None:
         """The parents from best to worst, where the recipe orders them by accuracy."""
-        return self.journal.order["ranking"] if self.journal.order and self.recipe.order == "accuracy" else None
+        return (
+            self.journal.order["ranking"]
+            if self.journal.order and self.recipe.order == "accuracy"
+            else None
+        )
 
     @property
     def beside_model(self) -> list[str]:
@@ -133,7 +163,11 @@ class Testimony:
     @property
     def models(self) -> list[Path]:
         """Every folder that may be the merged model's: a run's, a copy's."""
-        return [folder for folder in (self.folder / "merged", self.folder) if any(folder.glob("*.safetensors"))]
+        return [
+            folder
+            for folder in (self.folder / "merged", self.folder)
+            if any(folder.glob("*.safetensors"))
+        ]
 
     def record_of(self, name: str) -> NodeRecord:
         """Return what the journal holds of a merge.
@@ -143,12 +177,17 @@ class Testimony:
         """
         if name not in self.journal.nodes:
             raise VerificationError(
-                f"it tells nothing of {name}", where=JOURNAL, expected="a merge's lines", got="none", remedy=_COPY
+                f"it tells nothing of {name}",
+                where=JOURNAL,
+                expected="a merge's lines",
+                got="none",
+                remedy=_COPY,
             )
         return self.journal.nodes[name]
 
     def differ(self, name: str, made: StateDict) -> str:
-        """Say how far a merge's stored weights are from those made again; an empty text if they aren't here."""
+        """Say how far a merge's stored weights are from those made again; an empty text if they
+        aren't here."""
         folder = self.model if name == self.root else self.folder / "nodes" / name
         try:
             stored = open_model(folder).state() if folder is not None and folder.is_dir() else {}
@@ -177,9 +216,12 @@ def read_testimony(run: str | Path) -> Testimony:
     missing = [file for file in (RESULT, RECIPE, JOURNAL) if not (folder / file).is_file()]
     if missing:
         raise RunError(
-            "nothing that can be verified", where=name, expected=f"{RESULT}, {RECIPE} and {JOURNAL}",
-            got=f"no {missing[0]}", remedy="a finished run folder, or what mega-hf push made of one",
-        )  # fmt: skip
+            "nothing that can be verified",
+            where=name,
+            expected=f"{RESULT}, {RECIPE} and {JOURNAL}",
+            got=f"no {missing[0]}",
+            remedy="a finished run folder, or what mega-hf push made of one",
+        )
     with _reading(RESULT):
         result = MergeResult.load(folder)
         str(result.report)
@@ -203,23 +245,36 @@ def is_loaded(name: str) -> bool:
 def _refuse_models(told: Testimony) -> None:
     """See that it is clear which model is meant: one, and none that was not fetched."""
     if len(told.models) > 1:
-        raise changed("*.safetensors", "where the model lies", "in merged, or beside result.json", "both")
-    weights = [path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path]
+        raise changed(
+            "*.safetensors", "where the model lies", "in merged, or beside result.json", "both"
+        )
+    weights = [
+        path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path
+    ]
     unknown = [path for path in weights if path not in told.result.record.get("files", {})]
     if unknown:
-        raise changed(RESULT, "the model's files", "every file with its SHA-256", f"none of {', '.join(unknown)}")
+        raise changed(
+            RESULT,
+            "the model's files",
+            "every file with its SHA-256",
+            f"none of {', '.join(unknown)}",
+        )
 
 
 def _find(run: str) -> tuple[str, Path, list[str] | None]:
-    """Return a run's name, its folder, which is downloaded if it is a repository's, and what that one holds."""
+    """Return a run's name, its folder, which is downloaded if it is a repository's, and what that
+    one holds."""
     path = Path(run).expanduser()
     if path.is_dir():
         return run, path, None
     if is_local(run) or path.exists() or run.count("/") != 1:
         raise RunError(
-            "no such run", where=run, expected="a run folder, or ORG/NAME[@REVISION]",
-            got="a file" if path.exists() else "nothing", remedy="check the path",
-        )  # fmt: skip
+            "no such run",
+            where=run,
+            expected="a run folder, or ORG/NAME[@REVISION]",
+            got="a file" if path.exists() else "nothing",
+            remedy="check the path",
+        )
     name, _, revision = run.partition("@")
     hub.check_name(name)
     try:
@@ -254,18 +309,40 @@ def _reading(name: str) -> Iterator[None]:
 
 def _check_record(told: Testimony) -> None:
     """Touch whatever will be asked of result.json, so that what is missing shows now."""
-    assert told.nodes and told.parents and type(told.rows) is int and told.rows > 0, "nodes, parents, rows"
+    assert told.nodes and told.parents and type(told.rows) is int and told.rows > 0, (
+        "nodes, parents, rows"
+    )
     for node in told.nodes.values():
-        assert {"weights", "statistics", "state", "file"} <= node["digests"].keys(), "a node's digests"
+        assert {"weights", "statistics", "state", "file"} <= node["digests"].keys(), (
+            "a node's digests"
+        )
         assert {"correct", "n", "generation", "index"} <= node["search"].keys(), "a node's search"
         assert isinstance(node["history"], list), "its history"
-    json.dumps([told.digests["file"], told.digests["recipe"], told.digests["journal"], told.result.record["recipe"]])
+    json.dumps(
+        [
+            told.digests["file"],
+            told.digests["recipe"],
+            told.digests["journal"],
+            told.result.record["recipe"],
+        ]
+    )
     for rows in (told.result.record["data"][split] for split in told.splits):
-        assert isinstance(rows["sha256"], str) and type(rows["rows"]) is int, "the rows' digests and number"
+        assert isinstance(rows["sha256"], str) and type(rows["rows"]) is int, (
+            "the rows' digests and number"
+        )
     assert isinstance(told.result.record["environment"]["versions"]["mega_hf"], str), "the release"
-    assert {"against", "only_merged_right", "only_other_right", "p"} <= told.result.report.paired.keys(), "paired"
-    counts = [model[split] for model in told.result.report.models for split in ("validation", "test")]
-    assert all(type(count[key]) is int for count in counts for key in ("correct", "n")), "the models' counts"
+    assert {
+        "against",
+        "only_merged_right",
+        "only_other_right",
+        "p",
+    } <= told.result.report.paired.keys(), "paired"
+    counts = [
+        model[split] for model in told.result.report.models for split in ("validation", "test")
+    ]
+    assert all(type(count[key]) is int for count in counts for key in ("correct", "n")), (
+        "the models' counts"
+    )
 
 
 def _compare(told: Testimony, is_whole: bool) -> None:
@@ -280,15 +357,26 @@ def _compare(told: Testimony, is_whole: bool) -> None:
         raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
     header, data = told.journal.header or {}, told.result.record["data"]
     rows = {split: data[split]["sha256"] for split in told.splits}
-    said = {"recipe": (header.get("recipe"), told.digests["recipe"]), "data": (header.get("data"), rows)}
-    said |= {f"parent {one}": (header.get("parents", {}).get(one), found) for one, found in told.parents.items()}
+    said = {
+        "recipe": (header.get("recipe"), told.digests["recipe"]),
+        "data": (header.get("data"), rows),
+    }
+    said |= {
+        f"parent {one}": (header.get("parents", {}).get(one), found)
+        for one, found in told.parents.items()
+    }
     for what, (written, found) in said.items():
         if written != found:
             raise changed(RESULT, f"what it says of the {what}", written, found)
     for model in told.result.report.models:  # by whose counts the journal is then judged
         for split in ("validation", "test"):
             if model[split]["n"] != data[split]["rows"]:
-                raise changed(RESULT, f"rows of {model['name']} on {split}", data[split]["rows"], model[split]["n"])
+                raise changed(
+                    RESULT,
+                    f"rows of {model['name']} on {split}",
+                    data[split]["rows"],
+                    model[split]["n"],
+                )
     asked, made = (", ".join(names) for names in (told.recipe.all_nodes(told.ranking), told.nodes))
     if asked != made:
         raise changed(RESULT, "the merges in it", asked, made)
@@ -296,4 +384,6 @@ def _compare(told: Testimony, is_whole: bool) -> None:
 
 def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
     """Make the error of a file that is not as the run left it."""
-    return VerificationError(f"changed since the run: {what}", where=where, expected=expected, got=got, remedy=_COPY)
+    return VerificationError(
+        f"changed since the run: {what}", where=where, expected=expected, got=got, remedy=_COPY
+    )

@@ -1,4 +1,5 @@
-"""What result.json and the card say of a run, held against what was made again and against each other: no data."""
+"""What result.json and the card say of a run, held against what was made again and against each
+other: no data."""
 
 from __future__ import annotations
 
@@ -37,11 +38,17 @@ from mega_hf.weights.space import StateDict
 
 
 def compare_node(
-    told: Testimony, name: str, made: dict[str, Any], outcome: Outcome, known: NodeRecord, state: StateDict
+    told: Testimony,
+    name: str,
+    made: dict[str, Any],
+    outcome: Outcome,
+    known: NodeRecord,
+    state: StateDict,
 ) -> None:
     """Compare a merge's digests, its best individual and its history with what the replay gave.
 
-    Statistics that follow from pictures, and what holds them, are not in `made` where they aren't known.
+    Statistics that follow from pictures, and what holds them, are not in `made` where they aren't
+    known.
 
     Raises:
         VerificationError: they differ.
@@ -55,14 +62,22 @@ def compare_node(
         if made[what] == line.get(what):
             raise changed(RESULT, f"{what} of {name}", made[what], claimed[what])
         raise VerificationError(
-            f"the replay gives other {what} than {name} had{told.differ(name, state)}", where="journal.jsonl",
-            expected=claimed[what], got=made[what], remedy=OTHERWISE,
-        )  # fmt: skip
+            f"the replay gives other {what} than {name} had{told.differ(name, state)}",
+            where="journal.jsonl",
+            expected=claimed[what],
+            got=made[what],
+            remedy=OTHERWISE,
+        )
     parameters = told.result.record.get("parameters")
     if parameters != made["parameters"]:
         raise changed(RESULT, "the number of parameters", made["parameters"], parameters)
     search, best = told.nodes[name]["search"], outcome.best
-    found = {"correct": best.fitness.correct, "n": best.fitness.seen, "evaluations": len(known), "node": name}
+    found = {
+        "correct": best.fitness.correct,
+        "n": best.fitness.seen,
+        "evaluations": len(known),
+        "node": name,
+    }
     if "pictures_evaluated" in search:  # since version 4 of the journal
         node = told.recipe.all_nodes(told.ranking)[name]
         full = node.evaluations * told.shown(name, made["recomputes"])
@@ -84,11 +99,14 @@ def _compare_choice(told: Testimony, known: NodeRecord, best: int) -> None:
     counted = [(name, *(known.find(1, i, None) or (None, 0))[:2]) for i, name in enumerate(names)]
     got = [(one["name"], one["correct"], one["n"]) for one in said["finalists"]]
     if counted != got or said["chosen"] != names[best]:
-        raise changed(RESULT, "the second look", f"{names[best]}, of {counted}", f"{said['chosen']}, of {got}")
+        raise changed(
+            RESULT, "the second look", f"{names[best]}, of {counted}", f"{said['chosen']}, of {got}"
+        )
 
 
 def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None:
-    """Compare a merge's row of the table with the search's own count: the same weights on the same rows."""
+    """Compare a merge's row of the table with the search's own count: the same weights on the same
+    rows."""
     wanted = "merged" if name == told.root else name
     row = next((m for m in told.result.report.models if m["name"] == wanted), None)
     if row is None:
@@ -108,12 +126,18 @@ def compare_intermediate(told: Testimony, name: str, made: OpenModel) -> None:
     claimed, here = told.nodes[name]["digests"]["file"], merged_digest(_folder_of(made))
     if here != claimed:
         was = (told.record_of(name).merged or {}).get("file")
-        raise changed(RESULT, f"file of {name}", here, claimed) if was == here else _other_file(claimed, here)
+        raise (
+            changed(RESULT, f"file of {name}", here, claimed)
+            if was == here
+            else _other_file(claimed, here)
+        )
     folder = told.folder / "nodes" / name
     if folder.is_dir():
         stored = merged_digest(folder)
         if stored != here:
-            raise changed(f"nodes/{name}", f"the weights{told.differ(name, made.state())}", here, stored)
+            raise changed(
+                f"nodes/{name}", f"the weights{told.differ(name, made.state())}", here, stored
+            )
         _compare_configuration(folder, made, f"nodes/{name}", os.listdir(folder))
 
 
@@ -132,7 +156,9 @@ def compare_model(told: Testimony, made: OpenModel) -> None:
     if stored != claimed:
         if stored == here:
             raise changed(RESULT, "the file's SHA-256", here, claimed)
-        name = next((path.name for path in sorted(told.model.glob("*.safetensors"))), "*.safetensors")
+        name = next(
+            (path.name for path in sorted(told.model.glob("*.safetensors"))), "*.safetensors"
+        )
         raise changed(name, f"the weights{told.differ(told.root, made.state())}", claimed, stored)
     if stored != here:
         raise _other_file(stored, here)
@@ -142,7 +168,9 @@ def compare_model(told: Testimony, made: OpenModel) -> None:
 
 def _refuse_changed_files(told: Testimony, model: Path) -> None:
     """See that the files beside the model's weights are as the run left them."""
-    listed = {name: sha for name, sha in told.result.record.get("files", {}).items() if "/" not in name}
+    listed = {
+        name: sha for name, sha in told.result.record.get("files", {}).items() if "/" not in name
+    }
     for name, expected in listed.items():
         got = file_digest(model / name) if (model / name).is_file() else "none"
         if got != expected:
@@ -153,7 +181,8 @@ def _refuse_changed_files(told: Testimony, model: Path) -> None:
 
 
 def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Iterable[str]) -> None:
-    """Compare what else decides a stored model's answers, and see that nothing lies there to be loaded with it."""
+    """Compare what else decides a stored model's answers, and see that nothing lies there to be
+    loaded with it."""
     differing, folder = disagreements(made, open_model(stored, "stored")), _folder_of(made)
     if differing:
         what, expected, got = differing[0]
@@ -161,7 +190,9 @@ def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Ite
     foreign = [name for name in names if is_loaded(name) and not (folder / name).exists()]
     if foreign:
         expected = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise changed(where, "files that would be loaded with the model", expected, ", ".join(sorted(foreign)))
+        raise changed(
+            where, "files that would be loaded with the model", expected, ", ".join(sorted(foreign))
+        )
 
 
 def _folder_of(made: OpenModel) -> Path:
@@ -171,13 +202,20 @@ def _folder_of(made: OpenModel) -> Path:
 
 def _other_file(expected: str, got: str) -> VerificationError:
     return VerificationError(
-        "the same weights give another file here", where="*.safetensors", expected=expected, got=got,
-        remedy="the releases of safetensors and transformers that made the run; the weights are the same",
-    )  # fmt: skip
+        "the same weights give another file here",
+        where="*.safetensors",
+        expected=expected,
+        got=got,
+        remedy=(
+            "the releases of safetensors and transformers that made the run; the weights are the"
+            " same"
+        ),
+    )
 
 
 def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel) -> list[str]:
-    """See that nothing in result.json contradicts the recipe, the parents, or itself; nor the card result.json.
+    """See that nothing in result.json contradicts the recipe, the parents, or itself; nor the card
+    result.json.
 
     Args:
         told: what the run says.
@@ -207,12 +245,15 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
             needs_calibration(nodes.values(), first.model),
             "calibration" in told.splits,
         ),
-        "whether parents were recalibrated too": (is_recalibrated(final, first.model), told.is_treated),
-        "whether their aligned average stands there": (
-            is_aligned(final, leaves),
-            told.has_aligned,
+        "whether parents were recalibrated too": (
+            is_recalibrated(final, first.model),
+            told.is_treated,
         ),
-        "whether rows were kept for a second look": (SECOND_LOOK in nodes, SECOND_LOOK in told.splits),
+        "whether their aligned average stands there": (is_aligned(final, leaves), told.has_aligned),
+        "whether rows were kept for a second look": (
+            SECOND_LOOK in nodes,
+            SECOND_LOOK in told.splits,
+        ),
         "what was chosen for it": (choice_of(told.journal, told.recipe), record.get("chosen")),
         "the digests": ({**told.digests, **last["digests"]}, told.digests),
     }
@@ -233,15 +274,22 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
 
 def _compare_table(told: Testimony) -> None:
     expected = told.lineup.rows()
-    got = [(model["name"], model["role"], model.get("level")) for model in told.result.report.models]
+    got = [
+        (model["name"], model["role"], model.get("level")) for model in told.result.report.models
+    ]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)
 
 
 def _compare_paired(told: Testimony) -> None:
-    """The paired tests tell of the same rows as the table, and what they conclude follows from their counts."""
+    """The paired tests tell of the same rows as the table, and what they conclude follows from
+    their counts."""
     report, expected = told.result.report, compared(told.result.report.models)
-    found = {key: told.result.record[key]["against"] for key in ("paired", "paired_soup") if key in told.result.record}
+    found = {
+        key: told.result.record[key]["against"]
+        for key in ("paired", "paired_soup")
+        if key in told.result.record
+    }
     if found != expected:
         raise changed(RESULT, "whom the paired tests are against", expected, found)
     for paired in report.comparisons:
@@ -260,12 +308,15 @@ def _compare_pair(report: Report, paired: dict[str, Any]) -> None:
         raise changed(RESULT, "the paired test's p", p, paired["p"])
     n, ends = other["test"]["n"], (paired.get("low", 0.0), paired.get("high", 0.0))
     interval = bootstrap_interval(only_merged, only_other, n)
-    if "low" in paired and not all(math.isclose(a, b, abs_tol=1.5 / n) for a, b in zip(interval, ends, strict=True)):
+    if "low" in paired and not all(
+        math.isclose(a, b, abs_tol=1.5 / n) for a, b in zip(interval, ends, strict=True)
+    ):
         raise changed(RESULT, "the interval of the difference", interval, ends)
 
 
 def _compare_card(told: Testimony) -> list[str]:
-    """The generated part of a card, if one lies there, is what this result gives; return what it says beside that."""
+    """The generated part of a card, if one lies there, is what this result gives; return what it
+    says beside that."""
     release, here = told.result.record["environment"]["versions"]["mega_hf"], version("mega_hf")
     try:
         there, new = card_there(told.result), render_card(told.result)
@@ -276,7 +327,9 @@ def _compare_card(told: Testimony) -> list[str]:
         where = CARD if isinstance(error, HubError) else RESULT
         raise VerificationError.blaming(where, error, "another copy of the run") from None
     if other_figures or (not is_told and release == here):
-        raise changed(CARD, "the generated part of the card", "what result.json gives", "another text")
+        raise changed(
+            CARD, "the generated part of the card", "what result.json gives", "another text"
+        )
     if not is_told:
         return [f"{CARD}, which mega_hf {release} wrote in other words than {here} has"]
     is_own = split_card(there.text)[0] != split_card(new)[0] or has_own_words(there.text)
@@ -287,7 +340,11 @@ def _unchecked(told: Testimony) -> list[str]:
     """Return what a record says that nothing here depends on."""
     trained = [parent["name"] for parent in told.result.record["parents"] if "train" in parent]
     repository = told.result.record.get("repository")
-    unseen = [f"how {', '.join(trained)} were trained: their weights are taken as they lie there"] if trained else []
+    unseen = (
+        [f"how {', '.join(trained)} were trained: their weights are taken as they lie there"]
+        if trained
+        else []
+    )
     if repository and not told.name.startswith(f"{repository}@"):
         unseen.append(f"{repository}, which the card says that it lies in")
     unseen += ["what else lies in the repository: it can't be asked"] if told.paths == [] else []
@@ -331,7 +388,8 @@ def compare_origins(told: Testimony) -> None:
 
 
 def _compare_placeholders(told: Testimony) -> None:
-    """What stands in a recipe for something local names its content: that of the parents and rows of this run."""
+    """What stands in a recipe for something local names its content: that of the parents and rows
+    of this run."""
     ours, data = told.recipe.to_dict(), told.result.record["data"]
     known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in told.splits}}
     for name, sha256 in told.parents.items():
@@ -353,7 +411,8 @@ def _placeholders(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[
 
 
 def compare_order(told: Testimony) -> None:
-    """See that `order: accuracy` took the parents in the order of the accuracies that the run recorded.
+    """See that `order: accuracy` took the parents in the order of the accuracies that the run
+    recorded.
 
     Raises:
         VerificationError: it did not.
@@ -361,16 +420,31 @@ def compare_order(told: Testimony) -> None:
     if told.recipe.order != "accuracy":
         return
     names, order = list(told.recipe.parents), told.journal.order
-    if order is None or sorted(order["ranking"]) != sorted(names) or order["correct"].keys() != set(names):
+    if (
+        order is None
+        or sorted(order["ranking"]) != sorted(names)
+        or order["correct"].keys() != set(names)
+    ):
         raise VerificationError(
-            "it does not rank the parents", where="journal.jsonl", expected=", ".join(names),
-            got=order and order["ranking"], remedy="another copy of the run",
-        )  # fmt: skip
+            "it does not rank the parents",
+            where="journal.jsonl",
+            expected=", ".join(names),
+            got=order and order["ranking"],
+            remedy="another copy of the run",
+        )
     ranking = sorted(names, key=lambda name: -order["correct"][name])
     if ranking != order["ranking"]:
         raise changed("journal.jsonl", "the parents' order", ranking, order["ranking"])
-    as_listed = {treated(name): name for name in names} if told.is_treated else {name: name for name in names}
+    as_listed = (
+        {treated(name): name for name in names}
+        if told.is_treated
+        else {name: name for name in names}
+    )
     for model in told.result.report.models:
         counted = order["correct"].get(as_listed.get(model["name"]))
-        if counted is not None and abs(max(counted, 0) - model["validation"]["correct"]) > tolerance(told.rows):
-            raise changed(RESULT, f"{model['name']} on validation", counted, model["validation"]["correct"])
+        if counted is not None and abs(
+            max(counted, 0) - model["validation"]["correct"]
+        ) > tolerance(told.rows):
+            raise changed(
+                RESULT, f"{model['name']} on validation", counted, model["validation"]["correct"]
+            )

@@ -45,14 +45,19 @@ class _Keeping:
     right: np.ndarray | None  # [individuals, rows] bool, where that decides who wins
     chosen: list[Chosen]
 
-    def __call__(self, population: Genomes, tournaments: list[list[int]], elite: Interval | None) -> list[Interval]:
+    def __call__(
+        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
+    ) -> list[Interval]:
         known = self.replay(population, tournaments, elite)
         for index, (correct, seen, unseen, *_) in enumerate(known):
             if (population.generation, index) in self.kept:
                 state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
-                lacking, right = self.encoding.space.recomputed, None if self.right is None else self.right[index]
-                self.chosen.append(Chosen(*at, correct, seen + unseen, unseen, state, lacking, right))
+                lacking = self.encoding.space.recomputed
+                right = None if self.right is None else self.right[index]
+                self.chosen.append(
+                    Chosen(*at, correct, seen + unseen, unseen, state, lacking, right)
+                )
         return known
 
 
@@ -83,7 +88,11 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
     made["recomputes"] = bool(space.recomputed)
     stored = known_statistics(told, name, space)
     is_known = stored is not None
-    state |= stored if stored is not None else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
+    state |= (
+        stored
+        if stored is not None
+        else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
+    )
     if is_known:
         made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
     compare_node(told, name, made, outcome, known, state)
@@ -94,10 +103,18 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
         compare(told, made=model)
     if space.recomputed:
         making.recomputed.append(Replayed(name, target, is_known))
-    return Source(name, digest(model.view()), layout_digest(model), partial(open_model, target, name), model.files)
+    return Source(
+        name,
+        digest(model.view()),
+        layout_digest(model),
+        partial(open_model, target, name),
+        model.files,
+    )
 
 
-def _search_again(making: Making, name: str, node: Node, encoding: Encoding, known: NodeRecord) -> Outcome:
+def _search_again(
+    making: Making, name: str, node: Node, encoding: Encoding, known: NodeRecord
+) -> Outcome:
     """Search as the run did, every fitness and every proposal from its journal."""
     told = making.told
     recall = recollect_alone(known, told.rows_of(name))
@@ -111,7 +128,9 @@ def _search_again(making: Making, name: str, node: Node, encoding: Encoding, kno
         try:
             outcome = search_node(name, node, encoding, keeping, recall)
         except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(name, node, encoding, Replay(known, told.rows_of(name), None, most), recall)
+            loosely = search_node(
+                name, node, encoding, Replay(known, told.rows_of(name), None, most), recall
+            )
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
     _refuse_more(name, known, record.asked)
@@ -119,41 +138,55 @@ def _search_again(making: Making, name: str, node: Node, encoding: Encoding, kno
 
 
 def _align(node: Node, opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
-    """Move the parents' channels as the journal says, and see that none computes anything else for it."""
+    """Move the parents' channels as the journal says, and see that none computes anything else for
+    it."""
     aligned = aligned_inputs(node, opened, known)
     check_function(mould.model, opened.states, aligned, mould.picture_shape)
     return aligned
 
 
 def _refuse_few(node: Node, known: NodeRecord) -> None:
-    """See that the founders were recorded, before room is made for as many as the recipe asks for."""
+    """See that the founders were recorded, before room is made for as many as the recipe asks
+    for."""
     founders = {index for generation, index in known if generation == 1}
     if len(founders) < node.founders_count:
         raise Unrecorded(f"the {node.founders_count - len(founders)} other founders")
 
 
 def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
-    """See that the search had to do with every line: others tell of nothing, and would be counted all the same."""
+    """See that the search had to do with every line: others tell of nothing, and would be counted
+    all the same."""
     more = [at for at in known if at not in asked]
     if more:
         generation, index = more[0]
         raise VerificationError(
-            f"lines that no search of {name} asks for", where="journal.jsonl", expected=f"{len(asked)} at most",
-            got=f"{len(more)} more, the first on individual {index} of generation {generation}", remedy=_COPY,
-        )  # fmt: skip
+            f"lines that no search of {name} asks for",
+            where="journal.jsonl",
+            expected=f"{len(asked)} at most",
+            got=f"{len(more)} more, the first on individual {index} of generation {generation}",
+            remedy=_COPY,
+        )
 
 
 @contextmanager
 def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
-    """Turn what keeps a journal from being replayed into a VerificationError that names the place."""
+    """Turn what keeps a journal from being replayed into a VerificationError that names the
+    place."""
     try:
         yield
     except (Unrecorded, Undecided, Unfit) as error:
-        lacks = f"its lines don't tell of {error} of {name}" if isinstance(error, Unrecorded) else f"{name}: {error}"
+        lacks = (
+            f"its lines don't tell of {error} of {name}"
+            if isinstance(error, Unrecorded)
+            else f"{name}: {error}"
+        )
         raise VerificationError(
-            lacks, where="journal.jsonl", expected="lines that decide every tournament", got=f"{len(known)} lines",
+            lacks,
+            where="journal.jsonl",
+            expected="lines that decide every tournament",
+            got=f"{len(known)} lines",
             remedy=_COPY,
-        ) from None  # fmt: skip
+        ) from None
     except RunError as error:
         raise VerificationError.blaming("journal.jsonl", error, OTHERWISE) from None
 
@@ -179,11 +212,13 @@ class Replayed:
 
     name: str
     folder: Path  # of the model
-    is_known: bool  # whether its statistics are those that the run left; else they are the first parent's
+    # whether its statistics are those that the run left; else they are the first parent's
+    is_known: bool
 
 
 def known_statistics(told: Testimony, name: str, space: WeightSpace) -> StateDict | None:
-    """Return those statistics of a merge that do not follow from its weights alone, as its model here has them.
+    """Return those statistics of a merge that do not follow from its weights alone, as its model
+    here has them.
 
     Returns:
         none (an empty dict) where all follow; None where there is no model.

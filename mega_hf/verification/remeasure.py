@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,16 @@ class Count:
 
 @dataclass(frozen=True)
 class Remeasured:
-    """What was measured again, all of it within rounding of what was claimed; `str` is some lines."""
+    """What was measured again, all of it within rounding of what was claimed; `str` is some
+    lines."""
 
     model: list[Count]  # the merged model's, on test and validation
     others: list[Count]  # of parents, baselines and intermediates, likewise
     paired: list[Count]  # test rows that only one of the two gets right
     lines: list[Count]
     second_look: list[Count]  # rows on which a model is right, or wrong, as the journal says
-    statistics_apart: float | None  # BatchNorm's, as they were stored and as computed again; None if nothing was
+    # BatchNorm's, as they were stored and as computed again; None if nothing was
+    statistics_apart: float | None
     device_kind: str
     claimed_on: str
 
@@ -89,7 +92,8 @@ class Remeasured:
             said.append(f"BatchNorm's statistics  computed again: {same}")
         if self.device_kind != self.claimed_on:
             said.append(
-                f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may round otherwise"
+                f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may"
+                " round otherwise"
             )
         return "\n".join(said)
 
@@ -103,7 +107,8 @@ class Makings:
     merges: list[Source]  # and baselines; what gave the merged model is last
     chosen: list[Chosen]  # of the journal
     recomputed: list[Replayed]  # merges whose statistics were computed anew
-    aligned: Callable[[Inputs], Inputs] | None  # puts the parents in one order, if the final merge did that
+    # puts the parents in one order, if the final merge did that
+    aligned: Callable[[Inputs], Inputs] | None
     scratch: Path  # where baselines may be written
 
 
@@ -124,19 +129,31 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
     splits = _load(told, data)
     first, processes, header = made.first, Processes(), told.journal.header or {}
     if header["batch_size"] > len(splits.validation):
-        raise changed("journal.jsonl", "the batch size", f"at most {len(splits.validation)}", header["batch_size"])
+        raise changed(
+            "journal.jsonl",
+            "the batch size",
+            f"at most {len(splits.validation)}",
+            header["batch_size"],
+        )
     mapping, matched = refuse_unlike({"the first parent": first}, splits)
     _compare_data(told, splits, matched)
-    load = Loader(first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share)
+    load = Loader(
+        first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share
+    )
     validation, test = load(splits.validation), load(splits.test)
     calibration = load.calibration(splits, told.recipe.threads)
     forward = Forward(first.model, processes.device)
     apart = recompute(made.recomputed, calibration, forward) if calibration else None
     completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
-    merges = [_as_it_lies(one, completed[one.name]) if one.name in completed else one for one in made.merges]
+    merges = [
+        _as_it_lies(one, completed[one.name]) if one.name in completed else one
+        for one in made.merges
+    ]
     made = replace(made, merges=merges)
     shown = {SECOND_LOOK: load(splits.second_look)} if splits.second_look else {}
-    lines, looked = _count_lines(made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress)
+    lines, looked = _count_lines(
+        made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress
+    )
     treatment = calibration if told.is_treated else None
     models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
@@ -155,7 +172,8 @@ def _count_lines(
     calibration: Calibration | None,
     progress: Progress,
 ) -> tuple[list[Count], list[Count]]:
-    """Return what individuals count, and for those of which that is claimed, on how many rows they are as claimed."""
+    """Return what individuals count, and for those of which that is claimed, on how many rows they
+    are as claimed."""
     lines, looked = [], []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
         for one in chosen:
@@ -182,7 +200,8 @@ def _count_models(
     processes: Processes,
     progress: Progress,
 ) -> tuple[list[Count], list[Count]]:
-    """Return each model's counts on test and validation, the merged one's last, and the paired test's."""
+    """Return each model's counts on test and validation, the merged one's last, and the paired
+    test's."""
     validation, test, treatment = shown
     parents = {source.name: source for source in made.parents}
     names = {source.name for source in made.merges}
@@ -194,16 +213,23 @@ def _count_models(
     with progress.bar("models", different, "models") as advance:
         right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
     counts = []
-    for claimed, found in zip(report.models, count(candidates, right, validation.count), strict=True):
+    for claimed, found in zip(
+        report.models, count(candidates, right, validation.count), strict=True
+    ):
         name = "the merged model" if claimed["role"] == "merged" else claimed["name"]
         for split in ("test", "validation"):
             said, measured = claimed[split], found[split]
-            counts.append(Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"]))
+            counts.append(
+                Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"])
+            )
             _refuse(counts[-1], "result.json")
     paired = []
     for said in report.comparisons:
         pairing = pair(candidates, right, validation.count, said["against"])
-        for key, who in (("only_merged_right", "the merged model"), ("only_other_right", pairing.against)):
+        for key, who in (
+            ("only_merged_right", "the merged model"),
+            ("only_other_right", pairing.against),
+        ):
             what = f"test rows that only {who} gets right, of it and {pairing.against}"
             paired.append(Count(what, said[key], getattr(pairing, key), test.count))
     for one in paired:
@@ -223,9 +249,11 @@ def _load(told: Testimony, data: str | None) -> Splits:
         wanted = wanted.model_copy(update={"path": place_of(data)})
     if is_absent(wanted.path):
         raise RecipeError(
-            "the data set was local where the run was made", expected="a place for it", got="none",
+            "the data set was local where the run was made",
+            expected="a place for it",
+            got="none",
             remedy="add --data PATH",
-        )  # fmt: skip
+        )
     splits = load_splits(wanted, told.recipe.trains_all)
     if "calibration" in told.splits:
         splits = add_calibration(splits)
@@ -233,35 +261,50 @@ def _load(told: Testimony, data: str | None) -> Splits:
         claimed = told.result.record["data"][split]["sha256"]
         if splits.digests[split] != claimed:
             raise VerificationError(
-                f"these are not the {split} rows of the run", where="data", expected=claimed,
-                got=splits.digests[split], remedy="the data set as it was: --data PATH, or its pinned revision",
-            )  # fmt: skip
+                f"these are not the {split} rows of the run",
+                where="data",
+                expected=claimed,
+                got=splits.digests[split],
+                remedy="the data set as it was: --data PATH, or its pinned revision",
+            )
     return splits
 
 
 def _refuse(one: Count, where: str, what: str = "right of") -> None:
     if one.difference > tolerance(one.rows):
         raise VerificationError(
-            f"{one.what} is not what was claimed", where=where, expected=f"{one.claimed} {what} {one.rows}",
-            got=one.found, remedy="it was changed, or this device rounds otherwise than the one that made the run",
-        )  # fmt: skip
+            f"{one.what} is not what was claimed",
+            where=where,
+            expected=f"{one.claimed} {what} {one.rows}",
+            got=one.found,
+            remedy="it was changed, or this device rounds otherwise than the one that made the run",
+        )
 
 
 def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
     """Compare what the record says of the data beside its digests with what is there."""
     said: dict[str, Any] = told.result.record["data"]
-    found = {"classes": splits.classes, "shared_pictures": splits.shared_pictures, "matched": matched}
+    found = {
+        "classes": splits.classes,
+        "shared_pictures": splits.shared_pictures,
+        "matched": matched,
+    }
     for what, value in found.items():
         if said.get(what) != value:
-            raise changed("result.json", f"what it says of the data's {what}", value, said.get(what))
+            raise changed(
+                "result.json", f"what it says of the data's {what}", value, said.get(what)
+            )
     for split in told.splits:
         rows = len(getattr(splits, split))
         if said[split]["rows"] != rows:
-            raise changed("result.json", f"how many {split} rows there are", rows, said[split]["rows"])
+            raise changed(
+                "result.json", f"how many {split} rows there are", rows, said[split]["rows"]
+            )
 
 
 def _alike(counts: list[Count]) -> str:
-    same, largest = sum(one.difference == 0 for one in counts), max((one.difference for one in counts), default=0)
+    same = sum(one.difference == 0 for one in counts)
+    largest = max((one.difference for one in counts), default=0)
     more = f", largest difference {largest:,} of {counts[0].rows:,} rows" if largest else ""
     return f"{same} of {len(counts)} measured again alike{more}"
 
@@ -271,11 +314,13 @@ def _percent(count: Count, claimed: bool = False) -> str:
     return f"{100 * correct / count.rows:.2f} % ({correct:,} of {count.rows:,})"
 
 
-_APART = 1e-3  # of a number, or of its tensor's root mean square: what another processor's rounding may come to
+# of a number, or of its tensor's root mean square: what another processor's rounding may come to
+_APART = 1e-3
 
 
 def recompute(merges: Sequence[Replayed], calibration: Calibration, forward: Forward) -> float:
-    """Compute the statistics of merges from the calibration pictures; compare them with the run's, or store them.
+    """Compute the statistics of merges from the calibration pictures; compare them with the run's,
+    or store them.
 
     Args:
         merges: those that were recalibrated.
@@ -300,17 +345,20 @@ def recompute(merges: Sequence[Replayed], calibration: Calibration, forward: For
             largest = max(largest, apart)
             if not apart <= _APART:
                 raise VerificationError(
-                    f"BatchNorm's statistics of {merge.name} do not follow from its weights", where="*.safetensors",
+                    f"BatchNorm's statistics of {merge.name} do not follow from its weights",
+                    where="*.safetensors",
                     expected=f"the calibration pictures' own, up to {_APART:g} of each number",
-                    got=f"up to {apart:.3g} of a number apart", remedy=_COPY,
-                )  # fmt: skip
+                    got=f"up to {apart:.3g} of a number apart",
+                    remedy=_COPY,
+                )
         else:
-            write_folder(merge.folder, lambda path, like=opened, state=state | made: save_model(path, like, state))  # type: ignore[misc]
+            write_folder(merge.folder, partial(save_model, like=opened, state=state | made))
     return largest
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the largest difference of two tensors' numbers, relative to b's number plus b's root mean square."""
+    """Return the largest difference of two tensors' numbers, relative to b's number plus b's root
+    mean square."""
     a, b = a.double(), b.double()
     scale = b.abs() + b.square().mean().sqrt()
     apart = (a - b).abs()

@@ -1,4 +1,5 @@
-"""`verify`: recipe, journal and parents give the merged weights again, bit for bit, or an error names what lies."""
+"""`verify`: recipe, journal and parents give the merged weights again, bit for bit, or an error
+names what lies."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ from mega_hf.verification.consistency import compare_record
 from mega_hf.verification.rebuild import Making, replay
 from mega_hf.verification.remeasure import Makings, Remeasured, place_of, remeasure
 
-_OPEN = "not made again: there is no model beside it, and BatchNorm's statistics take the data, --evaluate K"
+_OPEN = (
+    "not made again: there is no model beside it, and BatchNorm's statistics take the data,"
+    " --evaluate K"
+)
 _COPY = "another copy of the run, or another machine"
 
 
@@ -39,7 +43,8 @@ class Verification:
     parents: int
     evaluations: int
     seconds: float
-    digests: dict[str, str]  # weights, file: of what was made again, no file where statistics are open; claimed_file
+    # weights, file: of what was made again, no file where statistics are open; claimed_file
+    digests: dict[str, str]
     has_model: bool  # whether there was a model to compare with, and not its digests alone
     unchecked: list[str]  # what of the run's claims was not, in words
     remeasured: Remeasured | None
@@ -50,14 +55,19 @@ class Verification:
         return {name: value for name, value in vars(self).items() if name != "remeasured"} | more
 
     def __str__(self) -> str:
-        compared = "the model's own" if self.has_model else "result.json's; there is no model beside it"
+        compared = (
+            "the model's own" if self.has_model else "result.json's; there is no model beside it"
+        )
         if self.digests.get("file") != self.digests["claimed_file"]:
             compared = (
-                f"not {self.digests['claimed_file'][:12]}..., result.json's: BatchNorm's sums round otherwise here"
+                f"not {self.digests['claimed_file'][:12]}..., result.json's: BatchNorm's sums round"
+                " otherwise here"
             )
         lines = [
-            f"reproduced bit for bit from {self.parents} parents and {self.evaluations:,} recorded evaluations "
-            f"in {self.seconds:.1f} seconds",
+            (
+                f"reproduced bit for bit from {self.parents} parents and {self.evaluations:,}"
+                f" recorded evaluations in {self.seconds:.1f} seconds"
+            ),
             f"digest of the weights   {self.digests['weights']}",
         ]
         file = f"{self.digests['file']} ({compared})" if "file" in self.digests else _OPEN
@@ -78,11 +88,14 @@ def verify(
     """Make a merge again from its recipe, its journal and its parents, and compare.
 
     Args:
-        run: a run folder, a copy of one (with or without the model), or a repository ORG/NAME[@REVISION].
-        parents: where parents lie that were local where the run was made: name -> folder or reference.
+        run: a run folder, a copy of one (with or without the model), or a repository
+            ORG/NAME[@REVISION].
+        parents: where parents lie that were local where the run was made: name -> folder or
+            reference.
         trained: a folder with parents that were trained for the run, each under its name.
-        evaluate: so many random lines of the journal are measured again, all of the second look, and every accuracy
-            that is claimed, those of parents and baselines too; this alone needs the data set.
+        evaluate: so many random lines of the journal are measured again, all of the second look,
+            and every accuracy that is claimed, those of parents and baselines too; this alone needs
+            the data set.
         data: the data set, where it was local.
         progress: show bars while measuring.
 
@@ -92,7 +105,9 @@ def verify(
     """
     began = time.perf_counter()
     told = read_testimony(run)
-    references = _references(told, dict(parents or {}), Path(trained) if trained is not None else None)
+    references = _references(
+        told, dict(parents or {}), Path(trained) if trained is not None else None
+    )
     sources = {name: _open_source(told, name, *reference) for name, reference in references.items()}
     nodes = told.recipe.all_nodes(told.ranking)
     lines = [(name, *at) for name in nodes for at in told.record_of(name)]
@@ -115,18 +130,33 @@ def verify(
         seconds = time.perf_counter() - began
         if evaluate is None:
             again = None
-            unseen += ["BatchNorm's statistics: they take the data, --evaluate K"] if making.recomputed else []
-            unseen.append("accuracies, and the counts in the journal: that takes the data, --evaluate K")
+            unseen += (
+                ["BatchNorm's statistics: they take the data, --evaluate K"]
+                if making.recomputed
+                else []
+            )
+            unseen.append(
+                "accuracies, and the counts in the journal: that takes the data, --evaluate K"
+            )
         else:
             names = [source.name for source in leaves]
             aligned = alignment(nodes[told.searched], names, told.record_of(told.searched))
             merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
-            made = Makings(first, leaves, merges, making.chosen, making.recomputed, aligned, baselines)
+            made = Makings(
+                first, leaves, merges, making.chosen, making.recomputed, aligned, baselines
+            )
             again = remeasure(told, made, data, Progress(progress))
-        digests = {"weights": told.nodes[root.name]["digests"]["weights"], "claimed_file": told.digests["file"]}
-        if again is not None or all(one.is_known for one in making.recomputed if one.name == root.name):
+        digests = {
+            "weights": told.nodes[root.name]["digests"]["weights"],
+            "claimed_file": told.digests["file"],
+        }
+        if again is not None or all(
+            one.is_known for one in making.recomputed if one.name == root.name
+        ):
             digests["file"] = merged_digest(root)
-    return Verification(told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again)
+    return Verification(
+        told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again
+    )
 
 
 def _references(
@@ -137,9 +167,12 @@ def _references(
     unknown = [name for name in given if name not in leaves]
     if unknown:
         raise RecipeError(
-            f"there is no parent {unknown[0]}", where="--parent", expected=f"one of {', '.join(leaves)}",
-            got=unknown[0], remedy="mend it",
-        )  # fmt: skip
+            f"there is no parent {unknown[0]}",
+            where="--parent",
+            expected=f"one of {', '.join(leaves)}",
+            got=unknown[0],
+            remedy="mend it",
+        )
     found: dict[str, tuple[ParentRef, Path | None]] = {}
     for name in leaves:
         reference, place = told.recipe.parents[base(name)], None
@@ -148,19 +181,28 @@ def _references(
             is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
             reference = reference.model_copy(update={"weights": path}) if is_file else path  # type: ignore[union-attr]
         elif isinstance(reference, TrainedParent):
-            folders = [folder / name for folder in (trained, told.folder / "parents") if folder is not None]
+            folders = [
+                folder / name for folder in (trained, told.folder / "parents") if folder is not None
+            ]
             place = next((folder for folder in folders if folder.is_dir()), None)
         found[name] = (reference, place)
     missing = [name for name, (reference, place) in found.items() if _is_missing(reference, place)]
     if missing:
         shown = " ".join(f"--parent {name}=PATH" for name in missing)
         made = [isinstance(found[name][0], TrainedParent) for name in missing]
-        were = "trained for the run, and don't lie beside it" if all(made) else "local where the run was made"
+        were = (
+            "trained for the run, and don't lie beside it"
+            if all(made)
+            else "local where the run was made"
+        )
         more = "; or --parents DIR, where mega-hf train made them again" if any(made) else ""
         raise ParentError(
-            f"these parents were {were}", where=told.name, expected="a place for each",
-            got=f"none for {', '.join(missing)}", remedy=f"add {shown}{more}",
-        )  # fmt: skip
+            f"these parents were {were}",
+            where=told.name,
+            expected="a place for each",
+            got=f"none for {', '.join(missing)}",
+            remedy=f"add {shown}{more}",
+        )
     return found
 
 
@@ -181,13 +223,20 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
     claimed = told.parents.get(name, "none")
     if opened.parent.sha256 != claimed:
         raise VerificationError(
-            "not the parent that was merged: it is another one, or was changed since", where=f"parent {name}",
-            expected=f"weights {claimed}", got=opened.parent.sha256,
+            "not the parent that was merged: it is another one, or was changed since",
+            where=f"parent {name}",
+            expected=f"weights {claimed}",
+            got=opened.parent.sha256,
             remedy="the parent as it was then: --parent NAME=PATH, or its pinned revision",
-        )  # fmt: skip
+        )
     licence, said = opened.parent.licence or {}, told.licence_of(name)
-    if "hub" in opened.parent.source and said != licence:  # of another folder's card nothing follows
+    # of another folder's card nothing follows
+    if "hub" in opened.parent.source and said != licence:
         raise changed("result.json", f"the licence of the parent {name}", licence, said)
     folder = opened.model.folder
-    load = partial(open_model, folder, name) if folder else lambda: open_parent(name, reference, place).model
+    load = (
+        partial(open_model, folder, name)
+        if folder
+        else lambda: open_parent(name, reference, place).model
+    )
     return Source(name, claimed, layout_digest(opened.model), load, opened.model.files)

@@ -1,4 +1,5 @@
-"""Which dimensions of a model's tensors may only be permuted together: axes, their pieces, and what ties them."""
+"""Which dimensions of a model's tensors may only be permuted together: axes, their pieces, and what
+ties them."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Piece:
-    """Some channels in a row that are permuted alike wherever they stand; pieces that are found to be one are joined.
+    """Some channels in a row that are permuted alike wherever they stand; pieces that are found to
+    be one are joined.
 
     Attributes:
         size: how many channels.
@@ -78,7 +80,8 @@ class Axis:
             run.piece.is_fixed = True
 
     def repeat(self, block: int) -> Axis:
-        """Return the dimension that comes of each place being followed by `block` - 1 of its own."""
+        """Return the dimension that comes of each place being followed by `block` - 1 of its
+        own."""
         return Axis([Run(run.piece, run.block * block) for run in self.whole])
 
 
@@ -93,7 +96,8 @@ def _whole(run: Run) -> Iterable[Run]:
 
 
 def tie(a: Axis, b: Axis) -> None:
-    """Let two dimensions of one size be permuted alike from now on; fix both where they have no common pieces."""
+    """Let two dimensions of one size be permuted alike from now on; fix both where they have no
+    common pieces."""
     assert a.length == b.length, f"{a.length} and {b.length}"
     while True:
         pairs = list(zip(a.whole, b.whole, strict=False))
@@ -113,7 +117,8 @@ def _is_alike(one: Run, other: Run) -> bool:
 
 
 def _adjust(one: Run, other: Run) -> bool:
-    """Cut one of two runs, or take channels of one together, so that they fit; say whether that can be."""
+    """Cut one of two runs, or take channels of one together, so that they fit; say whether that can
+    be."""
     if one.length != other.length:
         shorter, longer = sorted((one, other), key=lambda run: run.length)
         if shorter.length % longer.block:

@@ -13,19 +13,27 @@ from mega_hf.weights.space import STATISTICS, StateDict
 
 
 def statistics_names(model: nn.Module) -> list[str]:
-    """Return the entries of a model's state dict that `recalibrate_batchnorm` computes; none without BatchNorm."""
-    return [f"{name}.{entry}" if name else entry for name, _ in _layers(model) for entry in STATISTICS]
+    """Return the entries of a model's state dict that `recalibrate_batchnorm` computes; none
+    without BatchNorm."""
+    return [
+        f"{name}.{entry}" if name else entry for name, _ in _layers(model) for entry in STATISTICS
+    ]
 
 
 @torch.inference_mode()
 def recalibrate_batchnorm(
-    model: nn.Module, run: Callable[[torch.Tensor], object], batches: Iterable[torch.Tensor], threads: int
+    model: nn.Module,
+    run: Callable[[torch.Tensor], object],
+    batches: Iterable[torch.Tensor],
+    threads: int,
 ) -> StateDict:
-    """Give each BatchNorm layer the mean and variance that it sees, averaged over batches of equal weight.
+    """Give each BatchNorm layer the mean and variance that it sees, averaged over batches of equal
+    weight.
 
-    The rest of the model stays in evaluation mode. A batch passes each layer by its own statistics, as in training,
-    and the average is cumulative (`momentum=None` of torch's layers). How many threads sum decides the last bits, so
-    they are set for these sums; what stands between them may use all that there are.
+    The rest of the model stays in evaluation mode. A batch passes each layer by its own statistics,
+    as in training, and the average is cumulative (`momentum=None` of torch's layers). How many
+    threads sum decides the last bits, so they are set for these sums; what stands between them may
+    use all that there are.
 
     Args:
         model: in evaluation mode, on its device; its running statistics are written in place.
@@ -45,18 +53,25 @@ def recalibrate_batchnorm(
 
 
 def _layers(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
 
 
 @contextmanager
 def _summing(layers: list[_BatchNorm], threads: int) -> Iterator[None]:
-    """Let layers average what they see; their counters of batches, and everything else, are afterwards as before."""
+    """Let layers average what they see; their counters of batches, and everything else, are
+    afterwards as before."""
     before = torch.get_num_threads()
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     hooks = []
     for layer in layers:
         assert layer.running_mean is not None, "it tracks"
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=layer.running_mean.device)
+        layer.num_batches_tracked = torch.zeros(
+            (), dtype=torch.int64, device=layer.running_mean.device
+        )
         layer.reset_running_stats()  # else what was no number before would stay none
         layer.momentum, layer.training = None, True
         hooks.append(layer.register_forward_pre_hook(lambda *_: torch.set_num_threads(threads)))

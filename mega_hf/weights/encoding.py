@@ -1,4 +1,5 @@
-"""Genome -> weights: the weights themselves, as the paper has it, or coefficients by which the parents are mixed."""
+"""Genome -> weights: the weights themselves, as the paper has it, or coefficients by which the
+parents are mixed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import torch
 from mega_hf.weights.space import Segment, StateDict, WeightSpace
 
 Granularity = Literal["model", "stage", "layer", "tensor"]
-_STAGE = re.compile(r"[^\d]*\d+|.*\.|.*")  # stages.0.blocks.1.norm -> stages.0, and fc.weight -> fc.
+# stages.0.blocks.1.norm -> stages.0, and fc.weight -> fc.
+_STAGE = re.compile(r"[^\d]*\d+|.*\.|.*")
 BOUNDS = (-0.5, 1.5)  # of a coefficient: how far beyond the parents a mixture may lie
 
 
@@ -37,10 +39,12 @@ class Encoding(Protocol):
 
     @property
     def learned(self) -> int:
-        """How many of these, from the first, stand for learned weights; the rest for BatchNorm's statistics."""
+        """How many of these, from the first, stand for learned weights; the rest for BatchNorm's
+        statistics."""
 
     def digest(self, genome: torch.Tensor) -> str:
-        """Return 128 bits, in hexadecimal, that two genomes share where they are the same weights; [size] float32."""
+        """Return 128 bits, in hexadecimal, that two genomes share where they are the same weights;
+        [size] float32."""
 
     def entries(self, genome: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
         """Yield the weights' state dict, entry by entry, in the parents' dtypes."""
@@ -74,18 +78,23 @@ class Direct:
 
 @dataclass(frozen=True)
 class Mixing:
-    """A genome is a few coefficients: θ = Σ cᵢ θᵢ, with coefficients of their own for each group of tensors.
+    """A genome is a few coefficients: θ = Σ cᵢ θᵢ, with coefficients of their own for each group of
+    tensors.
 
-    Any numbers are a genome. Before they mix, those of a group are shifted alike, so that their sum is 1, and drawn
-    towards equal ones where one of them would leave BOUNDS. So a population is small, however large the model: what
+    Any numbers are a genome. Before they mix, those of a group are shifted alike, so that their sum
+    is 1, and drawn
+    towards equal ones where one of them would leave BOUNDS. So a population is small, however large
+        the model: what
     is held of it are the parents (mapped from the disk) and the one model that is measured.
 
     Attributes:
         space: the parents' layout.
         states: the parents' state dicts.
-        granularity: what is mixed alike: all the `model`, the tensors of one `stage` (whose names are the same up to
-            their first number) or of one `layer`, or each `tensor` by itself. BatchNorm's running statistics are a
-            group of their own, which is blended but never mutated: by coefficients within 0 and 1 no variance is
+        granularity: what is mixed alike: all the `model`, the tensors of one `stage` (whose names
+            are the same up to their first number) or of one `layer`, or each `tensor` by itself.
+            BatchNorm's running statistics are a
+            group of their own, which is blended but never mutated: by coefficients within 0 and 1
+                no variance is
             negative.
         contents: what tells these parents from others; part of a genome's digest.
     """
@@ -112,7 +121,8 @@ class Mixing:
 
     @property
     def parents(self) -> torch.Tensor:
-        """Each parent is 1 of itself and 0 of the others, in all groups: [parents, groups x parents]."""
+        """Each parent is 1 of itself and 0 of the others, in all groups: [parents, groups x
+        parents]."""
         return torch.eye(len(self.states)).repeat(1, self._groups)
 
     @property
@@ -132,31 +142,43 @@ class Mixing:
         n = len(self.states)
         rows = genome.numpy().reshape(-1, n)
         weights = [coefficients(row) for row in rows]
-        return self.space.combine(self.states, lambda s, tensors: _mix(tensors, weights[self._group_of[s.name]]))
+        return self.space.combine(
+            self.states, lambda s, tensors: _mix(tensors, weights[self._group_of[s.name]])
+        )
 
 
 def coefficients(genes: np.ndarray) -> list[float]:
-    """Return by what a group is mixed: [parents] float32 of a genome to numbers within BOUNDS whose sum is 1.
+    """Return by what a group is mixed: [parents] float32 of a genome to numbers within BOUNDS whose
+    sum is 1.
 
     All in float64, one operation after the other, so that every machine rounds alike.
     """
     values = [float(gene) for gene in genes]
     equal = 1.0 / len(values)
-    shift = (1.0 - functools.reduce(operator.add, values)) * equal  # not `sum`, which Python 3.12 made to compensate
+    # not `sum`, which Python 3.12 made to compensate
+    shift = (1.0 - functools.reduce(operator.add, values)) * equal
     apart = [value + shift - equal for value in values]
     low, high = BOUNDS[0] - equal, BOUNDS[1] - equal
     factor = min([1.0, *((high if a > 0 else low) / a for a in apart if not low <= a <= high)])
-    return [value + shift for value in values] if factor == 1.0 else [equal + factor * a for a in apart]
+    return (
+        [value + shift for value in values]
+        if factor == 1.0
+        else [equal + factor * a for a in apart]
+    )
 
 
 def _mix(tensors: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
-    """Return Σ wᵢ tᵢ in float32, without what has no part in it: a parent alone stays what it is, bit for bit."""
-    chosen = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0]
+    """Return Σ wᵢ tᵢ in float32, without what has no part in it: a parent alone stays what it is,
+    bit for bit."""
+    chosen = [
+        (tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0
+    ]
     if len(chosen) == 1 and chosen[0][1] == 1.0:
         return chosen[0][0]
     mixed = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, weight in chosen:
-        mixed.add_(torch.mul(tensor.float(), float(np.float32(weight))))  # two roundings: no machine fuses them
+        # two roundings: no machine fuses them
+        mixed.add_(torch.mul(tensor.float(), float(np.float32(weight))))
     return mixed
 
 

@@ -1,4 +1,5 @@
-"""Weights that stay on the disk: memory-mapped, read where they are needed, given up when memory is short."""
+"""Weights that stay on the disk: memory-mapped, read where they are needed, given up when memory is
+short."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def map_files(files: Sequence[Path], sha256: str) -> StateDict | None:
 
     Args:
         files: none, one or several shards.
-        sha256: the state dict's digest, by which it is known; libraries may give tensors other names on the disk.
+        sha256: the state dict's digest, by which it is known; libraries may give tensors other
+            names on the disk.
     """
     try:
         state = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -28,14 +30,17 @@ def map_files(files: Sequence[Path], sha256: str) -> StateDict | None:
 
 
 def map_copy(state: StateDict) -> StateDict:
-    """Write a state dict into a temporary file and return it from there; the file goes with the last tensor."""
-    with tempfile.NamedTemporaryFile(prefix="mega_hf-parent-") as file:  # unlinked at once, freed when unmapped
+    """Write a state dict into a temporary file and return it from there; the file goes with the
+    last tensor."""
+    # unlinked at once, freed when unmapped
+    with tempfile.NamedTemporaryFile(prefix="mega_hf-parent-") as file:
         save_file(apart(state), file.name)
         return load_file(file.name)
 
 
 def apart(state: StateDict) -> StateDict:
-    """Return the same tensors as the format wants them, contiguous and each alone in its memory; copied if need be."""
+    """Return the same tensors as the format wants them, contiguous and each alone in its memory;
+    copied if need be."""
     seen: set[int] = set()
     found = {}
     for name, tensor in state.items():

@@ -1,9 +1,11 @@
-"""Permutation alignment: a model's channels reordered to lie beside those of another one that do the same.
+"""Permutation alignment: a model's channels reordered to lie beside those of another one that do
+the same.
 
-Two networks that were trained apart may compute alike with their channels in another order; the straight line
-between their weights then crosses networks that compute nothing (Entezari et al., 2022). A permutation of the
-channels leaves a network's function as it is, and is found by comparing weights (Ainsworth et al., "Git Re-Basin",
-2023, algorithm 1) or activations (Li et al., 2016; Jordan et al., "REPAIR", 2023).
+Two networks that were trained apart may compute alike with their channels in another order; the
+straight line between their weights then crosses networks that compute nothing (Entezari et al.,
+2022). A permutation of the channels leaves a network's function as it is, and is found by comparing
+weights (Ainsworth et al., "Git Re-Basin", 2023, algorithm 1) or activations (Li et al., 2016;
+Jordan et al., "REPAIR", 2023).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _SWEEPS = 100  # over all groups, at most; a handful is enough
 
 
 def permute(state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
-    """Return a state dict with the channels of each group in another order; tensors that stay are not copied.
+    """Return a state dict with the channels of each group in another order; tensors that stay are
+    not copied.
 
     Args:
         state: any.
@@ -49,12 +52,17 @@ def _spread(order: np.ndarray, block: int) -> torch.Tensor:
 
 
 def weight_matching(
-    groups: Sequence[Group], reference: StateDict, state: StateDict, learned: Iterable[str], seed: int
+    groups: Sequence[Group],
+    reference: StateDict,
+    state: StateDict,
+    learned: Iterable[str],
+    seed: int,
 ) -> list[np.ndarray]:
-    """Find the orders that bring a model's weights closest to those of the reference, one group after the other.
+    """Find the orders that bring a model's weights closest to those of the reference, one group
+    after the other.
 
-    A group's best order depends on those of the others, so groups are gone through in a random order, again and again,
-    until none changes.
+    A group's best order depends on those of the others, so groups are gone through in a random
+    order, again and again, until none changes.
 
     Args:
         groups: of the architecture.
@@ -77,7 +85,9 @@ def weight_matching(
             group = groups[i]
             alike = np.zeros((group.size, group.size))
             for place in places[i]:
-                rows, columns = (_rows(tensors[place.entry], group.size, place) for tensors in (there, here))
+                rows, columns = (
+                    _rows(tensors[place.entry], group.size, place) for tensors in (there, here)
+                )
                 alike += (rows @ columns.T).numpy()
             order = linear_sum_assignment(alike, maximize=True)[1]
             if alike[np.arange(group.size), order].sum() > np.trace(alike) * (1 + 1e-12) + 1e-12:
@@ -103,7 +113,8 @@ def activation_matching(
         symmetry: the architecture's graph and groups.
         reference: a state dict that stays as it is.
         state: the one to be reordered.
-        images: pictures, [rows, channels, height, width], on the model's device; an incomplete batch is left out.
+        images: pictures, [rows, channels, height, width], on the model's device; an incomplete
+            batch is left out.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -153,7 +164,11 @@ class _Tapped(Interpreter):
 
     def __init__(self, symmetry: Symmetry, state: StateDict) -> None:
         super().__init__(copy.deepcopy(symmetry.module))
-        entries = {f"model.{name}": tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+        entries = {
+            f"model.{name}": tensor.float()
+            for name, tensor in state.items()
+            if tensor.is_floating_point()
+        }
         self.module.load_state_dict(entries, strict=False)
         self.taps = {tap.entry for group in symmetry.groups for tap in group.taps}
         self.kept: dict[str, torch.Tensor] = {}
@@ -173,7 +188,9 @@ class _Tapped(Interpreter):
         return output
 
 
-def check_orders(groups: Sequence[Group], orders: Sequence[Sequence[int]], state: Mapping[str, torch.Tensor]) -> None:
+def check_orders(
+    groups: Sequence[Group], orders: Sequence[Sequence[int]], state: Mapping[str, torch.Tensor]
+) -> None:
     """Raise ValueError unless these are permutations of channels that a state dict has."""
     if len(groups) != len(orders):
         raise ValueError(f"{len(groups)} groups, {len(orders)} orders")
@@ -184,5 +201,9 @@ def check_orders(groups: Sequence[Group], orders: Sequence[Sequence[int]], state
             tensor = state.get(place.entry)
             if tensor is None or not 0 <= place.dim < tensor.dim():
                 raise ValueError(f"{place.entry} has no dimension {place.dim}")
-            if place.block < 1 or place.start < 0 or place.start + group.size * place.block > tensor.shape[place.dim]:
+            if (
+                place.block < 1
+                or place.start < 0
+                or place.start + group.size * place.block > tensor.shape[place.dim]
+            ):
                 raise ValueError(f"{place.entry} has no such channels")

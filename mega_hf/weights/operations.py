@@ -1,4 +1,5 @@
-"""What each of torch's operations does to the axes of its tensors; one function for each kind of operation.
+"""What each of torch's operations does to the axes of its tensors; one function for each kind of
+operation.
 
 Each returns the axes of the operation's output, or None where it is not known what becomes of them.
 """
@@ -20,7 +21,9 @@ Of = Callable[[Any], Axes]  # the axes of a node's argument; none of what is no 
 
 def name_of(target: Any) -> str:
     """Return an operation's name without its overload: `aten.conv2d`."""
-    return str(target).rpartition(".")[0] if isinstance(target, torch._ops.OpOverload) else str(target)
+    return (
+        str(target).rpartition(".")[0] if isinstance(target, torch._ops.OpOverload) else str(target)
+    )
 
 
 def shape_of(node: Node) -> list[int] | None:
@@ -137,7 +140,8 @@ def _reduce(of: Of, node: Node) -> Axes | None:
 
 
 def _reshape(of: Of, node: Node) -> Axes | None:
-    """Dimensions of one size stay; several that become one are one if all but the first can stay where they are."""
+    """Dimensions of one size stay; several that become one are one if all but the first can stay
+    where they are."""
     before, after = list(of(node.args[0])), list(shape_of(node) or [])
     made: Axes = []
     while after:
@@ -241,24 +245,73 @@ def _pad(of: Of, node: Node) -> Axes:
 
 
 _UNARY = (
-    "abs", "alias", "celu", "clamp", "clamp_min", "clone", "contiguous", "detach", "dropout", "elu", "exp",
-    "feature_dropout", "gelu", "hardsigmoid", "hardswish", "hardtanh", "identity", "leaky_relu", "log_softmax", "mish",
-    "neg", "pow", "relu", "relu6", "rsqrt", "selu", "sigmoid", "silu", "softmax", "softplus", "sqrt", "square", "tanh",
-    "to", "_to_copy",
-)  # fmt: skip
+    "abs",
+    "alias",
+    "celu",
+    "clamp",
+    "clamp_min",
+    "clone",
+    "contiguous",
+    "detach",
+    "dropout",
+    "elu",
+    "exp",
+    "feature_dropout",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "identity",
+    "leaky_relu",
+    "log_softmax",
+    "mish",
+    "neg",
+    "pow",
+    "relu",
+    "relu6",
+    "rsqrt",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "sqrt",
+    "square",
+    "tanh",
+    "to",
+    "_to_copy",
+)
 _POOLS = (
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "upsample_bicubic2d",
-    "upsample_bilinear2d", "upsample_nearest2d",
-)  # fmt: skip
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "max_pool2d",
+    "upsample_bicubic2d",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
 _KINDS: dict[Callable[[Of, Node], Axes | None], tuple[str, ...]] = {
     _same: _UNARY,
     _elementwise: ("add", "sub", "mul", "div", "maximum", "minimum"),
     _pool: _POOLS,
     _reduce: ("mean", "sum", "amax", "linalg_vector_norm"),
     _reshape: ("view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view"),
-    _transpose: ("transpose", "t"), _permute: ("permute",), _concatenate: ("cat",), _expand: ("expand",),
-    _cut_out: ("select", "slice"), _pad: ("pad", "constant_pad_nd"), _convolve: ("conv2d",), _linear: ("linear",),
-    _batch_norm: ("batch_norm",), _layer_norm: ("layer_norm",), _prelu: ("prelu",),
-}  # fmt: skip
+    _transpose: ("transpose", "t"),
+    _permute: ("permute",),
+    _concatenate: ("cat",),
+    _expand: ("expand",),
+    _cut_out: ("select", "slice"),
+    _pad: ("pad", "constant_pad_nd"),
+    _convolve: ("conv2d",),
+    _linear: ("linear",),
+    _batch_norm: ("batch_norm",),
+    _layer_norm: ("layer_norm",),
+    _prelu: ("prelu",),
+}
 # An operation whose name ends with an underscore does the same in place.
-RULES = {f"aten.{name}{end}": rule for rule, names in _KINDS.items() for name in names for end in ("", "_")}
+RULES = {
+    f"aten.{name}{end}": rule
+    for rule, names in _KINDS.items()
+    for name in names
+    for end in ("", "_")
+}

@@ -1,4 +1,5 @@
-"""A state dict as one flat float32 vector: which entries are searched, which are copied; and back."""
+"""A state dict as one flat float32 vector: which entries are searched, which are copied; and
+back."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Segment:
     start: int
     stop: int
     shape: torch.Size
-    dtype: torch.dtype  # the parents' own; weights are rounded to it before they are measured or saved
+    # the parents' own; weights are rounded to it before they are measured or saved
+    dtype: torch.dtype
     learned: bool
 
 
@@ -31,16 +33,19 @@ class Segment:
 class WeightSpace:
     """The layout shared by all parents: learned weights first, then BatchNorm's running statistics.
 
-    Statistics that are recomputed for whatever weights are measured are no part of a vector, nor of what is made of
+    Statistics that are recomputed for whatever weights are measured are no part of a vector, nor of
+    what is made of
     one: the state dicts made here are complete but for them.
 
-    Integer buffers are copied from the first parent, never averaged; other floating buffers are equal in all.
+    Integer buffers are copied from the first parent, never averaged; other floating buffers are
+    equal in all.
     """
 
     segments: tuple[Segment, ...]
     copied: StateDict  # what is not searched
     tied: dict[str, str]  # a second name of a tensor -> the name that is searched
-    recomputed: Mapping[str, torch.dtype] = field(default_factory=dict)  # statistics that follow from the weights
+    # statistics that follow from the weights
+    recomputed: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -62,12 +67,17 @@ class WeightSpace:
     def unpack(self, vector: torch.Tensor) -> StateDict:
         """Return a vector as a state dict in the parents' dtypes."""
         parts = vector.split([s.stop - s.start for s in self.segments])
-        state = {s.name: part.view(s.shape).to(s.dtype) for s, part in zip(self.segments, parts, strict=True)}
+        state = {
+            s.name: part.view(s.shape).to(s.dtype)
+            for s, part in zip(self.segments, parts, strict=True)
+        }
         state |= self.copied
         return state | {name: state[source] for name, source in self.tied.items()}
 
     def combine(
-        self, states: Iterable[StateDict], how: Callable[[Segment, list[torch.Tensor]], torch.Tensor]
+        self,
+        states: Iterable[StateDict],
+        how: Callable[[Segment, list[torch.Tensor]], torch.Tensor],
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield a state dict made from those of the parents, one tensor at a time.
 
@@ -85,7 +95,8 @@ class WeightSpace:
         yield from ((name, self.copied[of]) for of, names in seconds.items() for name in names)
 
     def learned_digest(self, state: StateDict) -> str:
-        """Return the SHA-256 of the learned weights: what recipe, parents and journal decide alone."""
+        """Return the SHA-256 of the learned weights: what recipe, parents and journal decide
+        alone."""
         return digest({s.name: state[s.name] for s in self.segments if s.learned})
 
     def statistics_digest(self, state: StateDict) -> str | None:
@@ -95,7 +106,10 @@ class WeightSpace:
 
 
 def build_space(
-    states: Mapping[str, StateDict], learned: Iterable[str], tied: dict[str, str], recomputed: Collection[str] = ()
+    states: Mapping[str, StateDict],
+    learned: Iterable[str],
+    tied: dict[str, str],
+    recomputed: Collection[str] = (),
 ) -> WeightSpace:
     """Lay out the weight space of some parents.
 
@@ -106,17 +120,25 @@ def build_space(
         recomputed: the entries that are computed anew for any weights.
 
     Raises:
-        ParentError: the parents differ in names, shapes or dtypes, hold NaN or infinity, or differ in a floating
-            buffer that can't be mixed; the difference is shown.
+        ParentError: the parents differ in names, shapes or dtypes, hold NaN or infinity, or differ
+            in a floating buffer that can't be mixed; the difference is shown.
     """
     check_identical(states)
     first, learned = next(iter(states.values())), set(learned)
     segments: list[Segment] = []
     searched = [k for k in first if k in learned and k not in tied and first[k].is_floating_point()]
-    statistics = [k for k in first if k not in learned and k.rsplit(".", 1)[-1] in STATISTICS and k not in recomputed]
+    statistics = [
+        k
+        for k in first
+        if k not in learned and k.rsplit(".", 1)[-1] in STATISTICS and k not in recomputed
+    ]
     for name in [*searched, *statistics]:
         start, tensor = segments[-1].stop if segments else 0, first[name]
-        segments.append(Segment(name, start, start + tensor.numel(), tensor.shape, tensor.dtype, name in learned))
+        segments.append(
+            Segment(
+                name, start, start + tensor.numel(), tensor.shape, tensor.dtype, name in learned
+            )
+        )
     placed = {s.name for s in segments} | set(tied) | set(recomputed)
     copied = {k: v for k, v in first.items() if k not in placed}
     for name, tensor in copied.items():
@@ -127,18 +149,26 @@ def build_space(
                     what,
                     expected="equal in all parents",
                     got=f"another value in {parent}",
-                    remedy="this model cannot be merged with the others; mega-hf compare tells them apart",
+                    remedy=(
+                        "this model cannot be merged with the others; mega-hf compare tells them"
+                        " apart"
+                    ),
                 )
-    return WeightSpace(tuple(segments), copied, tied, {name: first[name].dtype for name in recomputed})
+    return WeightSpace(
+        tuple(segments), copied, tied, {name: first[name].dtype for name in recomputed}
+    )
 
 
 def check_identical(states: Mapping[str, StateDict]) -> None:
-    """Raise ParentError unless all parents have the same entries, shapes and dtypes, and finite numbers."""
+    """Raise ParentError unless all parents have the same entries, shapes and dtypes, and finite
+    numbers."""
     (first_name, first), *others = states.items()
     for name, state in others:
         differences = list(difference(first, state))
         if differences:
-            shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if differences[5:] else "")
+            shown = "; ".join(differences[:5]) + (
+                f"; and {len(differences) - 5} more" if differences[5:] else ""
+            )
             raise ParentError(
                 f"{first_name} and {name} differ",
                 expected="identical architectures",
@@ -149,7 +179,12 @@ def check_identical(states: Mapping[str, StateDict]) -> None:
         for key, tensor in state.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 remedy = "this model is broken: leave it out, or take an earlier checkpoint"
-                raise ParentError(f"{name} holds NaN or infinity", expected="finite weights", got=key, remedy=remedy)
+                raise ParentError(
+                    f"{name} holds NaN or infinity",
+                    expected="finite weights",
+                    got=key,
+                    remedy=remedy,
+                )
 
 
 def difference(a: StateDict, b: StateDict) -> Iterable[str]:
@@ -169,12 +204,15 @@ def digest(state: StateDict) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        sha.update(
+            tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return sha.hexdigest()
 
 
 def largest_difference(a: StateDict, b: StateDict) -> tuple[float, int, int]:
-    """Return the largest difference between two models' entries, how many numbers differ, and of how many."""
+    """Return the largest difference between two models' entries, how many numbers differ, and of
+    how many."""
     largest, differing, total = 0.0, 0, 0
     for name in a.keys() | b.keys():
         if name not in a or name not in b or a[name].shape != b[name].shape:

@@ -1,9 +1,10 @@
 """The permutations that leave a model's function as it is, read off its own graph.
 
-A graph of torch's operations is walked once. Each dimension of each tensor is an `Axis`; an operation ties those that
-must be permuted alike (a convolution's input channels and its weight's second dimension, the two sides of a residual
-addition), and fixes those of which it is not known what a permutation would do. So an operation that is not known
-costs permutations, never correctness.
+A graph of torch's operations is walked once. Each dimension of each tensor is an `Axis`; an
+operation ties those that must be permuted alike (a convolution's input channels and its weight's
+second dimension, the two sides of a residual addition), and fixes those of which it is not known
+what a permutation would do. So an operation that is not known costs permutations, never
+correctness.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mega_hf.weights.operations import RULES, Axes, fix, fixed, name_of, shape_o
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group's channels stand in a tensor: `block` places each, from `start` on, in a dimension."""
+    """Where a group's channels stand in a tensor: `block` places each, from `start` on, in a
+    dimension."""
 
     entry: str  # of the state dict, or a node of the graph
     dim: int
@@ -34,7 +36,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can be permuted without changing what the model computes, if it is done in all places."""
+    """Channels that can be permuted without changing what the model computes, if it is done in all
+    places."""
 
     size: int
     places: tuple[Place, ...]
@@ -71,12 +74,17 @@ def find_symmetry(model: nn.Module, shape: tuple[int, ...], name: str, rows: int
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            program = torch.export.export(_Logits(model), (torch.zeros(rows, *shape, device=device),))
+            program = torch.export.export(
+                _Logits(model), (torch.zeros(rows, *shape, device=device),)
+            )
     except Exception as error:  # of whatever the model's own code does
         raise ParentError(
-            "the model can't be aligned: torch.export can't trace it", where=name, expected="a graph",
-            got=first_line(error)[:200], remedy="merge.align: none",
-        ) from None  # fmt: skip
+            "the model can't be aligned: torch.export can't trace it",
+            where=name,
+            expected="a graph",
+            got=first_line(error)[:200],
+            remedy="merge.align: none",
+        ) from None
     signature = program.graph_signature
     entries = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk({key: entry.removeprefix("model.") for key, entry in entries.items()}, rows)
@@ -101,7 +109,10 @@ class _Walk:
     """The axes of every tensor of a graph, as far as it has been walked."""
 
     def __init__(self, entries: Mapping[str, str], rows: int) -> None:
-        self.entries, self.axes, self.states, self.rows = entries, dict[Node, Axes](), dict[str, Axes](), rows
+        self.entries = entries
+        self.axes = dict[Node, Axes]()
+        self.states = dict[str, Axes]()
+        self.rows = rows
 
     def take(self, node: Node) -> None:
         """Give a node's output axes, tied to those of its inputs."""
@@ -145,11 +156,13 @@ class _Walk:
                 yield Group(piece.size, tuple(found), tuple(taps[piece]))
 
     def _taps(self) -> dict[Piece, list[Place]]:
-        """Return where each piece's activations are seen: after nonlinearities, else after sums, else anywhere."""
+        """Return where each piece's activations are seen: after nonlinearities, else after sums,
+        else anywhere."""
         seen: dict[Piece, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
         for node, axes in self.axes.items():
             rank = _RANKS.get(name_of(node.target)) if node.op == "call_function" else None
-            if rank is not None and axes and axes[0].length == self.rows:  # of pictures, not of weights
+            # of pictures, not of weights
+            if rank is not None and axes and axes[0].length == self.rows:
                 for dim, start, run in _standing(axes):
                     seen[run.piece][rank].append(Place(node.name, dim, start, run.block))
         return defaultdict(list, {piece: ranks[min(ranks)] for piece, ranks in seen.items()})
@@ -164,8 +177,24 @@ def _standing(axes: Axes) -> Iterator[tuple[int, int, Run]]:
 
 
 _AFTER = (
-    "celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "relu6", "selu", "silu",
+    "celu",
+    "elu",
+    "gelu",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "prelu",
+    "relu",
+    "relu6",
+    "selu",
+    "silu",
     "tanh",
-)  # fmt: skip
+)
 _ORDER = (_AFTER, ("add",), ("batch_norm", "layer_norm", "conv2d", "linear"))
-_RANKS = {f"aten.{name}{end}": rank for rank, names in enumerate(_ORDER) for name in names for end in ("", "_")}
+_RANKS = {
+    f"aten.{name}{end}": rank
+    for rank, names in enumerate(_ORDER)
+    for name in names
+    for end in ("", "_")
+}

@@ -19,7 +19,8 @@ from mega_hf.evaluation.statistics import wilson_interval
 from tests.tools import tiny
 from tests.tools.broken import other_architecture, other_order, other_preprocessing
 
-# Counts right answers of a folder in a process that has imported nothing of mega_hf but the architecture.
+# Counts right answers of a folder in a process that has imported nothing of mega_hf but the
+# architecture.
 COUNT = """
 import sys
 from tests.tools import tiny
@@ -49,7 +50,9 @@ def test_a_merge_and_its_model_in_a_fresh_process(
         assert result.record["digests"]["file"] == finished.record["digests"]["file"]
     command = [sys.executable, "-c", COUNT, str(out / "merged"), library]
     root = Path(__file__).parents[2]
-    counted = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.split()
+    counted = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=root
+    ).stdout.split()
     merged = result.report.merged
     assert counted == [str(merged["validation"]["correct"]), str(merged["test"]["correct"])]
 
@@ -64,7 +67,12 @@ def test_models_by_name_and_default_splits(pair: tiny.Pair, tmp_path: Path, mega
     recipe = Recipe.from_yaml(out / "recipe.yaml")
     assert (recipe.name, list(recipe.parents)) == ("by-name", ["a", "b"])
     assert recipe.data.test == "test"
-    assert recipe.data.validation.model_dump() == {"split": "train", "size": 12, "seed": 46, "stratify": True}
+    assert recipe.data.validation.model_dump() == {
+        "split": "train",
+        "size": 12,
+        "seed": 46,
+        "stratify": True,
+    }
     said = caplog.text + answer.err
     assert "12 rows of train (seed 46): right only if no parent was trained on them" in said
     assert "12 rows of train" in " ".join(MergeResult.load(out).record["notices"])
@@ -80,7 +88,16 @@ def test_names_of_models_that_share_a_folder_name(pair: tiny.Pair, tmp_path: Pat
 
 def test_odd_folder_names_become_plain_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     odd = shutil.copytree(pair.a, tmp_path / "sé 4;'x|")
-    words = ["merge", str(odd), str(pair.b), "--data", str(pair.data), "--out", str(tmp_path / "ö u|t"), "--dry-run"]
+    words = [
+        "merge",
+        str(odd),
+        str(pair.b),
+        "--data",
+        str(pair.data),
+        "--out",
+        str(tmp_path / "ö u|t"),
+        "--dry-run",
+    ]
     assert mega(*words).code == 0
 
 
@@ -93,14 +110,18 @@ def test_an_unfinished_run_is_not_evaluated(pair: tiny.Pair, tmp_path: Path, meg
 
 
 def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    answer = mega("merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out")
+    answer = mega(
+        "merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out"
+    )
     assert answer.code == 0
     assert "validation without the second look: 30 rows" in answer.out
     assert "second look  30 of the validation rows" in answer.out
     assert "right only if" not in answer.out
 
 
-def test_dry_run_makes_nothing(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_makes_nothing(
+    pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = pair.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     answer = mega("merge", recipe, "--dry-run")
@@ -111,21 +132,34 @@ def test_dry_run_makes_nothing(pair: tiny.Pair, tmp_path: Path, mega, monkeypatc
 
 
 def test_dry_run_finds_what_would_end_the_merge(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": other_architecture(pair, tmp_path)})
+    recipe = pair.write(
+        tmp_path, parents={"a": str(pair.a), "b": other_architecture(pair, tmp_path)}
+    )
     answer = mega("merge", recipe, "--dry-run", "--out", tmp_path / "out")
     assert answer.code == 2
     assert "cifar_resnet32" in answer.err
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_are_named_after_recipes(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_named_after_recipes(
+    pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["--set", "merge.generations=1", "--set", "merge.population_size=3", "--set", "name=short"]
+    settings = [
+        "--set",
+        "merge.generations=1",
+        "--set",
+        "merge.population_size=3",
+        "--set",
+        "name=short",
+    ]
     assert mega("merge", pair.write(tmp_path / "recipes"), *settings).code == 0
     assert (tmp_path / "runs" / "short" / "result.json").is_file()
 
 
-def test_paths_of_a_recipe_are_relative_to_it(pair: tiny.Pair, tmp_path: Path, mega, monkeypatch) -> None:
+def test_paths_of_a_recipe_are_relative_to_it(
+    pair: tiny.Pair, tmp_path: Path, mega, monkeypatch
+) -> None:
     """And those on the command line to the working folder."""
     for name in ("a", "b", "data"):
         shutil.copytree(getattr(pair, name), tmp_path / "here" / name)
@@ -141,7 +175,9 @@ def test_paths_of_a_recipe_are_relative_to_it(pair: tiny.Pair, tmp_path: Path, m
     assert str(tmp_path / "b") in wrong.err
 
 
-def test_a_finished_run_answers_at_once(copied: Path, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_finished_run_answers_at_once(
+    copied: Path, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     answer = mega("merge", pair.write(tmp_path), "--out", copied)
     assert answer.code == 0, answer.err
@@ -149,7 +185,9 @@ def test_a_finished_run_answers_at_once(copied: Path, pair: tiny.Pair, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
-def test_another_recipe_needs_overwrite(copied: Path, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_another_recipe_needs_overwrite(
+    copied: Path, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     command = ["merge", pair.write(tmp_path), "--out", copied, "--set", "merge.generations=2"]
     answer = mega(*command)
     assert answer.code == 2
@@ -160,12 +198,16 @@ def test_another_recipe_needs_overwrite(copied: Path, pair: tiny.Pair, tmp_path:
     assert len(MergeResult.load(copied).history) == 2
 
 
-def test_overwrite_that_fails_leaves_the_earlier_run(copied: Path, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_overwrite_that_fails_leaves_the_earlier_run(
+    copied: Path, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     """A mistake in the new recipe must not cost the old result."""
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     wrong = ["--set", "data.validation=train[:0]"]
     assert mega("merge", pair.write(tmp_path), "--out", copied, "--overwrite", *wrong).code == 2
-    other = pair.write(tmp_path, parents={"a": str(pair.a), "b": other_preprocessing(pair, tmp_path)})
+    other = pair.write(
+        tmp_path, parents={"a": str(pair.a), "b": other_preprocessing(pair, tmp_path)}
+    )
     assert mega("merge", other, "--out", copied, "--overwrite").code == 2
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
@@ -214,10 +256,18 @@ def test_evaluate_says_it_in_a_sentence(finished: MergeResult, pair: tiny.Pair, 
 
 @pytest.mark.parametrize(
     ("model", "split", "words"),
-    [("nowhere", "test", "no such parent folder"), ("", "tests", "tests"), ("", "test[:0]", "empty split")],
+    [
+        ("nowhere", "test", "no such parent folder"),
+        ("", "tests", "tests"),
+        ("", "test[:0]", "empty split"),
+    ],
 )
-def test_evaluate_bad_input(model: str, split: str, words: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    answer = mega("evaluate", tmp_path / model if model else pair.a, "--data", pair.data, "--split", split)
+def test_evaluate_bad_input(
+    model: str, split: str, words: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
+    answer = mega(
+        "evaluate", tmp_path / model if model else pair.a, "--data", pair.data, "--split", split
+    )
     assert answer.code == 2
     assert words in answer.err
 
@@ -248,7 +298,9 @@ PROBLEMS: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_compare_shows_what_keeps_models_apart(problem: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_compare_shows_what_keeps_models_apart(
+    problem: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     make, words = PROBLEMS[problem]
     other = make(pair, tmp_path)
     answer = mega("compare", pair.a, pair.b, other)
@@ -268,7 +320,12 @@ def test_compare_needs_two_models(models: list[str], pair: tiny.Pair, mega) -> N
 
 
 def test_arguments_that_make_no_sense(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    for words in (["merge"], ["merge", "x.yaml", "--num-processes", "0"], ["mrege"], ["evaluate", "x"]):
+    for words in (
+        ["merge"],
+        ["merge", "x.yaml", "--num-processes", "0"],
+        ["mrege"],
+        ["evaluate", "x"],
+    ):
         with pytest.raises(SystemExit) as end:
             mega(*words)
         assert end.value.code == 2
@@ -285,7 +342,9 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
     assert (tmp_path / "out" / "journal.jsonl").read_bytes().startswith(kept)
 
 
-def test_threads_wait_without_taking_a_core_that_others_use(mega, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_wait_without_taking_a_core_that_others_use(
+    mega, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)

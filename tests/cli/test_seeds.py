@@ -1,4 +1,5 @@
-"""`merge --seeds K`: a run for each seed, what they gave in the mean, and what can't be repeated so."""
+"""`merge --seeds K`: a run for each seed, what they gave in the mean, and what can't be repeated
+so."""
 
 from __future__ import annotations
 
@@ -44,19 +45,33 @@ def test_each_seed_is_a_run_of_its_own(pair: tiny.Pair, tmp_path: Path, mega: An
 def test_parents_are_trained_once_for_all_seeds(data: Path, tmp_path: Path, mega: Any) -> None:
     tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}}) | {"merge": MERGE}
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
-    answer = mega("merge", tmp_path / "recipe.yaml", "--seeds", "2", "--out", tmp_path / "out", "--quiet")
+    answer = mega(
+        "merge", tmp_path / "recipe.yaml", "--seeds", "2", "--out", tmp_path / "out", "--quiet"
+    )
     assert answer.code == 0, answer.err
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"seed46", "seed47", "parents", "seeds.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "seed46",
+        "seed47",
+        "parents",
+        "seeds.json",
+    }
     assert not (tmp_path / "out" / "seed46" / "parents").exists()
 
 
-def test_nodes_with_seeds_of_their_own_get_others_too(four: dict[str, Any], tmp_path: Path, mega: Any) -> None:
+def test_nodes_with_seeds_of_their_own_get_others_too(
+    four: dict[str, Any], tmp_path: Path, mega: Any
+) -> None:
     merges = {"ab": {"parents": ["a", "b"], "seed": 7}, "all": {"parents": ["ab", "c", "d"]}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(four | {"merges": merges, "merge": MERGE}))
-    answer = mega("merge", tmp_path / "recipe.yaml", "--seeds", "2", "--out", tmp_path / "out", "--quiet")
+    answer = mega(
+        "merge", tmp_path / "recipe.yaml", "--seeds", "2", "--out", tmp_path / "out", "--quiet"
+    )
     assert answer.code == 0, answer.err
     seeds = [
-        [node["merge"]["seed"] for node in MergeResult.load(tmp_path / "out" / name).record["nodes"]]
+        [
+            node["merge"]["seed"]
+            for node in MergeResult.load(tmp_path / "out" / name).record["nodes"]
+        ]
         for name in ("seed46", "seed47")
     ]
     assert seeds == [[7, 46], [8, 47]]
@@ -69,7 +84,9 @@ def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path,
     done = subprocess.run([*words, str(tmp_path / "two")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert mega("merge", file, "--seeds", "2", "--out", tmp_path / "one", "--quiet").code == 0
-    assert (tmp_path / "two" / "seeds.json").read_bytes() == (tmp_path / "one" / "seeds.json").read_bytes()
+    assert (tmp_path / "two" / "seeds.json").read_bytes() == (
+        tmp_path / "one" / "seeds.json"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +95,8 @@ def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path,
         (["--seeds", "1"], "2 or more"),
         (["--seeds", "2", "--only", "a+b"], "--seeds and --only"),
         (["--seeds", "2", "--push", "me/x"], "--seeds and --push"),
-        (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push"),  # all would go to one repository
+        # all would go to one repository
+        (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push"),
     ],
 )
 def test_what_cant_be_repeated_is_refused(
@@ -92,7 +110,9 @@ def test_a_dry_run_reckons_all_seeds(data: Path, tmp_path: Path, mega: Any) -> N
     """Parents are trained once, and all runs search."""
     tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}}) | {"merge": MERGE}
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
-    answer = mega("merge", tmp_path / "recipe.yaml", "--seeds", "3", "--out", tmp_path / "out", "--dry-run")
+    answer = mega(
+        "merge", tmp_path / "recipe.yaml", "--seeds", "3", "--out", tmp_path / "out", "--dry-run"
+    )
     assert answer.code == 0 and "runs         3, one a seed, about" in answer.out, answer.err
     assert not (tmp_path / "out").exists()
     cost = replace(estimate(Recipe.from_dict(tree)), runs=3)
@@ -100,13 +120,19 @@ def test_a_dry_run_reckons_all_seeds(data: Path, tmp_path: Path, mega: Any) -> N
     assert cost.total_minutes == pytest.approx(3 * lone.minutes + cost.training_minutes)
 
 
-def test_under_a_launcher_it_says_how(pair: tiny.Pair, tmp_path: Path, mega: Any, monkeypatch: Any) -> None:
+def test_under_a_launcher_it_says_how(
+    pair: tiny.Pair, tmp_path: Path, mega: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    answer = mega("merge", pair.write(tmp_path, merge=MERGE), "--seeds", "2", "--out", tmp_path / "out")
+    answer = mega(
+        "merge", pair.write(tmp_path, merge=MERGE), "--seeds", "2", "--out", tmp_path / "out"
+    )
     assert answer.code == 2 and "--num-processes N" in answer.err
 
 
-def test_a_run_is_not_taken_for_a_folder_of_runs(copied: Path, pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
+def test_a_run_is_not_taken_for_a_folder_of_runs(
+    copied: Path, pair: tiny.Pair, tmp_path: Path, mega: Any
+) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=MERGE), "--seeds", "2", "--out", copied)
     assert answer.code == 2 and "another --out" in answer.err
 

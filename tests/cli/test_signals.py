@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM at any moment: the command ends in seconds, says how it goes on, and goes on."""
+"""Ctrl-C and SIGTERM at any moment: the command ends in seconds, says how it goes on, and goes
+on."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ def test_before_anything_is_loaded_too(number: signal.Signals) -> None:
     words = [sys.executable, "-c", EARLY, str(int(number))]
     done = subprocess.run(words, capture_output=True, text=True, preexec_fn=_hear_interrupts)
     assert done.returncode == CODES[number], done.stderr
-    assert done.stderr == f"mega-hf: {WORDS[number]}: nothing was begun; the same command goes on from there\n"
+    assert (
+        done.stderr
+        == f"mega-hf: {WORDS[number]}: nothing was begun; the same command goes on from there\n"
+    )
 
 
 def _hear_interrupts() -> None:
@@ -58,10 +62,14 @@ def _hear_interrupts() -> None:
 @pytest.fixture(scope="module")
 def whole(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
     """The run that nothing disturbed."""
-    return merge(Recipe.from_dict(pair.recipe(merge=MERGE)), tmp_path_factory.mktemp("whole") / "out")
+    return merge(
+        Recipe.from_dict(pair.recipe(merge=MERGE)), tmp_path_factory.mktemp("whole") / "out"
+    )
 
 
-def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: bool, folder: Path) -> None:
+def _interrupt(
+    process: subprocess.Popen[str], number: signal.Signals, at_all: bool, folder: Path
+) -> None:
     """Send a signal to a command, or to its whole process group, and see how it ends."""
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     (os.killpg if at_all else os.kill)(process.pid, number)
@@ -80,10 +88,20 @@ def _interrupt(process: subprocess.Popen[str], number: signal.Signals, at_all: b
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: MergeResult, started, mega) -> None:
-    command = ["merge", str(pair.write(tmp_path, merge=MERGE)), "--out", str(tmp_path / "out"), "--quiet"]
+def test_a_run_goes_on_from_any_moment(
+    processes: int, pair, tmp_path, whole: MergeResult, started, mega
+) -> None:
+    command = [
+        "merge",
+        str(pair.write(tmp_path, merge=MERGE)),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
     draw = random.Random(processes)
-    for number, at_all in [(signal.SIGINT, True), (signal.SIGTERM, False)] * (TIMES + processes - 1):
+    for number, at_all in [(signal.SIGINT, True), (signal.SIGTERM, False)] * (
+        TIMES + processes - 1
+    ):
         process = runs.begin([*runs.MEGA, *command, "--num-processes", str(processes)], tmp_path)
         started.append(process)
         time.sleep(0.5 + draw.random() * 6 * processes)
@@ -99,7 +117,13 @@ def test_a_run_goes_on_from_any_moment(processes: int, pair, tmp_path, whole: Me
 def test_a_signal_in_the_search_keeps_what_was_measured(
     processes: int, number: signal.Signals, pair, tmp_path: Path, whole: MergeResult, started, mega
 ) -> None:
-    command = ["merge", str(pair.write(tmp_path, merge=MERGE)), "--out", str(tmp_path / "out"), "--quiet"]
+    command = [
+        "merge",
+        str(pair.write(tmp_path, merge=MERGE)),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
     process = runs.begin([*runs.MEGA, *command, "--num-processes", str(processes)], tmp_path)
     started.append(process)
     runs.wait_for_journal(tmp_path, 6, process)
@@ -134,8 +158,12 @@ def _begin(body: str, **environment: str) -> subprocess.Popen[str]:
     """
     words = [sys.executable, "-c", textwrap.dedent(program)]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n", process.communicate()
+    process = subprocess.Popen(
+        words, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n", (
+        process.communicate()
+    )
     return process
 
 
@@ -151,40 +179,54 @@ def _end(process: subprocess.Popen[str], number: signal.Signals, times: int = 1)
 
 STUBBORN = {
     "waits": "time.sleep(60)",
-    "swallows": """
+    "swallows": (
+        """
         for _ in range(60):
             try:
                 time.sleep(1)
             except BaseException:
                 print("swallowed")
-        """,
+        """
+    ),
     "in C": "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
-    "turns it into another": """
+    "turns it into another": (
+        """
         try:
             time.sleep(60)
         except BaseException as error:
             raise ImportError("this library is not there") from error
-        """,
-    "ends slowly": """
+        """
+    ),
+    "ends slowly": (
+        """
         try:
             time.sleep(60)
         finally:
             time.sleep(0.7)
-        """,
+        """
+    ),
 }
 
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize("body", STUBBORN.values(), ids=STUBBORN)
-def test_whatever_a_command_is_at_it_ends_and_says_so_once(body: str, number: signal.Signals) -> None:
+def test_whatever_a_command_is_at_it_ends_and_says_so_once(
+    body: str, number: signal.Signals
+) -> None:
     said = _end(_begin(body), number, times=3)
-    assert said == f"mega-hf: {WORDS[number]}: what was done is kept; the same command goes on from there\n"
+    assert (
+        said
+        == f"mega-hf: {WORDS[number]}: what was done is kept; the same command goes on from there\n"
+    )
 
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize("seconds", [0.5, 60])
-def test_an_import_is_not_torn_apart(seconds: float, number: signal.Signals, tmp_path: Path) -> None:
-    """What raises while torch.distributed is imported ends in abort(): a signal waits, but not for long."""
+def test_an_import_is_not_torn_apart(
+    seconds: float, number: signal.Signals, tmp_path: Path
+) -> None:
+    """What raises while torch.distributed is imported ends in abort(): a signal waits, but not for
+    long."""
     slow = f"""
         import os, time
         try:

@@ -1,4 +1,5 @@
-"""Trees and trainings on the command line: from seeds to card with one command, stopped anywhere, in parts."""
+"""Trees and trainings on the command line: from seeds to card with one command, stopped anywhere,
+in parts."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_killed_and_resumed_it_gives_the_same_file(
     words = ["merge", str(write(tmp_path, recipe(data))), "--out", str(out), "--quiet"]
     several = ["--num-processes", "2"] if processes == 2 else []
     program = [sys.executable, "-m", "mega_hf", *words, *several]
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         end = time.monotonic() + 120
         while not _reached(stop, out):
@@ -85,7 +88,9 @@ def _reached(stop: str, out: Path) -> bool:
     return journal.exists() and journal.read_text().count('"fitness"') >= 31
 
 
-def test_training_alone_and_one_parent(data: Path, whole: MergeResult, tmp_path: Path, mega) -> None:
+def test_training_alone_and_one_parent(
+    data: Path, whole: MergeResult, tmp_path: Path, mega
+) -> None:
     file, out = write(tmp_path, recipe(data)), tmp_path / "out"
     answer = mega("train", file, "--out", out, "--parent", "s3", "--quiet")
     assert (answer.code, answer.out.split()) == (0, ["s3", str(out / "parents" / "s3")])
@@ -98,12 +103,18 @@ def test_training_alone_and_one_parent(data: Path, whole: MergeResult, tmp_path:
     assert weights_of(out) == weights_of(whole.folder)
 
 
-def test_parents_shared_between_runs(data: Path, whole: MergeResult, tmp_path: Path, mega, monkeypatch) -> None:
+def test_parents_shared_between_runs(
+    data: Path, whole: MergeResult, tmp_path: Path, mega, monkeypatch
+) -> None:
     shared = tmp_path / "shared"
     file = write(tmp_path, recipe(data))
-    assert mega("train", file, "--out", tmp_path / "first", "--parents", shared, "--quiet").code == 0
+    assert (
+        mega("train", file, "--out", tmp_path / "first", "--parents", shared, "--quiet").code == 0
+    )
     assert not (tmp_path / "first" / "parents").exists()
-    monkeypatch.setattr("mega_hf.training.trainer.Fit.run_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "mega_hf.training.trainer.Fit.run_epoch", lambda *_: pytest.fail("trained again")
+    )
     answer = mega("merge", file, "--out", tmp_path / "second", "--parents", shared, "--quiet")
     assert answer.code == 0, answer.err
     assert weights_of(tmp_path / "second") == weights_of(whole.folder)
@@ -116,7 +127,9 @@ def test_parents_shared_between_runs(data: Path, whole: MergeResult, tmp_path: P
         (["--set", "parents={a: ORG/a, b: ORG/b}"], ["nothing to train", "mega-hf merge"]),
     ],
 )
-def test_nothing_to_train(words: list[str], said: list[str], data: Path, tmp_path: Path, mega) -> None:
+def test_nothing_to_train(
+    words: list[str], said: list[str], data: Path, tmp_path: Path, mega
+) -> None:
     answer = mega("train", write(tmp_path, recipe(data)), "--out", tmp_path / "out", *words)
     assert answer.code == 2
     assert all(word in answer.err for word in said), answer.err
@@ -142,7 +155,9 @@ def test_one_node_then_another_setting_then_the_final_model_alone(
     assert answer.code == 0, answer.err
     assert "merged, level 2" in " ".join(answer.out.split())
     assert not (out / "nodes").exists()
-    assert mega("merge", file, *shared, *changed).out == answer.out, "the changed recipe is now the folder's own"
+    assert mega("merge", file, *shared, *changed).out == answer.out, (
+        "the changed recipe is now the folder's own"
+    )
 
 
 def test_update_and_overwrite_are_two_things(data: Path, tmp_path: Path, capsys) -> None:
@@ -158,9 +173,12 @@ def test_the_dry_run_draws_the_tree_and_its_cost(data: Path, tmp_path: Path, meg
     answer = mega("merge", write(tmp_path, recipe(data)), "--out", tmp_path / "out", "--dry-run")
     assert answer.code == 0, answer.err
     for line in (
-        "tree         s1+s2+s3+s4  28 evaluations, about ", "├─ s1+s2  28 evaluations, about ",
-        "│  ├─ s1  trained here, about ", "   └─ s4  trained here, about ", "84 in 3 merges",
-    ):  # fmt: skip
+        "tree         s1+s2+s3+s4  28 evaluations, about ",
+        "├─ s1+s2  28 evaluations, about ",
+        "│  ├─ s1  trained here, about ",
+        "   └─ s4  trained here, about ",
+        "84 in 3 merges",
+    ):
         assert line in answer.out, answer.out
     assert "4 parents on 120 rows" in answer.out
     assert not (tmp_path / "out").exists()
@@ -170,13 +188,22 @@ def test_the_dry_run_draws_the_tree_and_its_cost(data: Path, tmp_path: Path, meg
 
 
 def test_snapshots_and_fine_tunes_as_parents(data: Path, tmp_path: Path, mega) -> None:
-    parents = {"trunk": {"seed": 1, "checkpoints": 2}, "tune": {"seed": 2, "from": "trunk@1", "epochs": 1}}
+    parents = {
+        "trunk": {"seed": 1, "checkpoints": 2},
+        "tune": {"seed": 2, "from": "trunk@1", "epochs": 1},
+    }
     tree = {"both": {"parents": ["trunk@1", "trunk", "tune"]}}
-    made = recipe(data, merges=tree) | {"parents": {name: {"train": p} for name, p in parents.items()}}
+    made = recipe(data, merges=tree) | {
+        "parents": {name: {"train": p} for name, p in parents.items()}
+    }
     answer = mega("merge", write(tmp_path, made), "--out", tmp_path / "out", "--quiet")
     assert answer.code == 0, answer.err
     result = MergeResult.load(tmp_path / "out")
-    assert [m["name"] for m in result.report.models if m["role"] == "parent"] == ["trunk@1", "trunk", "tune"]
+    assert [m["name"] for m in result.report.models if m["role"] == "parent"] == [
+        "trunk@1",
+        "trunk",
+        "tune",
+    ]
     said = {parent["name"]: parent["train"] for parent in result.record["parents"]}
     assert said["trunk@1"] == {"seed": 1, "epoch": 1}
     assert said["tune"] == {"seed": 2, "from": "trunk@1"}

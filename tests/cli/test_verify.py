@@ -11,7 +11,9 @@ import pytest
 def test_the_command(copied: Path, mega) -> None:
     answer = mega("verify", copied)
     assert (answer.code, answer.err) == (0, "")
-    assert answer.out.startswith("reproduced bit for bit from 2 parents and 26 recorded evaluations in ")
+    assert answer.out.startswith(
+        "reproduced bit for bit from 2 parents and 26 recorded evaluations in "
+    )
     told = json.loads(mega("verify", copied, "--json", "--evaluate", "2").out)
     assert (told["reproduced"], told["remeasured"]["lines"][0]["rows"]) == (True, 60)
     file = copied / "merged" / "config.json"
@@ -36,7 +38,9 @@ def test_the_command(copied: Path, mega) -> None:
         (["RUN", "--parent", "a=./x"], "a: no such parent folder"),
     ],
 )
-def test_bad_words(words: list[str], said: str, copied: Path, mega, tmp_path: Path, monkeypatch) -> None:
+def test_bad_words(
+    words: list[str], said: str, copied: Path, mega, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     answer = mega("verify", *(str(copied) if word == "RUN" else word for word in words))

@@ -34,13 +34,23 @@ def encoding():
 
 @pytest.fixture
 def make(processes, pictures, encoding):
-    """Return a function that makes an evaluation, its record, and a list of what progress was told."""
+    """Return a function that makes an evaluation, its record, and a list of what progress was
+    told."""
 
     def build(known=(), full=True, memory=None):
         record, told, memory = Record(known), [], memory or Memory(ROWS)
         forward = Forward(make_model(), processes.device)
         evaluation = Short(
-            forward, pictures, encoding, processes, record, contend, lambda *seen: told.append(seen), memory, 8, full
+            forward,
+            pictures,
+            encoding,
+            processes,
+            record,
+            contend,
+            lambda *seen: told.append(seen),
+            memory,
+            8,
+            full,
         )
         return evaluation, record, told
 

@@ -13,10 +13,15 @@ ROWS = 30
 
 
 class Record:
-    """A journal in memory, which counts what it is told: right answers and rows, and apart from them losses."""
+    """A journal in memory, which counts what it is told: right answers and rows, and apart from
+    them losses."""
 
     def __init__(self, known=()):
-        self.known, self.losses, self.genomes, self.added, self.pictures = dict(known), {}, {}, [], 0
+        self.known = dict(known)
+        self.losses = {}
+        self.genomes = {}
+        self.added = []
+        self.pictures = 0
 
     def find(self, generation, index, genome):
         at = generation, index
@@ -56,7 +61,9 @@ def contend(contests, intervals):
 
 
 def populate(encoding, generation=1, seeds=(0, 1, 2, 3)):
-    genomes = torch.stack([encoding.space.pack(dict(make_model(seed).state_dict())) for seed in seeds])
+    genomes = torch.stack(
+        [encoding.space.pack(dict(make_model(seed).state_dict())) for seed in seeds]
+    )
     return SimpleNamespace(genomes=genomes, generation=generation, proof="00")
 
 

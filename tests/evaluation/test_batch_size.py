@@ -26,7 +26,9 @@ def test_even_batches_of_known_sizes():
     assert [even_batches(5000, 128), even_batches(10, 128), even_batches(10, 4)] == [125, 10, 4]
 
 
-@pytest.mark.parametrize(("arch", "pixels", "expected"), [("cifar_resnet20", 32, 128), ("resnet18", 224, 32)])
+@pytest.mark.parametrize(
+    ("arch", "pixels", "expected"), [("cifar_resnet20", 32, 128), ("resnet18", 224, 32)]
+)
 def test_small_pictures_want_large_batches(arch, pixels, expected):
     """As measured; the comment beside the rule says what."""
     model = timm.create_model(arch, num_classes=10).eval()

@@ -23,7 +23,8 @@ def _decide(tournaments, intervals):
 
 
 class Table:
-    """A forward pass that reads answers off a table, [individuals, rows]: 0 wrong, 1 right, 2 no number."""
+    """A forward pass that reads answers off a table, [individuals, rows]: 0 wrong, 1 right, 2 no
+    number."""
 
     def __init__(self, table, draw, losses=None):
         self.table, self.draw, self.path, self.losses = table, draw, "table", losses
@@ -39,8 +40,13 @@ class Table:
 
     def answers(self, pictures, rows):
         found = torch.tensor(self.table[self.now])[rows]
-        margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)  # says nothing of the answers
-        losses = torch.from_numpy(self.losses[self.now])[rows] if self.losses is not None else torch.zeros(len(rows))
+        # says nothing of the answers
+        margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)
+        losses = (
+            torch.from_numpy(self.losses[self.now])[rows]
+            if self.losses is not None
+            else torch.zeros(len(rows))
+        )
         return Answers(found == 1, margin, not (found == 2).any(), losses)
 
 
@@ -56,21 +62,40 @@ class Numbered:
 
 @st.composite
 def _cases(draw):
-    rows, size, individuals = draw(st.integers(1, 40)), draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    rows = draw(st.integers(1, 40))
+    size = draw(st.integers(1, 12))
+    individuals = draw(st.integers(1, 12))
     spread = st.sampled_from([[1], [0, 1], [0, 1, 1, 1], [0, 0, 0, 1], [0], [1] * 60 + [2], [2]])
-    table = [draw(st.lists(st.sampled_from(draw(spread)), min_size=rows, max_size=rows)) for _ in range(individuals)]
+    table = [
+        draw(st.lists(st.sampled_from(draw(spread)), min_size=rows, max_size=rows))
+        for _ in range(individuals)
+    ]
     table = [table[draw(st.integers(0, i))] for i in range(individuals)]  # equal answers: ties
     some = st.lists(st.integers(0, individuals - 1), min_size=1, max_size=4, unique=True)
     elite = draw(st.booleans()) and 2 not in table[0]
-    return np.array(table), size, draw(st.lists(some, max_size=6)), elite, draw(st.sampled_from([1, 2, 3, 5]))
+    return (
+        np.array(table),
+        size,
+        draw(st.lists(some, max_size=6)),
+        elite,
+        draw(st.sampled_from([1, 2, 3, 5])),
+    )
 
 
 @st.composite
 def _cases_with_losses(draw):
-    """Few different losses, some beyond the largest that counts, so that those of equals are equal at times."""
+    """Few different losses, some beyond the largest that counts, so that those of equals are equal
+    at times."""
     case = draw(_cases())
-    values = np.array(draw(st.sampled_from([[0.25, 0.5], [0.0, 1.0, 20.0, np.inf], [0.3]])), dtype=np.float32)
-    return case, values[np.random.default_rng(draw(st.integers(0, 99))).integers(0, len(values), case[0].shape)]
+    values = np.array(
+        draw(st.sampled_from([[0.25, 0.5], [0.0, 1.0, 20.0, np.inf], [0.3]])), dtype=np.float32
+    )
+    return (
+        case,
+        values[
+            np.random.default_rng(draw(st.integers(0, 99))).integers(0, len(values), case[0].shape)
+        ],
+    )
 
 
 @given(_cases(), st.integers(1, 30), st.integers(0, 1000))
@@ -85,18 +110,33 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
     for full in (True, False):
         record, draw = Record(), np.random.default_rng(seed)
         evaluation = Evaluation(
-            Table(table, draw), SimpleNamespace(count=rows, batch_size=size),
-            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), chunk, full,
-        )  # fmt: skip
+            Table(table, draw),
+            SimpleNamespace(count=rows, batch_size=size),
+            Numbered(),
+            Alone(count),
+            record,
+            contend,
+            lambda *_: None,
+            Memory(rows),
+            chunk,
+            full,
+        )
         intervals = evaluation(population, tournaments, first)
         found.append(_decide(tournaments, intervals))
         for index, interval in enumerate(intervals):
             if interval[2] == 0:
                 assert interval[0] == right[index]
             else:
-                assert interval[0] <= (right[index] or 0) <= interval[0] + interval[2] or right[index] is None
-            assert record.known.get((2, index), first and first[:2]) == interval[:2], "not what a replay would read"
-        assert all(intervals[i][2] == 0 for i in found[-1]), "a winner that was not measured to its end"
+                assert (
+                    interval[0] <= (right[index] or 0) <= interval[0] + interval[2]
+                    or right[index] is None
+                )
+            assert record.known.get((2, index), first and first[:2]) == interval[:2], (
+                "not what a replay would read"
+            )
+        assert all(intervals[i][2] == 0 for i in found[-1]), (
+            "a winner that was not measured to its end"
+        )
         assert record.pictures <= rows * (len(table) - elite), "a row was asked twice"
     assert found[0] == found[1]
 
@@ -112,18 +152,32 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
     summed = [0 if right[i] is None else int(units[i].sum()) for i in range(len(table))]
     first = (right[0], rows, 0, summed[0], 0) if elite else None
     contests = [*tournaments, list(range(len(table)))]
-    fittest = [min(one, key=lambda i: (-(-1 if right[i] is None else right[i]), summed[i], i)) for one in contests]
+    fittest = [
+        min(one, key=lambda i: (-(-1 if right[i] is None else right[i]), summed[i], i))
+        for one in contests
+    ]
     for full in (True, False):
         record = Record()
         evaluation = Evaluation(
-            Table(table, np.random.default_rng(seed), losses), SimpleNamespace(count=rows, batch_size=size),
-            Numbered(), Alone(count), record, contend, lambda *_: None, Memory(rows), chunk, full, sums_losses=True,
-        )  # fmt: skip
+            Table(table, np.random.default_rng(seed), losses),
+            SimpleNamespace(count=rows, batch_size=size),
+            Numbered(),
+            Alone(count),
+            record,
+            contend,
+            lambda *_: None,
+            Memory(rows),
+            chunk,
+            full,
+            sums_losses=True,
+        )
         intervals = evaluation(population, tournaments, first)
         assert _decide(tournaments, intervals) == fittest
         assert all(intervals[i][3] == summed[i] for i in fittest), "to the last unit"
         again = Replay(record, rows, None, MOST_LOSS)
-        assert _decide(tournaments, again(population, tournaments, first)) == fittest, "from the record alone"
+        assert _decide(tournaments, again(population, tournaments, first)) == fittest, (
+            "from the record alone"
+        )
 
 
 class Alone:
@@ -142,18 +196,26 @@ class Alone:
         return values
 
 
-def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(make, pictures, encoding, caplog):
+def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(
+    make, pictures, encoding, caplog
+):
     evaluation, _, _ = make(full=False)
     evaluation.forward.is_order_free = lambda _: False
     asked, answers = [], evaluation.forward.answers
-    evaluation.forward.answers = lambda pictures, rows: (asked.append(rows.tolist()), answers(pictures, rows))[1]
-    assert evaluation(populate(encoding), [[0, 1]], None) == [(expect(pictures, i), ROWS, 0) for i in range(4)]
+    evaluation.forward.answers = lambda pictures, rows: (
+        asked.append(rows.tolist()),
+        answers(pictures, rows),
+    )[1]
+    assert evaluation(populate(encoding), [[0, 1]], None) == [
+        (expect(pictures, i), ROWS, 0) for i in range(4)
+    ]
     assert asked == [list(range(ROWS))] * 4
     assert "depend on a row's place" in caplog.text
 
 
 def test_losers_are_not_measured_to_their_end(make, pictures, encoding):
-    """The better half is found on few rows of the others, and fewer still once the rows are known."""
+    """The better half is found on few rows of the others, and fewer still once the rows are
+    known."""
     evaluation, record, _ = make(full=False)
     population = populate(encoding, seeds=range(12))
     tried = evaluation.forward.tried_for_order(pictures)
@@ -171,5 +233,7 @@ def test_what_another_search_measured_is_known(make, pictures, encoding):
     first(populate(encoding, seeds=(0, 1)), [], None)
     evaluation, record, _ = make(memory=memory)
     evaluation.forward = None
-    assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [(expect(pictures, i), ROWS, 0) for i in (1, 0)]
+    assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [
+        (expect(pictures, i), ROWS, 0) for i in (1, 0)
+    ]
     assert (record.added, record.pictures) == ([(1, 0), (1, 1)], 0)

@@ -19,7 +19,9 @@ SHAPE = (3, 4, 4)
 
 def _model(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
 
 
 def _pictures(rows, batch_size, seed=0):
@@ -96,7 +98,9 @@ def test_margins_are_those_of_the_right_class():
     scores = model(pictures.images).detach()
     for row, label in enumerate(pictures.labels.tolist()):
         others = torch.cat([scores[row, :label], scores[row, label + 1 :]])
-        assert found.margin[row] == pytest.approx(float(scores[row, label] - others.max()), abs=1e-5)
+        assert found.margin[row] == pytest.approx(
+            float(scores[row, label] - others.max()), abs=1e-5
+        )
     assert torch.equal(found.right, found.margin > 0)
 
 
@@ -158,7 +162,8 @@ def test_buffers_are_written_too():
 
 
 def test_writing_copies_and_rounds_to_nothing_new():
-    forward, state = Forward(_model(), CPU), {k: v.clone() for k, v in _model(1).state_dict().items()}
+    forward = Forward(_model(), CPU)
+    state = {k: v.clone() for k, v in _model(1).state_dict().items()}
     state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
     forward.write(state.items())
     written = {k: v.clone() for k, v in forward.model.state_dict().items()}
@@ -192,7 +197,9 @@ def test_the_path_decides_the_memory_format():
 
 
 def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypatch):
-    pictures, eager, fast = _pictures(40, 10), Forward(_model(), CPU), Forward(_model(), CPU, COMPILED)
+    pictures = _pictures(40, 10)
+    eager = Forward(_model(), CPU)
+    fast = Forward(_model(), CPU, COMPILED)
     shapes = []
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: (shapes.append(1), compiler(*a, **k))[1])
@@ -223,7 +230,8 @@ def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, capl
     assert "No working C++ compiler found" in caplog.text
     assert (forward.path, forward.count(pictures)) == (EAGER, expected)
     with pytest.raises(
-        RunError, match=r"can't be compiled here[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager"
+        RunError,
+        match=r"can't be compiled here[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager",
     ):
         Forward(_model(), CPU, COMPILED).count(pictures)
 

@@ -29,7 +29,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Pa
 
 
 def test_the_ends_are_what_the_models_answer(models: dict[str, Path], data: Path) -> None:
-    (pair,) = compare([str(models["a"]), str(models["b"])], Data(path=str(data)), "validation").pairs
+    (pair,) = compare(
+        [str(models["a"]), str(models["b"])], Data(path=str(data)), "validation"
+    ).pairs
     line = pair.line
     assert line is not None and line.rows == 60 and not line.without
     for point, name in ((0, "a"), (10, "b")):
@@ -51,10 +53,14 @@ def test_models_that_differ_by_an_order_of_channels_need_alignment(
     assert barriers[BOTH] + 5 < min(barriers[PLAIN], barriers[RECALIBRATED])
     shown = mega("compare", *words, "--quiet").out
     assert pair["line"]["advice"] in shown and "aligned and recalibrated" in shown
-    assert len(next(line for line in shown.splitlines() if line.startswith("  plain")).split()) == 12
+    assert (
+        len(next(line for line in shown.splitlines() if line.startswith("  plain")).split()) == 12
+    )
 
 
-def test_a_sample_is_the_same_each_time_and_never_what_is_recalibrated_on(models: dict[str, Path], data: Path) -> None:
+def test_a_sample_is_the_same_each_time_and_never_what_is_recalibrated_on(
+    models: dict[str, Path], data: Path
+) -> None:
     from mega_hf.tasks.splits import load_sample
 
     rows, calibration, _, classes = load_sample(Data(path=str(data)), "train", 40)
@@ -64,22 +70,34 @@ def test_a_sample_is_the_same_each_time_and_never_what_is_recalibrated_on(models
     assert len(calibration) == 80 and not set(rows.indices) & set(calibration.indices)
 
 
-def test_without_other_rows_it_says_what_is_missing(models: dict[str, Path], tmp_path: Path) -> None:
+def test_without_other_rows_it_says_what_is_missing(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     data = tiny.write_splits(tmp_path / "data", {"validation": tiny.split(60, 2)})
-    (pair,) = compare([str(models["a"]), str(models["b"])], Data(path=str(data)), "validation").pairs
+    (pair,) = compare(
+        [str(models["a"]), str(models["b"])], Data(path=str(data)), "validation"
+    ).pairs
     assert pair.line is not None
-    assert "not recalibrated" in pair.line.without and set(pair.line.accuracy) == {"plain", "aligned"}
+    assert "not recalibrated" in pair.line.without and set(pair.line.accuracy) == {
+        "plain",
+        "aligned",
+    }
     assert pair.line.without in str(pair.line)
 
 
 def test_a_model_without_batchnorm_has_two_lines(tmp_path: Path, data: Path) -> None:
-    pair = tiny.make_pair(tmp_path, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.2, data=data)
+    pair = tiny.make_pair(
+        tmp_path, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.2, data=data
+    )
     line = compare([str(pair.a), str(pair.b)], Data(path=str(data)), "validation").pairs[0].line
     assert line is not None and set(line.accuracy) == {"plain", "aligned"}
 
 
 def _line(**middles: float) -> Line:
-    kinds = {kind.replace("_", " "): [80.0] * 5 + [middle] + [80.0] * 5 for kind, middle in middles.items()}
+    kinds = {
+        kind.replace("_", " "): [80.0] * 5 + [middle] + [80.0] * 5
+        for kind, middle in middles.items()
+    }
     return Line(1000, kinds, "")
 
 
@@ -109,8 +127,12 @@ def test_a_barrier_is_below_the_straight_line_between_the_ends() -> None:
     assert Line(10, {"plain": [60.0, *[90.0] * 9, 60.0]}, "").barrier("plain") == 0.0
 
 
-@pytest.mark.parametrize("words", [("--data", "./none"), ("--sample", "0", "--data", "x"), ("--split", "nowhere")])
-def test_bad_input(words: tuple[str, ...], models: dict[str, Path], data: Path, mega: Any, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    "words", [("--data", "./none"), ("--sample", "0", "--data", "x"), ("--split", "nowhere")]
+)
+def test_bad_input(
+    words: tuple[str, ...], models: dict[str, Path], data: Path, mega: Any, capsys: Any
+) -> None:
     where = () if "--data" in words else ("--data", data)
     try:
         answer = mega("compare", models["a"], models["b"], *where, *words, "--quiet")

@@ -1,4 +1,5 @@
-"""Population in, fitness out: known ones are not measured again, new ones are recorded before they are used."""
+"""Population in, fitness out: known ones are not measured again, new ones are recorded before they
+are used."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ def test_every_individual_gets_its_own_count(make, pictures, encoding):
 def test_what_the_record_knows_is_used_and_not_measured(make, pictures, encoding):
     evaluation, record, _ = make({(1, 1): (29, ROWS), (1, 3): (None, ROWS)})
     counted = evaluation(populate(encoding), [], None)
-    assert counted == [(expect(pictures, 0), 30, 0), (29, 30, 0), (expect(pictures, 2), 30, 0), (None, 30, 0)]
+    assert counted == [
+        (expect(pictures, 0), 30, 0),
+        (29, 30, 0),
+        (expect(pictures, 2), 30, 0),
+        (None, 30, 0),
+    ]
     assert record.added == [(1, 0), (1, 2)]
 
 
@@ -39,7 +45,11 @@ def test_a_full_record_needs_no_forward_pass(make, encoding):
 
 def test_the_record_of_another_generation_is_not_used(make, pictures, encoding):
     evaluation, record, _ = make({(1, i): (0, ROWS) for i in range(4)})
-    assert evaluation(populate(encoding, generation=2), [], None)[1] == (expect(pictures, 1), ROWS, 0)
+    assert evaluation(populate(encoding, generation=2), [], None)[1] == (
+        expect(pictures, 1),
+        ROWS,
+        0,
+    )
     assert len(record.added) == 4
 
 
@@ -96,7 +106,8 @@ def test_progress_adds_up_to_the_individuals_that_need_a_fitness(make, pictures,
 
 
 def test_a_search_stopped_anywhere_goes_on_to_the_same_result(make, encoding):
-    parents, genes = populate(encoding, seeds=(0, 1)).genomes, Genes(((0, 36), (36, 39)), 2, (0.2, 0.2))
+    parents = populate(encoding, seeds=(0, 1)).genomes
+    genes = Genes(((0, 36), (36, 39)), 2, (0.2, 0.2))
     search = Search(5, 4, 3, 2, Gaussian(0.2, 0.5))
 
     def run(known):
@@ -121,7 +132,9 @@ def test_one_genome_is_measured_once(make, pictures, encoding, monkeypatch):
     measured = []
     measure = Evaluation._measure
     monkeypatch.setattr(
-        Evaluation, "_measure", lambda self, *words: (measured.append(words[1]), measure(self, *words))[1]
+        Evaluation,
+        "_measure",
+        lambda self, *words: (measured.append(words[1]), measure(self, *words))[1],
     )
     counted = evaluation(populate(encoding, seeds=(0, 1, 0, 2, 1)), [], None)
     assert counted == [(expect(pictures, seed), ROWS, 0) for seed in (0, 1, 0, 2, 1)]
@@ -159,7 +172,11 @@ def test_rows_are_seen_where_they_decide(make, encoding, known, tournaments, mea
 
 def test_full_evaluation_sees_them_all(make, pictures, encoding):
     evaluation, record, _ = make({(1, 0): (20, ROWS), (1, 1): (5, 20)})
-    assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == (expect(pictures, 1), ROWS, 0)
+    assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == (
+        expect(pictures, 1),
+        ROWS,
+        0,
+    )
     assert record.added == [(1, 1)]
 
 
@@ -177,7 +194,12 @@ def test_a_replay_takes_what_is_recorded_and_names_what_is_missing(encoding):
     population = populate(encoding, generation=2)
     replay = Replay(Record({(2, 1): (3, 20), (2, 2): (None, 30), (2, 3): (4, ROWS)}), ROWS, None)
     found = replay(population, [], (9, 30, 0, 0, 0))
-    assert [interval[:3] for interval in found] == [(9, 30, 0), (3, 20, 10), (None, 30, 0), (4, 30, 0)]
+    assert [interval[:3] for interval in found] == [
+        (9, 30, 0),
+        (3, 20, 10),
+        (None, 30, 0),
+        (4, 30, 0),
+    ]
     with pytest.raises(Unrecorded, match="individual 0 of generation 2"):
         replay(population, [], None)
 
@@ -200,8 +222,11 @@ class Many:
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
 @pytest.mark.parametrize("individuals", [1, 2, 3, 4])
-def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, count, individuals, full):
-    """The last of a generation are cut into batches, so that no process waits for another's whole individual."""
+def test_the_parts_of_all_processes_are_the_whole(
+    make, pictures, encoding, count, individuals, full
+):
+    """The last of a generation are cut into batches, so that no process waits for another's whole
+    individual."""
     if individuals > count and (individuals, count) != (4, 2):
         return  # no round has more of them than processes, or two for each of several
     population, indices, total, parts = populate(encoding), list(range(individuals)), 0, []
@@ -209,7 +234,10 @@ def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, coun
         evaluation, _, _ = make(full=full)
         evaluation.processes = Many(rank, count)
         measure, mine = evaluation._measure, []
-        evaluation._measure = lambda p, i, r, measure=measure, mine=mine: (mine.append(len(r)), measure(p, i, r))[1]
+        evaluation._measure = lambda p, i, r, measure=measure, mine=mine: (
+            mine.append(len(r)),
+            measure(p, i, r),
+        )[1]
         seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in indices]
         evaluation._round(population, indices, seen)
         total = total + np.array([one.correct for one in seen])
@@ -220,9 +248,12 @@ def test_the_parts_of_all_processes_are_the_whole(make, pictures, encoding, coun
 
 
 @pytest.mark.parametrize(
-    ("count", "left", "chosen"), [(1, 12, 1), (2, 12, 4), (2, 8, 4), (2, 7, 2), (2, 1, 1), (8, 20, 8)]
+    ("count", "left", "chosen"),
+    [(1, 12, 1), (2, 12, 4), (2, 8, 4), (2, 7, 2), (2, 1, 1), (8, 20, 8)],
 )
-def test_while_many_may_still_win_each_of_several_processes_measures_two_before_it_waits(make, count, left, chosen):
+def test_while_many_may_still_win_each_of_several_processes_measures_two_before_it_waits(
+    make, count, left, chosen
+):
     evaluation, _, _ = make(full=False)
     evaluation.processes = Many(0, count)
     seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in range(left)]

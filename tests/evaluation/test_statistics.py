@@ -36,7 +36,9 @@ def _vectors(both, only_merged, only_other, neither):
 @given(COUNTS, st.sampled_from([0.9, 0.95, 0.99]))
 @settings(max_examples=60, deadline=None)
 def test_wilson_is_its_formula(counts, confidence):
-    assert wilson_interval(*counts, confidence) == pytest.approx(_wilson(*counts, confidence), abs=1e-9)
+    assert wilson_interval(*counts, confidence) == pytest.approx(
+        _wilson(*counts, confidence), abs=1e-9
+    )
 
 
 @given(COUNTS)
@@ -54,13 +56,21 @@ def test_wilson_of_a_textbook_example():
 
 @given(st.integers(1, 40), *[st.integers(0, 40)] * 3)
 @settings(max_examples=80, deadline=None)
-def test_mcnemar_is_the_binomial_sum_over_the_rows_that_differ(both, only_merged, only_other, neither):
+def test_mcnemar_is_the_binomial_sum_over_the_rows_that_differ(
+    both, only_merged, only_other, neither
+):
     paired = mcnemar("a", *_vectors(both, only_merged, only_other, neither))
-    assert (paired.against, paired.only_merged_right, paired.only_other_right) == ("a", only_merged, only_other)
+    assert (paired.against, paired.only_merged_right, paired.only_other_right) == (
+        "a",
+        only_merged,
+        only_other,
+    )
     assert paired.p == pytest.approx(_binomial(only_merged, only_other), rel=1e-9)
 
 
-@pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 22 / 1024)])
+@pytest.mark.parametrize(
+    ("b", "c", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 22 / 1024)]
+)
 def test_mcnemar_of_known_counts(b, c, p):
     paired = mcnemar("a", *_vectors(3, b, c, 2))
     assert paired.p == pytest.approx(p)
@@ -78,11 +88,15 @@ def test_a_pair_is_plain_values():
     }
 
 
-@pytest.mark.parametrize(("ups", "downs", "n"), [(500, 400, 10_000), (3, 0, 10), (0, 0, 50), (30, 45, 200)])
+@pytest.mark.parametrize(
+    ("ups", "downs", "n"), [(500, 400, 10_000), (3, 0, 10), (0, 0, 50), (30, 45, 200)]
+)
 def test_the_bootstraps_interval_is_that_of_drawn_rows(ups, downs, n):
     """Beside numpy's own draws, of which the ends of an interval are off by their chance."""
     low, high = bootstrap_interval(ups, downs, n)
-    draws = np.random.default_rng(0).multinomial(n, [ups / n, downs / n, (n - ups - downs) / n], size=100_000)
+    draws = np.random.default_rng(0).multinomial(
+        n, [ups / n, downs / n, (n - ups - downs) / n], size=100_000
+    )
     drawn = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975], method="inverted_cdf")
     assert (low, high) == pytest.approx(tuple(drawn), abs=1.01 / n)
 

@@ -22,20 +22,75 @@ SOAK = int(os.environ.get("MEGA_HF_SOAK", "1"))
 
 # Each is what a field of the kind once broke, or might.
 HOSTILE: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 17, 4097, 100_000, 10**6, 10**9, -(10**9), 2**31, 2**63, 2**64, 10**400, 0.5,
-    -0.5, 1e-300, 1e30, float("nan"), float("inf"), "", "x", "1", "../../x", "/etc/passwd", "hf-hub:org/model",
-    "local-dir:/etc", "timm:resnet18", "\x1b[2J\x1b]0;owned\x07", "\u202egpj.exe", "`id`; $(reboot) | <b>\n# [a](b)",
-    "\x00", "\ud800", "a" * 5000, "1e999", "NaN", [], {}, [0], [1] * 5, [3, 100_000, 100_000], [10**6] * 4,
-    [[]], ["x"], {"x": 1}, {"a": {"b": [{}]}}, {"__float__": "NaN"}, [None], list(range(3000)),
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    17,
+    4097,
+    100_000,
+    10**6,
+    10**9,
+    -(10**9),
+    2**31,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.5,
+    1e-300,
+    1e30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "1",
+    "../../x",
+    "/etc/passwd",
+    "hf-hub:org/model",
+    "local-dir:/etc",
+    "timm:resnet18",
+    "\x1b[2J\x1b]0;owned\x07",
+    "\u202egpj.exe",
+    "`id`; $(reboot) | <b>\n# [a](b)",
+    "\x00",
+    "\ud800",
+    "a" * 5000,
+    "1e999",
+    "NaN",
+    [],
+    {},
+    [0],
+    [1] * 5,
+    [3, 100_000, 100_000],
+    [10**6] * 4,
+    [[]],
+    ["x"],
+    {"x": 1},
+    {"a": {"b": [{}]}},
+    {"__float__": "NaN"},
+    [None],
+    list(range(3000)),
+]
 DEEP = "[" * 5000 + "]" * 5000
 
 
 def cases(number: int) -> settings:
     """Return settings for a number of cases, the same in each run; MEGA_HF_SOAK multiplies it."""
-    healthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    healthy = [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ]
     return settings(
-        max_examples=number * SOAK, derandomize=True, deadline=None, database=None, suppress_health_check=healthy
+        max_examples=number * SOAK,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=healthy,
     )
 
 
@@ -66,7 +121,8 @@ def bounded() -> Iterator[None]:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Assert that the process' peak grows little; a bomb ends at a limit before the machine does."""
+    """Assert that the process' peak grows little; a bomb ends at a limit before the machine
+    does."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as opened:
@@ -82,7 +138,13 @@ def little_memory() -> Iterator[None]:
 
 def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return where a tree's values stand, itself left out."""
-    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    inner = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     return [place for key, one in inner for place in [(*at, key), *places(one, (*at, key))]]
 
 
@@ -93,10 +155,15 @@ def _copy(tree: Any) -> Any:
 
 
 def mutated(tree: Any, extra: Any = ()) -> st.SearchStrategy[Any]:
-    """Draw a tree with one or two values replaced, removed or renamed; `extra` are more hostile values."""
+    """Draw a tree with one or two values replaced, removed or renamed; `extra` are more hostile
+    values."""
     values = [*HOSTILE, *extra]
     known = sorted(places(tree), key=str)
-    change = st.tuples(st.sampled_from(known), st.sampled_from(["set"] * 6 + ["drop", "add", "scale"]), st.integers(0))
+    change = st.tuples(
+        st.sampled_from(known),
+        st.sampled_from(["set"] * 6 + ["drop", "add", "scale"]),
+        st.integers(0),
+    )
 
     def apply(changes: list[tuple[tuple[Any, ...], str, int]]) -> Any:
         copied = _copy(tree)
@@ -126,7 +193,8 @@ def _change(inner: Any, key: Any, how: str, value: Any) -> None:
 
 
 def used(make: Callable[[], Any], *uses: Callable[[Any], Any]) -> None:
-    """Make something of hostile files, and use it as commands do: nothing but errors of ours may come of it."""
+    """Make something of hostile files, and use it as commands do: nothing but errors of ours may
+    come of it."""
     with bounded():
         made = make()
         for use in uses:

@@ -1,4 +1,5 @@
-"""Whole commands over hostile recipes: exit codes, no traceback, nothing obeyed, nothing written outside."""
+"""Whole commands over hostile recipes: exit codes, no traceback, nothing obeyed, nothing written
+outside."""
 
 from __future__ import annotations
 
@@ -16,18 +17,37 @@ from tests.tools import tiny
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture
 def asked(folders: dict[str, Path], data: Path) -> dict[str, Any]:
-    tree = {"name": "tiny", "data": {"path": str(data), "validation": "validation[:20]", "test": "test[:20]"}}
-    bare = {"arch": "cifar_resnet8", "weights": str(folders["timm"] / "model.safetensors"), "num_classes": 3}
-    tree |= {"parents": {"a": str(folders["timm"]), "b": bare | {"arch_args": {}, "data_config": {"mean": [0.5] * 3}}}}
-    return tree | {"merge": {"population_size": 4, "generations": 2, "seed": 46}, "evaluation": {"batch_size": 5}}
+    tree = {
+        "name": "tiny",
+        "data": {"path": str(data), "validation": "validation[:20]", "test": "test[:20]"},
+    }
+    bare = {
+        "arch": "cifar_resnet8",
+        "weights": str(folders["timm"] / "model.safetensors"),
+        "num_classes": 3,
+    }
+    tree |= {
+        "parents": {
+            "a": str(folders["timm"]),
+            "b": bare | {"arch_args": {}, "data_config": {"mean": [0.5] * 3}},
+        }
+    }
+    return tree | {
+        "merge": {"population_size": 4, "generations": 2, "seed": 46},
+        "evaluation": {"batch_size": 5},
+    }
 
 
-def test_a_dry_run_of_any_recipe_writes_nothing(asked, tmp_path: Path, monkeypatch, mega: Callable[..., Any]) -> None:
+def test_a_dry_run_of_any_recipe_writes_nothing(
+    asked, tmp_path: Path, monkeypatch, mega: Callable[..., Any]
+) -> None:
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
     file = tmp_path / "r.yaml"
@@ -46,7 +66,9 @@ def test_a_dry_run_of_any_recipe_writes_nothing(asked, tmp_path: Path, monkeypat
     check()
 
 
-def test_words_of_a_model_are_not_obeyed(folders: dict[str, Path], tmp_path: Path, mega: Callable[..., Any]) -> None:
+def test_words_of_a_model_are_not_obeyed(
+    folders: dict[str, Path], tmp_path: Path, mega: Callable[..., Any]
+) -> None:
     both = []
     for name in "ab":
         folder = tiny.save_timm(tmp_path / name, tiny.timm_model(seed=ord(name)))
@@ -68,7 +90,9 @@ def test_a_hostile_model_is_refused_by_every_command(
     (folder / "config.json").write_text(
         json.dumps(config | {"model_args": {"num_classes": 3, "checkpoint_path": "/x"}})
     )
-    (tmp_path / "r.yaml").write_text(yaml.dump(asked | {"parents": {"a": asked["parents"]["a"], "x": str(folder)}}))
+    (tmp_path / "r.yaml").write_text(
+        yaml.dump(asked | {"parents": {"a": asked["parents"]["a"], "x": str(folder)}})
+    )
     before = _snapshot(tmp_path)
     for words in (
         ["compare", folder, asked["parents"]["a"]],

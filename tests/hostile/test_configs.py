@@ -20,21 +20,56 @@ from tests.tools import tiny
 
 # What would reach out of the folder, or build something huge, if a library were given it.
 MODEL_ARGS: dict[str, Any] = {
-    "checkpoint_path": "/etc/passwd", "pretrained": True, "pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"},
-    "depth": 10**6, "embed_dim": 10**6, "img_size": 10**6, "mlp_ratio": 1e9, "cache_dir": "../x", "in_chans": 10**6,
-    "num_classes": 7, "layers": [300] * 3, "block": "x", "pretrained_strict": False, "features_only": True,
-}  # fmt: skip
+    "checkpoint_path": "/etc/passwd",
+    "pretrained": True,
+    "pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"},
+    "depth": 10**6,
+    "embed_dim": 10**6,
+    "img_size": 10**6,
+    "mlp_ratio": 1e9,
+    "cache_dir": "../x",
+    "in_chans": 10**6,
+    "num_classes": 7,
+    "layers": [300] * 3,
+    "block": "x",
+    "pretrained_strict": False,
+    "features_only": True,
+}
 TOP: dict[str, Any] = {
-    "transformers_weights": "../b/model.safetensors", "quantization_config": {"quant_method": "x"},
-    "attn_implementation": "evil/kernel", "auto_map": {"AutoConfig": "evil--x.Y"}, "backbone": "hf-hub:evil/x",
-    "model_type": "beit", "architecture": "resnet18", "num_hidden_layers": 10**6, "num_labels": 10**6,
-    "num_classes": 10**6, "dtype": "float8", "torch_dtype": 3, "hidden_sizes": [10**5] * 4, "label_names": 5,
-    "depths": [10**6] * 4, "architectures": ["x"], "problem_type": "x", "image_size": 10**6, "num_channels": 10**6,
-}  # fmt: skip
+    "transformers_weights": "../b/model.safetensors",
+    "quantization_config": {"quant_method": "x"},
+    "attn_implementation": "evil/kernel",
+    "auto_map": {"AutoConfig": "evil--x.Y"},
+    "backbone": "hf-hub:evil/x",
+    "model_type": "beit",
+    "architecture": "resnet18",
+    "num_hidden_layers": 10**6,
+    "num_labels": 10**6,
+    "num_classes": 10**6,
+    "dtype": "float8",
+    "torch_dtype": 3,
+    "hidden_sizes": [10**5] * 4,
+    "label_names": 5,
+    "depths": [10**6] * 4,
+    "architectures": ["x"],
+    "problem_type": "x",
+    "image_size": 10**6,
+    "num_channels": 10**6,
+}
 ADDED = [((key,), value) for key, value in TOP.items()]
 ADDED += [(("model_args", key), value) for key, value in MODEL_ARGS.items()]
 INDEX = "model.safetensors.index.json"
-NONE = ["", "{", DEEP, "[]", "null", "\ufeff{}", '{"a": 1' + "0" * 5000 + "}", "{}" + " " * 2**25, "[" + "[]," * 10**6]
+NONE = [
+    "",
+    "{",
+    DEEP,
+    "[]",
+    "null",
+    "\ufeff{}",
+    '{"a": 1' + "0" * 5000 + "}",
+    "{}" + " " * 2**25,
+    "[" + "[]," * 10**6,
+]
 
 
 def _copied(source: Path, target: Path) -> Path:
@@ -64,13 +99,19 @@ def test_any_value_of_a_configuration(kind: str, folders: dict[str, Path], tmp_p
             if isinstance(inner, dict):
                 inner[key] = added[1]
         _replace(folder / "config.json", json.dumps(config))
-        used(lambda: open_model(folder), lambda opened: try_model(opened, "x"), lambda opened: _describe("x", opened))
+        used(
+            lambda: open_model(folder),
+            lambda opened: try_model(opened, "x"),
+            lambda opened: _describe("x", opened),
+        )
 
     check()
 
 
 @pytest.mark.parametrize("kind", ["timm", "vit"])
-def test_any_value_of_a_configuration_whose_weights_are_elsewhere(kind: str, folders, tmp_path: Path) -> None:
+def test_any_value_of_a_configuration_whose_weights_are_elsewhere(
+    kind: str, folders, tmp_path: Path
+) -> None:
     valid = json.loads((folders[kind] / "config.json").read_text())
     for file in folders[kind].glob("*.json"):
         shutil.copy(file, tmp_path / file.name)
@@ -92,9 +133,17 @@ def test_any_value_of_a_configuration_whose_weights_are_elsewhere(kind: str, fol
         ("resnet", "model.safetensors.index.json"),
     ],
 )
-def test_any_value_of_the_other_files(kind: str, name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_any_value_of_the_other_files(
+    kind: str, name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = _copied(folders[kind], tmp_path / "x")
-    shards = ["../x/model-00001-of-00006.safetensors", "/dev/zero", "config.json", "..", "model.safetensors"]
+    shards = [
+        "../x/model-00001-of-00006.safetensors",
+        "/dev/zero",
+        "config.json",
+        "..",
+        "model.safetensors",
+    ]
 
     @cases(60)
     @given(mutated(json.loads((folders[kind] / name).read_text()), shards))
@@ -107,9 +156,12 @@ def test_any_value_of_the_other_files(kind: str, name: str, folders: dict[str, P
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize(
-    "content", ["", "{", DEEP, "[]", "null", "\ufeff{}", '{"a": 1' + "0" * 5000 + "}", "{}" + " " * 2**25]
+    "content",
+    ["", "{", DEEP, "[]", "null", "\ufeff{}", '{"a": 1' + "0" * 5000 + "}", "{}" + " " * 2**25],
 )
-def test_what_is_no_configuration(name: str, content: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_no_configuration(
+    name: str, content: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = _copied(folders["vit"], tmp_path / "x")
     _replace(folder / name, content)
     with bounded(), pytest.raises(ParentError):
@@ -127,18 +179,24 @@ def test_what_is_no_file(name: str, kind: str, folders: dict[str, Path], tmp_pat
         open_model(folder)
 
 
-def test_a_link_out_of_the_folder_is_the_hubs_own_way(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_the_hubs_own_way(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     for file in folders["vit"].iterdir():
         (tmp_path / file.name).symlink_to(file)
     assert open_model(tmp_path).labels == tiny.NAMES
 
 
-def test_nobody_is_asked_whether_to_run_code(folders: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+def test_nobody_is_asked_whether_to_run_code(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
     folder = _copied(folders["vit"], tmp_path / "x")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     for key in ("AutoConfig", "AutoModelForImageClassification"):
-        _replace(folder / "config.json", json.dumps({"model_type": "new", "auto_map": {key: "evil.X"}}))
+        _replace(
+            folder / "config.json", json.dumps({"model_type": "new", "auto_map": {key: "evil.X"}})
+        )
         with bounded(), pytest.raises(ParentError):
             open_model(folder)
     processor = {"image_processor_type": "New", "auto_map": {"AutoImageProcessor": "evil.X"}}

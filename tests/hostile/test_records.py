@@ -75,7 +75,9 @@ def test_any_bytes_of_a_result(tmp_path: Path) -> None:
     check()
 
 
-@pytest.mark.parametrize("content", [DEEP, "", "NaN", '"x"', "[1]", '{"version": 1e999}', " " * 2**26])
+@pytest.mark.parametrize(
+    "content", [DEEP, "", "NaN", '"x"', "[1]", '{"version": 1e999}', " " * 2**26]
+)
 def test_what_is_no_result(content: str, tmp_path: Path) -> None:
     with bounded(), pytest.raises(RunError):
         _loaded(tmp_path, content)
@@ -108,7 +110,9 @@ def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
         assert check_trained(tmp_path, {"a": "0" * 64}, update=False) == []
 
 
-def test_any_value_that_verify_holds_against_a_run(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_any_value_that_verify_holds_against_a_run(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     """Past the digests, which a forger sets: whatever the replay does not need."""
     told = read_testimony(CARDS / KINDS[1])
     nodes, first = told.recipe.nodes(None), open_model(folders["timm"])

@@ -1,4 +1,5 @@
-"""Weights with any byte or any entry of their header changed: they load as what they say, or are refused."""
+"""Weights with any byte or any entry of their header changed: they load as what they say, or are
+refused."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_any_bytes(folder: Path, valid: bytes) -> None:
 
     @cases(400)
     @given(
-        st.lists(st.tuples(at, st.integers(1, 255)), max_size=4), st.none() | at, st.none() | st.sampled_from(LENGTHS)
+        st.lists(st.tuples(at, st.integers(1, 255)), max_size=4),
+        st.none() | at,
+        st.none() | st.sampled_from(LENGTHS),
     )
     def check(flips: list[tuple[int, int]], end: int | None, length: int | None) -> None:
         content = bytearray(valid)
@@ -73,9 +76,21 @@ def test_any_bytes(folder: Path, valid: bytes) -> None:
 def test_any_value_of_the_header(folder: Path, valid: bytes) -> None:
     header, data = _parts(valid)
     header["__metadata__"] = {"format": "pt"}
-    few = {name: header[name] for name in ("__metadata__", "conv1.weight", "bn1.running_var", "fc.bias")}
+    few = {
+        name: header[name]
+        for name in ("__metadata__", "conv1.weight", "bn1.running_var", "fc.bias")
+    }
     kinds = ["F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "C64", "f32"]
-    offsets = [[0, 0], [0, 4], [-4, 0], [len(data), len(data) + 4], [4, 0], [0, 2**63], [0, 2**64], [0, len(data)]]
+    offsets = [
+        [0, 0],
+        [0, 4],
+        [-4, 0],
+        [len(data), len(data) + 4],
+        [4, 0],
+        [0, 2**63],
+        [0, 2**64],
+        [0, len(data)],
+    ]
     shapes = [[2**32, 2**32], [0, 2**63], [2**61], [-1, 3], [], [1] * 2000]
 
     @cases(250)
@@ -91,7 +106,10 @@ def test_any_value_of_the_header(folder: Path, valid: bytes) -> None:
 
 def _twice(header: dict[str, Any]) -> str:
     """Return a header in which one name stands twice, for other bytes."""
-    return json.dumps(header)[:-1] + ', "fc.bias": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}'
+    return (
+        json.dumps(header)[:-1]
+        + ', "fc.bias": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}'
+    )
 
 
 def _overlapping(header: dict[str, Any]) -> str:
@@ -106,10 +124,18 @@ HEADERS = {
     "a list": lambda header: "[]",
     "no tensors": lambda header: "{}",
     "many tensors": lambda header: (
-        "{" + ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(10**5)) + "}"
+        "{"
+        + ",".join(
+            f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(10**5)
+        )
+        + "}"
     ),
-    "a long name": lambda header: json.dumps({"a" * 10**6: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}),
-    "long metadata": lambda header: json.dumps(header | {"__metadata__": {"format": "x" * 3 * 10**7}}),
+    "a long name": lambda header: json.dumps(
+        {"a" * 10**6: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
+    ),
+    "long metadata": lambda header: json.dumps(
+        header | {"__metadata__": {"format": "x" * 3 * 10**7}}
+    ),
     "no text": lambda header: b"\xff\xfe" * 100,
 }
 
@@ -128,14 +154,19 @@ def test_a_header_of_gigabytes_is_not_read(folder: Path) -> None:
     with (folder / NAME).open("wb") as opened:
         opened.write(struct.pack("<Q", 90_000_000) + b'{"a":' + b"[" * 1000)
         opened.truncate(2**33)
-    with bounded(), pytest.raises(ParentError, match=r"a header of 90,000,000 bytes; at most 25,000,000"):
+    with (
+        bounded(),
+        pytest.raises(ParentError, match=r"a header of 90,000,000 bytes; at most 25,000,000"),
+    ):
         open_model(folder)
 
 
 @pytest.mark.parametrize(
     "arguments", [{"depth": 10**6}, {"layers": [10**6]}, {"pretrained": True}, {"num_classes": 4}]
 )
-def test_an_architecture_that_its_weights_do_not_explain(arguments: dict[str, Any], folders: dict[str, Path]) -> None:
+def test_an_architecture_that_its_weights_do_not_explain(
+    arguments: dict[str, Any], folders: dict[str, Path]
+) -> None:
     with bounded(), pytest.raises(ParentError):
         open_weights("test_vit", folders["timm vit"] / NAME, 3, arguments, "x")
 
@@ -143,6 +174,8 @@ def test_an_architecture_that_its_weights_do_not_explain(arguments: dict[str, An
 @pytest.mark.parametrize(
     "arch", ["hf-hub:org/model", "local-dir:/etc", "../x", "", "a" * 10**6, "vit_7b_patch16_dinov3"]
 )
-def test_an_architecture_that_is_none_of_timms_or_too_large(arch: str, folders: dict[str, Path]) -> None:
+def test_an_architecture_that_is_none_of_timms_or_too_large(
+    arch: str, folders: dict[str, Path]
+) -> None:
     with bounded(), pytest.raises(ParentError):
         open_weights(arch, folders["timm"] / NAME, 3, {}, "x")

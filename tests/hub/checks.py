@@ -19,7 +19,9 @@ def folder(run: Commands) -> Path:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def commits(hub: Hub, name: str) -> int:
@@ -35,4 +37,6 @@ def refused(answer: Answer, *words: str) -> None:
 
 
 def front_of(hub: Hub, name: str, revision: str = "main") -> dict[str, Any]:
-    return yaml.safe_load(hub.repositories["models", name].files(revision)["README.md"].decode().split("---\n")[1])
+    return yaml.safe_load(
+        hub.repositories["models", name].files(revision)["README.md"].decode().split("---\n")[1]
+    )

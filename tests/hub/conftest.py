@@ -1,4 +1,5 @@
-"""A Hub, and a process that runs commands against it: pushes need no model in memory, but seconds of imports."""
+"""A Hub, and a process that runs commands against it: pushes need no model in memory, but seconds
+of imports."""
 
 from __future__ import annotations
 
@@ -23,10 +24,16 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
-def process(hub: Hub, finished: MergeResult, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+def process(
+    hub: Hub, finished: MergeResult, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Commands]:
     folder = tmp_path_factory.mktemp("push")
     shutil.copytree(finished.folder, folder / "run")
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "MEGA_HF_HUB_TIMEOUT": "0.5"}
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "MEGA_HF_HUB_TIMEOUT": "0.5",
+    }
     with commands(folder, settings) as run:
         yield run
 

@@ -1,4 +1,5 @@
-"""A run as a stranger may have it: nothing of this machine in it, and a run folder again where it is restored."""
+"""A run as a stranger may have it: nothing of this machine in it, and a run folder again where it
+is restored."""
 
 from __future__ import annotations
 
@@ -36,11 +37,15 @@ def copy(copied: Path, tmp_path: Path) -> Path:
     return write(portable_files(MergeResult.load(copied), "me/x", MIT), tmp_path / "portable")
 
 
-def test_the_model_is_at_the_root_and_the_record_beside_it(copy: Path, finished: MergeResult) -> None:
+def test_the_model_is_at_the_root_and_the_record_beside_it(
+    copy: Path, finished: MergeResult
+) -> None:
     names = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     record = {"README.md", "recipe.yaml", "journal.jsonl", "result.json", "fitness.png"}
     assert names == {"config.json", "model.safetensors"} | record
-    assert (copy / "model.safetensors").read_bytes() == (finished.merged / "model.safetensors").read_bytes()
+    assert (copy / "model.safetensors").read_bytes() == (
+        finished.merged / "model.safetensors"
+    ).read_bytes()
 
 
 def test_nothing_of_this_machine_is_in_it(copy: Path, pair: tiny.Pair, tmp_path: Path) -> None:
@@ -52,10 +57,16 @@ def test_nothing_of_this_machine_is_in_it(copy: Path, pair: tiny.Pair, tmp_path:
     record = json.loads((copy / "result.json").read_text())
     digests = {parent["name"]: parent["sha256"] for parent in record["parents"]}
     assert recipe["parents"] == {name: {"local": name, "sha256": digests[name]} for name in "ab"}
-    rows = {split: record["data"][split]["sha256"] for split in ("validation", "test", "calibration")}
+    rows = {
+        split: record["data"][split]["sha256"] for split in ("validation", "test", "calibration")
+    }
     assert recipe["data"]["path"] == {"local": "data", "sha256": rows}
     header = json.loads((copy / "journal.jsonl").read_text().splitlines()[0])
-    assert header["recipe"] == record["digests"]["recipe"] == Recipe.from_yaml(copy / "recipe.yaml").sha256
+    assert (
+        header["recipe"]
+        == record["digests"]["recipe"]
+        == Recipe.from_yaml(copy / "recipe.yaml").sha256
+    )
     assert record["repository"] == "me/x"
 
 
@@ -68,14 +79,20 @@ def test_the_card_is_that_of_the_repository(copy: Path) -> None:
 
 
 def test_making_it_leaves_the_run_as_it_was(copied: Path) -> None:
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in copied.rglob("*") if path.is_file()}
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in copied.rglob("*")
+        if path.is_file()
+    }
     files = portable_files(MergeResult.load(copied), "me/x", MIT)
     refuse_private(files, None)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert {path for path in copied.rglob("*") if path.is_file()} == before.keys()
 
 
-def test_a_restored_run_is_finished_and_makes_the_same_copy(copy: Path, tmp_path: Path, mega, finished) -> None:
+def test_a_restored_run_is_finished_and_makes_the_same_copy(
+    copy: Path, tmp_path: Path, mega, finished
+) -> None:
     result = restore(copy, tmp_path / "run", "me/x")
     assert result.merged == tmp_path / "run" / "merged"
     answer = mega("merge", tmp_path / "run" / "recipe.yaml", "--out", tmp_path / "run")
@@ -84,8 +101,11 @@ def test_a_restored_run_is_finished_and_makes_the_same_copy(copy: Path, tmp_path
     card = (tmp_path / "run" / "README.md").read_bytes()
     assert mega("card", tmp_path / "run").code == 0
     assert (tmp_path / "run" / "README.md").read_bytes() == card
-    assert mega("evaluate", tmp_path / "run", "--data", tmp_path, "--split", "test").code == 2  # no data there
-    again = write(portable_files(MergeResult.load(tmp_path / "run"), "me/x", MIT), tmp_path / "again")
+    # no data there
+    assert mega("evaluate", tmp_path / "run", "--data", tmp_path, "--split", "test").code == 2
+    again = write(
+        portable_files(MergeResult.load(tmp_path / "run"), "me/x", MIT), tmp_path / "again"
+    )
     for path in copy.rglob("*"):
         if path.is_file() and path.suffix != ".png":
             assert (again / path.relative_to(copy)).read_bytes() == path.read_bytes(), path
@@ -101,7 +121,9 @@ def test_a_restored_run_is_made_again_from_its_journal(
     assert bare.code == 2
     assert "--set data.path=PATH --set parents.a=PATH --set parents.b=PATH" in bare.err
     places = {"data.path": pair.data, "parents.a": pair.a, "parents.b": pair.b}
-    answer = mega(*words, *(word for key, place in places.items() for word in ("--set", f"{key}={place}")))
+    answer = mega(
+        *words, *(word for key, place in places.items() for word in ("--set", f"{key}={place}"))
+    )
     assert answer.code == 0, answer.err
     assert not measured, "the journal knows it all"
     made = MergeResult.load(tmp_path / "run")
@@ -121,7 +143,9 @@ def test_other_parents_than_the_runs_are_refused_in_its_folder(
     assert "other parents" in answer.err
 
 
-def test_intermediate_models_go_along_when_asked_for(treed_copy: Path, tmp_path: Path, mega) -> None:
+def test_intermediate_models_go_along_when_asked_for(
+    treed_copy: Path, tmp_path: Path, mega
+) -> None:
     result = MergeResult.load(treed_copy)
     bare = portable_files(result, "me/x", MIT)
     assert "tree.png" in bare and not [name for name in bare if name.startswith("nodes/")]
@@ -165,7 +189,9 @@ def test_a_model_alone_is_no_run(pair: tiny.Pair, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "journal.jsonl", "recipe.yaml"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "journal.jsonl", "recipe.yaml"]
+)
 @pytest.mark.parametrize("how", ["changed", "gone"])
 def test_a_changed_copy_is_not_restored(name: str, how: str, copy: Path, tmp_path: Path) -> None:
     if how == "gone":
@@ -197,7 +223,9 @@ DAMAGE = {
     "nodes that are text": _damage("nodes", "abc"),
     "a node elsewhere": _damage("nodes", [{"name": "/usr/share"}, {"name": "a+b"}]),
     "another recipe": lambda record: record | {"recipe": record["recipe"] | {"name": "y"}},
-    "a recipe that pushes": lambda record: record | {"recipe": record["recipe"] | {"push": {"repo": "me/x"}}},
+    "a recipe that pushes": (
+        lambda record: record | {"recipe": record["recipe"] | {"push": {"repo": "me/x"}}}
+    ),
     "a recipe that is none": _damage("recipe", {"a": 1}),
     "text": lambda record: "text",
     "another version": _damage("version", 99),
@@ -225,7 +253,9 @@ def test_a_strangers_recipe_can_not_push(copy: Path, tmp_path: Path) -> None:
     text = (copy / "recipe.yaml").read_text()
     head, _, body = text.partition("\n")
     body += "push:\n  repo: me/precious\n  license: mit\n"
-    head = head.replace(re.findall("[0-9a-f]{64}", head)[-1], hashlib.sha256(body.encode()).hexdigest())
+    head = head.replace(
+        re.findall("[0-9a-f]{64}", head)[-1], hashlib.sha256(body.encode()).hexdigest()
+    )
     (copy / "recipe.yaml").write_text(f"{head}\n{body}")
     with pytest.raises(HubError, match="changed since it was pushed"):
         restore(copy, tmp_path / "run", "evil/x")
@@ -252,7 +282,9 @@ def test_what_lies_at_the_target_is_left_alone(copy: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
 
 
-def test_the_working_folder_may_be_the_target(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_may_be_the_target(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     restore(copy, Path("."), "me/x")
@@ -261,7 +293,10 @@ def test_the_working_folder_may_be_the_target(copy: Path, tmp_path: Path, monkey
 
 def test_a_strangers_texts_do_no_harm_in_a_card(finished: MergeResult) -> None:
     record = json.loads(json.dumps(finished.record))
-    record |= {"repository": "me/x; rm -rf ~", "architecture": "cifar_resnet20\nimport os; os.system('id')"}
+    record |= {
+        "repository": "me/x; rm -rf ~",
+        "architecture": "cifar_resnet20\nimport os; os.system('id')",
+    }
     record["environment"]["versions"]["torch"] = "<script>alert(1)</script>"
     record["environment"]["forward_path"] = "<img onerror=alert(1)>"
     record["models"][2]["name"] = "\x1b[31mred"

@@ -24,13 +24,22 @@ def test_without_a_licence_nothing_is_guessed(run: Commands, hub: Hub, name: str
 def edit(hub: Hub, name: str, tmp_path: Path, change: Any) -> None:
     """Change a repository's card, as its owner does on the page."""
     for path, file in hub.repositories["models", name].files("main").items():
-        (tmp_path / path).write_bytes(file if path != "README.md" else change(file.decode()).encode())
+        (tmp_path / path).write_bytes(
+            file if path != "README.md" else change(file.decode()).encode()
+        )
     hub.add("models", name, tmp_path)
 
 
-def test_what_was_written_by_hand_is_kept(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_what_was_written_by_hand_is_kept(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
-    edit(hub, name, tmp_path, lambda card: card.replace("tags:", "language: en\ntags:", 1) + "\n## Mine\n\nKeep.\n")
+    edit(
+        hub,
+        name,
+        tmp_path,
+        lambda card: card.replace("tags:", "language: en\ntags:", 1) + "\n## Mine\n\nKeep.\n",
+    )
     assert run("push", "run", name, "--license", "mit").code == 0
     text = hub.repositories["models", name].files("main")["README.md"].decode()
     assert "## Mine\n\nKeep." in text
@@ -42,7 +51,9 @@ def test_what_was_written_by_hand_is_kept(run: Commands, hub: Hub, name: str, tm
     assert "Keep." not in hub.repositories["models", name].files("main")["README.md"].decode()
 
 
-def test_a_card_that_is_no_text_is_not_rewritten(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_a_card_that_is_no_text_is_not_rewritten(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     (tmp_path / "README.md").write_bytes("# Grüße aus Köln".encode("latin-1"))
     hub.add("models", name, tmp_path)
     refused(run("push", "run", name, *MIT), "UTF-8", "--overwrite-card")
@@ -51,14 +62,23 @@ def test_a_card_that_is_no_text_is_not_rewritten(run: Commands, hub: Hub, name: 
 
 def test_own_words_may_name_paths(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
     assert run("push", "run", name, *MIT).code == 0
-    edit(hub, name, tmp_path, lambda card: card + "\n## Mine\n\ndocker run -v /data/models:/models\n")
+    edit(
+        hub, name, tmp_path, lambda card: card + "\n## Mine\n\ndocker run -v /data/models:/models\n"
+    )
     answer = run("push", "run", name, *MIT, "--message", "Again")
     assert answer.code == 0, answer.err
 
 
-def test_a_strangers_record_in_the_target_is_no_hindrance(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_a_strangers_record_in_the_target_is_no_hindrance(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     for i, record in enumerate(
-        ['{"name": "x", "models": [], "paired": {}}', "[" * 10_000, "text", '{"licence": {"license": 1}}']
+        [
+            '{"name": "x", "models": [], "paired": {}}',
+            "[" * 10_000,
+            "text",
+            '{"licence": {"license": 1}}',
+        ]
     ):
         (tmp_path / "result.json").write_text(record)
         hub.add("models", f"{name}-{i}", tmp_path)
@@ -66,7 +86,9 @@ def test_a_strangers_record_in_the_target_is_no_hindrance(run: Commands, hub: Hu
         assert answer.code == 0, answer.err
 
 
-def test_a_change_of_the_generated_text_stops_the_push(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_a_change_of_the_generated_text_stops_the_push(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
     edit(hub, name, tmp_path, lambda card: card.replace("## Limits", "## Limits\n\n- Mine too."))
     refused(run("push", "run", name, *MIT), "changed by hand", "--overwrite-card")
@@ -78,14 +100,25 @@ def test_front_matter_that_the_hub_would_refuse_stops_the_push(
     run: Commands, hub: Hub, name: str, tmp_path: Path
 ) -> None:
     assert run("push", "run", name, *MIT).code == 0
-    edit(hub, name, tmp_path, lambda card: card.replace("library_name:", "base_model: /a/b\nlibrary_name:", 1))
+    edit(
+        hub,
+        name,
+        tmp_path,
+        lambda card: card.replace("library_name:", "base_model: /a/b\nlibrary_name:", 1),
+    )
     asked = len(hub.requests)
     refused(run("push", "run", name, *MIT), "front matter", "base_model")
     assert not [line for line in hub.requests[asked:] if line.startswith(("POST", "PUT"))]
 
 
-def test_models_of_an_earlier_push_are_not_left_beside(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
-    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
+def test_models_of_an_earlier_push_are_not_left_beside(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
+    stale = (
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "preprocessor_config.json",
+    )
     (tmp_path / "nodes").mkdir()
     for path in (*stale, "nodes/mine.json", "mine.bin", "images/mine.png"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -105,17 +138,26 @@ def test_a_trees_intermediate_models_come_and_go(
 ) -> None:
     assert run("push", treed.folder, name, *MIT, "--with-nodes").code == 0
     files = hub.repositories["models", name].files("main")
-    assert files["nodes/a+b/model.safetensors"] == (treed.folder / "nodes/a+b/model.safetensors").read_bytes()
+    assert (
+        files["nodes/a+b/model.safetensors"]
+        == (treed.folder / "nodes/a+b/model.safetensors").read_bytes()
+    )
     assert "tree.png" in files
     assert run("pull", name, "--out", tmp_path / "pulled").code == 0
     again = run("merge", tmp_path / "pulled" / "recipe.yaml", "--out", tmp_path / "pulled")
     assert again.code == 0 and str(treed.report) in again.out
     assert run("push", "run", name, *MIT).code == 0
-    assert not {path for path in hub.repositories["models", name].files("main") if "node" in path or "tree" in path}
+    assert not {
+        path
+        for path in hub.repositories["models", name].files("main")
+        if "node" in path or "tree" in path
+    }
 
 
 @pytest.mark.long
-def test_two_processes_push_once(run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_two_processes_push_once(
+    run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path
+) -> None:
     recipe = pair.write(tmp_path, push={"repo": name, "license": "mit", "private": True})
     answer = run("merge", recipe, "--out", tmp_path / "out", "--quiet", "--num-processes", "2")
     assert answer.code == 0, answer.err
@@ -139,7 +181,9 @@ def test_what_would_keep_a_merge_from_its_push_is_said_before_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_part_of_a_tree_is_not_pushed(run: Commands, hub: Hub, name: str, four: dict, tmp_path: Path) -> None:
+def test_a_part_of_a_tree_is_not_pushed(
+    run: Commands, hub: Hub, name: str, four: dict, tmp_path: Path
+) -> None:
     (tmp_path / "four.yaml").write_text(json.dumps(four))
     words = ["merge", tmp_path / "four.yaml", "--out", tmp_path / "out", "--quiet", "--only", "a+b"]
     refused(run(*words, "--push", name), "--only")
@@ -147,14 +191,18 @@ def test_a_part_of_a_tree_is_not_pushed(run: Commands, hub: Hub, name: str, four
 
 
 @pytest.mark.parametrize("secret", ["/home/someone/models/a", READER])
-def test_a_path_or_a_token_stops_the_push(secret: str, run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_a_path_or_a_token_stops_the_push(
+    secret: str, run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     """In a parent's configuration, from where a merge takes it."""
     pair = tiny.make_pair(tmp_path, tiny.timm_model("test_vit", img_size=8, patch_size=4))
     for parent in (pair.a, pair.b):
         config = json.loads((parent / "config.json").read_text())
         config["pretrained_cfg"]["notes"] = [secret]
         (parent / "config.json").write_text(json.dumps(config))
-    recipe = pair.write(tmp_path, merge={"population_size": 2, "generations": 1, "tournament_size": 1})
+    recipe = pair.write(
+        tmp_path, merge={"population_size": 2, "generations": 1, "tournament_size": 1}
+    )
     assert run("merge", recipe, "--out", tmp_path / "out", "--quiet").code == 0
     asked = len(hub.requests)
     answer = run("push", tmp_path / "out", name, *MIT)

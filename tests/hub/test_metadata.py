@@ -21,7 +21,10 @@ def front(finished: MergeResult) -> dict[str, Any]:
 
 def test_what_we_make_is_taken(front: dict[str, Any]) -> None:
     check_front(front)
-    check_front(front | {"license": "mit", "base_model": ["o/a", "gpt2"], "datasets": ["o/d"], "co2": {"x": 1}})
+    check_front(
+        front
+        | {"license": "mit", "base_model": ["o/a", "gpt2"], "datasets": ["o/d"], "co2": {"x": 1}}
+    )
     check_front(front | {"license": "other", "license_name": "mine", "license_link": "LICENSE"})
 
 
@@ -32,7 +35,9 @@ WRONG = {
     "tags": "merge",
     "datasets": [{"a": 1}],
     "library_name": None,
-    "model-index": [{"name": "x", "results": [{"task": {"type": "t"}, "dataset": {"type": "d"}, "metrics": []}]}],
+    "model-index": [
+        {"name": "x", "results": [{"task": {"type": "t"}, "dataset": {"type": "d"}, "metrics": []}]}
+    ],
 }
 
 

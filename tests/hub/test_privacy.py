@@ -1,4 +1,5 @@
-"""What must not leave this machine: paths and tokens, found with file and line, and nothing taken for them."""
+"""What must not leave this machine: paths and tokens, found with file and line, and nothing taken
+for them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ TOKEN = "hf_" + "a" * 34
 @pytest.mark.parametrize(
     "text",
     [
-        '{"file": "/home/me/model.bin"}', "path: /gpfs/x", "see file:///data/x", '"~/models/a"',
+        '{"file": "/home/me/model.bin"}',
+        "path: /gpfs/x",
+        "see file:///data/x",
+        '"~/models/a"',
         r'{"a": "C:\\Users\\me"}',
         r'"\/home\/alice\/x"',
         "a:/home/alice/x",
@@ -28,9 +32,13 @@ TOKEN = "hf_" + "a" * 34
         r'"\\\\server\\share"',
         "C:/Users/alice",
         "/cluster/home/alice/x",
-        "cache=/tmp/x/y", "(/mnt/disk/a)", "`/var/lib/x`", '["/usr/share/x"]', "x\n\n/opt/a/b",
+        "cache=/tmp/x/y",
+        "(/mnt/disk/a)",
+        "`/var/lib/x`",
+        '["/usr/share/x"]',
+        "x\n\n/opt/a/b",
     ],
-)  # fmt: skip
+)
 def test_a_path_is_found_with_file_and_line(text: str) -> None:
     with pytest.raises(HubError, match="a path of a machine") as caught:
         refuse_private({"config.json": f"first\n{text}".encode()}, None)
@@ -40,10 +48,22 @@ def test_a_path_is_found_with_file_and_line(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "https://huggingface.co/org/name", "a/b and c/d", '"/m/011k07"', "3/4 of 1/2", "./x/y", "../x/y", "<br/>",
-        "km/h", "org/name@main", "http://127.0.0.1:80/home/x", "re: /", "</div>", "a:\\nb", "PATH=/x",
+        "https://huggingface.co/org/name",
+        "a/b and c/d",
+        '"/m/011k07"',
+        "3/4 of 1/2",
+        "./x/y",
+        "../x/y",
+        "<br/>",
+        "km/h",
+        "org/name@main",
+        "http://127.0.0.1:80/home/x",
+        "re: /",
+        "</div>",
+        "a:\\nb",
+        "PATH=/x",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_path_passes(text: str) -> None:
     refuse_private({"config.json": text.encode()}, None)
 

@@ -1,4 +1,5 @@
-"""A merge that begins and ends on the Hub: one command, a stranger who loads it, a pull that gives it back."""
+"""A merge that begins and ends on the Hub: one command, a stranger who loads it, a pull that gives
+it back."""
 
 from __future__ import annotations
 
@@ -21,10 +22,17 @@ from tests.tools.commands import Commands, commands
 
 TOKEN = "hf_" + "Secret7" * 5
 CARD = "---\nlicense: mit\n---\n# A parent\n"
-SETTINGS = {"population_size": 6, "generations": 4, "mutation.rate": 0.2, "mutation.std": 0.4, "seed": 46}
+SETTINGS = {
+    "population_size": 6,
+    "generations": 4,
+    "mutation.rate": 0.2,
+    "mutation.std": 0.4,
+    "seed": 46,
+}
 MERGE = [word for key, value in SETTINGS.items() for word in ("--set", f"merge.{key}={value}")]
 
-# A stranger: counts right answers on test with the parents' own library, and prints them. No mega_hf in it.
+# A stranger: counts right answers on test with the parents' own library, and prints them. No
+# mega_hf in it.
 STRANGER = """
 import json, sys
 import datasets, torch
@@ -49,7 +57,7 @@ answers = getattr(output, "logits", output).argmax(dim=1).tolist()
 given = test.features["label"].names
 print(sum(names[answer] == given[label] for answer, label in zip(answers, test["label"])))
 assert "mega_hf" not in sys.modules
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,22 @@ class Place:
 def parents(kind: str, folder: Path) -> tiny.Pair:
     """Make two parents, with a licence, of an architecture that timm or transformers has itself."""
     if kind == "timm":
-        pair = tiny.make_pair(folder, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.4)
+        pair = tiny.make_pair(
+            folder, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.4
+        )
     else:
-        pair = tiny.make_pair(folder, tiny.transformers_model(kind), tiny.save_transformers, strength=0.4)
+        pair = tiny.make_pair(
+            folder, tiny.transformers_model(kind), tiny.save_transformers, strength=0.4
+        )
     for parent in (pair.a, pair.b):
         (parent / "README.md").write_text(CARD)
     return pair
 
 
 @pytest.fixture(scope="module", params=["timm", pytest.param("vit", marks=pytest.mark.long)])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp(request.param)
     pair = parents(request.param, folder / "made")
     with serve() as hub:
@@ -92,7 +106,18 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def pushed(place: Place) -> dict[str, Any]:
     """The record of a merge that began and ended on the Hub, with an empty cache."""
-    words = ["merge", "org/a", "org/b", "--data", "uoft-cs/cifar10", "--push", "me/m", "--out", "run", *MERGE]
+    words = [
+        "merge",
+        "org/a",
+        "org/b",
+        "--data",
+        "uoft-cs/cifar10",
+        "--push",
+        "me/m",
+        "--out",
+        "run",
+        *MERGE,
+    ]
     answer = place.run(*words)
     assert answer.code == 0, answer.err
     assert f"{place.hub.url}/me/m" in answer.out
@@ -122,19 +147,28 @@ def test_the_card_says_what_it_was_made_of(place: Place, pushed: dict[str, Any])
         assert place.hub.repositories["models", f"org/{name}"].head in text
     assert place.hub.repositories["datasets", "uoft-cs/cifar10"].head in text
     results = {
-        result["dataset"]["split"].partition(" ")[0]: result["metrics"][0]  # "validation without the second look"
+        # "validation without the second look"
+        result["dataset"]["split"].partition(" ")[0]: result["metrics"][0]
         for result in front["model-index"][0]["results"]
     }
     merged = pushed["models"][-1]
     for split in ("validation", "test"):
-        assert results[split]["value"] == pytest.approx(merged[split]["correct"] / merged[split]["n"], abs=1e-6)
+        assert results[split]["value"] == pytest.approx(
+            merged[split]["correct"] / merged[split]["n"], abs=1e-6
+        )
 
 
-def test_a_stranger_loads_it_and_counts_the_same(place: Place, pushed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stranger_loads_it_and_counts_the_same(
+    place: Place, pushed: dict[str, Any], tmp_path: Path
+) -> None:
     """In fresh processes with an empty cache; of timm's models transformers' wrapper too."""
     libraries = ["timm", "transformers"] if pushed["library"] == "timm" else ["transformers"]
     for library in libraries:
-        environment = {**os.environ, **place.environment(tmp_path / f"home-{library}"), "HF_TOKEN": ""}
+        environment = {
+            **os.environ,
+            **place.environment(tmp_path / f"home-{library}"),
+            "HF_TOKEN": "",
+        }
         words = [sys.executable, "-c", STRANGER, library, "me/m"]
         done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -149,21 +183,33 @@ def test_the_cards_snippet_runs(place: Place, pushed: dict[str, Any], tmp_path: 
     Image.fromarray(tiny.pictures(1, 0)[0][0]).save(tmp_path / "picture.png")
     environment = os.environ | place.environment(tmp_path / "home")
     done = subprocess.run(
-        [sys.executable, "-c", snippet], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", snippet],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in tiny.NAMES
 
 
-def test_what_is_pulled_is_finished_and_makes_the_same_weights_again(place: Place, pushed: dict[str, Any]) -> None:
+def test_what_is_pulled_is_finished_and_makes_the_same_weights_again(
+    place: Place, pushed: dict[str, Any]
+) -> None:
     pulled = place.run("pull", "me/m", "--out", "pulled")
     assert pulled.code == 0, pulled.err
     there = place.run("merge", "pulled/recipe.yaml", "--out", "pulled")
     assert (there.code, pulled.out.splitlines()[0]) == (0, there.out.splitlines()[0]), there.err
     again = place.run("merge", "pulled/recipe.yaml", "--out", "again", "--quiet")
     assert again.code == 0, again.err
-    assert MergeResult.load(place.folder / "again").record["digests"]["file"] == pushed["digests"]["file"]
-    for command in (["card", "pulled"], ["evaluate", "./pulled", "--data", "uoft-cs/cifar10", "--split", "test"]):
+    assert (
+        MergeResult.load(place.folder / "again").record["digests"]["file"]
+        == pushed["digests"]["file"]
+    )
+    for command in (
+        ["card", "pulled"],
+        ["evaluate", "./pulled", "--data", "uoft-cs/cifar10", "--split", "test"],
+    ):
         answer = place.run(*command)
         assert answer.code == 0, answer.err
     assert f"{pushed['models'][-1]['test']['correct']} of" in answer.out
@@ -175,7 +221,18 @@ def test_pushing_again_changes_nothing(place: Place, pushed: dict[str, Any]) -> 
     head, number = repository.head, len(repository.commits)
     if not (place.folder / "copy").exists():
         assert place.run("pull", "me/m", "--out", "copy").code == 0
-    first = ["merge", "org/a", "org/b", "--data", "uoft-cs/cifar10", "--push", "me/m", "--out", "run", *MERGE]
+    first = [
+        "merge",
+        "org/a",
+        "org/b",
+        "--data",
+        "uoft-cs/cifar10",
+        "--push",
+        "me/m",
+        "--out",
+        "run",
+        *MERGE,
+    ]
     for words in (["push", "run", "me/m"], ["push", "copy", "me/m"], first):
         answer = place.run(*words)
         assert answer.code == 0, answer.err
@@ -185,7 +242,12 @@ def test_pushing_again_changes_nothing(place: Place, pushed: dict[str, Any]) -> 
 
 def test_the_token_is_nowhere(place: Place, pushed: dict[str, Any]) -> None:
     secret = TOKEN.encode()
-    searched = [path for name in ("run", "home") for path in (place.folder / name).rglob("*") if path.is_file()]
+    searched = [
+        path
+        for name in ("run", "home")
+        for path in (place.folder / name).rglob("*")
+        if path.is_file()
+    ]
     assert len(searched) > 10
     assert not [path for path in searched if secret in path.read_bytes()]
     assert TOKEN not in place.run.said
@@ -199,14 +261,22 @@ def test_a_pulled_merge_is_a_parent_like_any_other(place: Place, pushed: dict[st
     assert json.loads(answer.out)["mergeable"]
 
 
-def test_a_stranger_verifies_it_by_the_cards_command(place: Place, pushed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stranger_verifies_it_by_the_cards_command(
+    place: Place, pushed: dict[str, Any], tmp_path: Path
+) -> None:
     files = place.hub.repositories["models", "me/m"].files("main")
-    command = next(line for line in files["README.md"].decode().splitlines() if line.startswith("mega-hf verify"))
+    command = next(
+        line
+        for line in files["README.md"].decode().splitlines()
+        if line.startswith("mega-hf verify")
+    )
     answer = place.run(*command.split()[1:])
     assert answer.code == 0, answer.err
     made = [*pushed["nodes"], *pushed["baselines"], pushed["second_look"]]
     count = sum(node["search"]["evaluations"] for node in made)
-    assert answer.out.startswith(f"reproduced bit for bit from 2 parents and {count} recorded evaluations")
+    assert answer.out.startswith(
+        f"reproduced bit for bit from 2 parents and {count} recorded evaluations"
+    )
     assert pushed["digests"]["file"] in answer.out and "the model's own" in answer.out
     assert place.run("verify", "me/m@main", "--evaluate", "3").code == 0
     for name, blamed in (

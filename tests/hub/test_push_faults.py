@@ -54,7 +54,14 @@ def test_what_does_not_pass_ends_the_push_and_a_second_one_completes(
     assert commits(hub, name) == 1
     files = hub.repositories["models", name].files("main")
     assert files["model.safetensors"] == before["merged/model.safetensors"]
-    assert {"README.md", "recipe.yaml", "journal.jsonl", "result.json", "fitness.png", "config.json"} <= files.keys()
+    assert {
+        "README.md",
+        "recipe.yaml",
+        "journal.jsonl",
+        "result.json",
+        "fitness.png",
+        "config.json",
+    } <= files.keys()
 
 
 def test_what_was_uploaded_is_not_sent_twice(hub: Hub, run: Commands, name: str) -> None:
@@ -66,14 +73,18 @@ def test_what_was_uploaded_is_not_sent_twice(hub: Hub, run: Commands, name: str)
     assert not [line for line in hub.requests[asked:] if line.startswith("PUT")]
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, run: Commands, name: str) -> None:
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(
+    hub: Hub, run: Commands, name: str
+) -> None:
     hub.misbehave("lose_answer", "", times=None)
     answer = run("push", "run", name, *MIT)
     assert answer.code == 0, answer.err
     assert commits(hub, name) == 1
 
 
-def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, run: Commands, name: str) -> None:
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(
+    hub: Hub, run: Commands, name: str
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
     hub.misbehave("lose_answer", "", times=1)
     answer = run("push", "run", name, "--license", "apache-2.0", "--create-pr", "--overwrite-card")
@@ -86,7 +97,9 @@ def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, run: 
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_other_bytes_than_were_sent_are_noticed(silent: bool, hub: Hub, run: Commands, name: str) -> None:
+def test_other_bytes_than_were_sent_are_noticed(
+    silent: bool, hub: Hub, run: Commands, name: str
+) -> None:
     before = content(folder(run))
     hub.misbehave("corrupt", r"PUT /lfs/", times=None, silent=silent)
     answer = run("push", "run", name, *MIT)
@@ -95,10 +108,15 @@ def test_other_bytes_than_were_sent_are_noticed(silent: bool, hub: Hub, run: Com
     hub.behave()
     second = run("push", "run", name, *MIT)
     assert second.code == 0, second.err
-    assert hub.repositories["models", name].files("main")["model.safetensors"] == before["merged/model.safetensors"]
+    assert (
+        hub.repositories["models", name].files("main")["model.safetensors"]
+        == before["merged/model.safetensors"]
+    )
 
 
-def test_someone_elses_commit_in_between_is_kept(hub: Hub, run: Commands, name: str, tmp_path: Path) -> None:
+def test_someone_elses_commit_in_between_is_kept(
+    hub: Hub, run: Commands, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
     (tmp_path / "NOTES.txt").write_text("mine")
     hub.add("models", name, tmp_path)  # now a repository with nothing but this file
@@ -107,7 +125,9 @@ def test_someone_elses_commit_in_between_is_kept(hub: Hub, run: Commands, name: 
     assert files["NOTES.txt"] == b"mine" and "model.safetensors" in files
 
 
-def test_a_download_that_was_damaged_is_fetched_again(hub: Hub, run: Commands, name: str, tmp_path: Path) -> None:
+def test_a_download_that_was_damaged_is_fetched_again(
+    hub: Hub, run: Commands, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
     hub.misbehave("corrupt", rf"GET /{name}/resolve/.*/config\.json", times=1)
     pulled = run("pull", name, "--out", tmp_path / "pulled")

@@ -52,7 +52,8 @@ def place(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         hub.add("models", "org/b", pair.b)
         hub.add("models", "org/below", below)
         hub.add("models", "org/gated", pair.b, gated=True)
-        hub.add("models", "org/barred", pair.b, gated=True)  # what one test has fetched, another finds in the cache
+        # what one test has fetched, another finds in the cache
+        hub.add("models", "org/barred", pair.b, gated=True)
         hub.add("models", "me/private", pair.b, private=True)
         hub.add("models", "me/closed", pair.b, private=True)
         hub.add("models", "org/pickled", pickled)
@@ -61,8 +62,14 @@ def place(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         hub.add("datasets", "org/barred", pair.data, gated=True)
         hub.add("datasets", "me/pictures", pair.data, private=True)
         hub.add("datasets", "me/closed", pair.data, private=True)
-        hub.repositories["models", "org/a"].tags["v1"] = next(iter(hub.repositories["models", "org/a"].commits))
-        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "MEGA_HF_HUB_TIMEOUT": "0.5"}
+        hub.repositories["models", "org/a"].tags["v1"] = next(
+            iter(hub.repositories["models", "org/a"].commits)
+        )
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(folder / "home"),
+            "MEGA_HF_HUB_TIMEOUT": "0.5",
+        }
         environment |= {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
         with commands(folder, environment) as run:
             yield Place(hub, run, environment)
@@ -81,7 +88,8 @@ def check(answer: Answer, *words: str) -> None:
 
 
 def test_a_merge_of_repositories(place: Place, pair: tiny.Pair) -> None:
-    """With an empty cache; then the same command again, which needs nothing; then the pinned recipe elsewhere."""
+    """With an empty cache; then the same command again, which needs nothing; then the pinned recipe
+    elsewhere."""
     hub, folder = place.hub, place.run.folder
     data = ["--data", "org/pictures", "--validation", "train[60:]"]
     command = ["merge", "org/a", "org/b", *data, "--out", "run", *QUICK]
@@ -94,7 +102,9 @@ def test_a_merge_of_repositories(place: Place, pair: tiny.Pair) -> None:
     assert result.record["data"]["source"] == {"hub": "org/pictures", "revision": commit}
 
     recipe = yaml.safe_load((folder / "run" / "recipe.yaml").read_text())
-    assert recipe["parents"] == {name: f"org/{name}@{place.head('models', f'org/{name}')}" for name in "ab"}
+    assert recipe["parents"] == {
+        name: f"org/{name}@{place.head('models', f'org/{name}')}" for name in "ab"
+    }
     assert (recipe["data"]["path"], recipe["data"]["revision"]) == ("org/pictures", commit)
     card = yaml.safe_load((folder / "run" / "README.md").read_text().split("---\n")[1])
     assert card["base_model"] == ["org/a", "org/b"]
@@ -110,16 +120,24 @@ def test_a_merge_of_repositories(place: Place, pair: tiny.Pair) -> None:
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
     elsewhere = place.run("merge", "run/recipe.yaml", "--out", "elsewhere", "--quiet")
     assert elsewhere.code == 0, elsewhere.err
-    assert not [r for r in hub.requests[asked:] if r.startswith("GET") and r.endswith((".safetensors", ".parquet"))]
+    assert not [
+        r
+        for r in hub.requests[asked:]
+        if r.startswith("GET") and r.endswith((".safetensors", ".parquet"))
+    ]
     other = MergeResult.load(folder / "elsewhere")
     assert other.record["digests"]["file"] == result.record["digests"]["file"]
 
 
 def test_a_revision_is_what_is_loaded(place: Place, pair: tiny.Pair) -> None:
     older, newer = place.hub.repositories["models", "org/a"].commits
-    answer = place.run("compare", f"org/a@{older}", f"org/a@{newer}", "org/a@v1", "org/a@main", pair.a, "--json")
+    answer = place.run(
+        "compare", f"org/a@{older}", f"org/a@{newer}", "org/a@v1", "org/a@main", pair.a, "--json"
+    )
     assert answer.code == 0, answer.err
-    first, second, tag, branch, local = (model["sha256"] for model in json.loads(answer.out)["models"])
+    first, second, tag, branch, local = (
+        model["sha256"] for model in json.loads(answer.out)["models"]
+    )
     assert first == tag != second == branch == local
 
 
@@ -132,26 +150,80 @@ def test_what_lies_below_the_model_is_not_fetched(place: Place) -> None:
 
 def test_with_a_token_private_and_gated_ones_are_read(place: Place) -> None:
     place.run.set(HF_TOKEN=ME)
-    answer = place.run("merge", "me/private", "org/a", "--data", "org/locked", "--out", "locked", *QUICK)
+    answer = place.run(
+        "merge", "me/private", "org/a", "--data", "org/locked", "--out", "locked", *QUICK
+    )
     assert answer.code == 0, answer.err
-    answer = place.run("merge", "org/gated", "org/a", "--data", "me/pictures", "--out", "gated", *QUICK)
+    answer = place.run(
+        "merge", "org/gated", "org/a", "--data", "me/pictures", "--out", "gated", *QUICK
+    )
     assert answer.code == 0, answer.err
     assert ME not in place.run.said
 
 
 # (models, data, token, what is said)
 REFUSED = {
-    "missing repository": (["org/nowhere", "org/b"], "org/pictures", None, ["nobody is logged in", "org/nowhere"]),
-    "missing to an account": (["org/nowhere", "org/b"], "org/pictures", ME, ["this account may not see it"]),
-    "private to nobody": (["me/closed", "org/b"], "org/pictures", None, ["private", "hf auth login", "me/closed"]),
-    "private to others": (["me/closed", "org/b"], "org/pictures", OTHER, ["this account may not see it", "owner"]),
+    "missing repository": (
+        ["org/nowhere", "org/b"],
+        "org/pictures",
+        None,
+        ["nobody is logged in", "org/nowhere"],
+    ),
+    "missing to an account": (
+        ["org/nowhere", "org/b"],
+        "org/pictures",
+        ME,
+        ["this account may not see it"],
+    ),
+    "private to nobody": (
+        ["me/closed", "org/b"],
+        "org/pictures",
+        None,
+        ["private", "hf auth login", "me/closed"],
+    ),
+    "private to others": (
+        ["me/closed", "org/b"],
+        "org/pictures",
+        OTHER,
+        ["this account may not see it", "owner"],
+    ),
     "missing revision": (["org/a@v9", "org/b"], "org/pictures", None, ["no revision v9", "org/a"]),
-    "gated to nobody": (["org/barred", "org/b"], "org/pictures", None, ["gated", "hf auth login", "/org/barred;"]),
-    "gated to others": (["org/barred", "org/b"], "org/pictures", OTHER, ["gated", "granted to this account"]),
-    "unknown token": (["me/closed", "org/b"], "org/pictures", "hf_" + "Bad" * 11, ["does not know this token"]),
-    "pickle only": (["org/pickled", "org/b"], "org/pictures", None, ["no safetensors", "safe_serialization=True"]),
-    "missing data set": (["org/a", "org/b"], "org/nothing", None, ["data set", "org/nothing", "./FOLDER"]),
-    "gated data set": (["org/a", "org/b"], "org/barred", None, ["gated", "datasets/org/barred", "login"]),
+    "gated to nobody": (
+        ["org/barred", "org/b"],
+        "org/pictures",
+        None,
+        ["gated", "hf auth login", "/org/barred;"],
+    ),
+    "gated to others": (
+        ["org/barred", "org/b"],
+        "org/pictures",
+        OTHER,
+        ["gated", "granted to this account"],
+    ),
+    "unknown token": (
+        ["me/closed", "org/b"],
+        "org/pictures",
+        "hf_" + "Bad" * 11,
+        ["does not know this token"],
+    ),
+    "pickle only": (
+        ["org/pickled", "org/b"],
+        "org/pictures",
+        None,
+        ["no safetensors", "safe_serialization=True"],
+    ),
+    "missing data set": (
+        ["org/a", "org/b"],
+        "org/nothing",
+        None,
+        ["data set", "org/nothing", "./FOLDER"],
+    ),
+    "gated data set": (
+        ["org/a", "org/b"],
+        "org/barred",
+        None,
+        ["gated", "datasets/org/barred", "login"],
+    ),
     "private data set": (["org/a", "org/b"], "me/closed", None, ["private", "login"]),
 }
 
@@ -171,15 +243,25 @@ SILENT = {"a model": "GET /api/models/org/silent", "data": "/api/datasets/org/si
 
 
 @pytest.mark.parametrize("what", SILENT)
-def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(what: str, place: Place, pair: tiny.Pair) -> None:
+def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(
+    what: str, place: Place, pair: tiny.Pair
+) -> None:
     place.hub.add("models", "org/silent", pair.a)
     place.hub.add("datasets", "org/silent", pair.data)
     place.hub.misbehave("stall", SILENT[what], times=None, seconds=60)
-    model, data = ("org/silent", str(pair.data)) if what == "a model" else (str(pair.a), "org/silent")
-    check(place.run("evaluate", model, "--data", data, "--split", "test"), "did not answer in time", "TIMEOUT=300")
+    model, data = (
+        ("org/silent", str(pair.data)) if what == "a model" else (str(pair.a), "org/silent")
+    )
+    check(
+        place.run("evaluate", model, "--data", data, "--split", "test"),
+        "did not answer in time",
+        "TIMEOUT=300",
+    )
 
 
-def test_without_a_network_the_cache_is_enough(place: Place, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_without_a_network_the_cache_is_enough(
+    place: Place, pair: tiny.Pair, tmp_path: Path
+) -> None:
     merge = ["merge", "org/a", "org/b", "--data", "org/pictures", *QUICK]
     online = place.run(*merge, "--out", "online")
     assert online.code == 0, online.err
@@ -189,18 +271,37 @@ def test_without_a_network_the_cache_is_enough(place: Place, pair: tiny.Pair, tm
         assert answer.code == 0, answer.err
         files = [place.run.folder / "online", tmp_path / "offline"]
         assert len({MergeResult.load(file).record["digests"]["weights"] for file in files}) == 1
-        check(offline("compare", "org/a", "org/never"), "HF_HUB_OFFLINE keeps the network out", "./FOLDER")
-        check(offline("evaluate", "org/a", "--data", "org/never", "--split", "test"), "HF_HUB_OFFLINE")
+        check(
+            offline("compare", "org/a", "org/never"),
+            "HF_HUB_OFFLINE keeps the network out",
+            "./FOLDER",
+        )
+        check(
+            offline("evaluate", "org/a", "--data", "org/never", "--split", "test"), "HF_HUB_OFFLINE"
+        )
         check(offline("pull", "org/never", "--out", "x"), "HF_HUB_OFFLINE")
-        check(offline("pull", "org/a", "--out", "x"), "HF_HUB_OFFLINE")  # of which the model is cached, no record
+        # of which the model is cached, no record
+        check(offline("pull", "org/a", "--out", "x"), "HF_HUB_OFFLINE")
     assert len(place.hub.requests) == asked
 
 
 def test_no_hub_at_all(pair: tiny.Pair, tmp_path: Path) -> None:
-    environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"], "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ME}
+    environment = {
+        "HF_ENDPOINT": os.environ["HF_ENDPOINT"],
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": ME,
+    }
     with commands(tmp_path, environment) as run:
-        check(run("merge", "org/a", pair.b, "--data", pair.data, "--out", "run", *QUICK), "./FOLDER", "network")
-        check(run("merge", pair.a, pair.b, "--data", "org/x", "--out", "run", *QUICK), "./FOLDER", "network")
+        check(
+            run("merge", "org/a", pair.b, "--data", pair.data, "--out", "run", *QUICK),
+            "./FOLDER",
+            "network",
+        )
+        check(
+            run("merge", pair.a, pair.b, "--data", "org/x", "--out", "run", *QUICK),
+            "./FOLDER",
+            "network",
+        )
         check(run("evaluate", "org/a", "--data", pair.data, "--split", "test"), "network")
         check(run("compare", "org/a", pair.b), "network")
         check(run("pull", "org/a", "--out", "pulled"), "network")

@@ -30,7 +30,9 @@ def test_nobody_is_logged_in(run: Commands, hub: Hub, name: str) -> None:
         (TOKEN, "./run", "not a repository's name"),
     ],
 )
-def test_who_may_not_push_is_told_why(run: Commands, hub: Hub, token: str, target: str, said: str) -> None:
+def test_who_may_not_push_is_told_why(
+    run: Commands, hub: Hub, token: str, target: str, said: str
+) -> None:
     run.set(HF_TOKEN=token)
     answer = run("push", "run", target, *MIT)
     refused(answer, said)
@@ -78,14 +80,23 @@ def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str
     asked = len(hub.requests)
     answer = run("push", "run", name, *MIT, "--dry-run")
     assert answer.code == 0, answer.err
-    for part in (name, "would be made", "model.safetensors", "README.md", "license mit", "Nothing was sent"):
+    for part in (
+        name,
+        "would be made",
+        "model.safetensors",
+        "README.md",
+        "license mit",
+        "Nothing was sent",
+    ):
         assert part in answer.out
     assert not [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
     assert ("models", name) not in hub.repositories
     refused(run("push", "run", name, "--dry-run"), "under which licence")
 
 
-def test_the_card_of_a_branch_names_the_branch(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_the_card_of_a_branch_names_the_branch(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT, "--branch", "exp/1").code == 0
     text = hub.repositories["models", name].files("exp/1")["README.md"].decode()
     assert f'"hf-hub:{name}@exp/1"' in text and f"mega-hf pull {name}@exp/1 --out" in text
@@ -93,7 +104,9 @@ def test_the_card_of_a_branch_names_the_branch(run: Commands, hub: Hub, name: st
     refused(run("pull", name, "--out", tmp_path / "main"), "not a merge that mega-hf pushed")
 
 
-def test_a_branch_is_not_made_for_a_push_that_is_refused(run: Commands, hub: Hub, name: str, tmp_path: Path) -> None:
+def test_a_branch_is_not_made_for_a_push_that_is_refused(
+    run: Commands, hub: Hub, name: str, tmp_path: Path
+) -> None:
     assert run("push", "run", name, *MIT).code == 0
     repository = hub.repositories["models", name]
     for path, file in repository.files("main").items():
@@ -106,7 +119,9 @@ def test_a_branch_is_not_made_for_a_push_that_is_refused(run: Commands, hub: Hub
     assert "exp" not in repository.branches
 
 
-def test_another_merges_pull_request_is_left_alone(run: Commands, hub: Hub, name: str, treed: MergeResult) -> None:
+def test_another_merges_pull_request_is_left_alone(
+    run: Commands, hub: Hub, name: str, treed: MergeResult
+) -> None:
     assert run("push", "run", name, *MIT, "--create-pr").code == 0
     assert run("push", treed.folder, name, *MIT, "--create-pr").code == 0
     repository = hub.repositories["models", name]
@@ -126,6 +141,14 @@ def test_the_licence_that_a_merge_is_under_is_not_asked_for_again(
 
 
 def test_a_token_in_the_commits_message_stops_the_push(run: Commands, hub: Hub, name: str) -> None:
-    refused(run("push", "run", name, *MIT, "--message", f"by {READER}"), "a token stands there", "message")
-    refused(run("push", "run", name, *MIT, "--message", "from /home/me/x"), "a path of a machine", "message")
+    refused(
+        run("push", "run", name, *MIT, "--message", f"by {READER}"),
+        "a token stands there",
+        "message",
+    )
+    refused(
+        run("push", "run", name, *MIT, "--message", "from /home/me/x"),
+        "a path of a machine",
+        "message",
+    )
     assert commits(hub, name) == 0

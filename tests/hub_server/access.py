@@ -27,7 +27,9 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         """Return it as the Hub writes it."""
-        headers = {"X-Error-Message": self.message.partition("\n")[0].encode("ascii", "replace").decode()}
+        headers = {
+            "X-Error-Message": self.message.partition("\n")[0].encode("ascii", "replace").decode()
+        }
         headers |= {"X-Error-Code": self.code} if self.code else {}
         headers |= {"X-Repo-Commit": self.commit} if self.commit else {}
         error = {} if "errors" in self.body else {"error": self.message}
@@ -102,7 +104,8 @@ class Call:
         return self.query.get(name, "").lower() in ("1", "true")
 
     def repository(self) -> Repository:
-        """Return the repository, if the user may know of it; a private one and a missing one look the same."""
+        """Return the repository, if the user may know of it; a private one and a missing one look
+        the same."""
         user, repository = self.user, self.store.repositories.get((self.kind, self.name))
         if repository is None or (repository.private and not (user and user.owns(self.name))):
             # Over https the client reads the bare 401 so; over http it needs the code.
@@ -123,9 +126,15 @@ class Call:
         if repository.gated and not (user and (user.owns(self.name) or self.name in user.access)):
             what = f"Access to {self.kind[:-1]} {self.name} is restricted"
             if user is None:
-                message = f"{what}. You must have access to it and be authenticated to access it. Please log in."
+                message = (
+                    f"{what}. You must have access to it and be authenticated to access it. Please"
+                    " log in."
+                )
                 raise Refusal(401, message, "GatedRepo")
-            message = f"{what} and you are not in the authorized list. Visit {self.url}/{self.name} to ask for access."
+            message = (
+                f"{what} and you are not in the authorized list. Visit {self.url}/{self.name} to"
+                " ask for access."
+            )
             raise Refusal(403, message, "GatedRepo")
 
     def may_write(self) -> bool:
@@ -136,7 +145,8 @@ class Call:
         """Return the repository, if the user may change it."""
         repository = self.repository()
         if self.user is None:
-            raise Refusal(401, BAD_TOKEN, "RepoNotFound")  # what the client makes of a 401 over https
+            # what the client makes of a 401 over https
+            raise Refusal(401, BAD_TOKEN, "RepoNotFound")
         if not self.may_write():
             raise Refusal(403, self.forbidden())
         return repository

@@ -1,4 +1,5 @@
-"""The rules by which the tests' Hub takes or refuses a card: written from the Hub's documentation, not from ours."""
+"""The rules by which the tests' Hub takes or refuses a card: written from the Hub's documentation,
+not from ours."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl 
 openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
 fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
 other
-"""
+"""  # noqa: E501
 LICENSES = frozenset(_LICENSES.split())
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 _BLOCK = re.compile(r"\A\s*---[\r\n]+(?:(.*?)[\r\n]+)?---[ \t]*(?:[\r\n]|\Z)", re.DOTALL)
-_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}(?<![.-])(?<!\.git)")
+_ID = re.compile(
+    r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}(?<![.-])(?<!\.git)"
+)
 _EMPTY = "empty or missing yaml metadata in repo card"
 
 
@@ -34,7 +37,9 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicated mapping key {key!r}", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicated mapping key {key!r}", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -62,7 +67,9 @@ def _errors(data: dict[str, Any]) -> Iterator[str]:
     yield from _base_model_errors(data)
     for key in ("tags", "datasets", "metrics"):
         value = data.get(key)
-        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(one, str) for one in value)
+        ):
             yield f'"{key}" must be an array of strings'
     for key in ("library_name", "pipeline_tag", "license_name", "license_link", "thumbnail"):
         if data.get(key) is not None and not isinstance(data[key], str):
@@ -87,7 +94,10 @@ def _base_model_errors(data: dict[str, Any]) -> Iterator[str]:
     for position, one in enumerate(_as_list(value)):
         if not (isinstance(one, str) and _ID.fullmatch(one)):
             where = f"base_model[{position}]" if isinstance(value, list) else "base_model"
-            yield f'"{where}" with value "{one}" is not valid. Use a model id from https://hf.co/models.'
+            yield (
+                f'"{where}" with value "{one}" is not valid. Use a model id from'
+                " https://hf.co/models."
+            )
     relation = data.get("base_model_relation")
     if relation is not None and relation not in RELATIONS:
         yield f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]'

@@ -25,14 +25,18 @@ export HF_HOME={home}
 
 Push to {user}/NAME. A folder {root}/models/ORG/NAME, or datasets/ORG/NAME, is a repository that anybody may read.
 Ctrl-C ends it.
-"""
+"""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a Hub until Ctrl-C and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.hub_server", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="what it serves and keeps")
-    parser.add_argument("--port", type=int, default=8000, help="8000 by default; 0: any that is free")
+    parser.add_argument(
+        "--root", type=Path, required=True, metavar="DIR", help="what it serves and keeps"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="8000 by default; 0: any that is free"
+    )
     asked = parser.parse_args(arguments)
     root = asked.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -43,10 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             hub = stack.enter_context(serve(root, asked.port, log=_say))
         except OSError as error:
-            _say(f"port {asked.port} of 127.0.0.1 can't be used ({error.strerror}): choose another by --port")
+            _say(
+                f"port {asked.port} of 127.0.0.1 can't be used ({error.strerror}): choose another"
+                " by --port"
+            )
             return 2
         kept = root / ".hub"
-        _say(_HEAD.format(url=hub.url, kept=kept, token=_token(hub), home=kept / "home", user=_USER, root=root))
+        _say(
+            _HEAD.format(
+                url=hub.url, kept=kept, token=_token(hub), home=kept / "home", user=_USER, root=root
+            )
+        )
         publish_all(hub, root, stop)
     _say("stopped")
     return 0
@@ -93,7 +104,9 @@ def _publish(hub: Hub, kind: str, name: str, folder: Path) -> None:
     content = hashlib.sha256()
     for path, file in files_of(folder).items():
         with file.open("rb") as stream:
-            content.update(f"{path}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            content.update(
+                f"{path}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode()
+            )
     repository = hub.repositories.get((kind, name))
     if repository is None or repository.published != content.hexdigest():
         commit = hub.add(kind, name, folder)

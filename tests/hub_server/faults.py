@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-# kind -> the requests that it is about, unless said otherwise, and its options with what they are if not given
+# kind -> the requests that it is about, unless said otherwise, and its options with what they are
+# if not given
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "status": ("", {"status": 503, "retry_after": None}),
     "cut": ("", {"after": 0}),
@@ -31,11 +32,15 @@ class Fault:
 class Faults(list[Fault]):
     """The faults that are still to come."""
 
-    def plan(self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any) -> None:
+    def plan(
+        self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any
+    ) -> None:
         """Add one; see `Hub.misbehave`."""
         assert kind in KINDS, f"a fault is one of {', '.join(KINDS)}, not {kind}"
         usual, known = KINDS[kind]
-        assert set(options) <= set(known), f"{kind} takes {', '.join(known) or 'no option'}, not {', '.join(options)}"
+        assert set(options) <= set(known), (
+            f"{kind} takes {', '.join(known) or 'no option'}, not {', '.join(options)}"
+        )
         self.append(Fault(kind, re.compile(match or usual), times, skip, known | options))
 
     def take(self, request: str) -> Fault | None:
@@ -57,4 +62,8 @@ class Faults(list[Fault]):
 def damaged(content: bytes) -> bytes:
     """Return other bytes of the same length."""
     middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :] if content else b""
+    return (
+        content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+        if content
+        else b""
+    )

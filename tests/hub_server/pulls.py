@@ -31,9 +31,13 @@ def _pull_of(repository: Repository, revision: str) -> Pull | None:
     return next((pull for pull in repository.pulls if pull.ref == revision), None)
 
 
-def open_pull(repository: Repository, author: User, title: str, text: str, base: str, status: str) -> Pull:
+def open_pull(
+    repository: Repository, author: User, title: str, text: str, base: str, status: str
+) -> Pull:
     """Make a pull request without commits yet."""
-    pull = Pull(len(repository.discussions) + 1, title, author.name, status, now(), base=base, head=base)
+    pull = Pull(
+        len(repository.discussions) + 1, title, author.name, status, now(), base=base, head=base
+    )
     repository.discussions.append(pull)
     _comment(pull, author, text)
     return pull
@@ -49,7 +53,9 @@ def add_event(pull: Pull, user: str, kind: str, **data: Any) -> dict[str, Any]:
 
 def _comment(pull: Pull, user: User, text: str) -> dict[str, Any]:
     latest = {"raw": text, "html": text, "updatedAt": now(), "author": {"name": user.name}}
-    return add_event(pull, user.name, "comment", edited=False, hidden=False, latest=latest, history=[])
+    return add_event(
+        pull, user.name, "comment", edited=False, hidden=False, latest=latest, history=[]
+    )
 
 
 def discussions(call: Call) -> Any:
@@ -69,9 +75,14 @@ def discussions(call: Call) -> Any:
 
 def _record(call: Call, pull: Pull) -> dict[str, Any]:
     return {
-        "num": pull.number, "title": pull.title, "author": {"name": pull.author}, "status": pull.status,
-        "createdAt": pull.date, "isPullRequest": pull.is_pull, "repo": {"name": call.name, "type": call.kind[:-1]},
-    }  # fmt: skip
+        "num": pull.number,
+        "title": pull.title,
+        "author": {"name": pull.author},
+        "status": pull.status,
+        "createdAt": pull.date,
+        "isPullRequest": pull.is_pull,
+        "repo": {"name": call.name, "type": call.kind[:-1]},
+    }
 
 
 def discuss(call: Call) -> Any:
@@ -79,12 +90,20 @@ def discuss(call: Call) -> Any:
     repository, wanted = call.proposable(), call.tree()
     is_pull = bool(wanted.get("pullRequest"))
     pull = open_pull(
-        repository, call.account, wanted["title"], wanted.get("description", ""),
-        base=repository.head, status="draft" if is_pull else "open",
-    )  # fmt: skip
+        repository,
+        call.account,
+        wanted["title"],
+        wanted.get("description", ""),
+        base=repository.head,
+        status="draft" if is_pull else "open",
+    )
     pull.is_pull = is_pull
     call.store.save()
-    return {"num": pull.number, "url": f"{call.url}/{call.name}/discussions/{pull.number}", "pullRequest": is_pull}
+    return {
+        "num": pull.number,
+        "url": f"{call.url}/{call.name}/discussions/{pull.number}",
+        "pullRequest": is_pull,
+    }
 
 
 def _find(call: Call) -> tuple[Repository, Pull]:
@@ -100,8 +119,14 @@ def details(call: Call) -> Any:
     repository, pull = _find(call)
     record = _record(call, pull) | {"events": pull.events}
     if pull.is_pull:
-        changes = {"base": "refs/heads/main"} | ({"mergeCommitId": pull.merge_commit} if pull.merge_commit else {})
-        record |= {"changes": changes, "filesWithConflicts": _conflicts(repository, pull), "diff": ""}
+        changes = {"base": "refs/heads/main"} | (
+            {"mergeCommitId": pull.merge_commit} if pull.merge_commit else {}
+        )
+        record |= {
+            "changes": changes,
+            "filesWithConflicts": _conflicts(repository, pull),
+            "diff": "",
+        }
     return record
 
 
@@ -158,7 +183,9 @@ def _changed(repository: Repository, older: str, newer: str) -> set[str]:
 def _conflicts(repository: Repository, pull: Pull) -> list[str]:
     if pull.status in ("merged", "closed"):
         return []
-    both = _changed(repository, pull.base, pull.head) & _changed(repository, pull.base, repository.head)
+    both = _changed(repository, pull.base, pull.head) & _changed(
+        repository, pull.base, repository.head
+    )
     return sorted(both & _changed(repository, repository.head, pull.head))
 
 

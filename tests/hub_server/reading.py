@@ -25,11 +25,22 @@ def whoami(call: Call) -> Any:
     """Who a token belongs to."""
     user = call.account
     return {
-        "type": "user", "id": hashlib.sha1(user.name.encode()).hexdigest()[:24], "name": user.name,
-        "fullname": user.name, "isPro": False, "canPay": False, "periodEnd": None,
-        "orgs": [{"type": "org", "name": org, "fullname": org, "roleInOrg": user.role} for org in user.orgs],
-        "auth": {"type": "access_token", "accessToken": {"displayName": "tests", "role": user.role}},
-    }  # fmt: skip
+        "type": "user",
+        "id": hashlib.sha1(user.name.encode()).hexdigest()[:24],
+        "name": user.name,
+        "fullname": user.name,
+        "isPro": False,
+        "canPay": False,
+        "periodEnd": None,
+        "orgs": [
+            {"type": "org", "name": org, "fullname": org, "roleInOrg": user.role}
+            for org in user.orgs
+        ],
+        "auth": {
+            "type": "access_token",
+            "accessToken": {"displayName": "tests", "role": user.role},
+        },
+    }
 
 
 def listing(call: Call) -> Any:
@@ -38,7 +49,11 @@ def listing(call: Call) -> Any:
     shown = [one for (its_kind, _), one in call.store.repositories.items() if its_kind == kind]
     shown = [one for one in shown if not one.private or (user and user.owns(one.name))]
     shown = [one for one in shown if owner in (None, one.name.partition("/")[0])]
-    return [_record(one, one.commits[one.head], False) for one in shown if call.query.get("search", "") in one.name]
+    return [
+        _record(one, one.commits[one.head], False)
+        for one in shown
+        if call.query.get("search", "") in one.name
+    ]
 
 
 def info(call: Call) -> Any:
@@ -51,12 +66,21 @@ def _record(repository: Repository, commit: Commit, blobs: bool) -> dict[str, An
     card = _card(repository, commit)
     library = card.get("library_name")
     record = {
-        "_id": commit.id[:24], "id": repository.name, "author": repository.name.partition("/")[0], "sha": commit.id,
-        "private": repository.private, "disabled": False, "downloads": 0, "likes": 0, "tags": _tags(card),
-        "gated": "auto" if repository.gated is True else repository.gated, "createdAt": repository.created,
-        "lastModified": commit.date, "usedStorage": sum(file.size for file in commit.files.values()),
+        "_id": commit.id[:24],
+        "id": repository.name,
+        "author": repository.name.partition("/")[0],
+        "sha": commit.id,
+        "private": repository.private,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": _tags(card),
+        "gated": "auto" if repository.gated is True else repository.gated,
+        "createdAt": repository.created,
+        "lastModified": commit.date,
+        "usedStorage": sum(file.size for file in commit.files.values()),
         "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
-    }  # fmt: skip
+    }
     if repository.kind == "models":
         record |= {"modelId": repository.name} | ({"library_name": library} if library else {})
         record |= {key: card[key] for key in ("pipeline_tag", "model-index") if key in card}
@@ -84,7 +108,9 @@ def _tags(card: dict[str, Any]) -> list[str]:
         "base_model": "base_model:",
     }.items():
         values = card.get(key)
-        tags += [f"{prefix}{one}" for one in (values if isinstance(values, list) else [values]) if one]
+        tags += [
+            f"{prefix}{one}" for one in (values if isinstance(values, list) else [values]) if one
+        ]
     if card.get("base_model_relation"):
         made = [tag.removeprefix("base_model:") for tag in tags if tag.startswith("base_model:")]
         tags += [f"base_model:{card['base_model_relation']}:{one}" for one in made]
@@ -157,7 +183,11 @@ def _expanded(repository: Repository, commit: Commit, entry: dict[str, Any]) -> 
 
 
 def _below(commit: Commit, path: str) -> dict[str, File]:
-    return {name: file for name, file in commit.files.items() if name == path or name.startswith(f"{path}/")}
+    return {
+        name: file
+        for name, file in commit.files.items()
+        if name == path or name.startswith(f"{path}/")
+    }
 
 
 def commits(call: Call) -> Any:
@@ -166,14 +196,22 @@ def commits(call: Call) -> Any:
     first = int(call.query.get("p", 0)) * call.page_size
     history = list(repository.history(call.commit(repository).id))
     page = [
-        {"id": one.id, "title": one.title, "message": one.message, "date": one.date, "authors": [{"user": one.author}]}
+        {
+            "id": one.id,
+            "title": one.title,
+            "message": one.message,
+            "date": one.date,
+            "authors": [{"user": one.author}],
+        }
         for one in history[first : first + call.page_size]
     ]
     more = first + call.page_size < len(history)
     return _paged(call, page, int(call.query.get("p", 0)) + 1 if more else None, "p")
 
 
-def _paged(call: Call, page: Sequence[Any], following: int | None, name: str = "cursor") -> Response:
+def _paged(
+    call: Call, page: Sequence[Any], following: int | None, name: str = "cursor"
+) -> Response:
     if following is None:
         return JSONResponse(list(page))
     path = "/".join(quote(part, safe="") for part in call.names["raw"].split("/"))
@@ -186,7 +224,10 @@ def refs(call: Call) -> Any:
     repository = call.repository()
 
     def listed(prefix: str, names: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-        return [{"name": name, "ref": f"{prefix}{name}", "targetCommit": commit} for name, commit in names]
+        return [
+            {"name": name, "ref": f"{prefix}{name}", "targetCommit": commit}
+            for name, commit in names
+        ]
 
     record = {
         "branches": listed("refs/heads/", repository.branches.items()),
@@ -225,8 +266,15 @@ def resolve(call: Call) -> Any:
         return Response(b"", status, headers, "application/octet-stream")
     source = repository.objects.path(file.sha256)
     if call.fault is not None:
-        return Response(damaged(source.read_bytes()[first : last + 1]), status, headers, "application/octet-stream")
-    return StreamingResponse(_pieces(source, first, last + 1), status, headers, "application/octet-stream")
+        return Response(
+            damaged(source.read_bytes()[first : last + 1]),
+            status,
+            headers,
+            "application/octet-stream",
+        )
+    return StreamingResponse(
+        _pieces(source, first, last + 1), status, headers, "application/octet-stream"
+    )
 
 
 def _range(first: str, last: str, size: int) -> tuple[int, int]:

@@ -70,7 +70,8 @@ _PLACES += [  # a name without a namespace, as the oldest repositories have
 
 
 class Door:
-    """The ASGI application: notes each request, misbehaves where it is asked to, and has the rest answered."""
+    """The ASGI application: notes each request, misbehaves where it is asked to, and has the rest
+    answered."""
 
     def __init__(self, store: Store, log: Callable[[str], None] | None = None) -> None:
         self.store, self.log = store, log
@@ -80,7 +81,9 @@ class Door:
         self.failures: list[str] = []  # tracebacks of our own mistakes
         self.page_size = 1000
         self.is_closing = False
-        routes: list[BaseRoute] = [Route(path, self._endpoint(f), methods=[verb]) for verb, path, f in _PLACES]
+        routes: list[BaseRoute] = [
+            Route(path, self._endpoint(f), methods=[verb]) for verb, path, f in _PLACES
+        ]
         self._router = Router(routes, redirect_slashes=False, default=_nowhere)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +93,11 @@ class Door:
         # ASGI has no word for the end of a connection in the middle: the transport is uvicorn's.
         hang_up = partial(_hang_up, receive, send.__self__.transport)  # type: ignore[attr-defined]
         is_cut = fault is not None and fault.kind == "cut"
-        limit = fault.options["after"] if fault and is_cut and scope["method"] not in ("GET", "HEAD") else None
+        limit = (
+            fault.options["after"]
+            if fault and is_cut and scope["method"] not in ("GET", "HEAD")
+            else None
+        )
         body, is_whole = await _read(receive, limit)
         if body and self.log is None:
             self.bodies.append(body)
@@ -99,7 +106,11 @@ class Door:
         if self.log is not None:
             send = self._logged(request, send)
         # The router would take a quoted slash within a name for one between two.
-        scope = dict(scope) | {"path": scope["raw_path"].decode("ascii"), "hub.body": body, "hub.fault": None}
+        scope = dict(scope) | {
+            "path": scope["raw_path"].decode("ascii"),
+            "hub.body": body,
+            "hub.fault": None,
+        }
         if fault is None:
             await self._router(scope, receive, send)
         elif is_cut and (limit is not None or not fault.options["after"]):
@@ -107,7 +118,9 @@ class Door:
         else:
             await self._misbehave(fault, hang_up, scope, receive, send)
 
-    async def _misbehave(self, fault: Fault, hang_up: _HangUp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _misbehave(
+        self, fault: Fault, hang_up: _HangUp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         if fault.kind in ("status", "lose_commit"):
             status, after = fault.options.get("status", 500), fault.options.get("retry_after")
             headers = {} if after is None else {"Retry-After": str(after)}
@@ -128,12 +141,17 @@ class Door:
     def _endpoint(self, answer: Callable[[Call], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             call = Call(
-                self.store, f"{request.url.scheme}://{request.url.netloc}", request.method,
+                self.store,
+                f"{request.url.scheme}://{request.url.netloc}",
+                request.method,
                 {key: unquote(value) for key, value in request.path_params.items()}
                 | {"raw": unquote(request.scope["path"])},
-                request.query_params, request.headers, request.scope["hub.body"],
-                request.scope["hub.fault"], self.page_size,
-            )  # fmt: skip
+                request.query_params,
+                request.headers,
+                request.scope["hub.body"],
+                request.scope["hub.fault"],
+                self.page_size,
+            )
             try:
                 with self.store.lock:
                     value = answer(call)
@@ -157,7 +175,8 @@ class Door:
 
 
 async def _read(receive: Receive, limit: int | None) -> tuple[bytes, bool]:
-    """Return a request's body, no more of it than is read before the connection is cut, and if that is all."""
+    """Return a request's body, no more of it than is read before the connection is cut, and if that
+    is all."""
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
@@ -204,4 +223,6 @@ def _cutting(after: int, hang_up: _HangUp, send: Send) -> Send:
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
-    await Refusal(404, "Sorry, we can't find the page you are looking for.").response()(scope, receive, send)
+    await Refusal(404, "Sorry, we can't find the page you are looking for.").response()(
+        scope, receive, send
+    )

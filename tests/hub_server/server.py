@@ -1,10 +1,12 @@
-"""A Hub on loopback that the real clients read from and write to, and that misbehaves where a test asks it to.
+"""A Hub on loopback that the real clients read from and write to, and that misbehaves where a test
+asks it to.
 
     with serve() as hub:
         hub.add_user("me", token="hf_me")
         HfApi(endpoint=hub.url, token="hf_me").create_repo("me/model")
 
-`python -m tests.hub_server --root DIR` runs one by hand, for those who have no account; see `--help`.
+`python -m tests.hub_server --root DIR` runs one by hand, for those who have no account; see
+`--help`.
 """
 
 from __future__ import annotations
@@ -53,28 +55,46 @@ class Hub:
         return self.door.faults
 
     def add(
-        self, kind: str, name: str, folder: Path, gated: str | bool | None = None, private: bool | None = None
+        self,
+        kind: str,
+        name: str,
+        folder: Path,
+        gated: str | bool | None = None,
+        private: bool | None = None,
     ) -> str:
-        """Publish a folder as the next commit of a repository's `main` (`models` or `datasets`) and return it.
+        """Publish a folder as the next commit of a repository's `main` (`models` or `datasets`) and
+        return it.
 
         Who may see a repository that is there already stays as it was, unless it is said.
         """
         store = self.door.store
         with store.lock:
-            repository = store.repositories.setdefault((kind, name), Repository(kind, name, store.objects))
+            repository = store.repositories.setdefault(
+                (kind, name), Repository(kind, name, store.objects)
+            )
             repository.gated = repository.gated if gated is None else gated
             repository.private = repository.private if private is None else private
-            files = {path: repository.keep(path, file.read_bytes()) for path, file in files_of(folder).items()}
-            commit = repository.commit(files, repository.branches.get("main"), "Add", author=name.partition("/")[0])
+            files = {
+                path: repository.keep(path, file.read_bytes())
+                for path, file in files_of(folder).items()
+            }
+            commit = repository.commit(
+                files, repository.branches.get("main"), "Add", author=name.partition("/")[0]
+            )
             repository.branches["main"] = commit.id
             store.save()
         return commit.id
 
     def add_user(
-        self, name: str, token: str | None = None, orgs: tuple[str, ...] = (), role: str = "write",
+        self,
+        name: str,
+        token: str | None = None,
+        orgs: tuple[str, ...] = (),
+        role: str = "write",
         access: tuple[str, ...] = (),
-    ) -> User:  # fmt: skip
-        """Add an account; `role` is `write` or `read`, `access` names the gated repositories that it may read."""
+    ) -> User:
+        """Add an account; `role` is `write` or `read`, `access` names the gated repositories that
+        it may read."""
         assert role in ("read", "write"), role
         user = User(name, token or f"hf_{name}", tuple(orgs), role, tuple(access))
         with self.door.store.lock:
@@ -82,20 +102,26 @@ class Hub:
             self.door.store.save()
         return user
 
-    def misbehave(self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any) -> None:
+    def misbehave(
+        self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any
+    ) -> None:
         """Answer the next requests wrongly.
 
         Args:
             kind: what happens, and its options:
                 `status`: an error is answered: `status` (503), `retry_after` (a header; none).
-                `cut`: the connection is cut when `after` (0) bytes of the body were read, or of the answer sent.
-                `lose_commit`: a commit is answered 500, and is not made; what was uploaded for it stays.
+                `cut`: the connection is cut when `after` (0) bytes of the body were read, or of the
+                    answer sent.
+                `lose_commit`: a commit is answered 500, and is not made; what was uploaded for it
+                    stays.
                 `lose_answer`: a commit is made, but the connection is cut before the answer.
-                `corrupt`: the bytes are damaged on their way: of a large file (PUT /lfs/models/ORG/NAME/SHA256),
-                    of regular files in a commit (those whose path contains `file`), or of a download (GET). With
-                    `silent`, a damaged large file is taken for the right one, and listed as what it is.
+                `corrupt`: the bytes are damaged on their way: of a large file (PUT
+                    /lfs/models/ORG/NAME/SHA256), of regular files in a commit (those whose path
+                    contains `file`), or of a download (GET). With `silent`, a damaged large file is
+                    taken for the right one, and listed as what it is.
                 `stall`: nothing is answered for `seconds` (60).
-            match: a regular expression searched in "METHOD /path"; by default all requests, commits, or uploads.
+            match: a regular expression searched in "METHOD /path"; by default all requests,
+                commits, or uploads.
             times: so many requests; None: all of them.
             skip: so many that match are answered rightly before.
             **options: those of the kind.
@@ -108,13 +134,19 @@ class Hub:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their paths in it, without what git and the client keep there."""
+    """Return the files of a folder by their paths in it, without what git and the client keep
+    there."""
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): path for name, path in paths.items() if not {".git", ".cache"} & set(name.parts)}
+    return {
+        name.as_posix(): path
+        for name, path in paths.items()
+        if not {".git", ".cache"} & set(name.parts)
+    }
 
 
 class _Server(uvicorn.Server):
-    """Ends at once when it is told to, where uvicorn takes a fifth of a second: tests start hundreds."""
+    """Ends at once when it is told to, where uvicorn takes a fifth of a second: tests start
+    hundreds."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -142,7 +174,8 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def serve(root: Path | None = None, port: int = 0, **arguments: Any) -> Iterator[Hub]:
-    """Run a Hub on loopback while the context lasts; what it keeps lies in `root`, or nowhere afterwards.
+    """Run a Hub on loopback while the context lasts; what it keeps lies in `root`, or nowhere
+    afterwards.
 
     Raises:
         OSError: the port is taken.
@@ -156,9 +189,15 @@ def serve(root: Path | None = None, port: int = 0, **arguments: Any) -> Iterator
         listener.listen(128)
         door = Door(Store((root or Path(temporary)) / ".hub"), **arguments)
         config = uvicorn.Config(
-            door, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, log_level="critical",
+            door,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            log_level="critical",
             access_log=False,
-        )  # fmt: skip
+        )
         server = _Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="hub")
         thread.start()  # who connects before it is ready is kept waiting by the socket

@@ -1,4 +1,5 @@
-"""What the tests' Hub keeps: users, repositories with their commits, and the bytes of files by their SHA-256.
+"""What the tests' Hub keeps: users, repositories with their commits, and the bytes of files by
+their SHA-256.
 
 All of it lies in one folder: `objects/` and `hub.json`, each file written whole or not at all.
 """
@@ -21,7 +22,7 @@ _LARGE = """
 *.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gif *.gz *.h5 *.jpeg *.jpg *.joblib *.mlmodel *.model *.msgpack *.npy *.npz
 *.onnx *.ot *.parquet *.pb *.pdf *.pickle *.pkl *.png *.pt *.pth *.rar *.safetensors *.tar *.tflite *.tgz *.wasm
 *.webp *.xz *.zip *.zst *tfevents*
-"""
+"""  # noqa: E501
 LARGE = _LARGE.split()
 LARGE_SIZE = 10_000_000
 
@@ -59,12 +60,18 @@ class File:
     @property
     def lfs(self) -> dict[str, Any]:
         """What stands in a listing of a large file."""
-        return {"oid": self.sha256, "size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
+        return {
+            "oid": self.sha256,
+            "size": self.size,
+            "pointerSize": len(pointer(self.sha256, self.size)),
+        }
 
 
 def pointer(sha256: str, size: int) -> bytes:
     """Return what git keeps in the place of a large file."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ class User:
     access: tuple[str, ...] = ()
 
     def owns(self, repository: str) -> bool:
-        """Say whether a repository, private or not, is the user's or one of the user's organisations'."""
+        """Say whether a repository, private or not, is the user's or one of the user's
+        organisations'."""
         return repository.partition("/")[0] in (self.name, *self.orgs)
 
 
@@ -130,7 +138,8 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     discussions: list[Pull] = field(default_factory=list)
-    uploads: dict[str, str] = field(default_factory=dict)  # claimed SHA-256 of a large file -> that of its bytes
+    # claimed SHA-256 of a large file -> that of its bytes
+    uploads: dict[str, str] = field(default_factory=dict)
     published: str = ""  # digest of the folder whose content was made the last commit by hand
 
     @property
@@ -144,19 +153,25 @@ class Repository:
         return [one for one in self.discussions if one.is_pull]
 
     def find(self, revision: str | None = None) -> str | None:
-        """Return the commit that a branch, a tag, a pull request's reference or (the start of) a commit means."""
+        """Return the commit that a branch, a tag, a pull request's reference or (the start of) a
+        commit means."""
         revision = (revision or "main").removeprefix("refs/heads/")
         named = {pull.ref: pull.head for pull in self.pulls} | self.tags | self.branches
         if revision in named:
             return named[revision]
-        found = [commit for commit in self.commits if len(revision) >= 7 and commit.startswith(revision)]
+        found = [
+            commit for commit in self.commits if len(revision) >= 7 and commit.startswith(revision)
+        ]
         return found[0] if len(found) == 1 else None
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
         """Return what every file of a revision holds."""
         commit = self.find(revision)
         assert commit is not None, f"{self.name} has no revision {revision}"
-        return {path: self.objects.read(file.sha256) for path, file in self.commits[commit].files.items()}
+        return {
+            path: self.objects.read(file.sha256)
+            for path, file in self.commits[commit].files.items()
+        }
 
     def keep(self, path: str, content: bytes, large: bool | None = None) -> File:
         """Store what is to be a file of a commit."""
@@ -168,11 +183,19 @@ class Repository:
         return File(sha256, size, git_oid(pointer(sha256, size) if large else content), large)
 
     def commit(
-        self, files: Mapping[str, File], parent: str | None, title: str, message: str = "", author: str = "system"
+        self,
+        files: Mapping[str, File],
+        parent: str | None,
+        title: str,
+        message: str = "",
+        author: str = "system",
     ) -> Commit:
-        """Make a commit that no branch points to yet; the same content made in the same order has the same name."""
+        """Make a commit that no branch points to yet; the same content made in the same order has
+        the same name."""
         tree = sorted((path, file.sha256) for path, file in files.items())
-        content = json.dumps([self.kind, self.name, len(self.commits), parent, title, message, author, tree])
+        content = json.dumps(
+            [self.kind, self.name, len(self.commits), parent, title, message, author, tree]
+        )
         name = hashlib.sha1(content.encode()).hexdigest()
         made = Commit(name, parent, title, message, author, now(), dict(sorted(files.items())))
         self.commits[name] = made
@@ -225,7 +248,8 @@ class Store:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lock = threading.RLock()
         self.secret = os.urandom(16)  # signs the links by which large files are sent
-        self.xet_clients: set[tuple[str, str]] = set()  # (token, user agent) of who was seen to upload through Xet
+        # (token, user agent) of who was seen to upload through Xet
+        self.xet_clients: set[tuple[str, str]] = set()
         if folder is not None and self._file.exists():
             self._load(json.loads(self._file.read_bytes()))
 
@@ -241,16 +265,23 @@ class Store:
             fields = {k: v for k, v in vars(repository).items() if k != "objects"}
             fields["commits"] = [vars(commit) for commit in repository.commits.values()]
             repositories.append(fields)
-        record = {"users": [vars(user) for user in self.users.values()], "repositories": repositories}
+        record = {
+            "users": [vars(user) for user in self.users.values()],
+            "repositories": repositories,
+        }
         write_whole(self._file, json.dumps(record, default=_as_tree, indent=1).encode())
 
     def _load(self, record: dict[str, Any]) -> None:
         for fields in record["users"]:
-            user = User(**fields | {"orgs": tuple(fields["orgs"]), "access": tuple(fields["access"])})
+            user = User(
+                **fields | {"orgs": tuple(fields["orgs"]), "access": tuple(fields["access"])}
+            )
             self.users[user.token] = user
         for fields in record["repositories"]:
             commits = [
-                Commit(**one | {"files": {path: File(**file) for path, file in one["files"].items()}})
+                Commit(
+                    **one | {"files": {path: File(**file) for path, file in one["files"].items()}}
+                )
                 for one in fields["commits"]
             ]
             fields["commits"] = {commit.id: commit for commit in commits}

@@ -30,7 +30,11 @@ ACCESS: dict[str | bool, dict[str, tuple[str, str]]] = {
         "me/gated": ("seen", "seen"),
         "me/missing": (MISSING, MISSING),
     },
-    "hf_wrong": {"team/private": (WRONG, WRONG), "me/gated": (WRONG, WRONG), "me/missing": (WRONG, WRONG)},
+    "hf_wrong": {
+        "team/private": (WRONG, WRONG),
+        "me/gated": (WRONG, WRONG),
+        "me/missing": (WRONG, WRONG),
+    },
 }
 
 
@@ -62,11 +66,14 @@ def test_who_sees_what(hub: Hub, token: str | bool, tmp_path) -> None:
             return f"{type(error).__name__} {error.response.status_code}"
         return "seen"
 
-    assert {name: (outcome("info", name), outcome("file", name)) for name in ACCESS[token]} == ACCESS[token]
+    assert {
+        name: (outcome("info", name), outcome("file", name)) for name in ACCESS[token]
+    } == ACCESS[token]
 
 
 def test_a_wrong_token_is_called_so(hub: Hub) -> None:
-    with pytest.raises(HfHubHTTPError, match="Invalid user token"):  # what the client says of a 401 to this question
+    # what the client says of a 401 to this question
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
         HfApi(endpoint=hub.url, token="hf_wrong").whoami()
     with pytest.raises(HfHubHTTPError, match=r"Invalid username or password\."):
         HfApi(endpoint=hub.url, token="hf_wrong").model_info("me/open")
@@ -84,19 +91,28 @@ def test_a_reader_writes_nothing(hub: Hub) -> None:
     for create_pr in (False, True):
         with pytest.raises(HfHubHTTPError, match="no right to write") as refused:
             HfApi(endpoint=hub.url, token="hf_reader").create_commit(
-                "team/private", [CommitOperationAdd("a", b"1")], commit_message="Add", create_pr=create_pr
+                "team/private",
+                [CommitOperationAdd("a", b"1")],
+                commit_message="Add",
+                create_pr=create_pr,
             )
         assert refused.value.response.status_code == 403
 
 
-INDEX = "model-index: [{{name: m, results: [{{task: {{type: t}}, dataset: {{name: d, type: d}}, metrics: [{}]}}]}}]"
+INDEX = (
+    "model-index: [{{name: m, results: [{{task: {{type: t}}, dataset: {{name: d, type: d}},"
+    " metrics: [{}]}}]}}]"
+)
 GOOD = [
     "license: apache-2.0",
     "license: [mit, llama3.2]",
     "license: other\nlicense_name: mine\nlicense_link: https://example.org",
     "base_model: org/a",
     "base_model: [org/a, timm/b.c_d]\nbase_model_relation: merge",
-    "tags: [merge, mega]\ndatasets: [org/d]\nmetrics: [accuracy]\nlibrary_name: timm\npipeline_tag: x",
+    (
+        "tags: [merge, mega]\ndatasets: [org/d]\nmetrics: [accuracy]\nlibrary_name:"
+        " timm\npipeline_tag: x"
+    ),
     INDEX.format("{type: accuracy, value: 0.5, name: Accuracy}, {type: note, value: high}"),
 ]
 BAD = {
@@ -107,7 +123,9 @@ BAD = {
     "license: my-own": '"license" must be one of',
     "license: [mit, my-own]": '"license" must be one of',
     "license: other": '"license_name" is required',
-    "base_model: [org/a, ./run]": '"base_model[1]" with value "./run" is not valid. Use a model id from',
+    "base_model: [org/a, ./run]": (
+        '"base_model[1]" with value "./run" is not valid. Use a model id from'
+    ),
     "base_model: /home/me/model": '"base_model" with value "/home/me/model" is not valid',
     "base_model: [a/b/c]": '"base_model[0]" with value "a/b/c" is not valid',
     "base_model_relation: merged": '"base_model_relation" must be one of',
@@ -120,7 +138,9 @@ BAD = {
     INDEX.format("{type: accuracy, value: .nan}"): "must be a number or a string",
     INDEX.format("{type: accuracy}"): "must be a number or a string",
     INDEX.format(""): "metrics",
-    INDEX.format("{type: a, value: 1}").replace("name: d, ", ""): '"model-index[0].results[0].dataset.name" is',
+    INDEX.format("{type: a, value: 1}").replace(
+        "name: d, ", ""
+    ): '"model-index[0].results[0].dataset.name" is',
 }
 
 
@@ -146,13 +166,20 @@ def test_a_bad_card_is_never_committed(hub: Hub) -> None:
     """The client asks before it uploads; the commit is checked too."""
     api, card = HfApi(endpoint=hub.url, token="hf_me"), b"---\nbase_model: ['./a']\n---\n"
     asked, head = len(hub.requests), hub.repositories["models", "me/open"].head
-    with pytest.raises(ValueError, match=r'Invalid metadata in README.md.\n- "base_model\[0\]" with value "./a"'):
+    with pytest.raises(
+        ValueError, match=r'Invalid metadata in README.md.\n- "base_model\[0\]" with value "./a"'
+    ):
         api.create_commit("me/open", [CommitOperationAdd("README.md", card)], commit_message="Add")
     assert hub.requests[asked:] == ["POST /api/validate-yaml"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(HfHubHTTPError, match="base_model") as refused:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(HfHubHTTPError, match="base_model") as refused,
+    ):
         patch.setattr(HfApi, "_validate_yaml", lambda *_, **__: None)
         api.create_commit("me/open", [CommitOperationAdd("README.md", card)], commit_message="Add")
     assert refused.value.response.status_code == 400
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
-        api.create_commit("me/open", [CommitOperationAdd("README.md", b"# A model")], commit_message="Add")
+        api.create_commit(
+            "me/open", [CommitOperationAdd("README.md", b"# A model")], commit_message="Add"
+        )
     assert hub.repositories["models", "me/open"].head != head

@@ -64,19 +64,29 @@ def test_the_libraries_read_and_write(data: Path, tmp_path: Path) -> None:
         hub.add("models", "org/vit", tiny.save_transformers(tmp_path / "vit", vit))
         hub.add("datasets", "org/pictures", data)
         hub.add_user("me", token="hf_me")
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_me", "HF_HOME": str(tmp_path / "home")}
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "hf_me",
+            "HF_HOME": str(tmp_path / "home"),
+        }
         words = [sys.executable, "-c", CLIENTS]
         done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         with torch.inference_mode():
             picture = torch.zeros(2, 3, 8, 8)
-            assert told["timm"] == told["timm again"] == pytest.approx(model(picture).sum().item(), abs=1e-5)
+            assert (
+                told["timm"]
+                == told["timm again"]
+                == pytest.approx(model(picture).sum().item(), abs=1e-5)
+            )
             assert told["transformers"] == pytest.approx(vit(picture).logits.sum().item(), abs=1e-5)
         assert told["processor"].startswith("ViTImageProcessor")
         assert (told["rows"], told["names"], told["part"]) == (tiny.ROWS, list(tiny.NAMES), 10)
         assert told["rows again"] == tiny.ROWS["test"]
-        assert json.loads(told["card"])["errors"][0]["message"].startswith('"license" must be one of')
+        assert json.loads(told["card"])["errors"][0]["message"].startswith(
+            '"license" must be one of'
+        )
         check_pushed(hub, told)
 
 
@@ -114,9 +124,15 @@ def test_a_client_that_would_use_xet_gets_through_when_it_tries_again(tmp_path: 
     with serve() as hub:
         hub.add_user("me", token="hf_me")
         HfApi(endpoint=hub.url, token="hf_me").create_repo("me/x")
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_me", "HF_HOME": str(tmp_path)}
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "hf_me",
+            "HF_HOME": str(tmp_path),
+        }
         del environment["HF_HUB_DISABLE_XET"]
-        done = subprocess.run([sys.executable, "-c", XET], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", XET], env=environment, capture_output=True, text=True
+        )
         assert done.stdout.split() == ["True", hub.repositories["models", "me/x"].head], done.stderr
         assert hub.repositories["models", "me/x"].files()["model.safetensors"] == b"two"
 
@@ -125,8 +141,20 @@ class ByHand:
     """The command, running."""
 
     def __init__(self, root: Path) -> None:
-        words = [sys.executable, "-W", "error", "-m", "tests.hub_server", "--root", str(root), "--port", "0"]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        words = [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "tests.hub_server",
+            "--root",
+            str(root),
+            "--port",
+            "0",
+        ]
+        self.process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
         self.given: dict[str, str] = {}
 
     def read(self, until: str) -> str:
@@ -160,10 +188,21 @@ def test_the_command(tmp_path: Path) -> None:
     assert first.read("200").endswith("POST /api/repos/create")
     commit = api.model_info("org/a").sha
     port = first.given["HF_ENDPOINT"].rpartition(":")[2]
-    words = [sys.executable, "-m", "tests.hub_server", "--root", str(tmp_path / "other"), "--port", port]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.hub_server",
+        "--root",
+        str(tmp_path / "other"),
+        "--port",
+        port,
+    ]
     taken = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (taken.returncode, taken.stderr) == (2, "")
-    assert taken.stdout.startswith(f"port {port} of 127.0.0.1 can't be used") and "--port" in taken.stdout
+    assert (
+        taken.stdout.startswith(f"port {port} of 127.0.0.1 can't be used")
+        and "--port" in taken.stdout
+    )
     first.end()
     second = ByHand(tmp_path)
     second.read("Ctrl-C")
@@ -200,9 +239,18 @@ def test_folders_are_published_when_they_come_and_when_they_change(tmp_path: Pat
         heads.extend(hub.repositories["datasets", "org/d"].commits)
 
     with serve() as hub:
-        publish_all(hub, tmp_path, Turns(lambda: write("a"), lambda: None, note, lambda: write("a,b"), lambda: None))
+        publish_all(
+            hub,
+            tmp_path,
+            Turns(lambda: write("a"), lambda: None, note, lambda: write("a,b"), lambda: None),
+        )
         repository = hub.repositories["datasets", "org/d"]
         assert list(repository.commits)[:1] == heads
-        assert [repository.files(commit)["rows.csv"] for commit in repository.commits] == [b"a", b"a,b"]
-        publish_all(hub, tmp_path, Turns(lambda: (folder / "rows.csv").touch(), lambda: None, lambda: None))
+        assert [repository.files(commit)["rows.csv"] for commit in repository.commits] == [
+            b"a",
+            b"a,b",
+        ]
+        publish_all(
+            hub, tmp_path, Turns(lambda: (folder / "rows.csv").touch(), lambda: None, lambda: None)
+        )
         assert len(repository.commits) == 2, "nothing new"

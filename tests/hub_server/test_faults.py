@@ -184,7 +184,9 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         api = HfApi(endpoint=hub.url, token="hf_me")
         api.create_repo("me/x", private=True)
         first = push(api)
-        api.create_commit("me/x", [CommitOperationAdd("b", b"2")], commit_message="Propose", create_pr=True)
+        api.create_commit(
+            "me/x", [CommitOperationAdd("b", b"2")], commit_message="Propose", create_pr=True
+        )
         api.create_tag("me/x", tag="v1")
         before = repository(hub)
     with serve(tmp_path) as hub:

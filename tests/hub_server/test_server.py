@@ -83,7 +83,11 @@ def test_a_repository_from_its_creation_to_its_end(hub: Hub, me: HfApi) -> None:
 
 
 def test_who_may_create(hub: Hub) -> None:
-    for token, name, expected in [("hf_you", "me/x", 403), ("hf_reader", "reader/x", 403), (False, "me/x", 401)]:
+    for token, name, expected in [
+        ("hf_you", "me/x", 403),
+        ("hf_reader", "reader/x", 403),
+        (False, "me/x", 401),
+    ]:
         with pytest.raises(HfHubHTTPError) as refused:
             HfApi(endpoint=hub.url, token=token).create_repo(name)
         assert status(refused) == expected, (token, name)
@@ -91,7 +95,12 @@ def test_who_may_create(hub: Hub) -> None:
 
 
 def test_a_folder_is_uploaded_once(hub: Hub, me: HfApi, tmp_path: Path) -> None:
-    files = {"README.md": CARD, "model.safetensors": LARGE, "deep/er/a.json": b"{}", "deep/none.bin": b""}
+    files = {
+        "README.md": CARD,
+        "model.safetensors": LARGE,
+        "deep/er/a.json": b"{}",
+        "deep/none.bin": b"",
+    }
     for path, content in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)
@@ -102,10 +111,15 @@ def test_a_folder_is_uploaded_once(hub: Hub, me: HfApi, tmp_path: Path) -> None:
     assert {k: v for k, v in repository.files().items() if k != ".gitattributes"} == files
     assert LARGE in hub.bodies
     assert not any(b"hf_me" in body for body in hub.bodies)
-    assert repository.commits[first.oid].files["model.safetensors"].sha256 == hashlib.sha256(LARGE).hexdigest()
+    assert (
+        repository.commits[first.oid].files["model.safetensors"].sha256
+        == hashlib.sha256(LARGE).hexdigest()
+    )
     asked = len(hub.requests)
     assert me.upload_folder(repo_id="me/x", folder_path=tmp_path).oid == first.oid
-    assert not any(request.startswith("PUT") or "/commit/" in request for request in hub.requests[asked:])
+    assert not any(
+        request.startswith("PUT") or "/commit/" in request for request in hub.requests[asked:]
+    )
     info = me.model_info("me/x", files_metadata=True)
     assert info.card_data.base_model == ["u/a", "u/b"]
     assert "base_model:merge:u/a" in info.tags
@@ -140,7 +154,10 @@ def test_commits_that_are_refused(hub: Hub, me: HfApi, you: HfApi) -> None:
     with pytest.raises(RevisionNotFoundError):
         add(me, "me/x", {"a": b"2"}, revision="nowhere")
     assert hub.repositories["models", "me/x"].head == head
-    assert post(me, "commit/main", {"path": "m.bin", "algo": "sha256", "oid": "0" * 64, "size": 1}) == 400
+    assert (
+        post(me, "commit/main", {"path": "m.bin", "algo": "sha256", "oid": "0" * 64, "size": 1})
+        == 400
+    )
     assert hub.repositories["models", "me/x"].head == head
 
 
@@ -150,7 +167,12 @@ def test_what_is_ignored_and_what_is_not_asked_for(hub: Hub, me: HfApi, tmp_path
         (tmp_path / name).write_text(name)
     (tmp_path / ".gitignore").write_text("# not these\n*.log\n!kept.log\n")
     me.upload_folder(repo_id="me/x", folder_path=tmp_path)
-    assert set(hub.repositories["models", "me/x"].files()) == {".gitattributes", ".gitignore", "a.json", "kept.log"}
+    assert set(hub.repositories["models", "me/x"].files()) == {
+        ".gitattributes",
+        ".gitignore",
+        "a.json",
+        "kept.log",
+    }
     unsigned = get_session().put(f"{hub.url}/lfs/models/me/x/{'0' * 64}", content=b"1")
     assert unsigned.status_code == 403
     assert get_session().get(f"{hub.url}/api/spaces").status_code == 404
@@ -166,7 +188,9 @@ def test_what_a_client_began_to_say_is_not_done() -> None:
         {"key": "file", "value": {"path": "a", "content": ""}},
     ]
     content = "".join(json.dumps(line) + "\n" for line in lines)
-    head = "POST /api/models/me/x/commit/main HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer hf_me\r\n"
+    head = (
+        "POST /api/models/me/x/commit/main HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer hf_me\r\n"
+    )
     with serve() as hub:
         hub.add_user("me", token="hf_me")
         HfApi(endpoint=hub.url, token="hf_me").create_repo("me/x")
@@ -185,7 +209,11 @@ def post(api: HfApi, place: str, value: dict[str, Any], key: str = "lfsFile") ->
     lines = [{"key": "header", "value": {"summary": "by hand"}}, {"key": key, "value": value}]
     content = "\n".join(map(json.dumps, lines)).encode()
     headers = {"authorization": f"Bearer {api.token}", "content-type": "application/x-ndjson"}
-    return get_session().post(f"{api.endpoint}/api/models/me/x/{place}", content=content, headers=headers).status_code
+    return (
+        get_session()
+        .post(f"{api.endpoint}/api/models/me/x/{place}", content=content, headers=headers)
+        .status_code
+    )
 
 
 def test_a_pull_request(hub: Hub, me: HfApi, you: HfApi) -> None:
@@ -194,15 +222,24 @@ def test_a_pull_request(hub: Hub, me: HfApi, you: HfApi) -> None:
     assert made.pr_url == f"{hub.url}/me/x/discussions/1"
     repository = hub.repositories["models", "me/x"]
     (pull,) = repository.pulls
-    assert (pull.number, pull.title, pull.author, pull.status, pull.head) == (1, "Add", "you", "open", made.oid)
+    assert (pull.number, pull.title, pull.author, pull.status, pull.head) == (
+        1,
+        "Add",
+        "you",
+        "open",
+        made.oid,
+    )
     later = add(you, "me/x", {"b": b"2"}, revision="refs/pr/1")
     assert "new.bin" not in repository.files()
     assert repository.files("refs/pr/1")["b"] == b"2"
-    (listed,) = me.get_repo_discussions("me/x", discussion_type="pull_request", discussion_status="open")
+    (listed,) = me.get_repo_discussions(
+        "me/x", discussion_type="pull_request", discussion_status="open"
+    )
     assert (listed.num, listed.author, listed.git_reference) == (1, "you", "refs/pr/1")
-    assert [one.target_commit for one in me.list_repo_refs("me/x", include_pull_requests=True).pull_requests] == [
-        later.oid
-    ]
+    assert [
+        one.target_commit
+        for one in me.list_repo_refs("me/x", include_pull_requests=True).pull_requests
+    ] == [later.oid]
     with pytest.raises(HfHubHTTPError) as foreign:
         you.merge_pull_request("me/x", 1)
     assert status(foreign) == 403
@@ -211,7 +248,12 @@ def test_a_pull_request(hub: Hub, me: HfApi, you: HfApi) -> None:
     assert {"new.bin", "b", "c"} < set(repository.files())
     details = me.get_discussion_details("me/x", 1)
     assert (details.status, details.merge_commit_oid) == ("merged", repository.head)
-    assert [event.type for event in details.events] == ["comment", "commit", "commit", "status-change"]
+    assert [event.type for event in details.events] == [
+        "comment",
+        "commit",
+        "commit",
+        "status-change",
+    ]
 
 
 def test_a_pull_request_by_hand(hub: Hub, me: HfApi) -> None:
@@ -243,11 +285,17 @@ def test_branches_and_tags(hub: Hub, me: HfApi) -> None:
         me.create_tag("me/x", tag="v1")
     assert status(taken) == 409
     refs = me.list_repo_refs("me/x")
-    assert {one.name: one.target_commit for one in refs.branches} == {"main": first, "try/1": made.oid}
+    assert {one.name: one.target_commit for one in refs.branches} == {
+        "main": first,
+        "try/1": made.oid,
+    }
     assert {one.name: one.target_commit for one in refs.tags} == {"v1": made.oid}
     for revision in ("try/1", "v1", made.oid, made.oid[:8]):
         assert me.model_info("me/x", revision=revision).sha == made.oid
-    assert [one.commit_id for one in me.list_repo_commits("me/x", revision="v1")] == [made.oid, first]
+    assert [one.commit_id for one in me.list_repo_commits("me/x", revision="v1")] == [
+        made.oid,
+        first,
+    ]
     assert me.resolve_revision("me/x", revision="v1").resolved == made.oid
     me.delete_branch("me/x", branch="try/1")
     me.delete_tag("me/x", tag="v1")
@@ -260,7 +308,9 @@ def test_listings(hub: Hub, me: HfApi) -> None:
     made = add(me, "me/x", {f"deep/{i:02}.bin": b"%d" % i for i in range(7)} | {"README.md": CARD})
     hub.door.page_size = 3
     entries = list(me.list_repo_tree("me/x", recursive=True, expand=True))
-    assert [one.path for one in entries] == sorted([".gitattributes", "README.md", "deep", *_seven()])
+    assert [one.path for one in entries] == sorted(
+        [".gitattributes", "README.md", "deep", *_seven()]
+    )
     assert {one.last_commit.oid for one in entries if one.path != ".gitattributes"} == {made.oid}
     assert len([request for request in hub.requests if "/tree/main" in request]) == 4
     assert [one.path for one in me.list_repo_tree("me/x", "deep")] == _seven()
@@ -287,7 +337,11 @@ def test_downloads(hub: Hub, me: HfApi, tmp_path: Path) -> None:
         me.hf_hub_download("me/x", "nothing.json", cache_dir=tmp_path)
     assert list(tmp_path.rglob(f".no_exist/{made.oid}/nothing.json"))
     url = f"{hub.url}/me/x/resolve/main/m.bin"
-    for asked, first, last in [("5-9", 5, 9), ("5000-", 5000, len(LARGE) - 1), ("-3", len(LARGE) - 3, len(LARGE) - 1)]:
+    for asked, first, last in [
+        ("5-9", 5, 9),
+        ("5000-", 5000, len(LARGE) - 1),
+        ("-3", len(LARGE) - 3, len(LARGE) - 1),
+    ]:
         answer = get_session().get(url, headers={"Range": f"bytes={asked}"})
         assert (answer.status_code, answer.content) == (206, LARGE[first : last + 1])
         assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{len(LARGE)}"

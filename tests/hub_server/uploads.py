@@ -1,4 +1,5 @@
-"""How files come to the tests' Hub: which go to large file storage, and that storage's own protocol."""
+"""How files come to the tests' Hub: which go to large file storage, and that storage's own
+protocol."""
 
 from __future__ import annotations
 
@@ -28,9 +29,13 @@ def preupload(call: Call) -> Any:
         path = one["path"]
         large = is_large(path, one["size"]) and _client(call) not in call.store.xet_clients
         there = commit.files.get(path)
-        # What is told is compared with what the client would send: SHA-256 of a large file, git's name of another.
+        # What is told is compared with what the client would send: SHA-256 of a large file, git's
+        # name of another.
         oid = None if there is None else there.sha256 if large else _plain_oid(repository, there)
-        mode = {"uploadMode": "lfs" if large else "regular", "shouldIgnore": _is_ignored(path, ignored)}
+        mode = {
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": _is_ignored(path, ignored),
+        }
         answers.append({"path": path} | mode | ({"oid": oid} if oid else {}))
     return {"files": answers}
 
@@ -44,14 +49,16 @@ def _client(call: Call) -> tuple[str, str]:
 
 
 def xet_token(call: Call) -> Any:
-    """Refuse a client that uploads through Xet, and remember it: what it sends next goes without."""
+    """Refuse a client that uploads through Xet, and remember it: what it sends next goes
+    without."""
     call.repository()
     call.store.xet_clients.add(_client(call))
     raise Refusal(404, "this Hub has no Xet storage: try again, or set HF_HUB_DISABLE_XET=1")
 
 
 def _is_ignored(path: str, rules: str | None) -> bool:
-    """Apply the simple part of git's rules: names, endings and folders, the last that matches wins."""
+    """Apply the simple part of git's rules: names, endings and folders, the last that matches
+    wins."""
     ignored = False
     for rule in (rules or "").splitlines():
         rule = rule.strip()
@@ -59,7 +66,10 @@ def _is_ignored(path: str, rules: str | None) -> bool:
             continue
         pattern = rule.lstrip("!").strip("/")
         places = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
-        if any(fnmatch(place, pattern) or fnmatch(PurePosixPath(place).name, pattern) for place in places):
+        if any(
+            fnmatch(place, pattern) or fnmatch(PurePosixPath(place).name, pattern)
+            for place in places
+        ):
             ignored = not rule.startswith("!")
     return ignored
 
@@ -75,7 +85,10 @@ def batch(call: Call) -> Any:
         if repository.uploads.get(one["oid"]) != one["oid"]:
             place = f"{call.url}/lfs/{repository.kind}/{repository.name}/{one['oid']}"
             verify = f"{call.url}{call.names['raw'].removesuffix('batch')}verify"
-            upload = {"href": f"{place}?signature={_signature(call, repository, one['oid'])}", "header": {}}
+            upload = {
+                "href": f"{place}?signature={_signature(call, repository, one['oid'])}",
+                "header": {},
+            }
             answer["actions"] = {"upload": upload, "verify": {"href": verify, "header": {}}}
         objects.append(answer)
     return {"transfer": "basic", "objects": objects}
@@ -83,11 +96,14 @@ def batch(call: Call) -> Any:
 
 def _signature(call: Call, repository: Repository, oid: str) -> str:
     """Return what lets a client without a token send this one object."""
-    return hmac.new(call.store.secret, f"{repository.kind}/{repository.name}/{oid}".encode(), "sha256").hexdigest()
+    return hmac.new(
+        call.store.secret, f"{repository.kind}/{repository.name}/{oid}".encode(), "sha256"
+    ).hexdigest()
 
 
 def upload(call: Call) -> Any:
-    """Take the bytes of a large file, whatever they are: that they are right is checked when they are verified."""
+    """Take the bytes of a large file, whatever they are: that they are right is checked when they
+    are verified."""
     oid, repository = call.names["oid"], call.store.repositories.get((call.kind, call.name))
     if repository is None or not hmac.compare_digest(
         call.query.get("signature", ""), _signature(call, repository, oid)

@@ -29,13 +29,17 @@ def create(call: Call) -> Any:
         raise Refusal(400, f"this Hub keeps no {kind}")
     if user.role != "write" or not user.owns(name):
         space = name.partition("/")[0]
-        raise Refusal(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {space}")
+        raise Refusal(
+            403, f"You don't have the rights to create a {kind[:-1]} under the namespace {space}"
+        )
     if (kind, name) in call.store.repositories:
         raise Refusal(409, f"You already created this {kind[:-1]} repo", url=url)
     private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
     repository = Repository(kind, name, call.store.objects, private)
     files = {".gitattributes": repository.keep(".gitattributes", _ATTRIBUTES.encode())}
-    repository.branches["main"] = repository.commit(files, None, "initial commit", author=user.name).id
+    repository.branches["main"] = repository.commit(
+        files, None, "initial commit", author=user.name
+    ).id
     call.store.repositories[kind, name] = repository
     call.store.save()
     return {"url": url, "name": name, "private": private}
@@ -46,7 +50,11 @@ def delete(call: Call) -> Any:
     wanted = call.tree()
     user = call.account
     organization = wanted.get("organization") or user.name
-    call.names = {"kind": f"{wanted.get('type') or 'model'}s", "org": organization, "name": wanted["name"]}
+    call.names = {
+        "kind": f"{wanted.get('type') or 'model'}s",
+        "org": organization,
+        "name": wanted["name"],
+    }
     repository = call.writable()
     del call.store.repositories[repository.kind, repository.name]
     call.store.save()
@@ -57,7 +65,9 @@ def settings(call: Call) -> Any:
     """Change who may see a repository."""
     repository, wanted = call.writable(), call.tree()
     if "visibility" in wanted or "private" in wanted:
-        repository.private = wanted.get("visibility", "") == "private" or wanted.get("private") is True
+        repository.private = (
+            wanted.get("visibility", "") == "private" or wanted.get("private") is True
+        )
     if "gated" in wanted:
         repository.gated = wanted["gated"]
     call.store.save()
@@ -93,7 +103,11 @@ def commit(call: Call) -> Any:
     elif wanted not in (None, parent.id):
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
     elif not creates and pull is None and call.names["revision"] not in repository.branches:
-        raise Refusal(404, f"Invalid rev id: {call.names['revision']}: commits go to branches", "RevisionNotFound")
+        raise Refusal(
+            404,
+            f"Invalid rev id: {call.names['revision']}: commits go to branches",
+            "RevisionNotFound",
+        )
     if not title:
         raise Refusal(400, "a commit needs a summary")
     files = _apply(call, repository, parent, operations)
@@ -107,8 +121,15 @@ def commit(call: Call) -> Any:
         repository.branches[call.names["revision"]] = made.id
     call.store.save()
     web = f"{call.url}/{'' if repository.kind == 'models' else 'datasets/'}{repository.name}"
-    answer = {"success": True, "commitOid": made.id, "commitUrl": f"{web}/commit/{made.id}", "hookOutput": ""}
-    return answer | ({"pullRequestUrl": f"{web}/discussions/{pull.number}"} if creates and pull else {})
+    answer = {
+        "success": True,
+        "commitOid": made.id,
+        "commitUrl": f"{web}/commit/{made.id}",
+        "hookOutput": "",
+    }
+    return answer | (
+        {"pullRequestUrl": f"{web}/discussions/{pull.number}"} if creates and pull else {}
+    )
 
 
 def _parse(body: bytes) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
@@ -130,7 +151,11 @@ def _apply(
     for key, value in operations:
         path = value.get("path", "").rstrip("/")
         if key in ("deletedFile", "deletedFolder"):
-            gone = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))]
+            gone = [
+                name
+                for name in files
+                if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))
+            ]
             if not gone:
                 raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
             for name in gone:

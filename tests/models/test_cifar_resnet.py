@@ -14,7 +14,8 @@ from torch import nn
 from mega_hf.models import cifar_resnet
 from tests.tools import tiny
 
-# Blocks of two 3 x 3 convolutions with 16, 32 and 64 channels, 1 x 1 projections where shapes change.
+# Blocks of two 3 x 3 convolutions with 16, 32 and 64 channels, 1 x 1 projections where shapes
+# change.
 WEIGHTS = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
 
 
@@ -22,7 +23,9 @@ WEIGHTS = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
 def test_the_number_of_weights(depth: int) -> None:
     model = timm.create_model(f"cifar_resnet{depth}")
     assert sum(p.numel() for p in model.parameters()) == WEIGHTS[depth]
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolutions = [
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     assert len(convolutions) + 1 == depth, "the classifier is the last layer"
 
 
@@ -38,18 +41,37 @@ def test_the_papers_count(name: str, layers: int, learned: int, counted: str) ->
     """In millions, with a bias in each convolution and BatchNorm's running mean and variance."""
     model = timm.create_model(name)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    assert sum(m.kernel_size == (3, 3) for m in convolutions) + 1 == layers, "the classifier is the last layer"
+    assert sum(m.kernel_size == (3, 3) for m in convolutions) + 1 == layers, (
+        "the classifier is the last layer"
+    )
     assert sum(p.numel() for p in model.parameters()) == learned
     statistics = sum(2 * m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    assert f"{(learned + statistics + sum(m.out_channels for m in convolutions)) / 1e6:.2f}" == counted
+    assert (
+        f"{(learned + statistics + sum(m.out_channels for m in convolutions)) / 1e6:.2f}" == counted
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet152_mega"])
 def test_the_names_of_public_checkpoints(name: str) -> None:
     entries = timm.create_model(name).state_dict()
-    parts = ("conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.downsample.0", "layer3.0.downsample.1", "fc")
+    parts = (
+        "conv1",
+        "bn1",
+        "layer1.0.conv1",
+        "layer1.0.bn1",
+        "layer2.0.downsample.0",
+        "layer3.0.downsample.1",
+        "fc",
+    )
     assert {f"{part}.weight" for part in parts} <= set(entries)
-    assert {key.split(".")[0] for key in entries} == {"conv1", "bn1", "layer1", "layer2", "layer3", "fc"}
+    assert {key.split(".")[0] for key in entries} == {
+        "conv1",
+        "bn1",
+        "layer1",
+        "layer2",
+        "layer3",
+        "fc",
+    }
     assert not [key for key in entries if key.startswith("layer1.0.downsample")]
 
 
@@ -63,9 +85,13 @@ import mega_hf.models.cifar_resnet
 print([name for name in ("transformers", "datasets", "pydantic") if name in sys.modules])
 import timm
 print(sum(p.numel() for p in timm.create_model("local-dir:{tmp_path / "model"}", pretrained=True).parameters()))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["[]", str(3_489_050 - 7 * 65)], "three classes instead of ten"
+"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:2] == ["[]", str(3_489_050 - 7 * 65)], (
+        "three classes instead of ten"
+    )
 
 
 def test_a_block_against_its_formula() -> None:

@@ -28,7 +28,9 @@ OTHER = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
         ("\xff\xfe", None),
     ],
 )
-def test_a_models_licence_is_what_its_card_says(card: str, expected: object, tmp_path: Path) -> None:
+def test_a_models_licence_is_what_its_card_says(
+    card: str, expected: object, tmp_path: Path
+) -> None:
     (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
     assert read_licence(tmp_path) == expected
 
@@ -53,7 +55,9 @@ def test_what_parents_agree_on_is_taken_and_what_is_given_counts_more() -> None:
     assert choose_licence("apache-2.0", {"a": MIT, "b": None}, {"license": "mit"}) == APACHE
 
 
-@pytest.mark.parametrize("licences", [{"a": MIT, "b": APACHE}, {"a": MIT, "b": None}, {"a": OTHER, "b": None}])
+@pytest.mark.parametrize(
+    "licences", [{"a": MIT, "b": APACHE}, {"a": MIT, "b": None}, {"a": OTHER, "b": None}]
+)
 def test_where_they_do_not_agree_it_is_asked_who_says_what(licences: dict) -> None:
     with pytest.raises(HubError, match="under which licence") as caught:
         choose_licence(None, licences, None)

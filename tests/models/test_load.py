@@ -47,11 +47,17 @@ def test_a_model_and_its_record(kind: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["timm", "resnet", "vit"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_pictures_are_transformed_as_configured(kind: str, mode: str, folders: dict[str, Path]) -> None:
+def test_pictures_are_transformed_as_configured(
+    kind: str, mode: str, folders: dict[str, Path]
+) -> None:
     """By hand: mean 0.5, standard deviation 0.25; whatever mode the picture is stored in."""
     picture = Image.fromarray(tiny.pictures(1, 5)[0][0]).convert(mode)
-    expected = (torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5) / 0.25
-    torch.testing.assert_close(open_model(folders[kind]).transform(picture), expected, atol=1e-5, rtol=1e-5)
+    expected = (
+        torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5
+    ) / 0.25
+    torch.testing.assert_close(
+        open_model(folders[kind]).transform(picture), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_half_precision_is_computed_in_float32_and_remembered(folders: dict[str, Path]) -> None:
@@ -74,8 +80,10 @@ def test_nothing_is_drawn_that_is_loaded(arch: str, tmp_path: Path) -> None:
     bare = open_weights(arch, folder / "model.safetensors", 3, arguments, "x")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(bare.state()[name], value) for name, value in new.state_dict().items())
-    for one, other in ((opened.model.named_parameters(), new.named_parameters()),
-                       (opened.model.named_buffers(), new.named_buffers())):  # fmt: skip
+    for one, other in (
+        (opened.model.named_parameters(), new.named_parameters()),
+        (opened.model.named_buffers(), new.named_buffers()),
+    ):
         expected = dict(other)
         assert all(torch.equal(value, expected.pop(name)) for name, value in one) and not expected
 
@@ -92,15 +100,20 @@ def test_a_model_without_names(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["timm", "resnet", "vit", "unnamed"])
 def test_a_model_without_its_weights(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """What --dry-run builds from the configuration is the same record; no weights file is needed."""
+    """What --dry-run builds from the configuration is the same record; no weights file is
+    needed."""
     for file in folders[kind].glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     built, opened = unweighted_model(tmp_path, "x", {}), open_model(folders[kind])
     assert built.structure == opened.structure
     assert (built.labels, built.num_classes, built.preprocessing) == (
-        opened.labels, opened.num_classes, opened.preprocessing,
-    )  # fmt: skip
-    assert {k: v.shape for k, v in built.state().items()} == {k: v.shape for k, v in opened.state().items()}
+        opened.labels,
+        opened.num_classes,
+        opened.preprocessing,
+    )
+    assert {k: v.shape for k, v in built.state().items()} == {
+        k: v.shape for k, v in opened.state().items()
+    }
 
 
 def test_bare_weights(folders: dict[str, Path]) -> None:
@@ -128,7 +141,10 @@ def test_a_model_that_asks_for_strangers_code(folders: dict[str, Path], tmp_path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"}}
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ParentError):
         open_model(tmp_path)
@@ -150,5 +166,7 @@ def test_sharded_transformers_weights(folders: dict[str, Path], tmp_path: Path) 
 def test_an_unknown_key_of_data_config_is_named() -> None:
     from mega_hf.models.timm_models import build_timm
 
-    with pytest.raises(ParentError, match=r"unknown key in data_config[\s\S]*input_size[\s\S]*input_sise"):
+    with pytest.raises(
+        ParentError, match=r"unknown key in data_config[\s\S]*input_size[\s\S]*input_sise"
+    ):
         build_timm("cifar_resnet8", 3, {}, {"input_sise": [3, 8, 8]})

@@ -32,11 +32,15 @@ def test_the_digest_is_of_the_weights(pair: tiny.Pair, tmp_path: Path) -> None:
     """Wherever they lie, whatever they are called; but one changed number is another model."""
     digest = identify(open_parent("x", str(pair.a)))[0]
     assert identify(open_parent("y", broken.copy_model(pair.a, tmp_path / "copy")))[0] == digest
-    bare = WeightsParent(arch="cifar_resnet8", weights=str(pair.a / "model.safetensors"), num_classes=3)
+    bare = WeightsParent(
+        arch="cifar_resnet8", weights=str(pair.a / "model.safetensors"), num_classes=3
+    )
     bare_digest, source = identify(open_parent("z", bare))
     assert bare_digest == digest
     assert source == {"weights": "model.safetensors", "arch": "cifar_resnet8"}
-    nudged = broken.copy_model(pair.a, tmp_path / "nudged", weights=lambda s: s["fc.bias"][:1].add_(1e-3))
+    nudged = broken.copy_model(
+        pair.a, tmp_path / "nudged", weights=lambda s: s["fc.bias"][:1].add_(1e-3)
+    )
     assert identify(open_parent("x", nudged))[0] != digest
 
 
@@ -67,18 +71,24 @@ def test_names_are_missing_in_one_of_them(pair: tiny.Pair, tmp_path: Path) -> No
 
 
 def test_what_training_alone_uses_keeps_nobody_apart(pair: tiny.Pair, tmp_path: Path) -> None:
-    dropped = broken.copy_model(pair.b, tmp_path / "dropped", lambda c: c["pretrained_cfg"].update(tag="mine"))
+    dropped = broken.copy_model(
+        pair.b, tmp_path / "dropped", lambda c: c["pretrained_cfg"].update(tag="mine")
+    )
     assert disagreements(open_model(pair.a), open_model(Path(dropped))) == []
 
 
-@pytest.mark.parametrize("name", ["timm:resnet18.nonsense", "timm:resnett18", "timm:cifar_resnet20"])
+@pytest.mark.parametrize(
+    "name", ["timm:resnet18.nonsense", "timm:resnett18", "timm:cifar_resnet20"]
+)
 def test_weights_that_timm_has_not(name: str) -> None:
     with pytest.raises(ParentError) as refusal:
         resolve(name)
     assert name.removeprefix("timm:") in str(refusal.value)
 
 
-def test_a_folder_that_was_meant_but_not_said(pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_meant_but_not_said(
+    pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`pair0/a` is a repository's name; a folder of that name is what the user meant."""
     monkeypatch.chdir(pair.a.parent.parent)
     reference = f"{pair.a.parent.name}/a"

@@ -37,20 +37,25 @@ def test_there_and_back(kind: str, tmp_path: Path) -> None:
     saved = open_model(tmp_path / "saved")
     assert all(torch.equal(tensor, saved.state()[name]) for name, tensor in kept.items())
     assert (saved.labels, saved.preprocessing, saved.structure) == (
-        source.labels, source.preprocessing, source.structure,
-    )  # fmt: skip
+        source.labels,
+        source.preprocessing,
+        source.structure,
+    )
     # The model that was given is the search's resident one: saving must not touch it.
     assert not torch.equal(next(iter(source.state().values())), next(iter(saved.state().values())))
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_names_on_disk_are_the_sources(kind: str, tmp_path: Path) -> None:
-    """transformers renames entries in memory: what it wrote for the source, it must write for the merge."""
+    """transformers renames entries in memory: what it wrote for the source, it must write for the
+    merge."""
     make, save = MODELS[kind]
     save(tmp_path / "source", make())
     source = open_model(tmp_path / "source")
     save_model(tmp_path / "saved", source, source.state())
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "saved"))
+    before, after = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("source", "saved")
+    )
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     with safetensors.safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
@@ -69,7 +74,11 @@ def test_the_bytes_are_reproducible(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_half_on_disk(dtype: torch.dtype, tmp_path: Path) -> None:
     for name, model, save in (
-        ("timm", tiny.timm_model(), lambda folder, model: tiny.save_timm(folder, model, dtype=dtype)),
+        (
+            "timm",
+            tiny.timm_model(),
+            lambda folder, model: tiny.save_timm(folder, model, dtype=dtype),
+        ),
         ("transformers", tiny.transformers_model("vit").to(dtype), tiny.save_transformers),
     ):
         save(tmp_path / name, model)
@@ -88,7 +97,9 @@ def test_a_channels_last_model_can_be_saved(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     save_timm(tmp_path / "model", model, model.state_dict(), tiny.NAMES)
     again = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
-    assert torch.equal(again.state_dict()["conv1.weight"], tiny.timm_model().state_dict()["conv1.weight"])
+    assert torch.equal(
+        again.state_dict()["conv1.weight"], tiny.timm_model().state_dict()["conv1.weight"]
+    )
 
 
 def test_transformers_loads_what_was_merged_from_timm(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def test_a_number_in_scientific_notation_is_a_number(value):
 
 
 def test_keys_are_text(tmp_path):
-    assert _read(tmp_path, "parents: {44: ./a, 45: ./b}").tree == {"parents": {"44": "./a", "45": "./b"}}
+    assert _read(tmp_path, "parents: {44: ./a, 45: ./b}").tree == {
+        "parents": {"44": "./a", "45": "./b"}
+    }
 
 
 def test_an_empty_file_is_an_empty_mapping(tmp_path):
@@ -68,7 +70,10 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path):
 
 def test_every_entry_knows_its_line(tmp_path):
     document = _read(tmp_path, "a: 1\n# comment\nb:\n  c: {d: 2}\n  e:\n    - 5\n    - 6\n")
-    lines = {at: document.origin(at).label.rpartition(":")[2] for at in [("a",), ("b",), ("b", "c"), ("b", "e", 1)]}
+    lines = {
+        at: document.origin(at).label.rpartition(":")[2]
+        for at in [("a",), ("b",), ("b", "c"), ("b", "e", 1)]
+    }
     assert lines == {("a",): "1", ("b",): "3", ("b", "c"): "4", ("b", "e", 1): "7"}
     assert document.origin(("b", "c", "missing")).label == document.origin(("b", "c")).label
     assert document.origin(("a",)).base == tmp_path.resolve()
@@ -111,7 +116,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 
 
 def test_no_code_of_a_recipe_is_run(tmp_path):
-    for tag in ("python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"):
+    for tag in (
+        "python/object/apply:os.system",
+        "python/object/new:os.system",
+        "python/name:os.system",
+    ):
         with contextlib.suppress(RecipeError):
             _read(tmp_path, f"a: !!{tag} ['touch {tmp_path}/ran']\n")
     assert not (tmp_path / "ran").exists()
@@ -147,7 +156,8 @@ def test_any_text_gives_a_tree_or_a_recipe_error(text):
 
 def _document():
     return Document(
-        {"a": {"b": 1, "c": 2}, "d": "text"}, {(): Origin("f", Path("/x")), ("a", "b"): Origin("f:1", Path("/x"))}
+        {"a": {"b": 1, "c": 2}, "d": "text"},
+        {(): Origin("f", Path("/x")), ("a", "b"): Origin("f:1", Path("/x"))},
     )
 
 

@@ -36,12 +36,22 @@ def _lines(message):
         ("generations: 3", "generation: 3", 10, ["merge.generation", "did you mean generations?"]),
         ("std: 1e-3", "stdev: 1e-3", 14, ["merge.mutation.stdev", "did you mean std?"]),
         ("validation: t", "valdation: t", 4, ["data.valdation", "did you mean validation?"]),
-        ("a: ./a", "a: {arch: x, weights: ./w.safetensors, num_clases: 2}", 6, ["did you mean num_classes?"]),
+        (
+            "a: ./a",
+            "a: {arch: x, weights: ./w.safetensors, num_clases: 2}",
+            6,
+            ["did you mean num_classes?"],
+        ),
         ("a: ./a", "a: {train: {sed: 44}}", 6, ["did you mean seed?"]),
         ("train[100:]", "{split: train, sizes: 5}", 4, ["did you mean size?"]),
         ("generations: 3", "zzz: 3", 10, ["unknown key", "one of method, variant"]),
         # wrong types
-        ("generations: 3", "generations: three", 10, ["merge.generations", "integer", "'three' (str)"]),
+        (
+            "generations: 3",
+            "generations: three",
+            10,
+            ["merge.generations", "integer", "'three' (str)"],
+        ),
         ("generations: 3", "generations: 3.0", 10, ["merge.generations", "integer", "3.0 (float)"]),
         ("generations: 3", "generations: true", 10, ["merge.generations", "True (bool)"]),
         ("generations: 3", "generations:", 10, ["merge.generations", "nothing"]),
@@ -65,20 +75,40 @@ def _lines(message):
         ("generations: 3", "num_mates: 1", 10, ["merge.num_mates"]),
         ("generations: 3", "seed: -1", 10, ["merge.seed"]),
         ("generations: 3", f"seed: {2**63}", 10, ["merge.seed"]),
-        ("rate: 0.1", "rate: 1.1", 13, ["merge.mutation.rate", "less than or equal to 1", "1.1 (float)"]),
+        (
+            "rate: 0.1",
+            "rate: 1.1",
+            13,
+            ["merge.mutation.rate", "less than or equal to 1", "1.1 (float)"],
+        ),
         ("rate: 0.1", "rate: -0.1", 13, ["merge.mutation.rate", "greater than or equal to 0"]),
         ("rate: 0.1", "rate: .nan", 13, ["merge.mutation.rate"]),
         ("std: 1e-3", "std: -1", 14, ["merge.mutation.std"]),
         ("std: 1e-3", "std: .inf", 14, ["merge.mutation.std"]),
-        ("std: 1e-3", "scope: layer", 14, ["merge.mutation.scope", "'element' or 'tensor'", "'layer'"]),
-        ("generations: 3", "align_to: a", 10, ["merge.align_to", "align: weights or activations", "leave this out"]),
+        (
+            "std: 1e-3",
+            "scope: layer",
+            14,
+            ["merge.mutation.scope", "'element' or 'tensor'", "'layer'"],
+        ),
+        (
+            "generations: 3",
+            "align_to: a",
+            10,
+            ["merge.align_to", "align: weights or activations", "leave this out"],
+        ),
         (
             "generations: 3",
             "align: weights\n  align_to: c",
             11,
             ["merge.align_to", "one of what a+b merges: a, b", "c"],
         ),
-        ("name: test", "name: test\nbaselines: [random, best]", 2, ["baselines.1", "'greedy_soup'", "'best' (str)"]),
+        (
+            "name: test",
+            "name: test\nbaselines: [random, best]",
+            2,
+            ["baselines.1", "'greedy_soup'", "'best' (str)"],
+        ),
         ("generations: 3", "method: magic", 10, ["merge.method", "'mega'"]),
         ("population_size: 6", "population_size: 2\n  x: 1", 10, ["unknown key"]),
         # parents
@@ -88,7 +118,12 @@ def _lines(message):
         ("b: ./b", "b: ./x/../a/", 7, ["the same twice"]),
         ("b: ./b", "b: ./nowhere", 7, ["no such parent folder"]),
         ("b: ./b", "b: just-a-word", 7, ["not a parent", "./"]),
-        ("b: ./b", "b: {arch: x, weights: w.bin, num_classes: 2}", 7, ["not safetensors", "convert"]),
+        (
+            "b: ./b",
+            "b: {arch: x, weights: w.bin, num_classes: 2}",
+            7,
+            ["not safetensors", "convert"],
+        ),
         ("b: ./b", "b: {arch: x, weights: w.safetensors, num_classes: 2}", 7, ["no such file"]),
         ("b: ./b", "b: {arch: x, num_classes: 2}", 7, ["parents.b.weights", "missing"]),
         # data
@@ -124,7 +159,10 @@ def test_a_missing_block_is_missed_at_a_line(folder, key):
 
 
 def test_the_same_seed_twice_is_the_same_parent_twice(folder):
-    text = BASE.replace("./a", "{train: {seed: 4}}").replace("./b", "{train: {seed: 4}}") + "train: {arch: x}\n"
+    text = (
+        BASE.replace("./a", "{train: {seed: 4}}").replace("./b", "{train: {seed: 4}}")
+        + "train: {arch: x}\n"
+    )
     message = _refused(folder, text)
     assert _lines(message) == [7]
     assert "the same twice" in message
@@ -132,7 +170,9 @@ def test_the_same_seed_twice_is_the_same_parent_twice(folder):
 
 def test_a_population_too_small_for_its_parents(folder):
     make_parent(folder / "c")
-    text = BASE.replace("b: ./b", "b: ./b\n  c: ./c").replace("population_size: 6", "population_size: 2")
+    text = BASE.replace("b: ./b", "b: ./b\n  c: ./c").replace(
+        "population_size: 6", "population_size: 2"
+    )
     message = _refused(folder, text)
     assert _lines(message) == [10]
     assert "at least 3" in message
@@ -164,7 +204,9 @@ def test_several_errors_are_shown_together_each_at_its_line(folder):
 
 
 def test_several_missing_files_are_shown_together(folder):
-    assert sorted(_lines(_refused(folder, BASE.replace("./a", "./x").replace("./data", "./y")))) == [3, 6]
+    assert sorted(
+        _lines(_refused(folder, BASE.replace("./a", "./x").replace("./data", "./y")))
+    ) == [3, 6]
 
 
 def test_the_reference_variant_drops_no_unknown_key_in_silence(folder):

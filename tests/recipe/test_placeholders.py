@@ -1,4 +1,5 @@
-"""Recipes that were run with local files elsewhere: read, compared, and run again once these are found."""
+"""Recipes that were run with local files elsewhere: read, compared, and run again once these are
+found."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def portable() -> dict[str, Any]:
         "data": {"path": {"local": "pictures", "sha256": {"validation": SHA, "test": SHA}}},
         "parents": {
             "a": {"local": "a", "sha256": SHA},
-            "b": {"arch": "resnet18", "num_classes": 3, "weights": {"local": "b.safetensors", "sha256": SHA}},
+            "b": {
+                "arch": "resnet18",
+                "num_classes": 3,
+                "weights": {"local": "b.safetensors", "sha256": SHA},
+            },
             "c": {"train": {"seed": 1, "arch": "resnet18"}},
             "d": {"train": {"seed": 1, "from": {"local": "start", "sha256": SHA}}},
             "e": {"train": {"seed": 2, "from": "a"}},
@@ -56,7 +61,11 @@ def test_another_digest_is_another_recipe() -> None:
 
 def test_marks_are_undone_and_stand_only_for_places() -> None:
     assert unmark(mark(portable())) == portable()
-    names = {"name": "x", "data": {"path": "o/d", "image": "absent:x"}, "parents": {"local": "o/a", "sha256": "o/b"}}
+    names = {
+        "name": "x",
+        "data": {"path": "o/d", "image": "absent:x"},
+        "parents": {"local": "o/a", "sha256": "o/b"},
+    }
     assert mark(names) == unmark(names) == names
     with pytest.raises(RecipeError, match=r"parents\.a"):
         mark({"parents": {"a": "absent:x"}})
@@ -105,7 +114,9 @@ def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: 
     places = ["--set", f"data.path={pair.data}", "--set", f"parents.a={pair.a}"]
     answer = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places)
     assert answer.code == 0, answer.err
-    missing = mega("merge", tmp_path / "recipe.yaml", "--dry-run", *places[:2], "--set", "parents.a=./nowhere")
+    missing = mega(
+        "merge", tmp_path / "recipe.yaml", "--dry-run", *places[:2], "--set", "parents.a=./nowhere"
+    )
     assert missing.code == 2
     assert "no such parent folder" in missing.err
 
@@ -114,26 +125,40 @@ def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: 
 def test_what_is_given_is_compared_with_what_is_named(
     wrong: str | None, copied: Path, pair: tiny.Pair, tmp_path: Path, mega, caplog
 ) -> None:
-    """A stranger who makes a merge again and takes another parent is told why the weights are others."""
+    """A stranger who makes a merge again and takes another parent is told why the weights are
+    others."""
     files = portable_files(MergeResult.load(copied), "me/x", {"license": "mit"})
     recipe = files["recipe.yaml"]
     assert isinstance(recipe, bytes)
     (tmp_path / "recipe.yaml").write_bytes(recipe)
     places = {"data.path": pair.data, "parents.a": pair.a, "parents.b": pair.b}
     other = tiny.write_data(tmp_path / "data", {"train": 30, "validation": 30, "test": 30})
-    places |= {"parents.a": tiny.save_timm(tmp_path / "a", tiny.timm_model(seed=9))} if wrong == "parents.a" else {}
+    places |= (
+        {"parents.a": tiny.save_timm(tmp_path / "a", tiny.timm_model(seed=9))}
+        if wrong == "parents.a"
+        else {}
+    )
     places |= {"data.path": other} if wrong == "data.path" else {}
     words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
     answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
     assert answer.code == 0, answer.err
     said = f"{wrong} is not what the recipe names by its digest"
     assert (said in caplog.text) == (wrong is not None)
-    assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (wrong is not None)
+    assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (
+        wrong is not None
+    )
 
 
-def test_parents_whose_names_hold_dots_are_given_again(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_parents_whose_names_hold_dots_are_given_again(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     """As folders and repositories often are called."""
-    tree = pair.recipe(parents={"res.v1": {"local": "res.v1", "sha256": SHA}, "res.v2": {"local": "b", "sha256": SHA}})
+    tree = pair.recipe(
+        parents={
+            "res.v1": {"local": "res.v1", "sha256": SHA},
+            "res.v2": {"local": "b", "sha256": SHA},
+        }
+    )
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
     said = mega("merge", tmp_path / "recipe.yaml", "--dry-run").err
     words = said.partition("add ")[2].split()

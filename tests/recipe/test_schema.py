@@ -36,7 +36,8 @@ def folder(tmp_path):
 
 
 def make_sources(path):
-    """Put two parents and a data set into a folder: they look right from outside, and nothing is loaded here."""
+    """Put two parents and a data set into a folder: they look right from outside, and nothing is
+    loaded here."""
     for name in ("a", "b"):
         make_parent(path / name)
     (path / "data").mkdir()
@@ -65,7 +66,10 @@ def test_an_override_wins_over_the_file(folder):
 
 def test_an_override_replaces_a_scalar_by_a_mapping(folder):
     sample = Sample(split="train", size=5)
-    assert load(folder, overrides=["data.validation={split: train, size: 5}"]).data.validation == sample
+    assert (
+        load(folder, overrides=["data.validation={split: train, size: 5}"]).data.validation
+        == sample
+    )
     assert load(folder, overrides=["data.validation.size=5"]).data.validation == sample
 
 
@@ -75,7 +79,9 @@ def test_an_override_replaces_a_mapping_by_a_scalar(folder):
 
 
 def test_an_override_makes_the_block_it_needs(folder):
-    recipe = load(folder, overrides=["evaluation.batch_size=32", "parents.a.train.seed=3", "train.arch=x"])
+    recipe = load(
+        folder, overrides=["evaluation.batch_size=32", "parents.a.train.seed=3", "train.arch=x"]
+    )
     assert recipe.evaluation.batch_size == 32
     assert recipe.parents["a"].train.seed == 3
 
@@ -90,7 +96,10 @@ def test_paths_are_relative_to_where_they_were_written(folder, tmp_path_factory,
     plain = load(folder)
     assert plain.parents == {"a": str(folder / "a"), "b": str(folder / "b")}
     assert plain.data.path == str(folder / "data")
-    assert load(folder, overrides=["parents.b=./b"]).parents == {"a": str(folder / "a"), "b": str(work / "b")}
+    assert load(folder, overrides=["parents.b=./b"]).parents == {
+        "a": str(folder / "a"),
+        "b": str(work / "b"),
+    }
 
 
 def test_a_weights_file_is_relative_even_without_a_dot(folder):
@@ -100,7 +109,11 @@ def test_a_weights_file_is_relative_even_without_a_dot(folder):
 
 
 def test_names_of_the_hub_and_of_timm_are_left_as_they_are(folder):
-    text = BASE.replace("./a", "org/name@main").replace("./b", "timm:resnet18.a1_in1k").replace("./data", "org/set")
+    text = (
+        BASE.replace("./a", "org/name@main")
+        .replace("./b", "timm:resnet18.a1_in1k")
+        .replace("./data", "org/set")
+    )
     recipe = load(folder, text)
     assert recipe.parents == {"a": "org/name@main", "b": "timm:resnet18.a1_in1k"}
     assert recipe.data.path == "org/set"
@@ -139,17 +152,26 @@ def test_defaults_are_the_papers(folder):
 @given(st.integers(2, 50), st.integers(1, 50))
 @settings(max_examples=40, deadline=None)
 def test_evaluations_are_counted_one_by_one(population, generations):
-    node = Node(parents=["a", "b"], population_size=population, generations=generations, tournament_size=1)
+    node = Node(
+        parents=["a", "b"], population_size=population, generations=generations, tournament_size=1
+    )
     counted = sum(population - (generation > 0) for generation in range(generations))
     assert node.evaluations == counted
 
 
 def test_the_reference_variant_fixes_what_the_published_code_fixes(folder):
     asked = (
-        BASE + "    scope: element\n    relative: true\n  founders: {include_parents: true}\n  variant: reference\n"
+        BASE
+        + "    scope: element\n    relative: true\n  founders: {include_parents: true}\n  variant:"
+        " reference\n"
     )
     merge = load(folder, asked).merge
-    assert merge.mutation.model_dump() == {"rate": 0.1, "std": 0.1, "scope": "tensor", "relative": False}
+    assert merge.mutation.model_dump() == {
+        "rate": 0.1,
+        "std": 0.1,
+        "scope": "tensor",
+        "relative": False,
+    }
     assert merge.founders.include_parents is False
     assert (merge.population_size, merge.generations) == (6, 3)
 
@@ -165,7 +187,10 @@ def test_a_recipe_is_frozen(folder):
 
 def test_yaml_and_back(folder):
     text = BASE.replace("train[100:]", "{split: train, size: 5, stratify: false}")
-    recipe = load(folder, text.replace("./b", "{train: {seed: 44}}") + "train: {arch: x, learning_rate: 1e-5}\n")
+    recipe = load(
+        folder,
+        text.replace("./b", "{train: {seed: 44}}") + "train: {arch: x, learning_rate: 1e-5}\n",
+    )
     _same_after_yaml(recipe, folder)
 
 
@@ -174,7 +199,11 @@ def test_the_reference_variant_comes_back_from_yaml(folder):
 
 
 def _anywhere(name="x", revision=None, **merge):
-    tree = {"name": name, "data": {"path": "org/set", "revision": revision}, "parents": {name: "org/a", "y": "org/b"}}
+    tree = {
+        "name": name,
+        "data": {"path": "org/set", "revision": revision},
+        "parents": {name: "org/a", "y": "org/b"},
+    }
     return Recipe.from_dict(tree | {"merge": merge})
 
 
@@ -186,10 +215,25 @@ def test_any_number_comes_back_from_yaml(tmp_path_factory, rate, std, seed):
 
 
 @pytest.mark.parametrize(
-    "text", ["1e3", "12e4567", "5.e1", "1234567", "0x1f", "yes", "null", "~", "2020-01-01", "1_000", ".5", "é: #"]
+    "text",
+    [
+        "1e3",
+        "12e4567",
+        "5.e1",
+        "1234567",
+        "0x1f",
+        "yes",
+        "null",
+        "~",
+        "2020-01-01",
+        "1_000",
+        ".5",
+        "é: #",
+    ],
 )
 def test_text_that_looks_like_something_else_comes_back_as_text(tmp_path, text):
-    """A commit's short name may be 12e4567, which the reader takes for a number unless it is quoted."""
+    """A commit's short name may be 12e4567, which the reader takes for a number unless it is
+    quoted."""
     _same_after_yaml(_anywhere(revision=text), tmp_path)
 
 
@@ -213,6 +257,8 @@ def test_the_digest_is_of_the_settings_alone(folder):
     assert load(folder, overrides=["merge.mutation.std=2e-3"]).sha256 != recipe.sha256
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda f: f.stem
+)
 def test_every_recipe_of_the_project_is_one(file):
     assert Recipe.from_yaml(file).name == file.stem

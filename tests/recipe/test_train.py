@@ -1,4 +1,5 @@
-"""Recipes that train their parents: the shared block and each parent's own, where training starts, and snapshots."""
+"""Recipes that train their parents: the shared block and each parent's own, where training starts,
+and snapshots."""
 
 import pytest
 from hypothesis import given, settings
@@ -46,8 +47,14 @@ def shared(text):
             "schedule: one-cycle, augmentation: flip-and-crop",
             {"schedule": "one-cycle", "augmentation": "flip-and-crop"},
         ),
-        ("schedule: cosine, warmup_epochs: 7, checkpoints: 8", {"warmup_epochs": 7, "checkpoints": 8}),
-        ("weight_decay: 1e-4, label_smoothing: 0.1", {"weight_decay": 0.0001, "label_smoothing": 0.1}),
+        (
+            "schedule: cosine, warmup_epochs: 7, checkpoints: 8",
+            {"warmup_epochs": 7, "checkpoints": 8},
+        ),
+        (
+            "weight_decay: 1e-4, label_smoothing: 0.1",
+            {"weight_decay": 0.0001, "label_smoothing": 0.1},
+        ),
     ],
 )
 def test_a_parent_has_its_own_settings_and_the_shared_ones_below(tmp_path, text, expected):
@@ -59,16 +66,26 @@ def test_a_parent_has_its_own_settings_and_the_shared_ones_below(tmp_path, text,
 
 
 def test_a_mapping_is_a_parents_own_as_a_whole(tmp_path):
-    """Other than `mutation` in a node: half of another architecture's arguments would be no architecture's."""
-    text = own("arch_args: {width: 3}, data_config: {}").replace("arch: x", "arch: x, arch_args: {depth: 2}")
-    train = load(tmp_path, text.replace("arch: x", "arch: x, data_config: {crop_pct: 0.9}")).parents["b"].train
+    """Other than `mutation` in a node: half of another architecture's arguments would be no
+    architecture's."""
+    text = own("arch_args: {width: 3}, data_config: {}").replace(
+        "arch: x", "arch: x, arch_args: {depth: 2}"
+    )
+    train = (
+        load(tmp_path, text.replace("arch: x", "arch: x, data_config: {crop_pct: 0.9}"))
+        .parents["b"]
+        .train
+    )
     assert (train.arch_args, train.data_config) == ({"width": 3}, {})
 
 
 def test_what_is_inherited_is_not_written_again(tmp_path):
     recipe = load(tmp_path, own("epochs: 3, learning_rate: 0.01, batch_size: 256"))
     written = same_after_yaml(recipe, tmp_path)
-    assert written["parents"] == {"a": {"train": {"seed": 1}}, "b": {"train": {"seed": 2, "epochs": 3}}}
+    assert written["parents"] == {
+        "a": {"train": {"seed": 1}},
+        "b": {"train": {"seed": 2, "epochs": 3}},
+    }
     assert recipe.sha256 == load(tmp_path, own("epochs: 3")).sha256
     assert recipe.sha256 != load(tmp_path, own("epochs: 4")).sha256
 
@@ -103,7 +120,9 @@ def test_training_starts_at_a_parent_a_snapshot_or_a_model(tmp_path, source):
     assert written["parents"]["b"]["train"] == {"from": source, "seed": 2}
 
 
-def test_a_folder_is_relative_to_the_recipe_or_to_the_working_folder(tmp_path, tmp_path_factory, monkeypatch):
+def test_a_folder_is_relative_to_the_recipe_or_to_the_working_folder(
+    tmp_path, tmp_path_factory, monkeypatch
+):
     work = tmp_path_factory.mktemp("work")
     for folder in (tmp_path, work):
         make_parent(folder / "start")
@@ -113,7 +132,9 @@ def test_a_folder_is_relative_to_the_recipe_or_to_the_working_folder(tmp_path, t
     assert recipe.parents["b"].train.source == beside
     same_after_yaml(recipe, tmp_path)
     both = load(tmp_path, TWO.replace("arch: x", "from: ./start"))
-    assert [parent.train.source for parent in both.trained.values()] == [beside, beside], "arch is the model's own"
+    assert [parent.train.source for parent in both.trained.values()] == [beside, beside], (
+        "arch is the model's own"
+    )
     assert load(tmp_path, TWO, ["parents.b.train.from=./start"]).parents["b"].train.source == here
     assert load(tmp_path, TWO, ["train.from=./start"]).train.source == here
 
@@ -123,18 +144,27 @@ def test_a_shared_start_is_left_by_the_parent_that_it_names(tmp_path):
     recipe = load(tmp_path, text)
     assert [parent.train.source for parent in recipe.trained.values()] == [None, "a"]
     written = same_after_yaml(recipe, tmp_path)
-    assert written["parents"] == {"a": {"train": {"seed": 1, "from": None}}, "b": {"train": {"seed": 2}}}
+    assert written["parents"] == {
+        "a": {"train": {"seed": 1, "from": None}},
+        "b": {"train": {"seed": 2}},
+    }
 
 
 @pytest.mark.parametrize(
     ("trunk", "start"),
-    [("{train: {seed: 3}}", "trunk"), ("org/trunk", "trunk"), ("{train: {seed: 3, checkpoints: 2}}", "trunk@4")],
+    [
+        ("{train: {seed: 3}}", "trunk"),
+        ("org/trunk", "trunk"),
+        ("{train: {seed: 3, checkpoints: 2}}", "trunk@4"),
+    ],
 )
 def test_a_trunk_that_others_are_trained_from_need_not_be_in_a_node(tmp_path, trunk, start):
     text = TWO.replace("{seed: ", f"{{from: {start}, seed: ") + f"  trunk: {trunk}\n"
     recipe = load(tmp_path, text + NODE)
     assert inputs(recipe) == {"n": ["a", "b"]}
-    assert inputs(load(tmp_path, text)) == {"a+b+trunk": ["a", "b", "trunk"]}, "only nodes can leave it out"
+    assert inputs(load(tmp_path, text)) == {"a+b+trunk": ["a", "b", "trunk"]}, (
+        "only nodes can leave it out"
+    )
     message = refused(tmp_path, f"{TWO}  trunk: {trunk}\n{NODE}")
     assert "trunk, in no node" in message
     assert lines(message) == [7]
@@ -147,11 +177,19 @@ def test_a_trunk_that_others_are_trained_from_need_not_be_in_a_node(tmp_path, tr
         (own("from: a@4"), 6, ["parents.b.train.from", "one of a, b, or", "a@4"]),
         (own("from: 5"), 6, ["parents.b.train.from", "string", "5 (int)"]),
         (own("from: a/b/c"), 6, ["parents.b.train.from", "not a parent"]),
-        (own("from: ./nowhere"), 6, ["parents.b.train.from", "no such parent folder", "check the path"]),
+        (
+            own("from: ./nowhere"),
+            6,
+            ["parents.b.train.from", "no such parent folder", "check the path"],
+        ),
         # cycles
         (own("from: b"), 6, ["parents.b.train.from", "b from b", "from: null"]),
         (own("from: b@8, checkpoints: 1"), 6, ["parents.b.train.from", "b from b"]),
-        (own("from: a").replace("seed: 1", "seed: 1, from: b"), 5, ["parents.a.train.from", "a from b from a"]),
+        (
+            own("from: a").replace("seed: 1", "seed: 1, from: b"),
+            5,
+            ["parents.a.train.from", "a from b from a"],
+        ),
     ],
 )
 def test_a_start_that_is_none_is_refused_at_its_line(tmp_path, text, line, words):
@@ -181,7 +219,15 @@ def test_a_parent_may_be_called_from(tmp_path):
 
 @pytest.mark.parametrize(
     ("epochs", "expected"),
-    [(50, [10, 20, 30, 40, 50]), (8, [2, 4, 6, 8]), (3, [2, 3]), (3, [1, 2, 3]), (10, [3, 7, 10]), (7, [7]), (50, [])],
+    [
+        (50, [10, 20, 30, 40, 50]),
+        (8, [2, 4, 6, 8]),
+        (3, [2, 3]),
+        (3, [1, 2, 3]),
+        (10, [3, 7, 10]),
+        (7, [7]),
+        (50, []),
+    ],
 )
 def test_snapshots_are_equally_spaced_and_the_last_is_at_the_end(epochs, expected):
     assert Train(epochs=epochs, checkpoints=len(expected)).snapshots == expected
@@ -198,7 +244,9 @@ def test_there_are_as_many_snapshots_as_asked_for(epochs, data):
 
 
 def test_a_node_may_name_snapshots(tmp_path):
-    recipe = load(tmp_path, SNAPSHOTS + "merges: {n: {parents: [a@2, a@6, b@8]}, m: {parents: [n, a]}}\n")
+    recipe = load(
+        tmp_path, SNAPSHOTS + "merges: {n: {parents: [a@2, a@6, b@8]}, m: {parents: [n, a]}}\n"
+    )
     assert inputs(recipe) == {"n": ["a@2", "a@6", "b@8"], "m": ["n", "a"]}
     same_after_yaml(recipe, tmp_path)
 
@@ -239,7 +287,11 @@ def test_a_snapshot_that_is_not_kept_is_refused_at_its_line(tmp_path, text, name
     ("text", "key", "words"),
     [
         ("epochs: 3, warmup_epochs: 3", "warmup_epochs", ["fewer than epochs, 3"]),
-        ("warmup_epochs: 1, schedule: one-cycle", "warmup_epochs", ["one-cycle rises by itself", "cosine"]),
+        (
+            "warmup_epochs: 1, schedule: one-cycle",
+            "warmup_epochs",
+            ["one-cycle rises by itself", "cosine"],
+        ),
         ("checkpoints: 9", "checkpoints", ["at most one an epoch, 8", "9"]),
         ("epochs: 3, checkpoints: 4", "checkpoints", ["at most one an epoch, 3"]),
         ("epochs: 0", "epochs", ["greater than or equal to 1"]),
@@ -251,7 +303,10 @@ def test_a_snapshot_that_is_not_kept_is_refused_at_its_line(tmp_path, text, name
     ],
 )
 def test_a_mistake_is_said_once_where_it_stands(tmp_path, text, key, words):
-    for recipe, line, at in ((shared(text), 3, f"train.{key}: "), (own(text), 6, f"parents.b.train.{key}: ")):
+    for recipe, line, at in (
+        (shared(text), 3, f"train.{key}: "),
+        (own(text), 6, f"parents.b.train.{key}: "),
+    ):
         message = refused(tmp_path, recipe)
         assert lines(message) == [line], message
         assert f": {at}" in message and all(word in message for word in words), message
@@ -274,9 +329,19 @@ def test_a_parents_own_setting_may_not_fit_the_shared_ones(tmp_path):
         ("{seed: 1}", "{}", 5, ["parents.a.train.seed", "missing"]),
         ("{seed: 1}", "", 5, ["parents.a.train", "mapping", "nothing"]),
         ("seed: 1", "seed: -1", 5, ["parents.a.train.seed", "greater than or equal to 0"]),
-        ("{train: {seed: 1}}", "{train: {seed: 1}, weights: w}", 5, ["parents.a.weights", "unknown key"]),
+        (
+            "{train: {seed: 1}}",
+            "{train: {seed: 1}, weights: w}",
+            5,
+            ["parents.a.weights", "unknown key"],
+        ),
         ("  b:", "  b@4:", 6, ["parents.b@4", "a name of letters, digits"]),  # taken, by snapshots
-        ("seed: 2", "seed: 1, epochs: 8", 6, ["parents.b", "another model than a", "the same twice"]),
+        (
+            "seed: 2",
+            "seed: 1, epochs: 8",
+            6,
+            ["parents.b", "another model than a", "the same twice"],
+        ),
     ],
 )
 def test_an_error_names_its_line_and_what_is_wrong(tmp_path, old, new, line, words):
@@ -286,10 +351,26 @@ def test_an_error_names_its_line_and_what_is_wrong(tmp_path, old, new, line, wor
     assert all(word in message for word in words), message
 
 
-@given(st.integers(1, 99), st.floats(0, 0.99), st.floats(1e-9, 100), st.sampled_from(["constant", "cosine"]))
+@given(
+    st.integers(1, 99),
+    st.floats(0, 0.99),
+    st.floats(1e-9, 100),
+    st.sampled_from(["constant", "cosine"]),
+)
 @settings(max_examples=40, deadline=None)
 def test_any_training_comes_back_from_yaml(tmp_path_factory, epochs, smoothing, rate, schedule):
-    train = {"arch": "x", "epochs": epochs, "checkpoints": epochs, "schedule": schedule, "learning_rate": rate}
-    parents = {"a": {"train": {"seed": 1}}, "b": {"train": {"seed": 1, "label_smoothing": smoothing, "from": "a"}}}
-    recipe = Recipe.from_dict({"name": "t", "data": {"path": "o/s"}, "parents": parents, "train": train})
+    train = {
+        "arch": "x",
+        "epochs": epochs,
+        "checkpoints": epochs,
+        "schedule": schedule,
+        "learning_rate": rate,
+    }
+    parents = {
+        "a": {"train": {"seed": 1}},
+        "b": {"train": {"seed": 1, "label_smoothing": smoothing, "from": "a"}},
+    }
+    recipe = Recipe.from_dict(
+        {"name": "t", "data": {"path": "o/s"}, "parents": parents, "train": train}
+    )
     same_after_yaml(recipe, tmp_path_factory.getbasetemp())

@@ -1,4 +1,5 @@
-"""The tree of merges, by names alone: known answers, and what holds for any number of names and any graph."""
+"""The tree of merges, by names alone: known answers, and what holds for any number of names and any
+graph."""
 
 import math
 import re
@@ -7,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.recipe.tree import arrange, draw, join, leaves_of, levels, needed_for, pair_up, refuse_broken, stand_in
+from mega_hf.recipe.tree import (
+    arrange,
+    draw,
+    join,
+    leaves_of,
+    levels,
+    needed_for,
+    pair_up,
+    refuse_broken,
+    stand_in,
+)
 
 NODES = {"ab": ["a", "b"], "cd": ["c", "d"], "top": ["ab", "cd", "e"]}
 
@@ -60,7 +71,10 @@ def test_neighbours_are_paired_and_an_odd_one_moves_up(names, nodes):
 
 def _names(longest):
     return st.lists(
-        st.from_regex(rf"[a-z0-9._-]{{1,{longest}}}", fullmatch=True), min_size=2, max_size=40, unique=True
+        st.from_regex(rf"[a-z0-9._-]{{1,{longest}}}", fullmatch=True),
+        min_size=2,
+        max_size=40,
+        unique=True,
     )
 
 
@@ -111,11 +125,14 @@ def test_long_names_are_shortened_and_stay_unique(count, length):
 
 @st.composite
 def _graphs(draw):
-    """Nodes in any written order, each of which merges earlier nodes and leaves, some of them several times over."""
+    """Nodes in any written order, each of which merges earlier nodes and leaves, some of them
+    several times over."""
     graph = {}
     for i in range(draw(st.integers(1, 8))):
         choices = [*graph, "p", "q", "r"]
-        graph[f"n{i}"] = draw(st.lists(st.sampled_from(choices), min_size=2, max_size=3, unique=True))
+        graph[f"n{i}"] = draw(
+            st.lists(st.sampled_from(choices), min_size=2, max_size=3, unique=True)
+        )
     return {node: graph[node] for node in draw(st.permutations(list(graph)))}
 
 
@@ -125,7 +142,9 @@ def test_each_node_comes_after_those_that_it_needs(graph):
     arranged = arrange(graph)
     assert sorted(arranged) == sorted(graph)
     for node in graph:
-        assert all(arranged.index(one) < arranged.index(node) for one in graph[node] if one in graph)
+        assert all(
+            arranged.index(one) < arranged.index(node) for one in graph[node] if one in graph
+        )
 
 
 @given(_graphs())
@@ -140,7 +159,8 @@ def test_what_is_arranged_stays_as_it_is(graph):
     [
         (["ab", "cd", "top"], ["ab", "cd", "top"]),
         (["cd", "ab", "top"], ["cd", "ab", "top"]),
-        (["top", "cd", "ab"], ["ab", "cd", "top"]),  # where top asks for them: in the order of its own list
+        # where top asks for them: in the order of its own list
+        (["top", "cd", "ab"], ["ab", "cd", "top"]),
         (["cd", "top", "ab"], ["cd", "ab", "top"]),
     ],
 )
@@ -153,7 +173,10 @@ def test_nodes_stay_in_the_order_written_as_far_as_they_can(written, arranged):
     [
         ({"x": ["x", "a"]}, ("x", "x")),
         ({"x": ["y", "a"], "y": ["x", "b"]}, ("x", "y", "x")),
-        ({"top": ["x", "a"], "x": ["y", "b"], "y": ["z", "c"], "z": ["x", "d"]}, ("x", "y", "z", "x")),
+        (
+            {"top": ["x", "a"], "x": ["y", "b"], "y": ["z", "c"], "z": ["x", "d"]},
+            ("x", "y", "z", "x"),
+        ),
     ],
 )
 def test_a_cycle_is_named_without_what_leads_to_it(nodes, cycle):
@@ -181,9 +204,9 @@ def test_what_a_node_needs_is_closed_and_nothing_more(graph):
 @settings(max_examples=50, deadline=None)
 def test_a_level_is_one_above_the_highest_below(graph):
     known = levels(graph)
-    assert {name for name in known if known[name] == 0} == {one for pair in graph.values() for one in pair} - set(
-        graph
-    )
+    assert {name for name in known if known[name] == 0} == {
+        one for pair in graph.values() for one in pair
+    } - set(graph)
     assert all(known[node] == 1 + max(known[one] for one in graph[node]) for node in graph)
 
 
@@ -200,7 +223,8 @@ def test_known_answers_below_a_node():
 
 
 def _refused(nodes, parents="abcde", usable="abcde"):
-    """Return (key, expected, got, remedy) of what refuse_broken raises; fail if it raises nothing."""
+    """Return (key, expected, got, remedy) of what refuse_broken raises; fail if it raises
+    nothing."""
     with pytest.raises(KeyError) as caught:
         refuse_broken(nodes, list(parents), list(usable), KeyError)
     return caught.value.args
@@ -278,11 +302,18 @@ def test_any_order_of_the_parents_has_a_node_of_that_size(name, node):
 
 
 def test_a_shortened_name_may_be_any_of_them():
-    assert stand_in(pair_up([f"{i}".ljust(60, "x") for i in range(4)]), "a+...+b-01234567") is not None
+    assert (
+        stand_in(pair_up([f"{i}".ljust(60, "x") for i in range(4)]), "a+...+b-01234567") is not None
+    )
 
 
 def test_a_tree_is_drawn():
     nodes = {"ab": ["a", "b"], "all": ["ab", "c", "ab"]}
     assert draw(nodes, "all", {"ab": "first", "c": "given"}) == [
-        "all", "├─ ab  first", "│  ├─ a", "│  └─ b", "├─ c  given", "└─ ab  as above",
-    ]  # fmt: skip
+        "all",
+        "├─ ab  first",
+        "│  ├─ a",
+        "│  └─ b",
+        "├─ c  given",
+        "└─ ab  as above",
+    ]

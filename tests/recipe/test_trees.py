@@ -1,4 +1,5 @@
-"""Recipes with several merges: who is merged with whom, what nodes inherit, and what is refused at which line."""
+"""Recipes with several merges: who is merged with whom, what nodes inherit, and what is refused at
+which line."""
 
 import re
 
@@ -66,7 +67,10 @@ def same_after_yaml(recipe, folder):
         ("joint", {"a+b+c+d": ["a", "b", "c", "d"]}),
         ("pairwise", {"a+b": ["a", "b"], "c+d": ["c", "d"], "a+b+c+d": ["a+b", "c+d"]}),
         ("{all: {parents: [d, a, c, b]}}", {"all": ["d", "a", "c", "b"]}),
-        ("{top: {parents: [cd, a, b]}, cd: {parents: [c, d]}}", {"cd": ["c", "d"], "top": ["cd", "a", "b"]}),
+        (
+            "{top: {parents: [cd, a, b]}, cd: {parents: [c, d]}}",
+            {"cd": ["c", "d"], "top": ["cd", "a", "b"]},
+        ),
     ],
 )
 def test_the_merges_are_those_asked_for_in_order(tmp_path, merges, expected):
@@ -91,11 +95,18 @@ def test_order_accuracy_pairs_by_a_ranking(tmp_path):
     same_after_yaml(recipe, tmp_path)
 
 
-@pytest.mark.parametrize("merges", ["joint", "pairwise", "{n: {parents: [a, b]}, top: {parents: [n, c, d]}}"])
+@pytest.mark.parametrize(
+    "merges", ["joint", "pairwise", "{n: {parents: [a, b]}, top: {parents: [n, c, d]}}"]
+)
 def test_the_variant_is_set_for_all_nodes_on_the_command_line(tmp_path, merges):
     recipe = load(tmp_path, f"{PARENTS}merges: {merges}\n", ["merge.variant=reference"])
     for node in recipe.nodes().values():
-        assert node.mutation.model_dump() == {"rate": 0.1, "std": 0.1, "scope": "tensor", "relative": False}
+        assert node.mutation.model_dump() == {
+            "rate": 0.1,
+            "std": 0.1,
+            "scope": "tensor",
+            "relative": False,
+        }
         assert (node.variant, node.founders.include_parents) == ("reference", False)
     same_after_yaml(recipe, tmp_path)
 
@@ -116,7 +127,10 @@ def test_a_node_that_says_nothing_has_the_shared_settings(tmp_path):
 
 
 def _node(folder, shared, own):
-    text = PARENTS.partition("merge:")[0] + f"merge: {shared}\nmerges: {{n: {{parents: [a, b, c, d], {own}}}}}\n"
+    text = (
+        PARENTS.partition("merge:")[0]
+        + f"merge: {shared}\nmerges: {{n: {{parents: [a, b, c, d], {own}}}}}\n"
+    )
     recipe = load(folder, text)
     same_after_yaml(recipe, folder)
     return recipe.nodes()["n"]
@@ -126,16 +140,40 @@ def _node(folder, shared, own):
     ("shared", "own", "expected"),
     [
         ("{seed: 3, generations: 5}", "generations: 9", {"seed": 3, "generations": 9}),
-        ("{mutation: {rate: 0.5, std: 0.2}}", "mutation: {std: 0.3}", {"rate": 0.5, "std": 0.3, "scope": "element"}),
+        (
+            "{mutation: {rate: 0.5, std: 0.2}}",
+            "mutation: {std: 0.3}",
+            {"rate": 0.5, "std": 0.3, "scope": "element"},
+        ),
         ("{mutation: {rate: 0.5}}", "mutation: {}", {"rate": 0.5, "std": 0.05}),
         ("{founders: {include_parents: false}}", "seed: 3", {"include_parents": False}),
-        ("{founders: {include_parents: false}}", "founders: {include_parents: true}", {"include_parents": True}),
+        (
+            "{founders: {include_parents: false}}",
+            "founders: {include_parents: true}",
+            {"include_parents": True},
+        ),
         # what the reference variant fixes, it fixes in a node too, and only while the node wants it
-        ("{mutation: {rate: 0.5, std: 0.2}}", "variant: reference", {"rate": 0.5, "std": 0.1, "scope": "tensor"}),
-        ("{variant: reference}", "mutation: {rate: 0.3, std: 0.7}", {"rate": 0.3, "std": 0.1, "scope": "tensor"}),
+        (
+            "{mutation: {rate: 0.5, std: 0.2}}",
+            "variant: reference",
+            {"rate": 0.5, "std": 0.1, "scope": "tensor"},
+        ),
+        (
+            "{variant: reference}",
+            "mutation: {rate: 0.3, std: 0.7}",
+            {"rate": 0.3, "std": 0.1, "scope": "tensor"},
+        ),
         ("{variant: reference}", "founders: {include_parents: true}", {"include_parents": False}),
-        ("{variant: reference}", "variant: default", {"std": 0.05, "scope": "element", "include_parents": True}),
-        ("{variant: reference, mutation: {std: 0.4}}", "variant: default", {"std": 0.4, "relative": True}),
+        (
+            "{variant: reference}",
+            "variant: default",
+            {"std": 0.05, "scope": "element", "include_parents": True},
+        ),
+        (
+            "{variant: reference, mutation: {std: 0.4}}",
+            "variant: default",
+            {"std": 0.4, "relative": True},
+        ),
     ],
 )
 def test_a_node_has_its_own_settings_and_the_shared_ones_below(tmp_path, shared, own, expected):
@@ -145,7 +183,9 @@ def test_a_node_has_its_own_settings_and_the_shared_ones_below(tmp_path, shared,
 
 
 def test_what_is_inherited_is_not_written_again(tmp_path):
-    text = NODES.replace("[a, b]}", "[a, b], seed: 7, generations: 20, mutation: {rate: 0.1, std: 0.2}}")
+    text = NODES.replace(
+        "[a, b]}", "[a, b], seed: 7, generations: 20, mutation: {rate: 0.1, std: 0.2}}"
+    )
     written = same_after_yaml(load(tmp_path, text), tmp_path)
     assert written["merges"] == {
         "ab": {"parents": ["a", "b"], "seed": 7},
@@ -158,7 +198,9 @@ def test_what_is_inherited_is_not_written_again(tmp_path):
     "written",
     [
         NODES.replace("[a, b]}", "[a, b], population_size: 6, seed: 46, variant: default}"),
-        NODES.replace("[a, b]}", "[a, b], mutation: {std: 0.2}, founders: {include_parents: true}}"),
+        NODES.replace(
+            "[a, b]}", "[a, b], mutation: {std: 0.2}, founders: {include_parents: true}}"
+        ),
         NODES.replace("{parents: [c, d]}", "\n    founders: {}\n    parents:\n    - c\n    - d"),
         NODES + "# comment\norder: listed\n",
     ],
@@ -183,16 +225,26 @@ def test_recipes_that_pair_others_are_not_the_same(tmp_path):
     assert swapped.sha256 != listed.sha256
 
 
-@given(st.lists(st.tuples(st.integers(2, 9), st.floats(0, 1), st.booleans()), min_size=1, max_size=5))
+@given(
+    st.lists(st.tuples(st.integers(2, 9), st.floats(0, 1), st.booleans()), min_size=1, max_size=5)
+)
 @settings(max_examples=40, deadline=None)
 def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
     names = [f"p{i}" for i in range(len(chain) + 1)]
     nodes = {}
     for i, (size, rate, mixed) in enumerate(chain):
         own = {"population_size": size, "tournament_size": 1, "mutation": {"rate": rate}}
-        own |= {"founders": {"include_parents": mixed}, "variant": "default" if mixed else "reference"}
+        own |= {
+            "founders": {"include_parents": mixed},
+            "variant": "default" if mixed else "reference",
+        }
         nodes[f"n{i}"] = {"parents": [f"n{i - 1}" if i else "p0", names[i + 1]], **own}
-    tree = {"name": "t", "data": {"path": "o/s"}, "parents": {name: f"o/{name}" for name in names}, "merges": nodes}
+    tree = {
+        "name": "t",
+        "data": {"path": "o/s"},
+        "parents": {name: f"o/{name}" for name in names},
+        "merges": nodes,
+    }
     same_after_yaml(Recipe.from_dict(tree), tmp_path_factory.getbasetemp())
 
 
@@ -202,20 +254,55 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("[a, b]", "[a, b, top]", 9, ["merges.ab.parents", "without a cycle", "ab needs top needs ab"]),
+        (
+            "[a, b]",
+            "[a, b, top]",
+            9,
+            ["merges.ab.parents", "without a cycle", "ab needs top needs ab"],
+        ),
         ("[c, d]", "[c, d, cd]", 10, ["merges.cd.parents", "cd needs cd"]),
         ("[a, b]", "[a, bb]", 9, ["merges.ab.parents", "one of a, b, c, d, cd, top", "bb"]),
         ("[c, d]", "[c, a]", 3, ["parents.d", "d, in no node", "leave it out"]),
-        ("[ab, cd]", "[ab, c]", 11, ["merges.top", "one final node", "cd and top", "{parents: [cd, top]}"]),
+        (
+            "[ab, cd]",
+            "[ab, c]",
+            11,
+            ["merges.top", "one final node", "cd and top", "{parents: [cd, top]}"],
+        ),
         ("ab: {", "a: {", 9, ["merges.a", "a, which is a parent", "rename the node"]),
         ("[a, b]", "[a, b, a]", 9, ["merges.ab.parents", "each name once", "a twice"]),
         ("[a, b]", "[a]", 9, ["merges.ab.parents", "two parents or more", "1"]),
-        ("[a, b]}", "[a, b], generation: 3}", 9, ["merges.ab.generation", "unknown", "did you mean generations?"]),
-        ("[a, b]}", "[a, b], mutation: {stdev: 3}}", 9, ["merges.ab.mutation.stdev", "did you mean std?"]),
-        ("[a, b]}", "[a, b], generations: three}", 9, ["merges.ab.generations", "integer", "'three' (str)"]),
-        ("[c, d]}", "[c, d], mutation: {std: big}}", 10, ["merges.cd.mutation.std", "number", "'big' (str)"]),
+        (
+            "[a, b]}",
+            "[a, b], generation: 3}",
+            9,
+            ["merges.ab.generation", "unknown", "did you mean generations?"],
+        ),
+        (
+            "[a, b]}",
+            "[a, b], mutation: {stdev: 3}}",
+            9,
+            ["merges.ab.mutation.stdev", "did you mean std?"],
+        ),
+        (
+            "[a, b]}",
+            "[a, b], generations: three}",
+            9,
+            ["merges.ab.generations", "integer", "'three' (str)"],
+        ),
+        (
+            "[c, d]}",
+            "[c, d], mutation: {std: big}}",
+            10,
+            ["merges.cd.mutation.std", "number", "'big' (str)"],
+        ),
         ("[c, d]}", "[c, d], mutation: 5}", 10, ["merges.cd.mutation", "mapping", "5 (int)"]),
-        ("[c, d]}", "[c, d], variant: published}", 10, ["merges.cd.variant", "'default' or 'reference'"]),
+        (
+            "[c, d]}",
+            "[c, d], variant: published}",
+            10,
+            ["merges.cd.variant", "'default' or 'reference'"],
+        ),
         ("[a, b]", "a", 9, ["merges.ab.parents", "list", "'a' (str)"]),
         ("[a, b]", "[a, 5]", 9, ["merges.ab.parents.1", "string", "5 (int)"]),
         ("[a, b]", "[a, 'b c']", 9, ["merges.ab.parents", "a name of letters, digits", "b c"]),
@@ -264,7 +351,10 @@ def test_a_population_too_small_for_a_joint_merge_is_enough_for_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (PARENTS.replace("merge:", "order: accuracy\nmerge:"), ["order", "merges: pairwise", "accuracy"]),
+        (
+            PARENTS.replace("merge:", "order: accuracy\nmerge:"),
+            ["order", "merges: pairwise", "accuracy"],
+        ),
         (PAIRS.replace("c: org/c", "\n  a+b: org/c"), ["parents.a+b", "names without +", "rename"]),
     ],
 )
@@ -285,7 +375,9 @@ def test_pairs_alone_have_an_order_and_names_of_their_own(tmp_path, text, words)
         ("{rate: 0.1, std: 0.2}", "5", 7, "merge.mutation"),
     ],
 )
-@pytest.mark.parametrize("text", [PARENTS, PAIRS, NODES, NODES.replace("[a, b]}", "[a, b], mutation: {rate: 0.3}}")])
+@pytest.mark.parametrize(
+    "text", [PARENTS, PAIRS, NODES, NODES.replace("[a, b]}", "[a, b], mutation: {rate: 0.3}}")]
+)
 def test_a_mistake_in_the_shared_block_is_said_once(tmp_path, text, old, new, line, key):
     message = refused(tmp_path, text.replace(old, new))
     assert lines(message) == [line], message

@@ -1,4 +1,5 @@
-"""The card: front matter that the Hub reads, numbers that are the result's, text of others made harmless."""
+"""The card: front matter that the Hub reads, numbers that are the result's, text of others made
+harmless."""
 
 from __future__ import annotations
 
@@ -29,13 +30,17 @@ def test_the_front_matter(finished: MergeResult) -> None:
     assert results["name"] == "tiny"
     for result in results["results"]:
         counted = finished.report.merged[result["dataset"]["split"]]  # whole splits, of these names
-        assert result["metrics"][0]["value"] == pytest.approx(counted["correct"] / counted["n"], abs=1e-6)
+        assert result["metrics"][0]["value"] == pytest.approx(
+            counted["correct"] / counted["n"], abs=1e-6
+        )
     assert {result["dataset"]["split"] for result in results["results"]} == {"validation", "test"}
     assert "!!python" not in card.content
 
 
 def test_the_front_matter_with_parents_of_the_hub(finished: MergeResult) -> None:
-    parents = [{"name": n, "hub": f"org/{n}", "revision": "0" * 40, "sha256": "1" * 64} for n in "ab"]
+    parents = [
+        {"name": n, "hub": f"org/{n}", "revision": "0" * 40, "sha256": "1" * 64} for n in "ab"
+    ]
     source = {"hub": "org/data", "revision": "2" * 40}
     record = changed(finished, parents=parents, data=finished.record["data"] | {"source": source})
     data = ModelCard(render_card(record)).data.to_dict()
@@ -45,7 +50,10 @@ def test_the_front_matter_with_parents_of_the_hub(finished: MergeResult) -> None
 
 
 def test_a_parent_that_is_used_twice_is_listed_once(finished: MergeResult) -> None:
-    parents = [{"name": n, "hub": "org/a", "revision": str(i) * 40, "sha256": "1" * 64} for i, n in enumerate("ab")]
+    parents = [
+        {"name": n, "hub": "org/a", "revision": str(i) * 40, "sha256": "1" * 64}
+        for i, n in enumerate("ab")
+    ]
     assert ModelCard(render_card(changed(finished, parents=parents))).data.base_model == ["org/a"]
 
 
@@ -58,18 +66,33 @@ def test_the_text_says_what_the_result_says(finished: MergeResult) -> None:
     assert finished.record["digests"]["file"] in text
     assert "selected on" in text
     assert "fitness.png" in text
-    assert "import mega_hf.models.cifar_resnet" in text, "a stranger's timm does not know the architecture"
+    assert "import mega_hf.models.cifar_resnet" in text, (
+        "a stranger's timm does not know the architecture"
+    )
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert recipe["merge"] == finished.record["recipe"]["merge"]
 
 
 def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
-    parents = {"local": {"local": "x", "sha256": "1"}, "w": {"arch": "x", "weights": {"local": "w", "sha256": "2"}}}
+    parents = {
+        "local": {"local": "x", "sha256": "1"},
+        "w": {"arch": "x", "weights": {"local": "w", "sha256": "2"}},
+    }
     parents |= {"t": {"train": {"seed": 1, "from": {"local": "y"}}}, "h": "org/h@main"}
-    recipe = finished.record["recipe"] | {"parents": parents, "data": {"path": {"local": "d", "sha256": {}}}}
-    sets = "--set parents.local=PATH --set parents.w.weights=PATH --set parents.t.train.from=PATH --set data.path=PATH"
+    recipe = finished.record["recipe"] | {
+        "parents": parents,
+        "data": {"path": {"local": "d", "sha256": {}}},
+    }
+    sets = (
+        "--set parents.local=PATH --set parents.w.weights=PATH --set parents.t.train.from=PATH"
+        " --set data.path=PATH"
+    )
     words = sorted(re.findall(r"--set \S+", sets))
-    shown = re.search(r"^mega-hf merge recipe.yaml(.*)$", render_card(changed(finished, recipe=recipe)), flags=re.M)
+    shown = re.search(
+        r"^mega-hf merge recipe.yaml(.*)$",
+        render_card(changed(finished, recipe=recipe)),
+        flags=re.M,
+    )
     assert shown is not None
     assert sorted(re.findall(r"--set \S+", shown[1])) == words
     recipe["parents"], recipe["data"] = {"h": "org/h@main"}, {"path": "org/d"}
@@ -86,26 +109,45 @@ def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> No
     )
 
 
-def test_how_the_merged_model_was_made_is_said_of_that_model(finished: MergeResult, treed: MergeResult) -> None:
-    """Of the one that was named: a tree's own, a baseline that is none of its merges, or a parent as it is."""
+def test_how_the_merged_model_was_made_is_said_of_that_model(
+    finished: MergeResult, treed: MergeResult
+) -> None:
+    """Of the one that was named: a tree's own, a baseline that is none of its merges, or a parent
+    as it is."""
     assert "by\nevolution (MeGA): a genetic" in render_card(finished)
     assert "evolution (MeGA, 3 merges, level by level): a genetic" in render_card(treed)
-    soup = copy.deepcopy(treed.record["nodes"][-1]) | {"name": "aligned_soup", "parents": list("abcd")}
+    soup = copy.deepcopy(treed.record["nodes"][-1]) | {
+        "name": "aligned_soup",
+        "parents": list("abcd"),
+    }
     soup["merge"] |= {"method": "uniform_soup", "align": "weights"}
-    look = soup | {"name": "second_look", "chosen": "aligned_soup", "finalists": [{"name": "a", "correct": 1, "n": 2}]}
-    row = next(model for model in treed.record["models"] if model["role"] == "baseline") | {"name": "aligned_soup"}
+    look = soup | {
+        "name": "second_look",
+        "chosen": "aligned_soup",
+        "finalists": [{"name": "a", "correct": 1, "n": 2}],
+    }
+    row = next(model for model in treed.record["models"] if model["role"] == "baseline") | {
+        "name": "aligned_soup"
+    }
     more = {"models": [row, *treed.record["models"]], "baselines": [soup]}
     text = render_card(changed(treed, second_look=look, **more))
-    assert "averaging: the plain mean of the parents' weights, their channels in one order, measured on" in text
+    assert (
+        "averaging: the plain mean of the parents' weights, their channels in one order,"
+        " measured on" in text
+    )
     parent = render_card(changed(treed, second_look=look | {"chosen": "a"}, **more))
     assert "keeping one of them, a: none of the mixtures was surely better" in parent
     nodes = copy.deepcopy(finished.record["nodes"])
     nodes[-1]["search"] |= {"generation": 1, "index": 1}
-    assert "keeping one of them, b: nothing better was found" in render_card(changed(finished, nodes=nodes))
+    assert "keeping one of them, b: nothing better was found" in render_card(
+        changed(finished, nodes=nodes)
+    )
 
 
 def test_how_to_load_a_transformers_model(finished: MergeResult) -> None:
-    text = render_card(changed(finished, library="transformers", architecture="ViTForImageClassification"))
+    text = render_card(
+        changed(finished, library="transformers", architecture="ViTForImageClassification")
+    )
     assert 'AutoModelForImageClassification.from_pretrained("merged")' in text
     assert "import timm" not in text
 
@@ -117,7 +159,9 @@ def test_text_of_others_is_harmless(finished: MergeResult) -> None:
     models[1]["name"] = evil
     other = models[0]["name"] if finished.record["paired"]["against"] == "b" else None
     paired = finished.record["paired"] | ({"against": evil} if other else {})
-    text = render_card(changed(finished, parents=parents, models=models, paired=paired, notices=[evil]))
+    text = render_card(
+        changed(finished, parents=parents, models=models, paired=paired, notices=[evil])
+    )
     body = text.split("---\n", 2)[2].split("```yaml")
     for part in (body[0], body[1].split("```", 1)[1]):
         assert "<script>" not in part
@@ -128,7 +172,13 @@ def test_text_of_others_is_harmless(finished: MergeResult) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a|b", r"a\|b"), ("<b>", "&lt;b&gt;"), ("two\nlines", "two lines"), ("_x_ *y*", r"\_x\_ \*y\*"), (7, "7")],
+    [
+        ("a|b", r"a\|b"),
+        ("<b>", "&lt;b&gt;"),
+        ("two\nlines", "two lines"),
+        ("_x_ *y*", r"\_x\_ \*y\*"),
+        (7, "7"),
+    ],
 )
 def test_escape(text: object, expected: str) -> None:
     assert escape(text) == expected

@@ -37,8 +37,13 @@ def test_a_card_of_an_earlier_release_is_replaced_whole() -> None:
 @pytest.mark.parametrize("place", ["below", "between", "above"])
 def test_a_section_of_ones_own_is_kept_wherever_it_stands(place: str) -> None:
     mine = "## Mine\n\nKeep | this <b>text</b>.\n"
-    where = {"below": card(1) + mine, "between": card(1).replace("## Results", f"{mine}\n## Results")}
-    old = where.get(place) or card(1).replace("<!-- mega-hf writes", f"{mine}\n<!-- mega-hf writes", 1)
+    where = {
+        "below": card(1) + mine,
+        "between": card(1).replace("## Results", f"{mine}\n## Results"),
+    }
+    old = where.get(place) or card(1).replace(
+        "<!-- mega-hf writes", f"{mine}\n<!-- mega-hf writes", 1
+    )
     text = update(card(2), old)
     assert text.count("Keep | this <b>text</b>.") == 1
     assert "Numbers 2." in text and "Numbers 1." not in text
@@ -52,7 +57,9 @@ def test_a_card_by_hand_is_kept_below() -> None:
     assert split_card(text)[0]["language"] == "en"
 
 
-@pytest.mark.parametrize("change", [("Numbers 1", "Numbers 99"), ("Intro.", "Intro, mine."), ("# title", "# mine")])
+@pytest.mark.parametrize(
+    "change", [("Numbers 1", "Numbers 99"), ("Intro.", "Intro, mine."), ("# title", "# mine")]
+)
 def test_a_change_of_what_was_generated_is_not_lost_in_silence(change: tuple[str, str]) -> None:
     with pytest.raises(HubError, match="changed by hand") as caught:
         update(card(2), card(1).replace(*change))
@@ -65,9 +72,16 @@ def test_line_ends_and_blank_lines_are_no_change() -> None:
 
 
 def test_front_matter_keeps_what_nobody_generated() -> None:
-    old = card(1, "license: mit\ntags: [merge, mine]\nlanguage: en\nbase_model: [o/a]\ndatasets: [by/hand]")
+    old = card(
+        1, "license: mit\ntags: [merge, mine]\nlanguage: en\nbase_model: [o/a]\ndatasets: [by/hand]"
+    )
     front = split_card(update(card(2), old, base_model=["o/a"]))[0]
-    assert front == {"license": "mit", "tags": ["merge", "mine"], "language": "en", "datasets": ["by/hand"]}
+    assert front == {
+        "license": "mit",
+        "tags": ["merge", "mine"],
+        "language": "en",
+        "datasets": ["by/hand"],
+    }
 
 
 def test_of_two_sections_of_one_name_the_first_cards_is_kept() -> None:
@@ -100,7 +114,9 @@ def test_of_a_licence_nothing_of_the_old_card_is_kept() -> None:
 
 def test_what_an_earlier_merge_generated_is_not_taken_for_hand_written() -> None:
     """Even where the record of that merge can't be read."""
-    old = card(1, "license: mit\ntags: [merge]\nbase_model: [o/old]\ndatasets: [o/old]\nlanguage: en")
+    old = card(
+        1, "license: mit\ntags: [merge]\nbase_model: [o/old]\ndatasets: [o/old]\nlanguage: en"
+    )
     front = split_card(update_card(card(2), [Card(old, "README.md", None)]))[0]
     assert front == {"license": "mit", "tags": ["merge"], "language": "en"}
 
@@ -110,7 +126,9 @@ def test_a_card_that_is_no_text_is_refused() -> None:
         Card.read("Grüße aus Köln".encode("latin-1"), "README.md")
 
 
-@pytest.mark.parametrize("change", [("## Results", "## Mine\n\nx\n\n## Results"), ("Intro.", "Mine."), None])
+@pytest.mark.parametrize(
+    "change", [("## Results", "## Mine\n\nx\n\n## Results"), ("Intro.", "Mine."), None]
+)
 def test_own_words_are_known(change: tuple[str, str] | None) -> None:
     text = card(1).replace(*change) if change else card(1)
     assert has_own_words(text) == (change is not None)
@@ -124,7 +142,9 @@ def test_front_matter_that_is_none_is_refused(front: str) -> None:
     assert "--overwrite-card" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "   \n", "---\n---\n", "no front matter", "---\nlicense: mit\n---"])
+@pytest.mark.parametrize(
+    "text", ["", "   \n", "---\n---\n", "no front matter", "---\nlicense: mit\n---"]
+)
 def test_any_card_can_be_replaced(text: str) -> None:
     new = update(card(1), text)
     assert yaml.safe_load(new.split("---\n")[1])["license"] == "mit"
@@ -133,7 +153,12 @@ def test_any_card_can_be_replaced(text: str) -> None:
 
 @given(
     st.lists(
-        st.text(st.characters(codec="utf-8", exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")), max_size=4
+        st.text(
+            st.characters(
+                codec="utf-8", exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+            )
+        ),
+        max_size=4,
     )
 )
 def test_nothing_that_stands_below_is_ever_lost(lines: list[str]) -> None:

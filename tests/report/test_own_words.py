@@ -13,7 +13,9 @@ MINE = "\n## Mine\n\nKeep this.\n"
 
 
 @pytest.mark.parametrize("how", ["card", "update", "result lost"])
-def test_own_words_in_the_runs_card_are_kept(how: str, copied: Path, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_own_words_in_the_runs_card_are_kept(
+    how: str, copied: Path, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     card = copied / "README.md"
     card.write_text(card.read_text() + MINE)
     if how == "card":

@@ -16,7 +16,9 @@ CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.floats(0.01, 5))
-def test_names_are_a_line_apart_in_the_order_of_their_marks(heights: list[float], gap: float) -> None:
+def test_names_are_a_line_apart_in_the_order_of_their_marks(
+    heights: list[float], gap: float
+) -> None:
     placed = plots._apart(heights, gap)
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     for lower, upper in itertools.pairwise(order):
@@ -34,5 +36,7 @@ def test_the_range_is_that_of_the_models_whatever_a_baseline_has() -> None:
     models = {m["name"]: m for m in record["models"] if "level" in m}
     shown = [100 * m["test"]["correct"] / m["test"]["n"] for m in models.values()]
     low, high = plots._limits(models)
-    assert 10.02 < min(shown) - 6 < low < min(shown) and max(shown) < high < max(shown) + 6, "the soup has 10.02"
+    assert 10.02 < min(shown) - 6 < low < min(shown) and max(shown) < high < max(shown) + 6, (
+        "the soup has 10.02"
+    )
     assert plots.plot_tree(record) == plots.plot_tree(record), "the same bytes each time"

@@ -22,7 +22,11 @@ def _model(name, role, test, n=1000, validation=450):
 
 
 def _report(merged, best=700, p=0.5, worst=650, against="a"):
-    models = [_model("b", "parent", worst), _model("a", "parent", best), _model("uniform_soup", "baseline", 500)]
+    models = [
+        _model("b", "parent", worst),
+        _model("a", "parent", best),
+        _model("uniform_soup", "baseline", 500),
+    ]
     paired = {"against": against, "only_merged_right": 0, "only_other_right": 0, "p": p}
     return Report([*models, _model("merged", "merged", merged)], paired)
 
@@ -44,14 +48,18 @@ def _finished(folder, report=None):
 
 def test_a_gain_beyond_chance_is_better():
     verdict = _report(725, p=0.0123).verdict
-    assert verdict.startswith("The merged model is better than the parent that is best on validation, a")
+    assert verdict.startswith(
+        "The merged model is better than the parent that is best on validation, a"
+    )
     assert "2.50 points on test" in verdict
     assert "0.0123" in verdict
 
 
 def test_a_loss_beyond_chance_is_worse():
     verdict = _report(680, p=1e-9).verdict
-    assert verdict.startswith("The merged model is worse than the parent that is best on validation, a")
+    assert verdict.startswith(
+        "The merged model is worse than the parent that is best on validation, a"
+    )
     assert "2.00 points" in verdict
     assert "< 0.0001" in verdict
 
@@ -75,10 +83,14 @@ def test_the_comparison_is_with_the_parent_that_was_tested_against():
 
 def _looked(chosen, **right):
     models = [
-        _model("a", "parent", 700), _model("a recalibrated", "treated_parent", 700), _model("b", "parent", 650),
-        _model("b recalibrated", "treated_parent", 690), _model("uniform_soup", "baseline", 710),
-        _model("a+b", "searched", 715), _model("merged", "merged", 710),
-    ]  # fmt: skip
+        _model("a", "parent", 700),
+        _model("a recalibrated", "treated_parent", 700),
+        _model("b", "parent", 650),
+        _model("b recalibrated", "treated_parent", 690),
+        _model("uniform_soup", "baseline", 710),
+        _model("a+b", "searched", 715),
+        _model("merged", "merged", 710),
+    ]
     paired = {
         "against": "a recalibrated",
         "only_merged_right": 0,
@@ -87,8 +99,13 @@ def _looked(chosen, **right):
         "low": 0,
         "high": 0,
     }
-    finalists = [{"name": name.replace("_and_", "+"), "correct": count, "n": 200} for name, count in right.items()]
-    return Report(models, paired, None, {"chosen": chosen, "finalists": finalists, "search": {"n": 200}})
+    finalists = [
+        {"name": name.replace("_and_", "+"), "correct": count, "n": 200}
+        for name, count in right.items()
+    ]
+    return Report(
+        models, paired, None, {"chosen": chosen, "finalists": finalists, "search": {"n": 200}}
+    )
 
 
 def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named():
@@ -99,13 +116,20 @@ def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named(
     assert shown["a", "parent"] == "" and shown["a recalibrated", "parent"] == "70.00 %"
     assert shown["uniform_soup", "baseline"] == shown["merged", "merged"] == "75.00 %"
     assert shown["a+b", "searched"] == "75.50 %"
-    assert "a+b (151) had more right there than its 150, but not by more than a standard error" in str(report)
-    assert "had more right" not in str(_looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=150))
+    assert (
+        "a+b (151) had more right there than its 150, but not by more than a standard error"
+        in str(report)
+    )
+    assert "had more right" not in str(
+        _looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=150)
+    )
 
 
 def test_where_nothing_was_chosen_there_is_no_selection_bias():
     models, paired = _report(725).models, _report(725).paired | {"low": 0.0, "high": 0.1}
-    assert "Selection bias" in str(Report(models, paired)) and "(selected on)" in str(Report(models, paired))
+    assert "Selection bias" in str(Report(models, paired)) and "(selected on)" in str(
+        Report(models, paired)
+    )
     alone = str(Report(models, paired, is_selected=False))
     assert "Selection bias" not in alone and "(selected on)" not in alone
 
@@ -113,7 +137,9 @@ def test_where_nothing_was_chosen_there_is_no_selection_bias():
 def test_a_parent_may_be_called_like_a_baseline_or_like_the_merged_model():
     for name in ("merged", "uniform_soup"):
         models = [_model(name, "parent", 700), *_report(725).models]
-        report = Report(models, {"against": name, "only_merged_right": 1, "only_other_right": 0, "p": 0.01})
+        report = Report(
+            models, {"against": name, "only_merged_right": 1, "only_other_right": 0, "p": 0.01}
+        )
         assert "2.50 points" in report.verdict
         assert report.merged["test"]["correct"] == 725
 
@@ -177,8 +203,14 @@ def test_saving_copies_the_model_and_its_card(tmp_path):
     _finished(tmp_path / "run")
     saved = MergeResult.load(tmp_path / "run").save(tmp_path / "there")
     assert saved == tmp_path / "there"
-    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert (saved / "model.safetensors").read_bytes() == (tmp_path / "run/merged/model.safetensors").read_bytes()
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (saved / "model.safetensors").read_bytes() == (
+        tmp_path / "run/merged/model.safetensors"
+    ).read_bytes()
     assert (saved / "README.md").read_text() == "# card\n"
 
 

@@ -1,4 +1,5 @@
-"""Merges whose parents' channels are put in one order first: journaled, resumed, replayed, refused."""
+"""Merges whose parents' channels are put in one order first: journaled, resumed, replayed,
+refused."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ SHAPE = (3, 8, 8)
 
 @pytest.fixture(scope="module")
 def scattered(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
-    """Two parents not far from each other, but for the second one's channels, which are in a random order."""
+    """Two parents not far from each other, but for the second one's channels, which are in a random
+    order."""
     folder = tmp_path_factory.mktemp("scattered")
     near = tiny.make_pair(folder / "near", tiny.timm_model(), strength=0.3, data=pair.data)
     model = timm.create_model(f"local-dir:{near.b}", pretrained=True).eval()
@@ -53,7 +55,8 @@ def _tests(result: MergeResult) -> dict[str, int]:
 
 
 def test_aligned_the_average_is_a_good_model_again(aligned: MergeResult) -> None:
-    """By construction the middle of the two in one order is a good model, and without an order it is none."""
+    """By construction the middle of the two in one order is a good model, and without an order it
+    is none."""
     found = _tests(aligned)
     assert found["aligned_soup"] > found["uniform_soup"] + 10
     assert found["aligned_soup"] >= max(found["a"], found["b"]) - 3
@@ -67,12 +70,16 @@ def test_by_activations(scattered: tiny.Pair, tmp_path: Path, encoding: str) -> 
     assert verify(tmp_path / "out", evaluate=3).digests["file"] == result.record["digests"]["file"]
 
 
-def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(aligned: MergeResult) -> None:
+def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
+    aligned: MergeResult,
+) -> None:
     kinds = [line["kind"] for line in journal(aligned.folder)]
     assert kinds[:3] == ["header", "node", "aligned"]
     (line,) = journal(aligned.folder, "aligned")
     assert (line["parent"], len(line["groups"])) == ("b", 6)
-    moved = [order for group in line["groups"] if (order := group["order"]) != sorted(group["order"])]
+    moved = [
+        order for group in line["groups"] if (order := group["order"]) != sorted(group["order"])
+    ]
     assert len(moved) == 6
 
 
@@ -81,9 +88,13 @@ def test_baselines_are_aligned_as_the_merge_was_and_nothing_is_found_twice(
 ) -> None:
     found, find = [], Tracer.find
     monkeypatch.setattr(Tracer, "find", lambda self, *words: found.append(1) or find(self, *words))
-    more = {"baselines": ["greedy_soup", "line-sweep"], "data": scattered.recipe()["data"] | {"second_look": 0.5}}
+    more = {
+        "baselines": ["greedy_soup", "line-sweep"],
+        "data": scattered.recipe()["data"] | {"second_look": 0.5},
+    }
     result = merge(
-        Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)), tmp_path / "out"
+        Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)),
+        tmp_path / "out",
     )
     lines = {line["node"]: line["groups"] for line in journal(result.folder, "aligned")}
     assert list(lines) == ["a+b", "aligned_soup", "greedy_soup", "line-sweep"] and len(found) == 1
@@ -98,29 +109,42 @@ def test_it_is_found_once(
     calls: Iterator[int] = interrupt(20)
     with pytest.raises(KeyboardInterrupt):
         merge(recipe(scattered, "weights"), tmp_path / "out")
-    monkeypatch.setattr("mega_hf.evaluation.aligner.weight_matching", lambda *_, **__: pytest.fail("found again"))
+    monkeypatch.setattr(
+        "mega_hf.evaluation.aligner.weight_matching", lambda *_, **__: pytest.fail("found again")
+    )
     result = merge(recipe(scattered, "weights"), tmp_path / "out")
     assert next(calls) > 20
     assert weights_of(result.folder) == weights_of(aligned.folder)
 
 
-def test_it_is_replayed_without_tracing(aligned: MergeResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mega_hf.evaluation.aligner.find_symmetry", lambda *_, **__: pytest.fail("traced"))
+def test_it_is_replayed_without_tracing(
+    aligned: MergeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mega_hf.evaluation.aligner.find_symmetry", lambda *_, **__: pytest.fail("traced")
+    )
     assert verify(aligned.folder).digests["file"] == aligned.record["digests"]["file"]
 
 
-def test_three_parents_are_put_beside_the_first(scattered: tiny.Pair, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_three_parents_are_put_beside_the_first(
+    scattered: tiny.Pair, pair: tiny.Pair, tmp_path: Path
+) -> None:
     parents = {"a": str(scattered.a), "c": str(scattered.a.parent / "b"), "b": str(scattered.b)}
     merges = tiny.MERGE | {"align": "weights"}
     result = merge(Recipe.from_dict(pair.recipe(merge=merges, parents=parents)), tmp_path / "out")
     first, second = journal(result.folder, "aligned")
     assert (first["parent"], second["parent"]) == ("c", "b")
-    assert not any(group["order"] != sorted(group["order"]) for group in first["groups"]), "it was in order"
+    assert not any(group["order"] != sorted(group["order"]) for group in first["groups"]), (
+        "it was in order"
+    )
     assert verify(result.folder).parents == 3
 
 
 def test_they_are_put_beside_the_parent_that_is_named(scattered: tiny.Pair, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"baselines": ["greedy_soup"], "data": scattered.recipe()["data"] | {"second_look": 0.5}}
+    more: dict[str, Any] = {
+        "baselines": ["greedy_soup"],
+        "data": scattered.recipe()["data"] | {"second_look": 0.5},
+    }
     merges = tiny.MERGE | {"align": "weights", "align_to": "b"}
     result = merge(Recipe.from_dict(scattered.recipe(merge=merges, **more)), tmp_path / "out")
     lines = journal(result.folder, "aligned")
@@ -129,27 +153,44 @@ def test_they_are_put_beside_the_parent_that_is_named(scattered: tiny.Pair, tmp_
     assert verify(result.folder, evaluate=3).parents == 2
     first = journal(merge(recipe(scattered, "weights"), tmp_path / "first").folder, "aligned")
     for there, back in zip(lines[0]["groups"], first[0]["groups"], strict=True):
-        assert [there["order"][place] for place in back["order"]] == list(range(back["size"])), "the way back"
+        assert [there["order"][place] for place in back["order"]] == list(range(back["size"])), (
+            "the way back"
+        )
 
 
 def test_of_another_parent_the_report_says_nothing_that_the_merge_did_not_do(
     scattered: tiny.Pair, tmp_path: Path
 ) -> None:
-    """A tree's last merge aligns others than the run's parents: their baselines have the first as their reference."""
+    """A tree's last merge aligns others than the run's parents: their baselines have the first as
+    their reference."""
     merges = {"ab": {"parents": ["a", "b"]}, "last": {"parents": ["ab", "c"], "align_to": "ab"}}
     parents = {"a": str(scattered.a), "b": str(scattered.b), "c": str(scattered.a.parent / "b")}
     more: dict[str, Any] = {"merges": merges, "parents": parents, "baselines": ["greedy_soup"]}
-    made = merge(Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)), tmp_path / "out")
+    made = merge(
+        Recipe.from_dict(scattered.recipe(merge=tiny.MERGE | {"align": "weights"}, **more)),
+        tmp_path / "out",
+    )
     assert [line["parent"] for line in journal(made.folder, "aligned")] == ["b", "c", "b", "c"]
     assert verify(made.folder).parents == 3
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("align", ["weights", "activations"])
-def test_two_processes_give_the_file_of_one(align: str, scattered: tiny.Pair, tmp_path: Path) -> None:
+def test_two_processes_give_the_file_of_one(
+    align: str, scattered: tiny.Pair, tmp_path: Path
+) -> None:
     one = merge(recipe(scattered, align), tmp_path / "one")
     file = scattered.write(tmp_path, merge=tiny.MERGE | {"align": align})
-    words = [*MEGA, "merge", str(file), "--out", str(tmp_path / "two"), "--quiet", "--num-processes", "2"]
+    words = [
+        *MEGA,
+        "merge",
+        str(file),
+        "--out",
+        str(tmp_path / "two"),
+        "--quiet",
+        "--num-processes",
+        "2",
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert weights_of(tmp_path / "two") == weights_of(one.folder)
@@ -170,9 +211,18 @@ def _drop_place(groups: list[dict[str, Any]]) -> None:
 
 LIES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "another order": (_swap, r"journal.jsonl"),
-    "no permutation": (lambda groups: groups[3].update(order=[0] * groups[3]["size"]), r"^journal.jsonl: .*aligned"),
-    "an order that changes the function": (_drop_place, r"^journal.jsonl: .*changed what it computes"),
-    "unknown entry": (lambda groups: groups[0]["places"][0].__setitem__(0, "x"), r"^journal.jsonl: .*aligned"),
+    "no permutation": (
+        lambda groups: groups[3].update(order=[0] * groups[3]["size"]),
+        r"^journal.jsonl: .*aligned",
+    ),
+    "an order that changes the function": (
+        _drop_place,
+        r"^journal.jsonl: .*changed what it computes",
+    ),
+    "unknown entry": (
+        lambda groups: groups[0]["places"][0].__setitem__(0, "x"),
+        r"^journal.jsonl: .*aligned",
+    ),
 }
 
 
@@ -214,7 +264,9 @@ def test_a_model_that_cant_be_traced_is_refused_before_anything_is_made(
         merge(Recipe.from_dict(json.loads(file.read_text())), tmp_path / "out")
 
 
-def test_the_card_says_nothing_of_statistics_that_were_blended(scattered: tiny.Pair, tmp_path: Path) -> None:
+def test_the_card_says_nothing_of_statistics_that_were_blended(
+    scattered: tiny.Pair, tmp_path: Path
+) -> None:
     """Aligning by activations shows calibration pictures too."""
     result = merge(recipe(scattered, "activations", batchnorm="blend"), tmp_path / "out")
     assert "calibration" in result.record["data"]

@@ -1,4 +1,5 @@
-"""`method: auto`: what it chooses for which parents, written out in recipe, journal, result and card."""
+"""`method: auto`: what it chooses for which parents, written out in recipe, journal, result and
+card."""
 
 from __future__ import annotations
 
@@ -37,9 +38,13 @@ def test_parents_in_one_valley_are_mixed_by_few_coefficients(close: Path) -> Non
     told = record(close)
     settings = told["nodes"][0]["merge"]
     assert {key: settings[key] for key in ("method", "encoding", "granularity")} == {
-        "method": "cma-es", "encoding": "mixing", "granularity": "stage",
-    }  # fmt: skip
-    assert "align" not in settings and any("one valley" in reason for reason in told["chosen"]["why"])
+        "method": "cma-es",
+        "encoding": "mixing",
+        "granularity": "stage",
+    }
+    assert "align" not in settings and any(
+        "one valley" in reason for reason in told["chosen"]["why"]
+    )
     assert "chosen by measuring them" in (close / "README.md").read_text()
     assert verify(close, evaluate=3).digests["file"] == told["digests"]["file"]
 
@@ -50,18 +55,26 @@ def test_what_was_chosen_is_written_out(close: Path, pair: tiny.Pair) -> None:
     assert is_ours and known.merge.method == "cma-es" and line["settings"]["method"] == "cma-es"
     assert set(line["correct"]) == {"a", "b", "average"}
     before = (close / "journal.jsonl").read_bytes()
-    assert merge(Recipe.from_dict(pair.recipe(merge=AUTO)), close).record == record(close), "it is still its recipe"
+    assert merge(Recipe.from_dict(pair.recipe(merge=AUTO)), close).record == record(close), (
+        "it is still its recipe"
+    )
     assert (close / "journal.jsonl").read_bytes() == before
 
 
-def test_parents_of_one_function_in_another_order_are_aligned(tmp_path: Path, pair: tiny.Pair) -> None:
+def test_parents_of_one_function_in_another_order_are_aligned(
+    tmp_path: Path, pair: tiny.Pair
+) -> None:
     """The second is the first, its channels shuffled, and a little noise, so that it is no copy."""
     model = tiny.fit(tiny.timm_model())
     first = tiny.save_timm(tmp_path / "first", model)
     groups = find_symmetry(model, (3, tiny.SIZE, tiny.SIZE), "cifar_resnet8").groups
     noise = torch.Generator().manual_seed(5)
     state = {
-        name: tensor + 0.001 * torch.randn(tensor.shape, generator=noise) if "conv" in name else tensor
+        name: (
+            tensor + 0.001 * torch.randn(tensor.shape, generator=noise)
+            if "conv" in name
+            else tensor
+        )
         for name, tensor in shuffle(model.state_dict(), groups)[0].items()
     }
     model.load_state_dict(state)
@@ -69,21 +82,32 @@ def test_parents_of_one_function_in_another_order_are_aligned(tmp_path: Path, pa
     tree = pair.recipe(merge=AUTO, parents={"a": str(first), "b": str(other)})
     told = merge(Recipe.from_dict(tree), tmp_path / "run").record
     assert told["chosen"]["settings"] == {
-        "batchnorm": "recalibrate", "method": "mega", "encoding": "direct", "align": "activations",
-    }  # fmt: skip
+        "batchnorm": "recalibrate",
+        "method": "mega",
+        "encoding": "direct",
+        "align": "activations",
+    }
     assert told["chosen"]["correct"]["aligned average"] > told["chosen"]["correct"]["average"]
     assert verify(tmp_path / "run").parents == 2
 
 
 def test_without_training_rows_statistics_are_blended(pair: tiny.Pair, tmp_path: Path) -> None:
-    rows = {name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))}
-    data = {"path": str(tiny.write_splits(tmp_path / "data", rows)), "validation": "validation", "test": "test"}
+    rows = {
+        name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))
+    }
+    data = {
+        "path": str(tiny.write_splits(tmp_path / "data", rows)),
+        "validation": "validation",
+        "test": "test",
+    }
     told = merge(Recipe.from_dict(pair.recipe(data=data, merge=AUTO)), tmp_path / "run").record
     assert told["chosen"]["settings"]["batchnorm"] == "blend" and "calibration" not in told["data"]
     assert verify(tmp_path / "run").parents == 2
 
 
-def test_an_interrupted_run_chooses_once(close: Path, pair: tiny.Pair, tmp_path: Path, interrupt: Any) -> None:
+def test_an_interrupted_run_chooses_once(
+    close: Path, pair: tiny.Pair, tmp_path: Path, interrupt: Any
+) -> None:
     interrupt(4)
     with pytest.raises(KeyboardInterrupt):
         merge(Recipe.from_dict(pair.recipe(merge=AUTO)), tmp_path / "run")
@@ -95,7 +119,16 @@ def test_an_interrupted_run_chooses_once(close: Path, pair: tiny.Pair, tmp_path:
 @pytest.mark.long
 def test_two_processes_choose_alike(close: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = pair.write(tmp_path, merge=AUTO)
-    words = [*MEGA, "merge", str(file), "--out", str(tmp_path / "two"), "--quiet", "--num-processes", "2"]
+    words = [
+        *MEGA,
+        "merge",
+        str(file),
+        "--out",
+        str(tmp_path / "two"),
+        "--quiet",
+        "--num-processes",
+        "2",
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert weights_of(tmp_path / "two") == weights_of(close)
@@ -105,24 +138,33 @@ def test_two_processes_choose_alike(close: Path, pair: tiny.Pair, tmp_path: Path
 def test_a_tree_is_chosen_for_as_a_whole(four: dict[str, Any], tmp_path: Path) -> None:
     tree = four | {"merge": AUTO}
     told = merge(Recipe.from_dict(tree), tmp_path / "run").record
-    assert {node["merge"]["method"] for node in told["nodes"]} == {told["chosen"]["settings"]["method"]}
+    assert {node["merge"]["method"] for node in told["nodes"]} == {
+        told["chosen"]["settings"]["method"]
+    }
     assert set(told["chosen"]["correct"]) >= {"a", "b", "c", "d", "average"}
     assert verify(tmp_path / "run").parents == 4
 
 
 @pytest.mark.parametrize("key", ["why", "settings", "correct"])
-def test_what_is_claimed_to_have_been_chosen_is_checked(key: str, close: Path, tmp_path: Path) -> None:
+def test_what_is_claimed_to_have_been_chosen_is_checked(
+    key: str, close: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "forged"
     subprocess.run(["cp", "-r", str(close), str(folder)], check=True)
     told = record(folder)
-    told["chosen"][key] = {"why": ["it is the best"], "settings": {"method": "mega"}, "correct": {"a": 60}}[key]
+    told["chosen"][key] = {
+        "why": ["it is the best"],
+        "settings": {"method": "mega"},
+        "correct": {"a": 60},
+    }[key]
     (folder / "result.json").write_text(json.dumps(told))
     with pytest.raises(VerificationError, match="what was chosen for it"):
         verify(folder)
 
 
 @pytest.mark.parametrize(
-    "more", [{"align": "weights"}, {"align_to": "b"}, {"encoding": "mixing"}, {"batchnorm": "blend"}]
+    "more",
+    [{"align": "weights"}, {"align_to": "b"}, {"encoding": "mixing"}, {"batchnorm": "blend"}],
 )
 def test_what_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) -> None:
     with pytest.raises(RecipeError, match="nothing, since auto chooses it"):
@@ -131,5 +173,9 @@ def test_what_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) 
 
 def test_a_dry_run_takes_an_open_recipe(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=AUTO, baselines=["random"]), "--dry-run")
-    assert answer.code == 0 and "method       auto: chosen once the parents are measured" in answer.out
-    assert "baselines    random 26 evaluations" in answer.out, "as many as the search, whichever is chosen"
+    assert (
+        answer.code == 0 and "method       auto: chosen once the parents are measured" in answer.out
+    )
+    assert "baselines    random 26 evaluations" in answer.out, (
+        "as many as the search, whichever is chosen"
+    )

@@ -13,7 +13,9 @@ from mega_hf.run.candidates import ALIGNED, BASELINES, uniform_soup
 
 
 def _parents(count, size, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32)
+    )
 
 
 @given(st.integers(1, 8), st.integers(1, 200), st.integers(0, 100))

@@ -1,4 +1,5 @@
-"""`mega-hf bench`: what it counts adds up, and it leaves nothing behind; how fast anything is, no test says."""
+"""`mega-hf bench`: what it counts adds up, and it leaves nothing behind; how fast anything is, no
+test says."""
 
 from __future__ import annotations
 
@@ -11,9 +12,16 @@ from mega_hf import Recipe, RunError, bench
 from tests.tools import tiny
 
 KEYS = {
-    "search_pictures_per_second", "eager_pictures_per_second", "compiled_pictures_per_second", "naive_seconds",
-    "search_seconds", "pictures_evaluated", "pictures_full", "peak_memory_bytes", "stages",
-}  # fmt: skip
+    "search_pictures_per_second",
+    "eager_pictures_per_second",
+    "compiled_pictures_per_second",
+    "naive_seconds",
+    "search_seconds",
+    "pictures_evaluated",
+    "pictures_full",
+    "peak_memory_bytes",
+    "stages",
+}
 
 
 def recipe(pair: tiny.Pair) -> dict[str, object]:
@@ -21,7 +29,9 @@ def recipe(pair: tiny.Pair) -> dict[str, object]:
 
 
 @pytest.mark.usefixtures("order_free")
-def test_what_it_counts_adds_up_and_it_leaves_nothing(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_what_it_counts_adds_up_and_it_leaves_nothing(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     answer = mega("bench", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--json", "--quiet")
     assert answer.code == 0, answer.err
@@ -32,14 +42,18 @@ def test_what_it_counts_adds_up_and_it_leaves_nothing(pair: tiny.Pair, tmp_path:
     assert 60 <= found["pictures_evaluated"] < found["pictures_full"]
     stages = found["stages"]
     assert found["search_seconds"] == pytest.approx(stages["search"])
-    assert found["search_pictures_per_second"] == pytest.approx(found["pictures_evaluated"] / stages["search"])
+    assert found["search_pictures_per_second"] == pytest.approx(
+        found["pictures_evaluated"] / stages["search"]
+    )
     assert stages["evaluating"] + stages["other"] == pytest.approx(stages["search"], abs=0.01)
     assert all(found[key] > 0 for key in KEYS - {"stages"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
 @pytest.mark.long
-def test_full_evaluation_shows_every_picture_and_the_table_says_so(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_full_evaluation_shows_every_picture_and_the_table_says_so(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     words = ("--out", tmp_path / "out", "--quiet", "--full-evaluation", "--forward", "compiled")
     answer = mega("bench", tmp_path / "recipe.yaml", *words)

@@ -10,7 +10,8 @@ from mega_hf.run.context import Run
 
 
 def test_a_stage_inside_another_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([10.0, 11.0, 15.0, 17.0])  # parents begin, training begins, training ends, parents end
+    # parents begin, training begins, training ends, parents end
+    ticks = iter([10.0, 11.0, 15.0, 17.0])
     monkeypatch.setattr("mega_hf.run.context.time.perf_counter", lambda: next(ticks))
     run = SimpleNamespace(seconds={})
     with Run.time(run, "parents"), Run.time(run, "training"):  # type: ignore[arg-type]

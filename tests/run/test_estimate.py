@@ -15,12 +15,18 @@ from tests.tools import tiny, trainings
 
 
 def of_four(data: Path, **changes: object) -> Recipe:
-    parents = {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"seed": 3}, "tune": {"seed": 4, "from": "a"}}
+    parents = {
+        "a": {"seed": 1},
+        "b": {"seed": 2},
+        "c": {"seed": 3},
+        "tune": {"seed": 4, "from": "a"},
+    }
     tree = trainings.tree(data, parents) | {"merge": tiny.MERGE, "merges": "pairwise"}
     return Recipe.from_dict(tree | changes)
 
 
-@pytest.mark.parametrize(("processes", "minutes"), [(1, 36), (2, 35), (3, 25), (8, 25)])  # two: a and c are of one
+# two: a and c are of one
+@pytest.mark.parametrize(("processes", "minutes"), [(1, 36), (2, 35), (3, 25), (8, 25)])
 def test_training_is_shared_as_it_will_be(processes: int, minutes: float, data: Path) -> None:
     made = replace(estimate(of_four(data)), processes=processes)
     made.training.update({"a": 10, "b": 1, "c": 15, "tune": 10})
@@ -43,7 +49,10 @@ def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
 
 
 def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(data: Path) -> None:
-    made = [estimate(of_four(data, merge=tiny.MERGE | {"encoding": how})) for how in ("direct", "mixing")]
+    made = [
+        estimate(of_four(data, merge=tiny.MERGE | {"encoding": how}))
+        for how in ("direct", "mixing")
+    ]
     direct, mixing = (replace(one, training={}) for one in made)
     assert direct.memory_bytes - mixing.memory_bytes == 4 * 14 * direct.weights - 4 * 90 * 3 * 8 * 8
     assert mixing.mapped_bytes == 4 * 2 * mixing.weights and direct.mapped_bytes == 0
@@ -74,24 +83,34 @@ def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) ->
     assert set(made.training) == {"a", "b", "c", "tune"}
     assert list(made.nodes) == ["a+b"], "a node of the same size stands for it"
     searches = sum(map(made.node_minutes, made.nodes.values()))
-    assert made.minutes == pytest.approx(made.training_minutes + searches + 4 * 60 * made.seconds_a_picture / 60)
+    assert made.minutes == pytest.approx(
+        made.training_minutes + searches + 4 * 60 * made.seconds_a_picture / 60
+    )
 
 
-def test_parents_that_were_trained_before_cost_no_training(data: Path, tmp_path: Path, mega) -> None:
+def test_parents_that_were_trained_before_cost_no_training(
+    data: Path, tmp_path: Path, mega
+) -> None:
     recipe, kept = of_four(data), tmp_path / "out" / "parents"
     train(recipe, tmp_path / "out", parent="tune")
     made = estimate(recipe, kept=kept)
     assert (set(made.trained), set(made.training)) == ({"a", "tune"}, {"b", "c"})
-    assert f"trained already: {kept / 'tune'}" in str(made) and "training     2 parents" in str(made)
+    assert f"trained already: {kept / 'tune'}" in str(made) and "training     2 parents" in str(
+        made
+    )
     assert set(estimate(recipe, kept=tmp_path / "nothing").training) == {"a", "b", "c", "tune"}
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(json.dumps(recipe.to_dict()))
     assert "trained already" in mega("merge", file, "--out", out, "--dry-run").out
     assert "trained already" in mega("merge", file, "--parents", kept, "--dry-run").out
-    assert "trained already" not in mega("merge", file, "--out", out, "--overwrite", "--dry-run").out
+    assert (
+        "trained already" not in mega("merge", file, "--out", out, "--overwrite", "--dry-run").out
+    )
 
 
-def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(data: Path, tmp_path: Path) -> None:
+def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(
+    data: Path, tmp_path: Path
+) -> None:
     train(of_four(data), tmp_path / "out", parent="b")
     changed = of_four(data, train=trainings.TRAIN | {"learning_rate": 0.001})
     with pytest.raises(RunError, match="b lies there, trained otherwise"):
@@ -101,7 +120,8 @@ def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(dat
 
 
 @pytest.mark.parametrize(
-    ("minutes", "text"), [(0.01, "1 second"), (0.5, "30 seconds"), (8, "8.0 minutes"), (90, "1.5 hours")]
+    ("minutes", "text"),
+    [(0.01, "1 second"), (0.5, "30 seconds"), (8, "8.0 minutes"), (90, "1.5 hours")],
 )
 def test_times_are_said_in_words(minutes: float, text: str) -> None:
     assert _about(minutes) == f"about {text}"

@@ -17,7 +17,9 @@ from tests.tools.run_files import OUTCOME
 def _recipe(seed=46, revision=None, **merge):
     data = {"path": "org/set", "revision": revision}
     merge = {"seed": seed, **merge}
-    return Recipe.from_dict({"name": "x", "data": data, "parents": {"a": "org/a", "b": "org/b"}, "merge": merge})
+    return Recipe.from_dict(
+        {"name": "x", "data": data, "parents": {"a": "org/a", "b": "org/b"}, "merge": merge}
+    )
 
 
 def _names(folder):
@@ -62,7 +64,14 @@ def test_another_recipe_is_refused_with_the_difference(out):
     with pytest.raises(RunError) as caught:
         folder.check(_recipe(seed=47, generations=5), overwrite=False)
     message = str(caught.value)
-    for line in ("-  seed: 46", "+  seed: 47", "-  generations: 20", "+  generations: 5", "--overwrite", str(out)):
+    for line in (
+        "-  seed: 46",
+        "+  seed: 47",
+        "-  generations: 20",
+        "+  generations: 5",
+        "--overwrite",
+        str(out),
+    ):
         assert line in message, message
     assert "population_size" not in message
     assert (out / "recipe.yaml").read_bytes() == before
@@ -90,7 +99,9 @@ def test_creating_twice_keeps_what_is_there_and_pins_what_was_open(out):
 def _named(a="org/a@main", revision="main", source="org/s", **merge):
     parents = {"a": a, "b": "org/b", "c": {"train": {"seed": 1, "from": source}}}
     data = {"path": "org/set", "revision": revision}
-    return Recipe.from_dict({"name": "x", "data": data, "parents": parents, "merge": merge, "merges": "pairwise"})
+    return Recipe.from_dict(
+        {"name": "x", "data": data, "parents": parents, "merge": merge, "merges": "pairwise"}
+    )
 
 
 def test_what_was_asked_for_by_name_stays_pinned_when_something_else_changes(out):
@@ -134,7 +145,8 @@ def test_a_file_in_the_way_is_refused(tmp_path, overwrite):
 
 
 def test_a_parent_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
-    """Asked of the system by os.access; a superuser may write everywhere, so the answer is given here."""
+    """Asked of the system by os.access; a superuser may write everywhere, so the answer is given
+    here."""
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
     with pytest.raises(RunError, match="no right to write"):
@@ -197,7 +209,11 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     (out / "merged").mkdir()
     (out / "merged" / "model.safetensors").write_bytes(b"weights")
     digest = merged_digest(out / "merged")
-    record = {"version": 1, "digests": {"file": digest, "recipe": _recipe().sha256}, "nodes": [{"name": "a+b"}]}
+    record = {
+        "version": 1,
+        "digests": {"file": digest, "recipe": _recipe().sha256},
+        "nodes": [{"name": "a+b"}],
+    }
     (out / "result.json").write_text(json.dumps(record))
     journal = Journal(out / "journal.jsonl")
     journal.node("a+b", "key").finish(OUTCOME | {"folder": folder_digest(out / "merged")})

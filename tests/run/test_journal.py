@@ -1,4 +1,5 @@
-"""The journal: what was written comes back, what was torn is measured again, what is damaged is an error."""
+"""The journal: what was written comes back, what was torn is measured again, what is damaged is an
+error."""
 
 import json
 import os
@@ -61,7 +62,9 @@ def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
         journal.add(generation, index, genome, counted, 0.1)
     for known in (journal, _known(path)):
         assert len(known) == len(fitness)
-        assert all(known.find(*key, f"{key[0]}{key[1]}") == counted for key, counted in fitness.items())
+        assert all(
+            known.find(*key, f"{key[0]}{key[1]}") == counted for key, counted in fitness.items()
+        )
 
 
 def test_what_was_measured_under_another_key_is_void(path):
@@ -73,7 +76,9 @@ def test_what_was_measured_under_another_key_is_void(path):
     again.add(1, 0, "10", (7, 9, 0), 0.5)
     assert _known(path, key="other").find(1, 0, "10") == (7, 9, 0)
     back = _opened(path)
-    assert len(back) == 0, "what was void stays void: the journal tells what is good now by its last key alone"
+    assert len(back) == 0, (
+        "what was void stays void: the journal tells what is good now by its last key alone"
+    )
 
 
 def test_nodes_may_be_mixed(path):
@@ -83,7 +88,10 @@ def test_nodes_may_be_mixed(path):
     for index in range(2):
         first.add(1, index, f"1{index}", (index, 9, 0), 1.0)
         second.add(1, index, f"1{index}", (index + 5, 9, 0), 2.0)
-    assert [_known(path, "c+d", "l").find(1, i, f"1{i}") for i in range(2)] == [(5, 9, 0), (6, 9, 0)]
+    assert [_known(path, "c+d", "l").find(1, i, f"1{i}") for i in range(2)] == [
+        (5, 9, 0),
+        (6, 9, 0),
+    ]
     assert (_known(path).seconds, _known(path, "c+d", "l").seconds) == (2.0, 4.0)
 
 
@@ -98,7 +106,9 @@ def test_the_order_is_read_back(path):
     journal = Journal(path)
     journal.begin(HEADER)
     assert journal.order is None
-    journal.append({"kind": "order", "key": "k", "ranking": ["b", "a"], "correct": {"a": 1, "b": 2}, "n": 9})
+    journal.append(
+        {"kind": "order", "key": "k", "ranking": ["b", "a"], "correct": {"a": 1, "b": 2}, "n": 9}
+    )
     assert Journal(path).order["ranking"] == ["b", "a"]
 
 
@@ -120,7 +130,11 @@ def test_every_line_is_on_the_disk_at_once(path):
 
 def test_the_system_is_asked_to_keep_each_line_once_it_is_whole(path, monkeypatch):
     journal, sync, seen = _begun(path, 0), os.fsync, []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(path.read_text().splitlines()), sync(descriptor)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda descriptor: (seen.append(path.read_text().splitlines()), sync(descriptor)),
+    )
     for index in range(2):
         journal.add(1, index, f"1{index}", (index, 9, 0), 0)
     assert [len(lines) for lines in seen] == [3, 4]
@@ -242,7 +256,9 @@ def test_a_damaged_line_is_an_error_that_names_it(path, damage):
     _begun(path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
-    with pytest.raises(RunError, match=r"journal\.jsonl:3: a damaged line[\s\S]*head -n 2[\s\S]*--overwrite"):
+    with pytest.raises(
+        RunError, match=r"journal\.jsonl:3: a damaged line[\s\S]*head -n 2[\s\S]*--overwrite"
+    ):
         Journal(path)
     path.write_bytes(b"".join(lines[:2]))  # what the remedy says
     assert len(_known(path)) == 0
@@ -269,7 +285,9 @@ def test_a_genome_is_found_wherever_it_was_measured(path):
 
 def test_another_genome_at_a_known_place_is_an_error(path):
     _begun(path)
-    with pytest.raises(RunError, match=r"individual 1 of generation 1 of a\+b is not the one[\s\S]*genome 11"):
+    with pytest.raises(
+        RunError, match=r"individual 1 of generation 1 of a\+b is not the one[\s\S]*genome 11"
+    ):
         _known(path).find(1, 1, "xx")
 
 

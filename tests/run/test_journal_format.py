@@ -41,13 +41,25 @@ def test_every_flipped_bit_is_noticed_and_the_line_named(path, number):
 def test_a_line_that_is_lost_or_moved_is_noticed(path):
     _begun(path, 4)
     lines = path.read_bytes().splitlines(keepends=True)
-    for changed in ([*lines[:2], *lines[3:]], [*lines[:2], lines[3], lines[2], *lines[4:]], [*lines[:3], *lines[2:]]):
+    for changed in (
+        [*lines[:2], *lines[3:]],
+        [*lines[:2], lines[3], lines[2], *lines[4:]],
+        [*lines[:3], *lines[2:]],
+    ):
         path.write_bytes(b"".join(changed))
         with pytest.raises(RunError, match=r"journal\.jsonl:[34]: a damaged line"):
             Journal(path)
 
 
-FITNESS = {"kind": "fitness", "node": "a+b", "generation": 1, "index": 0, "correct": 1, "n": 2, "genome": "g"}
+FITNESS = {
+    "kind": "fitness",
+    "node": "a+b",
+    "generation": 1,
+    "index": 0,
+    "correct": 1,
+    "n": 2,
+    "genome": "g",
+}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,12 @@ def recipe(pair: tiny.Pair, method: str, **more: Any) -> Recipe:
 
 @pytest.mark.parametrize(
     ("method", "encoding"),
-    [(method, how) for method in METHODS for how in ("direct", "mixing") if (method, how) != ("cma-es", "direct")],
+    [
+        (method, how)
+        for method in METHODS
+        for how in ("direct", "mixing")
+        if (method, how) != ("cma-es", "direct")
+    ],
 )
 def test_a_merge_by_this_method_is_resumed_and_verified(
     method: str, encoding: str, pair: tiny.Pair, tmp_path: Path, interrupt: Any
@@ -44,7 +49,9 @@ def test_a_merge_by_this_method_is_resumed_and_verified(
         assert rows["merged"]["test"] == rows["uniform_soup"]["test"]
     else:
         best = max(rows[f"{name} recalibrated"]["validation"]["correct"] for name in "ab")
-        assert rows["merged"]["validation"]["correct"] >= best - 1, "both parents were among what was tried"
+        assert rows["merged"]["validation"]["correct"] >= best - 1, (
+            "both parents were among what was tried"
+        )
 
 
 @pytest.mark.parametrize("method", ["mega", "greedy_soup", "cma-es"])
@@ -66,8 +73,15 @@ def test_losses_that_decide_between_equals_are_resumed_and_verified(
 def test_two_processes_count_the_same_losses(method: str, pair: tiny.Pair, tmp_path: Path) -> None:
     made = recipe(pair, method, fitness="accuracy+loss")
     result = merge(made, tmp_path / "one")
-    words = [*MEGA, "merge", str(pair.write(tmp_path, **{"merge": made.to_dict()["merge"]})), "--quiet"]
-    done = subprocess.run([*words, "--out", str(tmp_path / "two"), "--num-processes", "2"], capture_output=True)
+    words = [
+        *MEGA,
+        "merge",
+        str(pair.write(tmp_path, **{"merge": made.to_dict()["merge"]})),
+        "--quiet",
+    ]
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path / "two"), "--num-processes", "2"], capture_output=True
+    )
     assert done.returncode == 0 and weights_of(tmp_path / "two") == weights_of(result.folder)
 
 
@@ -76,7 +90,11 @@ def test_a_loss_that_was_changed_in_the_journal_shows(pair: tiny.Pair, tmp_path:
     lines = journal(result.folder)
     best = next(line for line in lines if line["kind"] == "merged")
     for line in lines:
-        if line["kind"] == "fitness" and line["correct"] == best["correct"] and line["n"] == best["n"]:
+        if (
+            line["kind"] == "fitness"
+            and line["correct"] == best["correct"]
+            and line["n"] == best["n"]
+        ):
             line["loss"] = 10**9 if line["index"] == best["index"] else 1
     (result.folder / "journal.jsonl").write_bytes(journal_of(lines))
     claim(result.folder, "digests", "journal", value=file_digest(result.folder / "journal.jsonl"))
@@ -86,11 +104,16 @@ def test_a_loss_that_was_changed_in_the_journal_shows(pair: tiny.Pair, tmp_path:
 
 def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
     merges = {
-        "ab": {"parents": ["a", "b"], "method": "line-sweep"}, "cd": {"parents": ["c", "d"], "method": "greedy_soup"},
+        "ab": {"parents": ["a", "b"], "method": "line-sweep"},
+        "cd": {"parents": ["c", "d"], "method": "greedy_soup"},
         "all": {"parents": ["ab", "cd"]},
-    }  # fmt: skip
+    }
     result = merge(Recipe.from_dict(four | {"merges": merges}), tmp_path / "out")
-    assert [node["merge"]["method"] for node in result.record["nodes"]] == ["line-sweep", "greedy_soup", "mega"]
+    assert [node["merge"]["method"] for node in result.record["nodes"]] == [
+        "line-sweep",
+        "greedy_soup",
+        "mega",
+    ]
     assert verify(result.folder).parents == 4
 
 
@@ -104,23 +127,40 @@ def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
         ({"method": "random", "variant": "reference"}, "the published code has no other"),
     ],
 )
-def test_what_a_method_cant_do_is_refused(changes: dict[str, Any], said: str, four: dict[str, Any]) -> None:
+def test_what_a_method_cant_do_is_refused(
+    changes: dict[str, Any], said: str, four: dict[str, Any]
+) -> None:
     tree = four | {"merges": "joint", "merge": tiny.MERGE | changes}
     with pytest.raises(RecipeError, match=said):
         Recipe.from_dict(tree)
 
 
-def test_a_dry_run_says_how_many_a_method_measures(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
-    for method, count in (("line-sweep", 21), ("uniform_soup", 1), ("greedy_soup", 4), ("random", 26), ("choose", 2)):
+def test_a_dry_run_says_how_many_a_method_measures(
+    pair: tiny.Pair, tmp_path: Path, mega: Any
+) -> None:
+    for method, count in (
+        ("line-sweep", 21),
+        ("uniform_soup", 1),
+        ("greedy_soup", 4),
+        ("random", 26),
+        ("choose", 2),
+    ):
         file = pair.write(tmp_path / method, merge=tiny.MERGE | {"method": method})
         answer = mega("merge", file, "--dry-run")
         assert answer.code == 0 and f"evaluations  {count} in 1 merge" in answer.out
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_card_tells_of_the_method_that_was_used(method: str, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_the_card_tells_of_the_method_that_was_used(
+    method: str, pair: tiny.Pair, tmp_path: Path
+) -> None:
     result = merge(recipe(pair, method), tmp_path / "out")
     head = (result.folder / "README.md").read_text().partition("## Use")[0]
     assert "genetic algorithm" not in head and "MeGA" not in head
-    words = {"random": "at random", "line-sweep": "sweep", "choose": "as they are", "cma-es": "CMA-ES"}
+    words = {
+        "random": "at random",
+        "line-sweep": "sweep",
+        "choose": "as they are",
+        "cma-es": "CMA-ES",
+    }
     assert words.get(method, "averag") in head

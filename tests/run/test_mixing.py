@@ -1,4 +1,5 @@
-"""Merges by coefficients: found by the same search, resumed, shared out, verified and pulled apart as all others."""
+"""Merges by coefficients: found by the same search, resumed, shared out, verified and pulled apart
+as all others."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.tools.run_files import weights_of
 from tests.tools.started import MEGA, assert_one_result
 
 MIXING = tiny.MERGE | {"encoding": "mixing", "mutation": {"rate": 0.5, "std": 0.3}}
-ALONE = MIXING | {"founders": {"include_parents": False}}  # so that no parent wins, on whatever processor
+# so that no parent wins, on whatever processor
+ALONE = MIXING | {"founders": {"include_parents": False}}
 SMALL = {"batch_size": 10}
 
 
@@ -43,7 +45,9 @@ def test_the_recipe_of_a_run_says_so(mixed: MergeResult) -> None:
     assert mixed.record["nodes"][0]["merge"]["encoding"] == "mixing"
 
 
-def test_a_granularity_that_would_do_nothing_is_refused(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_granularity_that_would_do_nothing_is_refused(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     answer = mega("merge", pair.write(tmp_path), "--set", "merge.granularity=tensor", "--dry-run")
     assert answer.code == 2
     assert "granularity" in answer.err and "encoding: mixing" in answer.err
@@ -64,7 +68,9 @@ def test_a_run_resumes_from_any_line(mixed: MergeResult, pair: tiny.Pair, tmp_pa
 
 
 @pytest.mark.long
-def test_two_processes_give_the_file_of_one(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_two_processes_give_the_file_of_one(
+    mixed: MergeResult, pair: tiny.Pair, tmp_path: Path
+) -> None:
     file = pair.write(tmp_path, merge=ALONE, evaluation=SMALL)
     words = ["merge", str(file), "--out", str(tmp_path / "out"), "--quiet", "--num-processes", "2"]
     done = subprocess.run([*MEGA, *words], capture_output=True, text=True)
@@ -77,7 +83,9 @@ def test_it_is_verified_bit_for_bit(mixed: MergeResult, pair: tiny.Pair) -> None
     assert found.digests["file"] == mixed.record["digests"]["file"]
 
 
-def test_full_evaluation_finds_the_same(mixed: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_full_evaluation_finds_the_same(
+    mixed: MergeResult, pair: tiny.Pair, tmp_path: Path
+) -> None:
     recipe = Recipe.from_dict(pair.recipe(merge=ALONE, evaluation=SMALL))
     merge(recipe, tmp_path / "out", full_evaluation=True)
     assert weights_of(tmp_path / "out") == weights_of(mixed.folder)
@@ -86,7 +94,8 @@ def test_full_evaluation_finds_the_same(mixed: MergeResult, pair: tiny.Pair, tmp
 def test_in_a_tree_coefficients_of_one_merge_are_not_taken_for_those_of_another(
     four: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Each parent is the coefficients 1 and 0 of its merge; what was measured of one must not be said of another."""
+    """Each parent is the coefficients 1 and 0 of its merge; what was measured of one must not be
+    said of another."""
     result = merge(Recipe.from_dict(four | {"merge": MIXING}), tmp_path / "out")
     counted = {model["name"]: model["validation"]["correct"] for model in result.record["models"]}
     journal, known = Journal(tmp_path / "out" / "journal.jsonl"), 0
@@ -100,15 +109,21 @@ def test_in_a_tree_coefficients_of_one_merge_are_not_taken_for_those_of_another(
 
 def test_the_merges_of_a_tree_may_differ(four: dict[str, Any], tmp_path: Path) -> None:
     nodes: dict[str, Any] = {
-        "ab": {"parents": ["a", "b"], "encoding": "direct"}, "cd": {"parents": ["c", "d"], "granularity": "model"},
+        "ab": {"parents": ["a", "b"], "encoding": "direct"},
+        "cd": {"parents": ["c", "d"], "granularity": "model"},
         "top": {"parents": ["ab", "cd"]},
-    }  # fmt: skip
-    Recipe.from_dict(four | {"merge": MIXING | {"granularity": "tensor"}, "merges": nodes})  # ab has no use for it
+    }
+    # ab has no use for it
+    Recipe.from_dict(four | {"merge": MIXING | {"granularity": "tensor"}, "merges": nodes})
     recipe = Recipe.from_dict(four | {"merge": MIXING, "merges": nodes})
     again = Recipe.from_dict(recipe.to_dict())
     assert again == recipe and again.sha256 == recipe.sha256
     found = {name: (node.encoding, node.granularity) for name, node in recipe.nodes().items()}
-    assert found == {"ab": ("direct", "layer"), "cd": ("mixing", "model"), "top": ("mixing", "layer")}
+    assert found == {
+        "ab": ("direct", "layer"),
+        "cd": ("mixing", "model"),
+        "top": ("mixing", "layer"),
+    }
     merge(recipe, tmp_path / "out")
     verify(tmp_path / "out")
 
@@ -133,8 +148,14 @@ def test_a_population_without_memory_is_refused_before_it_is_made(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2**20))
     recipe = pair.write(tmp_path)
     answer = mega("merge", recipe, "--out", tmp_path / "out")
-    assert answer.code == 2 and "no memory for the population" in answer.err and "encoding: mixing" in answer.err
-    mixing = mega("merge", recipe, "--out", tmp_path / "out", "--update", "--set", "merge.encoding=mixing")
+    assert (
+        answer.code == 2
+        and "no memory for the population" in answer.err
+        and "encoding: mixing" in answer.err
+    )
+    mixing = mega(
+        "merge", recipe, "--out", tmp_path / "out", "--update", "--set", "merge.encoding=mixing"
+    )
     assert mixing.code == 0, mixing.err
 
 

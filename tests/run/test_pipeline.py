@@ -47,9 +47,24 @@ def test_the_journal(finished: MergeResult) -> None:
     assert header["forward_path"]
     assert len(fitness) == EVALUATIONS
     assert {frozenset(line) for line in fitness} == {
-        frozenset(["kind", "node", "generation", "index", "correct", "n", "genome", "seconds", "pictures", "crc"])
+        frozenset(
+            [
+                "kind",
+                "node",
+                "generation",
+                "index",
+                "correct",
+                "n",
+                "genome",
+                "seconds",
+                "pictures",
+                "crc",
+            ]
+        )
     }
-    generations = [[line["index"] for line in fitness if line["generation"] == g] for g in range(1, 6)]
+    generations = [
+        [line["index"] for line in fitness if line["generation"] == g] for g in range(1, 6)
+    ]
     assert generations == [list(range(6)), *[list(range(1, 6))] * 4], "the elite keeps its fitness"
     assert {line["n"] for line in fitness} == {60}
 
@@ -61,16 +76,22 @@ def test_the_winner_is_a_child_and_no_parent(finished: MergeResult, pair: tiny.P
         stored = load_file(parent / "model.safetensors")
         assert not torch.equal(stored["fc.weight"], finished.weights["fc.weight"])
     report = finished.report
-    assert report.merged["validation"]["correct"] > max(m["validation"]["correct"] for m in report.models[:2])
+    assert report.merged["validation"]["correct"] > max(
+        m["validation"]["correct"] for m in report.models[:2]
+    )
 
 
 def test_the_result_record(finished: MergeResult) -> None:
     record = json.loads((finished.folder / "result.json").read_text())
     assert record["version"] == 1
     assert [(m["name"], m["role"]) for m in record["models"]] == [
-        ("a", "parent"), ("b", "parent"), ("a recalibrated", "treated_parent"), ("b recalibrated", "treated_parent"),
-        ("uniform_soup", "baseline"), ("merged", "merged"),
-    ]  # fmt: skip
+        ("a", "parent"),
+        ("b", "parent"),
+        ("a recalibrated", "treated_parent"),
+        ("b recalibrated", "treated_parent"),
+        ("uniform_soup", "baseline"),
+        ("merged", "merged"),
+    ]
     for model in record["models"]:
         level = set() if model["role"] in ("baseline", "treated_parent") else {"level"}
         assert set(model) == {"name", "role", "validation", "test"} | level
@@ -80,7 +101,14 @@ def test_the_result_record(finished: MergeResult) -> None:
             assert counted["n"] == tiny.ROWS[name]
             assert type(counted["correct"]) is int
             assert 0 <= counted["correct"] <= counted["n"]
-    assert set(record["paired"]) == {"against", "only_merged_right", "only_other_right", "p", "low", "high"}
+    assert set(record["paired"]) == {
+        "against",
+        "only_merged_right",
+        "only_other_right",
+        "p",
+        "low",
+        "high",
+    }
     digests = record["digests"]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()), digests
     assert {"weights", "statistics", "file", "recipe", "journal"} <= set(digests)
@@ -90,7 +118,9 @@ def test_the_result_record(finished: MergeResult) -> None:
     assert len(record["history"]) == 5
 
 
-def test_the_models_are_counted_as_their_users_count_them(finished: MergeResult, pair: tiny.Pair) -> None:
+def test_the_models_are_counted_as_their_users_count_them(
+    finished: MergeResult, pair: tiny.Pair
+) -> None:
     import timm
 
     folders = {"a": pair.a, "b": pair.b, "merged": finished.merged}
@@ -104,7 +134,9 @@ def test_the_models_are_counted_as_their_users_count_them(finished: MergeResult,
 def test_the_uniform_soup_is_the_parents_mean(finished: MergeResult, pair: tiny.Pair) -> None:
     left, right = (load_file(folder / "model.safetensors") for folder in (pair.a, pair.b))
     model = tiny.timm_model()
-    model.load_state_dict({k: (v + right[k]) / 2 if v.is_floating_point() else v for k, v in left.items()})
+    model.load_state_dict(
+        {k: (v + right[k]) / 2 if v.is_floating_point() else v for k, v in left.items()}
+    )
     tiny.recalibrate(model)
     row = next(m for m in finished.report.models if m["name"] == "uniform_soup")
     assert row["test"]["correct"] == tiny.count(model, "test")
@@ -136,7 +168,11 @@ def test_the_search_counted_what_was_saved(finished: MergeResult) -> None:
         for line in lines(finished.folder)[1:]
         if (line["generation"], line["index"]) == (search["generation"], search["index"])
     )
-    assert line["correct"] == search["correct"] == max(entry["correct"] for entry in lines(finished.folder)[1:])
+    assert (
+        line["correct"]
+        == search["correct"]
+        == max(entry["correct"] for entry in lines(finished.folder)[1:])
+    )
     assert abs(search["correct"] - finished.report.merged["validation"]["correct"]) <= 1
 
 
@@ -157,12 +193,16 @@ def test_two_runs_give_one_file(finished: MergeResult, pair: tiny.Pair, tmp_path
     assert again.record["models"] == finished.record["models"]
 
 
-def test_another_seed_gives_another_file(finished: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_another_seed_gives_another_file(
+    finished: MergeResult, pair: tiny.Pair, tmp_path: Path
+) -> None:
     other = merge(Recipe.from_dict(pair.recipe(merge=tiny.MERGE | {"seed": 7})), tmp_path / "other")
     assert weights_of(other.folder) != weights_of(finished.folder)
 
 
-def test_no_global_seed_is_set_or_read(finished: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_no_global_seed_is_set_or_read(
+    finished: MergeResult, pair: tiny.Pair, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)
@@ -197,7 +237,9 @@ def test_a_result_that_cannot_be_read(damage: str, copied: Path) -> None:
     if damage == "missing":
         file.unlink()
     else:
-        file.write_text({"no JSON": "{", "another version": '{"version": 99}', "a list": "[]"}[damage])
+        file.write_text(
+            {"no JSON": "{", "another version": '{"version": 99}', "a list": "[]"}[damage]
+        )
     with pytest.raises(RunError) as refusal:
         MergeResult.load(copied)
     for part in ("expected:", "got:", "remedy:"):

@@ -1,4 +1,5 @@
-"""Merges whose BatchNorm statistics are computed anew: the same for all that is compared, replayed, and verified."""
+"""Merges whose BatchNorm statistics are computed anew: the same for all that is compared, replayed,
+and verified."""
 
 from __future__ import annotations
 
@@ -21,32 +22,55 @@ from tests.tools.forged import claim, settle
 from tests.tools.run_files import journal, weights_of
 
 
-def test_every_row_of_the_report_that_is_compared_was_treated_alike(finished: MergeResult, pair: tiny.Pair) -> None:
+def test_every_row_of_the_report_that_is_compared_was_treated_alike(
+    finished: MergeResult, pair: tiny.Pair
+) -> None:
     rows = {model["name"]: model for model in finished.report.models}
     for name, folder in (("a", pair.a), ("b", pair.b)):
         model = tiny.recalibrate(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
         for split in ("validation", "test"):
-            assert abs(rows[f"{name} recalibrated"][split]["correct"] - tiny.count(model, split)) <= 1
+            assert (
+                abs(rows[f"{name} recalibrated"][split]["correct"] - tiny.count(model, split)) <= 1
+            )
     card = (finished.folder / "README.md").read_text()
     assert "BatchNorm's statistics were computed anew on 120 rows of train (seed 46)" in card
 
 
 def test_the_merged_model_holds_the_statistics_that_its_weights_have(finished: MergeResult) -> None:
     model = timm.create_model(f"local-dir:{finished.merged}", pretrained=True).eval()
-    found = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" in name}
+    found = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "running" in name
+    }
     expected = tiny.recalibrate(model).state_dict()
-    assert found and all(torch.allclose(expected[name], found[name], rtol=1e-3, atol=1e-5) for name in found)
-    counters = {name: t for name, t in finished.weights.items() if name.endswith("num_batches_tracked")}
+    assert found and all(
+        torch.allclose(expected[name], found[name], rtol=1e-3, atol=1e-5) for name in found
+    )
+    counters = {
+        name: t for name, t in finished.weights.items() if name.endswith("num_batches_tracked")
+    }
     assert len({int(counter) for counter in counters.values()}) == 1 and counters
 
 
-def test_blended_it_is_another_model_and_no_training_picture_is_needed(pair: tiny.Pair, tmp_path: Path) -> None:
-    rows = {name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))}
-    data = {"path": str(tiny.write_splits(tmp_path / "data", rows)), "validation": "validation", "test": "test"}
+def test_blended_it_is_another_model_and_no_training_picture_is_needed(
+    pair: tiny.Pair, tmp_path: Path
+) -> None:
+    rows = {
+        name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))
+    }
+    data = {
+        "path": str(tiny.write_splits(tmp_path / "data", rows)),
+        "validation": "validation",
+        "test": "test",
+    }
     data |= {"second_look": 0.0}
     blend = tiny.MERGE | {"batchnorm": "blend"}
     result = merge(Recipe.from_dict(pair.recipe(data=data, merge=blend)), tmp_path / "out")
-    assert [model["role"] for model in result.report.models] == ["parent", "parent", "baseline", "merged"]
+    assert [model["role"] for model in result.report.models] == [
+        "parent",
+        "parent",
+        "baseline",
+        "merged",
+    ]
     assert "calibration" not in result.record["data"]
     with pytest.raises(DataError, match=r"no pictures to recalibrate[\s\S]*merge.batchnorm=blend"):
         merge(Recipe.from_dict(pair.recipe(data=data)), tmp_path / "other")
@@ -54,9 +78,13 @@ def test_blended_it_is_another_model_and_no_training_picture_is_needed(pair: tin
 
 
 def test_a_model_without_batchnorm_needs_no_training_picture(tmp_path: Path) -> None:
-    rows = {name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))}
+    rows = {
+        name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))
+    }
     model = tiny.timm_model("test_vit", img_size=8, patch_size=4)
-    pair = tiny.make_pair(tmp_path, model, strength=0.5, data=tiny.write_splits(tmp_path / "data", rows))
+    pair = tiny.make_pair(
+        tmp_path, model, strength=0.5, data=tiny.write_splits(tmp_path / "data", rows)
+    )
     result = merge(Recipe.from_dict(pair.recipe()), tmp_path / "out")
     assert "treated_parent" not in [model["role"] for model in result.report.models]
     assert verify(tmp_path / "out").digests["file"] == result.record["digests"]["file"]
@@ -72,14 +100,19 @@ def test_calibration_rows_are_drawn_from_what_training_has(data: Path) -> None:
     rows = first.calibration.indices.tolist()
     assert len(set(rows)) == 50 and rows == sorted(rows) and max(rows) < 80
     assert rows == again.calibration.indices.tolist() and first.digests == again.digests
-    other = load_splits(spec.model_copy(update={"calibration": Calibration(size=50, seed=4)})).calibration
+    other = load_splits(
+        spec.model_copy(update={"calibration": Calibration(size=50, seed=4)})
+    ).calibration
     assert other is not None and other.indices.tolist() != rows
     assert first.data.calibration == spec.calibration
     assert first.calibration.spec == "50 rows of train[:80] (seed 3)"
 
 
 def test_a_slice_that_overlaps_is_refused(data: Path) -> None:
-    for rows, what in (("train[30:50]", "validation and calibration"), ("test[:5]", "test and calibration")):
+    for rows, what in (
+        ("train[30:50]", "validation and calibration"),
+        ("test[:5]", "test and calibration"),
+    ):
         spec = Data(path=str(data), validation="train[40:60]", test="test", calibration=rows)
         with pytest.raises(DataError, match=f"{what} overlap"):
             load_splits(spec)
@@ -99,7 +132,8 @@ def test_other_calibration_rows_make_the_merge_anew(copied: Path, pair: tiny.Pai
     changed = Recipe.from_dict(tree | {"data": tree["data"] | {"calibration": {"size": 60}}})
     merge(changed, copied, update=True)
     assert weights_of(copied) != before
-    back = Recipe.from_dict(tree | {"data": tree["data"] | {"calibration": {"size": 1280}}})  # more than there are
+    # more than there are
+    back = Recipe.from_dict(tree | {"data": tree["data"] | {"calibration": {"size": 1280}}})
     merge(back, copied, update=True)
     assert weights_of(copied) == before
 
@@ -112,7 +146,9 @@ def test_a_recipe_that_blends_has_the_digest_that_it_had(pair: tiny.Pair) -> Non
     recalibrates = Recipe.from_dict(pair.recipe())
     assert blends.sha256 != recalibrates.sha256
     assert "batchnorm" not in next(iter(blends.nodes().values())).settings
-    assert blends.to_dict()["merge"]["batchnorm"] == "blend", "read again, it must not be taken for the default"
+    assert blends.to_dict()["merge"]["batchnorm"] == "blend", (
+        "read again, it must not be taken for the default"
+    )
     assert Recipe.from_dict(blends.to_dict()).sha256 == blends.sha256
 
 
@@ -128,7 +164,9 @@ def _shift_statistics(folder: Path, by: float) -> None:
 
 def test_statistics_that_were_changed_are_noticed_without_data(copied: Path) -> None:
     _shift_statistics(copied, 1.5)
-    with pytest.raises(VerificationError, match=r"^model.safetensors: [\s\S]*BatchNorm's statistics"):
+    with pytest.raises(
+        VerificationError, match=r"^model.safetensors: [\s\S]*BatchNorm's statistics"
+    ):
         verify(copied)
 
 
@@ -139,7 +177,11 @@ def test_statistics_that_a_forger_settled_are_noticed_with_the_data(copied: Path
     _shift_statistics(copied, 1.5)
     state = open_model(copied / "merged").state()
     statistics = digest({name: tensor for name, tensor in state.items() if "running" in name})
-    digests = {"statistics": statistics, "state": digest(state), "file": merged_digest(copied / "merged")}
+    digests = {
+        "statistics": statistics,
+        "state": digest(state),
+        "file": merged_digest(copied / "merged"),
+    }
     lines = journal(copied)
     for line in lines:
         line.update(digests if line["kind"] == "merged" else {})
@@ -151,7 +193,9 @@ def test_statistics_that_a_forger_settled_are_noticed_with_the_data(copied: Path
         claim(copied, "nodes", 0, "digests", key, value=value)
     settle(copied)
     assert "BatchNorm's statistics: they take the data" in str(verify(copied))
-    with pytest.raises(VerificationError, match=r"statistics of a.b do not follow from its weights"):
+    with pytest.raises(
+        VerificationError, match=r"statistics of a.b do not follow from its weights"
+    ):
         verify(copied, evaluate=0)
 
 
@@ -164,7 +208,10 @@ def test_with_the_data_statistics_are_computed_again(copied: Path) -> None:
 def test_without_a_model_the_data_give_its_very_file(copied: Path, finished: MergeResult) -> None:
     shutil.rmtree(copied / "merged")
     verified = verify(copied)
-    assert "file" not in verified.digests and verified.digests["weights"] == finished.record["digests"]["weights"]
+    assert (
+        "file" not in verified.digests
+        and verified.digests["weights"] == finished.record["digests"]["weights"]
+    )
     assert "not made again" in str(verified)
     assert json.dumps(verified.to_dict())
     verified = verify(copied, evaluate=3)
@@ -185,7 +232,9 @@ def test_a_run_whose_record_hides_that_it_was_recalibrated_is_named(copied: Path
         verify(copied)
 
 
-def test_a_file_that_rounds_otherwise_is_said_to_be_another(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_rounds_otherwise_is_said_to_be_another(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on another processor: a last bit of a statistic differs, and every weight is the same."""
     from mega_hf.evaluation.calibration import Calibration
 

@@ -1,4 +1,5 @@
-"""Baselines that are searched for, and the second look that names the merged model: run, resumed, replayed, forged."""
+"""Baselines that are searched for, and the second look that names the merged model: run, resumed,
+replayed, forged."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mega_hf import DataError, MergeResult, Recipe, RecipeError, RunError, VerificationError, merge, merge_only, verify
+from mega_hf import (
+    DataError,
+    MergeResult,
+    Recipe,
+    RecipeError,
+    RunError,
+    VerificationError,
+    merge,
+    merge_only,
+    verify,
+)
 from mega_hf.hub.bundle import portable_files, restore
 from mega_hf.report.card import draw_mermaid, write_card
 from mega_hf.report.result import tree_rows
@@ -47,9 +58,15 @@ def test_a_run_by_default_has_baselines_an_ensemble_and_a_second_look(run: Path)
     roles = {model["name"]: model["role"] for model in told["models"]}
     assert [node["name"] for node in told["baselines"]] == BASELINES
     assert [name for name, role in roles.items() if role == "baseline"] == BASELINES
-    assert roles["ensemble"] == "ceiling" and roles["a+b"] == "searched" and roles["merged"] == "merged"
+    assert (
+        roles["ensemble"] == "ceiling"
+        and roles["a+b"] == "searched"
+        and roles["merged"] == "merged"
+    )
     assert names(run / "nodes") == {"a+b", *BASELINES}
-    evaluations = {node["name"]: node["search"]["evaluations"] for node in (*told["nodes"], *told["baselines"])}
+    evaluations = {
+        node["name"]: node["search"]["evaluations"] for node in (*told["nodes"], *told["baselines"])
+    }
     assert evaluations["random"] == evaluations["a+b"] == EVALUATIONS, "at the same cost"
 
 
@@ -57,19 +74,29 @@ def test_the_merged_model_is_the_one_that_the_other_rows_chose(run: Path) -> Non
     told = record(run)
     look = told["second_look"]
     (bits,) = journal(run, "answered")
-    right = [np.unpackbits(np.frombuffer(bytes.fromhex(one), dtype=np.uint8), count=30) for one in bits["right"]]
+    right = [
+        np.unpackbits(np.frombuffer(bytes.fromhex(one), dtype=np.uint8), count=30)
+        for one in bits["right"]
+    ]
     counts = {one["name"]: one["correct"] for one in look["finalists"]}
     assert list(counts.values()) == [int(one.sum()) for one in right] and look["search"]["n"] == 30
     first = look["chosen"]
     best = list(counts).index(max(counts, key=counts.__getitem__))
     behind = max(counts.values()) - counts[first]
-    assert behind**2 <= (right[best] != right[list(counts).index(first)]).sum(), "no more than a standard error"
-    digests = {node["name"]: node["digests"]["weights"] for node in (*told["nodes"], *told["baselines"])}
+    assert behind**2 <= (right[best] != right[list(counts).index(first)]).sum(), (
+        "no more than a standard error"
+    )
+    digests = {
+        node["name"]: node["digests"]["weights"] for node in (*told["nodes"], *told["baselines"])
+    }
     rows = {model["name"]: model for model in told["models"]}
     assert told["digests"]["weights"] == digests.get(first, told["digests"]["weights"])
     shown = rows[first] if first in digests else rows[f"{first} recalibrated"]
     assert rows["merged"]["test"] == shown["test"]
-    assert f"30 rows that no search has seen: {'the' if first != 'a+b' else ''}" in (run / "README.md").read_text()
+    assert (
+        f"30 rows that no search has seen: {'the' if first != 'a+b' else ''}"
+        in (run / "README.md").read_text()
+    )
 
 
 def test_no_search_saw_the_rows_of_the_second_look(pair: tiny.Pair) -> None:
@@ -77,15 +104,22 @@ def test_no_search_saw_the_rows_of_the_second_look(pair: tiny.Pair) -> None:
     assert splits.second_look is not None
     searched, later = splits.validation.indices, splits.second_look.indices
     assert not set(searched) & set(later) and sorted([*searched, *later]) == list(range(60))
-    assert np.array_equal(load_splits(Recipe.from_dict(whole(pair)).data).second_look.indices, later)  # type: ignore[union-attr]
+    assert np.array_equal(
+        load_splits(Recipe.from_dict(whole(pair)).data).second_look.indices, later
+    )  # type: ignore[union-attr]
 
 
-def test_a_search_that_found_less_than_the_average_does_not_become_the_merge(pair: tiny.Pair, tmp_path: Path) -> None:
-    """The parents lie on both sides of a good model; a search that mixes nothing can only find one of them."""
+def test_a_search_that_found_less_than_the_average_does_not_become_the_merge(
+    pair: tiny.Pair, tmp_path: Path
+) -> None:
+    """The parents lie on both sides of a good model; a search that mixes nothing can only find one
+    of them."""
     tree = whole(pair, merge=tiny.MERGE | {"method": "choose"})
     told = merge(Recipe.from_dict(tree), tmp_path / "run").record
     rows = {model["name"]: model["test"]["correct"] for model in told["models"]}
-    assert rows["merged"] > max(rows[name] for name in ("a", "b", "a recalibrated", "b recalibrated", "a+b"))
+    assert rows["merged"] > max(
+        rows[name] for name in ("a", "b", "a recalibrated", "b recalibrated", "a+b")
+    )
 
 
 @pytest.mark.parametrize("stop", [30, 50])
@@ -95,24 +129,38 @@ def test_an_interrupted_run_measures_nothing_again(
     interrupt(stop)
     with pytest.raises(KeyboardInterrupt):
         merge(Recipe.from_dict(whole(pair)), tmp_path / "run")
-    assert journal(tmp_path / "run", "fitness")[-1]["node"] != "a+b", "among what comes after the search"
+    assert journal(tmp_path / "run", "fitness")[-1]["node"] != "a+b", (
+        "among what comes after the search"
+    )
     merge(Recipe.from_dict(whole(pair)), tmp_path / "run")
     assert weights_of(tmp_path / "run") == weights_of(run)
     found = [
-        (line["node"], line["generation"], line["index"], line["n"]) for line in journal(tmp_path / "run", "fitness")
+        (line["node"], line["generation"], line["index"], line["n"])
+        for line in journal(tmp_path / "run", "fitness")
     ]
     assert len(set(found)) == len(found)
     (run_again := tmp_path / "run" / "result.json").unlink()
     before = contents(tmp_path / "run")["journal.jsonl"]
     merge(Recipe.from_dict(whole(pair)), tmp_path / "run")
-    assert contents(tmp_path / "run")["journal.jsonl"] == before and run_again.is_file(), "all of it was cached"
+    assert contents(tmp_path / "run")["journal.jsonl"] == before and run_again.is_file(), (
+        "all of it was cached"
+    )
 
 
 @pytest.mark.long
 def test_two_processes_choose_the_same(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(whole(pair)))
-    words = [*MEGA, "merge", str(file), "--out", str(tmp_path / "two"), "--quiet", "--num-processes", "2"]
+    words = [
+        *MEGA,
+        "merge",
+        str(file),
+        "--out",
+        str(tmp_path / "two"),
+        "--quiet",
+        "--num-processes",
+        "2",
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert weights_of(tmp_path / "two") == weights_of(run)
@@ -122,8 +170,12 @@ def test_two_processes_choose_the_same(run: Path, pair: tiny.Pair, tmp_path: Pat
 def test_a_stranger_replays_all_of_it_and_measures_it_again(run: Path, pair: tiny.Pair) -> None:
     verified = verify(run, evaluate=200)
     lines = journal(run, "fitness")
-    assert verified.evaluations == len({(line["node"], line["generation"], line["index"]) for line in lines})
-    assert verified.remeasured is not None and len(verified.remeasured.lines) == verified.evaluations
+    assert verified.evaluations == len(
+        {(line["node"], line["generation"], line["index"]) for line in lines}
+    )
+    assert (
+        verified.remeasured is not None and len(verified.remeasured.lines) == verified.evaluations
+    )
     assert all(one.difference == 0 for one in verified.remeasured.lines)
 
 
@@ -168,16 +220,29 @@ def _worse_ensemble(told: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_other_choice, _other_count, _other_rule, _fewer_baselines, _other_interval, _no_soup, _worse_ensemble]
+    "change",
+    [
+        _other_choice,
+        _other_count,
+        _other_rule,
+        _fewer_baselines,
+        _other_interval,
+        _no_soup,
+        _worse_ensemble,
+    ],
 )
 def test_what_is_claimed_of_the_contest_is_checked(change: Any, run: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="changed since the run"):
         verify(forge(run, tmp_path / "forged", change))
 
 
-def test_a_better_ensemble_than_there_is_shows_when_it_is_measured(run: Path, tmp_path: Path) -> None:
+def test_a_better_ensemble_than_there_is_shows_when_it_is_measured(
+    run: Path, tmp_path: Path
+) -> None:
     def flatter(told: dict[str, Any]) -> None:
-        next(model for model in told["models"] if model["role"] == "ceiling")["test"]["correct"] -= 20
+        next(model for model in told["models"] if model["role"] == "ceiling")["test"][
+            "correct"
+        ] -= 20
 
     with pytest.raises(VerificationError, match="ensemble"):
         verify(forge_with_card(run, tmp_path / "forged", flatter), evaluate=1)
@@ -186,11 +251,14 @@ def test_a_better_ensemble_than_there_is_shows_when_it_is_measured(run: Path, tm
 def test_that_others_are_right_elsewhere_than_is_claimed_shows_when_they_are_measured(
     run: Path, tmp_path: Path
 ) -> None:
-    """By as many rows in all: that is what decides whether a model is surely better, and counts don't tell of it."""
+    """By as many rows in all: that is what decides whether a model is surely better, and counts
+    don't tell of it."""
     copy = forge(run, tmp_path / "forged", lambda told: None)
     lines, rows = journal(copy), record(copy)["data"]["second_look"]["rows"]
     (line,) = (line for line in lines if line["kind"] == "answered")
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(line["right"][-1]), dtype=np.uint8), count=rows)
+    bits = np.unpackbits(
+        np.frombuffer(bytes.fromhex(line["right"][-1]), dtype=np.uint8), count=rows
+    )
     places = [np.flatnonzero(bits == value)[:3] for value in (0, 1)]
     assert all(len(some) == 3 for some in places)
     bits[places[0]], bits[places[1]] = 1, 0
@@ -214,8 +282,14 @@ def test_another_baseline_is_added_without_searching_again(pair: tiny.Pair, tmp_
     before = file_digest(tmp_path / "run" / "nodes" / "a+b" / "model.safetensors")
     counted = len(journal(tmp_path / "run", "fitness"))
     with pytest.raises(RunError, match="runs these nodes again: line-sweep, second_look"):
-        merge(Recipe.from_dict(tree | {"baselines": ["greedy_soup", "line-sweep"]}), tmp_path / "run")
-    merge(Recipe.from_dict(tree | {"baselines": ["greedy_soup", "line-sweep"]}), tmp_path / "run", update=True)
+        merge(
+            Recipe.from_dict(tree | {"baselines": ["greedy_soup", "line-sweep"]}), tmp_path / "run"
+        )
+    merge(
+        Recipe.from_dict(tree | {"baselines": ["greedy_soup", "line-sweep"]}),
+        tmp_path / "run",
+        update=True,
+    )
     assert file_digest(tmp_path / "run" / "nodes" / "a+b" / "model.safetensors") == before
     later = {line["node"] for line in journal(tmp_path / "run", "fitness")[counted:]}
     assert later == {"line-sweep", "second_look"}
@@ -228,7 +302,10 @@ def test_without_a_second_look_the_final_merge_is_the_merged_model(
     tree = four | {"merges": merges, "baselines": ["greedy_soup", "random", "ensemble"]}
     result = merge(Recipe.from_dict(tree), tmp_path / "run")
     told, searched = result.record, result.record["nodes"][-1]
-    assert [node["name"] for node in told["baselines"]] == ["greedy_soup", "random"] and "second_look" not in told
+    assert [node["name"] for node in told["baselines"]] == [
+        "greedy_soup",
+        "random",
+    ] and "second_look" not in told
     assert told["digests"]["file"] == searched["digests"]["file"]
     assert told["digests"]["file"] == file_digest(result.merged / "model.safetensors")
     assert result.report.merged["validation"]["correct"] == searched["search"]["correct"]
@@ -245,33 +322,52 @@ def test_one_node_alone_has_no_contest(pair: tiny.Pair, tmp_path: Path) -> None:
     assert {line["node"] for line in journal(tmp_path / "run", "fitness")} == {"a+b"}
 
 
-def test_a_tree_is_held_against_as_many_mixtures_at_random(four: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tree_is_held_against_as_many_mixtures_at_random(
+    four: dict[str, Any], tmp_path: Path
+) -> None:
     tree = four | {"merges": "pairwise", "baselines": ["random", "line-sweep"]}
     tree["data"] = tree["data"] | {"second_look": 0.5}
     recipe = Recipe.from_dict(tree)
-    assert sum(node.evaluations for node in recipe.nodes().values()) <= recipe.all_nodes()["random"].evaluations
+    assert (
+        sum(node.evaluations for node in recipe.nodes().values())
+        <= recipe.all_nodes()["random"].evaluations
+    )
     told = merge(recipe, tmp_path / "run").record
-    assert [node["name"] for node in told["baselines"]] == ["uniform_soup", "random"], "no line between four"
+    assert [node["name"] for node in told["baselines"]] == ["uniform_soup", "random"], (
+        "no line between four"
+    )
     assert verify(tmp_path / "run").parents == 4
     searched = next(model for model in told["models"] if model["role"] == "searched")
-    assert tree_rows(told)[searched["name"]] == searched, "the tree shows what was searched, whoever was named"
-    assert f"{searched['name']}<br/>{100 * searched['test']['correct'] / 90:.2f} %" in draw_mermaid(told)
+    assert tree_rows(told)[searched["name"]] == searched, (
+        "the tree shows what was searched, whoever was named"
+    )
+    assert f"{searched['name']}<br/>{100 * searched['test']['correct'] / 90:.2f} %" in draw_mermaid(
+        told
+    )
 
 
 def pushed_and_back(result: MergeResult, folder: Path) -> MergeResult:
     """Return the run as it comes back from a repository, in `again` of a folder."""
-    for name, content in portable_files(result, "me/x", {"license": "mit"}, with_nodes=True).items():
+    for name, content in portable_files(
+        result, "me/x", {"license": "mit"}, with_nodes=True
+    ).items():
         (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "copy" / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+        (folder / "copy" / name).write_bytes(
+            content.read_bytes() if isinstance(content, Path) else content
+        )
     return restore(folder / "copy", folder / "again", "me/x")
 
 
-def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(
+    run: Path, pair: tiny.Pair, tmp_path: Path
+) -> None:
     result = MergeResult.load(run)
     restored = pushed_and_back(result, tmp_path)
     assert names(tmp_path / "again" / "nodes") == {"a+b", *BASELINES}
     parents = {"a": str(pair.a), "b": str(pair.b)}
-    assert verify(restored.folder, parents=parents).digests["file"] == result.record["digests"]["file"]
+    assert (
+        verify(restored.folder, parents=parents).digests["file"] == result.record["digests"]["file"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,10 +375,15 @@ def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(run: Path, pair
     [
         ({"baselines": ["greedy"]}, "greedy"),
         ({"baselines": ["random", "random"]}, "each name once"),
-        ({"parents": {"random": "timm:resnet18.a1_in1k", "b": "timm:resnet18.tv_in1k"}}, "a name of its own"),
+        (
+            {"parents": {"random": "timm:resnet18.a1_in1k", "b": "timm:resnet18.tv_in1k"}},
+            "a name of its own",
+        ),
     ],
 )
-def test_what_is_no_baseline_is_refused(changes: dict[str, Any], said: str, pair: tiny.Pair) -> None:
+def test_what_is_no_baseline_is_refused(
+    changes: dict[str, Any], said: str, pair: tiny.Pair
+) -> None:
     with pytest.raises(RecipeError, match=said):
         Recipe.from_dict(whole(pair, **changes))
 

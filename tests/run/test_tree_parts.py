@@ -12,11 +12,14 @@ from mega_hf import MergeResult, Recipe, RecipeError, merge, merge_only, verify
 from tests.tools import tiny
 from tests.tools.run_files import EVALUATIONS, FILES, file_of, journal, names, weights_of
 
-MEASURED = 3 * EVALUATIONS - 2  # the last merge's parents, whom the searches before it measured, are known
+# the last merge's parents, whom the searches before it measured, are known
+MEASURED = 3 * EVALUATIONS - 2
 Four = dict[str, Any]  # a recipe of four parents
 
 
-def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]) -> None:
+def test_one_node_and_what_it_needs(
+    four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]
+) -> None:
     recipe, out = Recipe.from_dict(four), tmp_path / "out"
     part = merge_only(recipe, "c+d", out)
     assert (part.name, part.folder) == ("c+d", out / "nodes" / "c+d")
@@ -35,7 +38,11 @@ def test_one_node_and_what_it_needs(four: Four, treed: MergeResult, tmp_path: Pa
 
 @pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, MEASURED - 1])
 def test_interrupted_anywhere_it_gives_the_same_file(
-    stop: int, four: Four, treed: MergeResult, tmp_path: Path, interrupt: Callable[[int], Iterator[int]]
+    stop: int,
+    four: Four,
+    treed: MergeResult,
+    tmp_path: Path,
+    interrupt: Callable[[int], Iterator[int]],
 ) -> None:
     calls = interrupt(stop)
     with pytest.raises(KeyboardInterrupt):
@@ -49,7 +56,11 @@ def test_interrupted_anywhere_it_gives_the_same_file(
 @pytest.mark.usefixtures("order_free")
 @pytest.mark.parametrize("stop", [1, 30, 100, 150])
 def test_interrupted_between_two_batches_it_gives_the_same_file(
-    stop: int, pair: tiny.Pair, finished: MergeResult, tmp_path: Path, interrupt: Callable[[int], Iterator[int]]
+    stop: int,
+    pair: tiny.Pair,
+    finished: MergeResult,
+    tmp_path: Path,
+    interrupt: Callable[[int], Iterator[int]],
 ) -> None:
     """What was seen of those in flight is lost, of the others nothing."""
     interrupt(stop)
@@ -66,7 +77,9 @@ def test_interrupted_between_two_batches_it_gives_the_same_file(
     assert verify(result.folder).evaluations == EVALUATIONS
 
 
-def test_dropped_intermediates_can_be_made_again(four: Four, treed: MergeResult, treed_copy: Path, measured) -> None:
+def test_dropped_intermediates_can_be_made_again(
+    four: Four, treed: MergeResult, treed_copy: Path, measured
+) -> None:
     result = merge(Recipe.from_dict(four), treed_copy, keep="final")
     assert names(treed_copy) == FILES | {"tree.png"}
     assert result.record == treed.record
@@ -76,7 +89,9 @@ def test_dropped_intermediates_can_be_made_again(four: Four, treed: MergeResult,
     assert measured == []
 
 
-def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_by_accuracy_are_journaled(
+    four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = Recipe.from_dict(four | {"order": "accuracy"})
     result = merge(recipe, tmp_path / "out")
     models = [model for model in result.report.models if model["role"] == "treated_parent"]
@@ -86,10 +101,18 @@ def test_pairs_by_accuracy_are_journaled(four: Four, tmp_path: Path, monkeypatch
     assert line["correct"] == rows
     pairs = [line["ranking"][:2], line["ranking"][2:]]
     assert [node["parents"] for node in result.record["nodes"]][:2] == pairs
-    known = [line for line in journal(result.folder, "fitness") if line["generation"] == 1 and line["index"] < 2]
-    assert len(known) == 6 and {line["pictures"] for line in known} == {0}, "parents, and winners below, are known"
+    known = [
+        line
+        for line in journal(result.folder, "fitness")
+        if line["generation"] == 1 and line["index"] < 2
+    ]
+    assert len(known) == 6 and {line["pictures"] for line in known} == {0}, (
+        "parents, and winners below, are known"
+    )
     (result.folder / "result.json").unlink()
-    monkeypatch.setattr("mega_hf.evaluation.forward.Forward.count", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "mega_hf.evaluation.forward.Forward.count", lambda *_: pytest.fail("measured again")
+    )
     again = merge(recipe, tmp_path / "out")
     assert weights_of(again.folder) == weights_of(result.folder)
     assert len(journal(result.folder, "order")) == 1
@@ -112,7 +135,9 @@ def test_a_tree_of_transformers_models(pair: tiny.Pair, tmp_path: Path) -> None:
     for seed, name in enumerate("abc"):
         model = tiny.fit(tiny.transformers_model("vit", seed), epochs=2)
         parents[name] = str(tiny.save_transformers(tmp_path / name, model))
-    result = merge(Recipe.from_dict(pair.recipe(parents=parents, merges="pairwise")), tmp_path / "out")
+    result = merge(
+        Recipe.from_dict(pair.recipe(parents=parents, merges="pairwise")), tmp_path / "out"
+    )
     rows = {model["name"]: model for model in result.report.models}
     for name, folder in (("a+b", result.folder / "nodes" / "a+b"), ("merged", result.merged)):
         model = AutoModelForImageClassification.from_pretrained(folder).eval()

@@ -1,4 +1,5 @@
-"""Trees of merges as whole runs: what each node is, what is run again and what is not, one result however it ran."""
+"""Trees of merges as whole runs: what each node is, what is run again and what is not, one result
+however it ran."""
 
 from __future__ import annotations
 
@@ -18,8 +19,16 @@ Four = dict[str, Any]  # a recipe of four parents
 
 
 def explicit(four: Four, **nodes: dict[str, Any]) -> Four:
-    tree = {"a+b": {"parents": ["a", "b"]}, "c+d": {"parents": ["c", "d"]}, "a+b+c+d": {"parents": ["a+b", "c+d"]}}
-    return four | {"merges": {name: node | nodes.get(name.replace("+", "_"), {}) for name, node in tree.items()}}
+    tree = {
+        "a+b": {"parents": ["a", "b"]},
+        "c+d": {"parents": ["c", "d"]},
+        "a+b+c+d": {"parents": ["a+b", "c+d"]},
+    }
+    return four | {
+        "merges": {
+            name: node | nodes.get(name.replace("+", "_"), {}) for name, node in tree.items()
+        }
+    }
 
 
 # --- What a tree leaves behind
@@ -30,7 +39,9 @@ def test_every_node_is_a_model_that_timm_loads(treed: MergeResult) -> None:
     assert names(treed.folder / "nodes") == {"a+b", "c+d"}
     rows = {model["name"]: model for model in treed.report.models}
     for name in ("a+b", "c+d"):
-        model = timm.create_model(f"local-dir:{treed.folder / 'nodes' / name}", pretrained=True).eval()
+        model = timm.create_model(
+            f"local-dir:{treed.folder / 'nodes' / name}", pretrained=True
+        ).eval()
         assert tiny.count(model, "test") == rows[name]["test"]["correct"]
 
 
@@ -38,11 +49,18 @@ def test_the_report_goes_level_by_level(treed: MergeResult) -> None:
     shown = [(m["name"], m["role"], m.get("level")) for m in treed.report.models]
     assert shown == [
         *((name, "parent", 0) for name in "abcd"),
-        *((f"{name} recalibrated", "treated_parent", None) for name in "abcd"), ("uniform_soup", "baseline", None),
-        ("a+b", "intermediate", 1), ("c+d", "intermediate", 1), ("merged", "merged", 2),
-    ]  # fmt: skip
+        *((f"{name} recalibrated", "treated_parent", None) for name in "abcd"),
+        ("uniform_soup", "baseline", None),
+        ("a+b", "intermediate", 1),
+        ("c+d", "intermediate", 1),
+        ("merged", "merged", 2),
+    ]
     assert "intermediate, level 1" in str(treed.report)
-    assert [node["parents"] for node in treed.record["nodes"]] == [["a", "b"], ["c", "d"], ["a+b", "c+d"]]
+    assert [node["parents"] for node in treed.record["nodes"]] == [
+        ["a", "b"],
+        ["c", "d"],
+        ["a+b", "c+d"],
+    ]
     assert [node["search"]["evaluations"] for node in treed.record["nodes"]] == [EVALUATIONS] * 3
     assert treed.record["nodes"][-1]["history"] == treed.history
 
@@ -78,13 +96,20 @@ def test_an_odd_one_moves_up_and_a_parent_may_serve_twice(four: Four, tmp_path: 
     three = four | {"parents": {name: four["parents"][name] for name in "abc"}}
     result = merge(Recipe.from_dict(three), tmp_path / "odd")
     assert [node["parents"] for node in result.record["nodes"]] == [["a", "b"], ["a+b", "c"]]
-    tree = {"ab": {"parents": ["a", "b"]}, "ac": {"parents": ["a", "c"]}, "all": {"parents": ["ab", "ac", "a"]}}
+    tree = {
+        "ab": {"parents": ["a", "b"]},
+        "ac": {"parents": ["a", "c"]},
+        "all": {"parents": ["ab", "ac", "a"]},
+    }
     result = merge(Recipe.from_dict(three | {"merges": tree}), tmp_path / "twice")
     assert [m["name"] for m in result.report.models if m["role"] == "parent"] == ["a", "b", "c"]
 
 
-def test_nodes_of_half_precision_are_what_is_saved(pair: tiny.Pair, four: Four, tmp_path: Path) -> None:
-    """What a node above starts from is the rounded model, whether it was just made or comes from the run folder."""
+def test_nodes_of_half_precision_are_what_is_saved(
+    pair: tiny.Pair, four: Four, tmp_path: Path
+) -> None:
+    """What a node above starts from is the rounded model, whether it was just made or comes from
+    the run folder."""
     for name, folder in four["parents"].items():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         tiny.save_timm(tmp_path / name, model, dtype=tiny.torch.bfloat16)
@@ -111,23 +136,32 @@ def test_a_changed_node_runs_again_with_those_above_and_nothing_else(
     fresh = merge(changed, tmp_path / "fresh")
     assert weights_of(result.folder) == weights_of(fresh.folder)
     assert result.record["models"] == fresh.record["models"]
-    assert merge(changed, treed_copy).record == result.record, "the changed recipe is now the folder's own"
+    assert merge(changed, treed_copy).record == result.record, (
+        "the changed recipe is now the folder's own"
+    )
 
 
 def test_a_node_that_comes_out_the_same_leaves_those_above_alone(
     treed: MergeResult, four: Four, treed_copy: Path, measured: list[str]
 ) -> None:
-    """Content decides: fewer generations find the same winner, since it was found in the first of them."""
+    """Content decides: fewer generations find the same winner, since it was found in the first of
+    them."""
     found = treed.record["nodes"][1]["search"]["generation"]
     assert found < 5
-    result = merge(Recipe.from_dict(explicit(four, c_d={"generations": found})), treed_copy, update=True)
+    result = merge(
+        Recipe.from_dict(explicit(four, c_d={"generations": found})), treed_copy, update=True
+    )
     assert measured == ["c+d"] * (6 + (found - 1) * 5)
     assert weights_of(result.folder) == weights_of(treed.folder)
 
 
 def test_a_renamed_node_runs_again_with_those_above(four: Four, treed_copy: Path) -> None:
     """Its random draws bear its name."""
-    tree = {"x": {"parents": ["a", "b"]}, "c+d": {"parents": ["c", "d"]}, "a+b+c+d": {"parents": ["x", "c+d"]}}
+    tree = {
+        "x": {"parents": ["a", "b"]},
+        "c+d": {"parents": ["c", "d"]},
+        "a+b+c+d": {"parents": ["x", "c+d"]},
+    }
     with pytest.raises(RunError, match=r"again: x, a\+b\+c\+d;"):
         merge(Recipe.from_dict(four | {"merges": tree}), treed_copy)
 
@@ -138,7 +172,9 @@ def test_a_shared_setting_runs_all_nodes_again(four: Four, treed_copy: Path) -> 
             merge(Recipe.from_dict(four | changes), treed_copy)
 
 
-def test_what_decides_no_node_runs_none(four: Four, treed: MergeResult, treed_copy: Path, measured: list[str]) -> None:
+def test_what_decides_no_node_runs_none(
+    four: Four, treed: MergeResult, treed_copy: Path, measured: list[str]
+) -> None:
     test = four["data"] | {"test": "test[:60]"}
     with pytest.raises(RunError, match="runs no node"):
         merge(Recipe.from_dict(four | {"data": test}), treed_copy)
@@ -189,9 +225,15 @@ def test_content_decides_and_the_journal_makes_it_again(
 def test_names_that_the_first_parent_was_given_come_along(
     four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]
 ) -> None:
-    """What a merge takes from its first parent beside weights decides no fitness, but what is saved."""
-    parents = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in four["parents"].items()}
-    recipe = Recipe.from_dict(four | {"parents": {name: str(folder) for name, folder in parents.items()}})
+    """What a merge takes from its first parent beside weights decides no fitness, but what is
+    saved."""
+    parents = {
+        name: Path(shutil.copytree(folder, tmp_path / name))
+        for name, folder in four["parents"].items()
+    }
+    recipe = Recipe.from_dict(
+        four | {"parents": {name: str(folder) for name, folder in parents.items()}}
+    )
 
     def configure(change: Any) -> None:
         for folder in parents.values():

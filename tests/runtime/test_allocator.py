@@ -54,7 +54,9 @@ class _Library:
 def library(monkeypatch):
     library = _Library()
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: library)
-    for name in [name for name in allocator.os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+    for name in [
+        name for name in allocator.os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    ]:
         monkeypatch.delenv(name)
     return library
 

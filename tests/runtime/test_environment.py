@@ -35,7 +35,9 @@ def test_another_process_gets_the_environment_that_the_user_gave_us(busy, monkey
     assert theirs() == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")]
+)
 def test_what_the_user_or_a_process_before_says_stays(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     before = dict(os.environ)

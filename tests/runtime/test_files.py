@@ -17,7 +17,8 @@ def test_the_digest_of_a_file_is_its_sha256(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"c")
     (tmp_path / "a.safetensors").write_bytes(b"ab")
     (tmp_path / "config.json").write_bytes(b"not weights")
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of b"abc", FIPS 180-2
+    # of b"abc", FIPS 180-2
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert merged_digest(tmp_path) == known
 
 

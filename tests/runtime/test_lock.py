@@ -28,13 +28,21 @@ ROUNDS = 100 * int(os.environ.get("MEGA_HF_SOAK", "1"))
 @pytest.fixture(scope="module")
 def whole(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
     """The run that nothing disturbed."""
-    return merge(Recipe.from_dict(pair.recipe(merge=runs.LONG)), tmp_path_factory.mktemp("whole") / "out")
+    return merge(
+        Recipe.from_dict(pair.recipe(merge=runs.LONG)), tmp_path_factory.mktemp("whole") / "out"
+    )
 
 
 @pytest.fixture
 def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
     """The words after `mega-hf` that make the same run in a folder of its own."""
-    return ["merge", str(pair.write(tmp_path, merge=runs.LONG)), "--out", str(tmp_path / "out"), "--quiet"]
+    return [
+        "merge",
+        str(pair.write(tmp_path, merge=runs.LONG)),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
 
 
 # --- The lock alone
@@ -83,7 +91,8 @@ def test_the_folder_may_be_removed_meanwhile(tmp_path: Path) -> None:
 
 
 def test_of_several_at_one_moment_in_a_folder_that_is_not_there_one_wins(tmp_path: Path) -> None:
-    """Each keeps it until all have tried; then the last one's removal meets the next round's beginning."""
+    """Each keeps it until all have tried; then the last one's removal meets the next round's
+    beginning."""
     count = 4
     begin, tried = threading.Barrier(count), threading.Barrier(count)
     won: list[int] = []
@@ -122,7 +131,7 @@ while got < rounds:
             got += 1
     except RunError:
         time.sleep(0)
-"""
+"""  # noqa: E501
 
 
 def test_processes_that_take_it_in_turns_never_meet(tmp_path: Path) -> None:
@@ -174,9 +183,13 @@ def test_a_second_run_is_refused_until_the_first_is_killed(
 
 
 @pytest.mark.long
-def test_of_two_first_runs_one_is_refused(command, tmp_path: Path, whole: MergeResult, started) -> None:
+def test_of_two_first_runs_one_is_refused(
+    command, tmp_path: Path, whole: MergeResult, started
+) -> None:
     (tmp_path / "other").mkdir()
-    started += [runs.begin([*runs.MEGA, *command], folder) for folder in (tmp_path, tmp_path / "other")]
+    started += [
+        runs.begin([*runs.MEGA, *command], folder) for folder in (tmp_path, tmp_path / "other")
+    ]
     assert sorted(process.wait(120) for process in started) == [0, 2]
     said = (tmp_path / "err").read_text() + (tmp_path / "other" / "err").read_text()
     assert "another run" in said and "Traceback" not in said, said
@@ -202,7 +215,9 @@ def test_a_run_that_comes_second_to_a_new_folder_is_refused(
     assert [path.name for path in taken.iterdir()] == ["recipe.yaml"]
 
 
-def test_a_finished_run_answers_where_nothing_can_be_written(copied: Path, pair, tmp_path, mega, monkeypatch) -> None:
+def test_a_finished_run_answers_where_nothing_can_be_written(
+    copied: Path, pair, tmp_path, mega, monkeypatch
+) -> None:
     before, recipe = contents(copied), pair.write(tmp_path)
     with monkeypatch.context() as patch, lock.hold(copied):  # held by another: it is not asked for
         patch.setattr(os, "access", lambda path, mode: False)
@@ -214,7 +229,9 @@ def test_a_finished_run_answers_where_nothing_can_be_written(copied: Path, pair,
     assert contents(copied) == before
 
 
-def test_what_a_killed_run_left_beside_its_result_is_removed(copied: Path, pair, tmp_path, mega) -> None:
+def test_what_a_killed_run_left_beside_its_result_is_removed(
+    copied: Path, pair, tmp_path, mega
+) -> None:
     for name in (lock.NAME, ".mega-result.json"):
         (copied / name).write_text("1")
     (copied / ".mega-nodes~" / "a").mkdir(parents=True)
@@ -223,10 +240,19 @@ def test_what_a_killed_run_left_beside_its_result_is_removed(copied: Path, pair,
 
 
 @pytest.mark.parametrize("words", [["card"], ["merge", "--keep", "final"]])
-def test_what_writes_into_a_finished_run_waits_for_others(words, treed_copy: Path, four, pair, tmp_path, mega) -> None:
+def test_what_writes_into_a_finished_run_waits_for_others(
+    words, treed_copy: Path, four, pair, tmp_path, mega
+) -> None:
     command = ["card", treed_copy]
     if words[0] == "merge":
-        command = [words[0], pair.write(tmp_path, **four), "--out", treed_copy, "--quiet", *words[1:]]
+        command = [
+            words[0],
+            pair.write(tmp_path, **four),
+            "--out",
+            treed_copy,
+            "--quiet",
+            *words[1:],
+        ]
     before = contents(treed_copy)
     with lock.hold(treed_copy):
         answer = mega(*command)
@@ -246,7 +272,9 @@ def test_a_folder_that_is_no_run_gets_no_lock(tmp_path: Path, mega) -> None:
 # --- Trained parents
 
 
-def test_one_run_at_a_time_trains_into_a_folder_and_reading_is_free(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_one_run_at_a_time_trains_into_a_folder_and_reading_is_free(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     recipe = pair.write(tmp_path, **trainings.tree(pair.data))
     kept = tmp_path / "kept"
     words = [recipe, "--parents", kept, "--quiet"]
@@ -259,14 +287,18 @@ def test_one_run_at_a_time_trains_into_a_folder_and_reading_is_free(pair: tiny.P
     assert mega("train", *words, "--out", tmp_path / "one").code == 0
     assert trainings.names_in(kept) == {"a", "b"}
     with lock.hold(kept):
-        assert mega("train", *words, "--out", tmp_path / "two").code == 0, "they are there: they are only read"
+        assert mega("train", *words, "--out", tmp_path / "two").code == 0, (
+            "they are there: they are only read"
+        )
         (kept / "a@training").write_bytes(b"of a killed run")
         assert mega("train", *words, "--out", tmp_path / "two").code == 2
     assert mega("train", *words, "--out", tmp_path / "two").code == 0
     assert trainings.names_in(kept) == {"a", "b"}
 
 
-def test_parents_that_another_run_trains_are_not_removed(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_parents_that_another_run_trains_are_not_removed(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     recipe, out = pair.write(tmp_path, **trainings.tree(pair.data)), tmp_path / "out"
     assert mega("train", recipe, "--out", out, "--quiet").code == 0
     before = contents(out)
@@ -277,7 +309,9 @@ def test_parents_that_another_run_trains_are_not_removed(pair: tiny.Pair, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_frees_its_folder(pair: tiny.Pair, tmp_path: Path, mega, started) -> None:
+def test_a_training_that_is_killed_frees_its_folder(
+    pair: tiny.Pair, tmp_path: Path, mega, started
+) -> None:
     recipe = pair.write(tmp_path, **trainings.tree(pair.data, epochs=100))
     kept = tmp_path / "kept"
     words = ["train", str(recipe), "--parents", str(kept), "--quiet", "--out"]

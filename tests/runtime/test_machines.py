@@ -1,4 +1,5 @@
-"""Two launchers, as on two machines, here on loopback: one result; and when one side dies, so does the other."""
+"""Two launchers, as on two machines, here on loopback: one result; and when one side dies, so does
+the other."""
 
 from __future__ import annotations
 
@@ -28,20 +29,38 @@ Started = list[subprocess.Popen[str]]
 @pytest.fixture(scope="module")
 def whole(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
     """The run that nothing disturbed, by one process."""
-    return merge(Recipe.from_dict(pair.recipe(merge=LONG)), tmp_path_factory.mktemp("whole") / "out")
+    return merge(
+        Recipe.from_dict(pair.recipe(merge=LONG)), tmp_path_factory.mktemp("whole") / "out"
+    )
 
 
 @pytest.fixture
 def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
     """The words after `mega-hf` that make the same run in a folder of its own."""
-    return ["merge", str(pair.write(tmp_path, merge=LONG)), "--out", str(tmp_path / "out"), "--quiet"]
+    return [
+        "merge",
+        str(pair.write(tmp_path, merge=LONG)),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
 
 
-def launch(command: list[str], folder: Path, processes: int = 2, what: Sequence[str] = ("-m", "mega_hf")) -> Started:
-    """Start a launcher for each of two machines, as the README says; what each says goes to FOLDER/RANK/err."""
+def launch(
+    command: list[str], folder: Path, processes: int = 2, what: Sequence[str] = ("-m", "mega_hf")
+) -> Started:
+    """Start a launcher for each of two machines, as the README says; what each says goes to
+    FOLDER/RANK/err."""
     both, port = [], TCPStore("127.0.0.1", 0, is_master=True).port
     for rank in (0, 1):
-        where = ["--num_machines", "2", "--num_processes", str(processes), "--machine_rank", str(rank)]
+        where = [
+            "--num_machines",
+            "2",
+            "--num_processes",
+            str(processes),
+            "--machine_rank",
+            str(rank),
+        ]
         where += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *where]
         words += ["--mixed_precision", "no", "--dynamo_backend", "no", *what, *command]
@@ -63,7 +82,9 @@ def wait(both: Started, seconds: int) -> list[int]:
 
 def work_of(process: subprocess.Popen[str]) -> psutil.Process:
     """Return the one process that a launcher has started."""
-    (worker,) = (child for child in psutil.Process(process.pid).children() if "--quiet" in child.cmdline())
+    (worker,) = (
+        child for child in psutil.Process(process.pid).children() if "--quiet" in child.cmdline()
+    )
     return worker
 
 
@@ -83,7 +104,8 @@ def test_two_launchers_give_the_file_of_one_process(
 def test_when_one_machine_dies_the_other_ends(
     machine: int, what: str, command, tmp_path: Path, whole: MergeResult, started: Started, mega
 ) -> None:
-    """Killed processes close their connections; one that is frozen, as by a cut cable, says nothing at all."""
+    """Killed processes close their connections; one that is frozen, as by a cut cable, says nothing
+    at all."""
     both = launch(command, tmp_path)
     started += both
     wait_for_journal(tmp_path, 10, both[0])
@@ -101,13 +123,17 @@ def test_when_one_machine_dies_the_other_ends(
     assert "resumes" in said(tmp_path) or "goes on" in said(tmp_path)
     for process in (worker, *(psutil.Process(p.pid) for p in both if psutil.pid_exists(p.pid))):
         psutil.wait_procs([process], timeout=20)
-    assert 10 <= len(journal(tmp_path)) < len(journal(whole.folder.parent)), "the run had ended before"
+    assert 10 <= len(journal(tmp_path)) < len(journal(whole.folder.parent)), (
+        "the run had ended before"
+    )
     assert mega(*command).code == 0
     assert_one_result(tmp_path, whole)
 
 
 @pytest.mark.long
-def test_a_run_folder_that_is_not_shared_is_refused(command, tmp_path: Path, started: Started) -> None:
+def test_a_run_folder_that_is_not_shared_is_refused(
+    command, tmp_path: Path, started: Started
+) -> None:
     """Each launcher works in a folder of its own, and --out is relative."""
     words = [*command[:2], "--out", "out", "--quiet", "--set", "name=unshared"]
     script = tmp_path / "apart.py"

@@ -40,7 +40,8 @@ def test_each_part_of_the_name_matters():
 
 
 def test_parts_do_not_run_into_each_other():
-    """Generation 1, child 11 is not generation 11, child 1; a node named like a purpose is not that purpose."""
+    """Generation 1, child 11 is not generation 11, child 1; a node named like a purpose is not that
+    purpose."""
     assert named_stream(1, "x", 1, 11, "p").random() != named_stream(1, "x", 11, 1, "p").random()
     assert named_stream(1, "xy", 1, 1, "p").random() != named_stream(1, "x", 1, 1, "yp").random()
 
@@ -60,7 +61,10 @@ def test_streams_are_the_named_ones():
 @pytest.mark.parametrize(
     ("drawn", "expected"),
     [
-        (named_stream(*NAME).random(3), [0.20196302354431883, 0.025727763691691274, 0.47640978996358596]),
+        (
+            named_stream(*NAME).random(3),
+            [0.20196302354431883, 0.025727763691691274, 0.47640978996358596],
+        ),
         (
             named_stream(46, "a+b", 2, 3, "mutation").standard_normal(3),
             [-1.4880888131361782, 0.7781649851418811, -1.6394264755185055],

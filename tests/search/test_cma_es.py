@@ -18,7 +18,9 @@ from tests.search.test_evolve_oracle import NOTHING, Evaluator, settings_of
 def mixtures(parents=3, groups=2, statistics=0):
     """Return the parents' genomes and their layout, as coefficients have them."""
     bounds = tuple((parents * i, parents * (i + 1)) for i in range(groups + statistics))
-    return torch.eye(parents).repeat(1, groups + statistics), Genes(bounds, groups, (1.0,) * len(bounds))
+    return torch.eye(parents).repeat(1, groups + statistics), Genes(
+        bounds, groups, (1.0,) * len(bounds)
+    )
 
 
 def towards(target):
@@ -26,7 +28,9 @@ def towards(target):
     return lambda genome: 100_000 - int(10_000 * np.abs(genome[: len(target)] - target).sum())
 
 
-def run(score, parents, genes, budget=121, size=13, seed=46, name="cma-es", propose=NOTHING.propose):
+def run(
+    score, parents, genes, budget=121, size=13, seed=46, name="cma-es", propose=NOTHING.propose
+):
     evaluator = Evaluator(score)
     search, recall = settings_of(n=size, budget=budget), NOTHING._replace(propose=propose)
     return METHODS[name](parents, genes, search, streams(seed, "a+b"), evaluator, recall), evaluator
@@ -48,7 +52,9 @@ def test_it_begins_at_the_best_of_parents_and_average():
     found, evaluator = run(towards(target), parents, genes)
     first = evaluator.calls[0][1]
     assert torch.equal(first[1:], parents) and torch.allclose(first[0], torch.full((6,), 1 / 3))
-    assert torch.equal(found.best.genome, parents[2]), "nothing is better than a parent that is the target"
+    assert torch.equal(found.best.genome, parents[2]), (
+        "nothing is better than a parent that is the target"
+    )
     assert (found.best.generation, found.best.index) == (1, 3)
     second = evaluator.calls[1][1][1:]
     assert (second - parents[2]).abs().mean() < (second - parents[0]).abs().mean()
@@ -56,7 +62,9 @@ def test_it_begins_at_the_best_of_parents_and_average():
 
 @given(st.integers(2, 5), st.integers(1, 3), st.integers(0, 2), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_whatever_it_proposes_the_coefficients_of_a_group_add_up_to_1(count, groups, statistics, seed):
+def test_whatever_it_proposes_the_coefficients_of_a_group_add_up_to_1(
+    count, groups, statistics, seed
+):
     parents, genes = mixtures(count, groups, statistics)
     _, evaluator = run(lambda g: int(50 * g[0]) + 100, parents, genes, 40, 8, seed)
     for _, genomes, contests, _, _ in evaluator.calls[1:]:
@@ -72,7 +80,9 @@ def test_directions_are_orthonormal_and_leave_the_sum_alone(count):
     assert np.allclose(basis.T @ basis, np.eye(count - 1)) and np.allclose(basis.sum(axis=0), 0)
 
 
-@pytest.mark.parametrize(("size", "generations", "parents"), [(12, 10, 3), (6, 5, 2), (5, 1, 4), (20, 20, 2)])
+@pytest.mark.parametrize(
+    ("size", "generations", "parents"), [(12, 10, 3), (6, 5, 2), (5, 1, 4), (20, 20, 2)]
+)
 def test_it_measures_as_many_as_the_settings_say(size, generations, parents):
     names = [f"p{i}" for i in range(parents)]
     options = {"population_size": size, "generations": generations, "encoding": "mixing"}
@@ -93,7 +103,9 @@ def test_what_was_recorded_holds():
 
     score = towards(np.zeros(6, dtype=np.float32))
     first, _ = run(score, parents, genes, propose=keep)
-    again, _ = run(score, parents, genes, seed=47, propose=lambda generation, make: kept[generation])
+    again, _ = run(
+        score, parents, genes, seed=47, propose=lambda generation, make: kept[generation]
+    )
     assert torch.equal(first.best.genome, again.best.genome) and first.history == again.history
     other, _ = run(score, parents, genes, seed=47)
     assert first.history != other.history

@@ -60,7 +60,8 @@ def test_spacings_are_the_gaps_of_sorted_uniforms(seed):
 
 
 def test_spacings_are_uniform_on_the_simplex():
-    """Each of M weights has the mean 1 / M and the variance (M - 1) / (M² (M + 1)) of a flat Dirichlet."""
+    """Each of M weights has the mean 1 / M and the variance (M - 1) / (M² (M + 1)) of a flat
+    Dirichlet."""
     drawn = np.array([spacings(_stream(seed), 3) for seed in range(3000)])
     assert drawn.mean(axis=0) == pytest.approx([1 / 3] * 3, abs=0.02)
     assert drawn.var(axis=0) == pytest.approx([2 / 36] * 3, abs=0.005)
@@ -79,9 +80,10 @@ def test_mix_rounds_after_every_operation(seed, count, size):
 def test_mix_does_not_fuse_the_multiplication_with_the_addition():
     """Where one rounding and two give other bits, mix gives those of two."""
     a, b = _vectors(7, 2, 4096)
-    fused = (np.float32(0.3) * a.numpy().astype(np.float64) + np.float32(0.7) * b.numpy().astype(np.float64)).astype(
-        np.float32
-    )
+    fused = (
+        np.float32(0.3) * a.numpy().astype(np.float64)
+        + np.float32(0.7) * b.numpy().astype(np.float64)
+    ).astype(np.float32)
     assert (fused != mixed([a, b], [0.3, 0.7])).any()
     assert same_bits(mix([a, b], [0.3, 0.7], torch.empty(4096)), mixed([a, b], [0.3, 0.7]))
 
@@ -103,7 +105,8 @@ def test_blend_is_beta_of_the_first_and_the_rest_of_the_second(seed, beta):
 
 
 def test_blend_of_one_individual_is_a_copy():
-    """β a + (1 - β) a is not a after rounding; mates that are one individual must stay themselves."""
+    """β a + (1 - β) a is not a after rounding; mates that are one individual must stay
+    themselves."""
     a = _vectors(5, 1, 1000)[0]
     out = torch.empty(1000)
     blend(a, a, 0.3, out)

@@ -160,12 +160,15 @@ def test_the_reference_plan_breeds_each_child_of_its_own_two_tournaments():
 
 
 def test_a_known_optimum_between_the_parents_is_approached():
-    """Parents at 0 and 1, optimum at 0.6 in each of 16 dimensions: distance falls well below that of the parents."""
+    """Parents at 0 and 1, optimum at 0.6 in each of 16 dimensions: distance falls well below that
+    of the parents."""
     parents = torch.stack([torch.zeros(16), torch.ones(16)])
     genes = Genes(((0, 16),), 1, (1.0,))
     target = np.full(16, 0.6, dtype=np.float32)
     score = lambda g: int(10_000 - 1000 * np.abs(g - target).sum())  # noqa: E731
-    outcome, evaluator = run(settings_of(20, 40, 4, 3, 0.2, 0.02), score=score, parents=parents, genes=genes)
+    outcome, evaluator = run(
+        settings_of(20, 40, 4, 3, 0.2, 0.02), score=score, parents=parents, genes=genes
+    )
     assert np.abs(outcome.best.genome.numpy() - target).mean() < 0.02
     bests = [h.best for h in outcome.history]
     assert bests == sorted(bests)

@@ -41,7 +41,9 @@ def coarse(genome):
 
 
 def parents_of(count=2, size=7, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32)
+    )
 
 
 def settings_of(n=6, g=4, k=3, t=2, rate=0.5, std=0.3, **more):
@@ -76,7 +78,9 @@ def weighted(vectors, weights):
 def _slow_founders(parents, s, seed, node):
     founders = [list(p) for p in parents] if s["include_parents"] else []
     while len(founders) < s["n"]:
-        cuts = sorted(_draws(seed, node, 1, len(founders), "founder").random(len(parents) - 1).tolist())
+        cuts = sorted(
+            _draws(seed, node, 1, len(founders), "founder").random(len(parents) - 1).tolist()
+        )
         edges = [0.0, *cuts, 1.0]
         founders.append(weighted(parents, [edges[i + 1] - edges[i] for i in range(len(parents))]))
     return founders
@@ -95,7 +99,9 @@ def _slow_mutate(genome, s, stream):
         start, stop = GENES.bounds[tensor]
         hit = [i for i in range(start, stop) if stream.random() < s["rate"]]
         for i in hit:
-            genome[i] = genome[i] + np.float32(stream.standard_normal() * (s["std"] * GENES.scales[tensor]))
+            genome[i] = genome[i] + np.float32(
+                stream.standard_normal() * (s["std"] * GENES.scales[tensor])
+            )
 
 
 def fittest(indices, values):
@@ -109,7 +115,11 @@ def _slow_children(population, values, s, seed, node, generation):
         a, b = pairs[(child - 1) % len(pairs)]
         beta = _draws(seed, node, generation + 1, child, "crossover").random()
         same = a == b
-        genome = list(population[a]) if same else weighted([population[a], population[b]], [beta, 1 - beta])
+        genome = (
+            list(population[a])
+            if same
+            else weighted([population[a], population[b]], [beta, 1 - beta])
+        )
         _slow_mutate(genome, s, _draws(seed, node, generation + 1, child, "mutation"))
         yield genome
 
@@ -133,7 +143,12 @@ def slow_evolve(parents, s, score, seed, node):
 def _settings(draw):
     parents = draw(st.integers(2, 4))
     n = draw(st.integers(max(2, parents), 8))
-    s = {"n": n, "g": draw(st.integers(1, 5)), "k": draw(st.integers(2, 5)), "t": draw(st.integers(1, n))}
+    s = {
+        "n": n,
+        "g": draw(st.integers(1, 5)),
+        "k": draw(st.integers(2, 5)),
+        "t": draw(st.integers(1, n)),
+    }
     s |= {"rate": draw(st.sampled_from([0.0, 0.3, 1.0])), "std": draw(st.sampled_from([0.05, 0.5]))}
     return parents, s | {"include_parents": draw(st.booleans())}
 
@@ -143,11 +158,19 @@ def _settings(draw):
 def test_evolve_equals_the_slow_implementation_bit_for_bit(drawn, seed, node):
     count, s = drawn
     parents = parents_of(count, seed=seed)
-    search = settings_of(s["n"], s["g"], s["k"], s["t"], s["rate"], s["std"], include_parents=s["include_parents"])
+    search = settings_of(
+        s["n"], s["g"], s["k"], s["t"], s["rate"], s["std"], include_parents=s["include_parents"]
+    )
     outcome, evaluator = run(search, parents=parents, seed=seed, node=node)
-    (genome, value, generation, index), history = slow_evolve(list(parents.numpy()), s, coarse, seed, node)
+    (genome, value, generation, index), history = slow_evolve(
+        list(parents.numpy()), s, coarse, seed, node
+    )
     assert outcome.best.genome.numpy().tobytes() == np.array(genome, dtype=np.float32).tobytes()
-    assert (outcome.best.fitness.correct, outcome.best.generation, outcome.best.index) == (value, generation, index)
+    assert (outcome.best.fitness.correct, outcome.best.generation, outcome.best.index) == (
+        value,
+        generation,
+        index,
+    )
     assert [[f[0] for f in call[4]] for call in evaluator.calls] == history
 
 

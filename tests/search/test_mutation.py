@@ -11,7 +11,9 @@ from mega_hf.search.mutation import Gaussian, mutate, spread
 from mega_hf.search.population import Genes
 
 # Three learned tensors, the second of one element, and one tensor of BatchNorm statistics.
-GENES = Genes(bounds=((0, 40), (40, 41), (41, 60), (60, 70)), learned=3, scales=(2.0, 0.5, 1.0, 3.0))
+GENES = Genes(
+    bounds=((0, 40), (40, 41), (41, 60), (60, 70)), learned=3, scales=(2.0, 0.5, 1.0, 3.0)
+)
 BIG = Genes(bounds=((0, 100_000),), learned=1, scales=(1.0,))
 
 
@@ -119,7 +121,9 @@ def test_a_tensor_larger_than_a_block_is_mutated_to_its_end(scope):
 def test_scope_tensor_draws_once_for_a_tensor_larger_than_a_block():
     size = (1 << 20) + 3
     genes = Genes(((0, size),), 1, (1.0,))
-    hit = {seed: noise(genes, Gaussian(0.5, 0.1, "tensor"), seed)[[0, -1]] != 0 for seed in range(8)}
+    hit = {
+        seed: noise(genes, Gaussian(0.5, 0.1, "tensor"), seed)[[0, -1]] != 0 for seed in range(8)
+    }
     assert {tuple(h.tolist()) for h in hit.values()} == {(True, True), (False, False)}
 
 

@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 from mega_hf.runtime.seeds import named_stream, streams
 from mega_hf.search.population import Fitness
-from mega_hf.search.selection import Undecided, contenders, draw_tournament, plan, plan_reference, winner
+from mega_hf.search.selection import (
+    Undecided,
+    contenders,
+    draw_tournament,
+    plan,
+    plan_reference,
+    winner,
+)
 
 STREAMS = streams(46, "a+b")
-SIZES = st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, 6), st.integers(1, n)))
+SIZES = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(2, 6), st.integers(1, n))
+)
 
 
 @given(SIZES, st.integers(1, 20), st.sampled_from([plan, plan_reference]))
@@ -58,12 +67,16 @@ def test_generations_draw_other_tournaments():
 
 def test_everybody_is_drawn_about_as_often():
     draws = Counter(
-        i for seed in range(1000) for i in draw_tournament(named_stream(seed, "x", 1, 0, "tournaments"), 10, 3)
+        i
+        for seed in range(1000)
+        for i in draw_tournament(named_stream(seed, "x", 1, 0, "tournaments"), 10, 3)
     )
     assert all(draws[i] == pytest.approx(300, abs=75) for i in range(10))
 
 
-FITNESS = st.builds(Fitness, st.none() | st.integers(0, 4), st.just(10), st.just(0), st.just(0), st.just(0))
+FITNESS = st.builds(
+    Fitness, st.none() | st.integers(0, 4), st.just(10), st.just(0), st.just(0), st.just(0)
+)
 
 
 @given(st.lists(FITNESS, min_size=1, max_size=8), st.randoms(use_true_random=False))
@@ -85,7 +98,12 @@ def test_no_fitness_is_worse_than_no_right_answer():
 
 PARTIAL = st.integers(0, 6).flatmap(
     lambda seen: st.builds(
-        Fitness, st.none() | st.integers(0, seen), st.just(seen), st.just(6 - seen), st.just(0), st.just(0)
+        Fitness,
+        st.none() | st.integers(0, seen),
+        st.just(seen),
+        st.just(6 - seen),
+        st.just(0),
+        st.just(0),
     )
 )
 
@@ -96,7 +114,10 @@ def test_who_may_win_is_who_wins_in_some_completion(fitness):
     """Every way that the unseen rows may be answered, tried one after the other."""
     tournament = list(range(len(fitness)))
     may = [range(f.low, f.high + 1) for f in fitness]
-    winners = {winner(tournament, [Fitness(c if c >= 0 else None, 6) for c in whole]) for whole in product(*may)}
+    winners = {
+        winner(tournament, [Fitness(c if c >= 0 else None, 6) for c in whole])
+        for whole in product(*may)
+    }
     assert set(contenders(tournament, fitness)) >= winners
     if len(winners) == 1:
         assert contenders(tournament, fitness) == [winner(tournament, fitness)] == list(winners)
@@ -119,9 +140,13 @@ SUMMED = (
 def test_who_may_win_by_its_loss_is_who_wins_in_some_completion(fitness):
     """Rows that were not seen are right or wrong, and have a loss of 0 to 3."""
     tournament = list(range(len(fitness)))
-    ends = [{(f.low, f.loss + f.more), (f.high, f.loss), (f.low, f.loss), (f.high, f.loss + f.more)} for f in fitness]
+    ends = [
+        {(f.low, f.loss + f.more), (f.high, f.loss), (f.low, f.loss), (f.high, f.loss + f.more)}
+        for f in fitness
+    ]
     winners = {
-        min(tournament, key=lambda i: (-whole[i][0], whole[i][1], i)) for whole in product(*[sorted(e) for e in ends])
+        min(tournament, key=lambda i: (-whole[i][0], whole[i][1], i))
+        for whole in product(*[sorted(e) for e in ends])
     }
     assert set(contenders(tournament, fitness)) >= winners
     if len(contenders(tournament, fitness)) == 1:

@@ -25,7 +25,9 @@ from tests.tools import tiny
 @pytest.fixture
 def split(tmp_path: Path) -> Split:
     """600 rows: more than are read at once."""
-    folder = tiny.write_splits(tmp_path / "data", {"train": tiny.split(600, 1), "test": tiny.split(3, 2)})
+    folder = tiny.write_splits(
+        tmp_path / "data", {"train": tiny.split(600, 1), "test": tiny.split(3, 2)}
+    )
     return load_split(Data(path=str(folder)), "train")[0]
 
 
@@ -34,7 +36,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that are decoded from here on."""
     seen: list[int] = []
     decode = Split._decode
-    monkeypatch.setattr(Split, "_decode", lambda self, i, stored: seen.append(i) or decode(self, i, stored))
+    monkeypatch.setattr(
+        Split, "_decode", lambda self, i, stored: seen.append(i) or decode(self, i, stored)
+    )
     return seen
 
 
@@ -49,16 +53,25 @@ def _break(split: Split, at: int, stored: bytes | str) -> Split:
     encoded = split.rows[:]["image"]
     is_path = isinstance(stored, str)
     encoded[at] = {"bytes": None if is_path else stored, "path": stored if is_path else None}
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.Value("int64")}
+    )
     labels = split.labels().tolist()
-    return replace(split, rows=datasets.Dataset.from_dict({"image": encoded, "label": labels}, features=features))
+    return replace(
+        split,
+        rows=datasets.Dataset.from_dict({"image": encoded, "label": labels}, features=features),
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_each_picture_comes_to_its_own_place(split: Split, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_picture_comes_to_its_own_place(
+    split: Split, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images, labels = torch.zeros(600, 8, 8, 3), torch.zeros(600, dtype=torch.int64)
-    fill_pictures(split, [2, 0, 1], lambda picture: torch.from_numpy(np.array(picture)), images, labels)
+    fill_pictures(
+        split, [2, 0, 1], lambda picture: torch.from_numpy(np.array(picture)), images, labels
+    )
     expected, classes = tiny.pictures(600, 1)
     assert np.array_equal(images.numpy(), expected)
     assert labels.tolist() == [[2, 0, 1][label] for label in classes]
@@ -92,7 +105,9 @@ def test_an_interruption_does_not_wait_for_the_rest(split: Split) -> None:
     assert len(done) < 256 and threading.active_count() == before
 
 
-def test_rows_that_decoded_once_are_not_decoded_again(split: Split, home: Path, decoded: list[int]) -> None:
+def test_rows_that_decoded_once_are_not_decoded_again(
+    split: Split, home: Path, decoded: list[int]
+) -> None:
     first = hash_rows(split)
     assert sorted(decoded) == list(range(600))
     decoded.clear()

@@ -54,7 +54,8 @@ def test_a_stratified_sample(folder: Path) -> None:
 
 
 def test_a_sample_of_unequal_classes_without_stratification(tmp_path: Path) -> None:
-    one = tiny.split(60, 1).select([0, 3, 6, 9, 12, 15, 18, 21, 24, 1])  # a class of one row can't be shared out
+    # a class of one row can't be shared out
+    one = tiny.split(60, 1).select([0, 3, 6, 9, 12, 15, 18, 21, 24, 1])
     tiny.write_splits(tmp_path / "data", {"train": one, "test": tiny.split(9, 3)})
     data = Data(path=str(tmp_path / "data"), validation=Sample(size=5, seed=0), second_look=0.0)
     with pytest.raises(DataError, match="stratify: false"):
@@ -64,16 +65,21 @@ def test_a_sample_of_unequal_classes_without_stratification(tmp_path: Path) -> N
 
 
 def test_the_digest_is_of_the_rows(folder: Path, tmp_path: Path) -> None:
-    """Not of the files: the same rows elsewhere, in another file, have the same digest; one changed label has not."""
+    """Not of the files: the same rows elsewhere, in another file, have the same digest; one changed
+    label has not."""
     first = load_splits(Data(path=str(folder)))
-    splits = {name: tiny.split(rows, seed) for seed, (name, rows) in enumerate(tiny.ROWS.items(), 1)}
+    splits = {
+        name: tiny.split(rows, seed) for seed, (name, rows) in enumerate(tiny.ROWS.items(), 1)
+    }
     tiny.write_splits(tmp_path / "again", splits)
     assert load_splits(Data(path=str(tmp_path / "again"))).digests == first.digests
 
     def relabel(row: dict, i: int) -> dict:
         return {"label": 2} if i == 0 else row
 
-    tiny.write_splits(tmp_path / "other", splits | {"test": splits["test"].map(relabel, with_indices=True)})
+    tiny.write_splits(
+        tmp_path / "other", splits | {"test": splits["test"].map(relabel, with_indices=True)}
+    )
     other = load_splits(Data(path=str(tmp_path / "other")))
     assert other.digests["validation"] == first.digests["validation"]
     assert other.digests["test"] != first.digests["test"]
@@ -132,7 +138,9 @@ def test_classes_by_name() -> None:
         match_classes(("bar", "dash", "dot"), 3, names, 3)
 
 
-@pytest.mark.parametrize(("labels", "names"), [(None, ("x", "y")), (("x", "y", "z"), None), (None, None)])
+@pytest.mark.parametrize(
+    ("labels", "names"), [(None, ("x", "y")), (("x", "y", "z"), None), (None, None)]
+)
 def test_classes_by_position(labels, names) -> None:
     mapping, how = match_classes(labels, 3, names, 2)
     assert mapping == [0, 1]
@@ -141,8 +149,11 @@ def test_classes_by_position(labels, names) -> None:
         match_classes(labels, 1, names, 2)
 
 
-def test_a_model_with_other_label_order_answers_the_same(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    """Its last layer and its names permuted together: as right as before, and as its user would count."""
+def test_a_model_with_other_label_order_answers_the_same(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
+    """Its last layer and its names permuted together: as right as before, and as its user would
+    count."""
     import json
 
     from safetensors.torch import load_file
@@ -157,5 +168,7 @@ def test_a_model_with_other_label_order_answers_the_same(pair: tiny.Pair, tmp_pa
         answer = mega("evaluate", folder, "--data", pair.data, "--split", "test", "--json")
         counted.append(json.loads(answer.out)["correct"])
     assert counted[0] == counted[1]
-    assert tiny.count(model, "test") != counted[0], "by position it would be wrong, or this test shows nothing"
+    assert tiny.count(model, "test") != counted[0], (
+        "by position it would be wrong, or this test shows nothing"
+    )
     assert tiny.count(model, "test", [order.index(i) for i in range(3)]) == counted[0]

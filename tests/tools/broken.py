@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.tools import tiny
 
 Change = Callable[[Any], None]
-PARTS = ("expected:", "got:", "remedy:")  # what the design asks of every error that a user can cause
+# what the design asks of every error that a user can cause
+PARTS = ("expected:", "got:", "remedy:")
 
 
-def copy_model(source: Path, target: Path, config: Change | None = None, weights: Change | None = None) -> str:
+def copy_model(
+    source: Path, target: Path, config: Change | None = None, weights: Change | None = None
+) -> str:
     """Copy a model's folder, its configuration or its weights changed on the way."""
     shutil.copytree(source, target)
     if config:
@@ -65,16 +68,22 @@ class Bomb:
 
 def disguised(pair: tiny.Pair, folder: Path) -> str:
     path = copy_model(pair.b, folder / "disguised")
-    (folder / "disguised" / "model.safetensors").write_bytes(pickle.dumps(Bomb(folder / "exploded")))
+    (folder / "disguised" / "model.safetensors").write_bytes(
+        pickle.dumps(Bomb(folder / "exploded"))
+    )
     return path
 
 
 def not_finite(pair: tiny.Pair, folder: Path) -> str:
-    return copy_model(pair.b, folder / "nan", weights=lambda s: s["fc.weight"][1, 2:3].fill_(float("nan")))
+    return copy_model(
+        pair.b, folder / "nan", weights=lambda s: s["fc.weight"][1, 2:3].fill_(float("nan"))
+    )
 
 
 def infinite_statistics(pair: tiny.Pair, folder: Path) -> str:
-    return copy_model(pair.b, folder / "inf", weights=lambda s: s["bn1.running_var"][:1].fill_(float("inf")))
+    return copy_model(
+        pair.b, folder / "inf", weights=lambda s: s["bn1.running_var"][:1].fill_(float("inf"))
+    )
 
 
 def other_architecture(pair: tiny.Pair, folder: Path) -> str:
@@ -87,7 +96,9 @@ def other_library(pair: tiny.Pair, folder: Path) -> str:
 
 def other_shapes(pair: tiny.Pair, folder: Path) -> str:
     wide = torch.zeros(32, 17, 3, 3)
-    return copy_model(pair.b, folder / "shapes", weights=lambda s: s.update({"layer2.0.conv1.weight": wide}))
+    return copy_model(
+        pair.b, folder / "shapes", weights=lambda s: s.update({"layer2.0.conv1.weight": wide})
+    )
 
 
 def missing_entry(pair: tiny.Pair, folder: Path) -> str:
@@ -106,11 +117,15 @@ def other_classes(pair: tiny.Pair, folder: Path) -> str:
 
 
 def other_order(pair: tiny.Pair, folder: Path) -> str:
-    return copy_model(pair.b, folder / "order", lambda c: c.update(label_names=list(reversed(tiny.NAMES))))
+    return copy_model(
+        pair.b, folder / "order", lambda c: c.update(label_names=list(reversed(tiny.NAMES)))
+    )
 
 
 def other_preprocessing(pair: tiny.Pair, folder: Path) -> str:
-    return copy_model(pair.b, folder / "mean", lambda c: c["pretrained_cfg"].update(mean=[0.4, 0.5, 0.6]))
+    return copy_model(
+        pair.b, folder / "mean", lambda c: c["pretrained_cfg"].update(mean=[0.4, 0.5, 0.6])
+    )
 
 
 def not_a_model(pair: tiny.Pair, folder: Path) -> str:

@@ -1,6 +1,8 @@
-"""Commands in a process of their own, many one after the other: most of a command's time is imports.
+"""Commands in a process of their own, many one after the other: most of a command's time is
+imports.
 
-What the Hugging Face libraries read when they are imported (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE) is thus another's.
+What the Hugging Face libraries read when they are imported (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE)
+is thus another's.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ for line in sys.stdin:
     for stream in (sys.stdout, sys.stderr):
         stream.seek(0)
         stream.truncate()
-"""
+"""  # noqa: E501
 
 
 class Answer(NamedTuple):
@@ -64,7 +66,11 @@ class Commands:
 
     def __call__(self, *words: object) -> Answer:
         """Run one command in the folder."""
-        asked = {"words": [str(w) for w in words], "folder": str(self.folder), "environment": self._environment}
+        asked = {
+            "words": [str(w) for w in words],
+            "folder": str(self.folder),
+            "environment": self._environment,
+        }
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -76,8 +82,11 @@ class Commands:
 
 @contextmanager
 def commands(folder: Path, environment: Mapping[str, str]) -> Iterator[Commands]:
-    """Start such a process, its working folder given, its environment the tests' own with some changes."""
+    """Start such a process, its working folder given, its environment the tests' own with some
+    changes."""
     words = [sys.executable, "-c", CHILD]
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, env=os.environ | environment, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(
+        words, env=os.environ | environment, stdin=pipe, stdout=pipe, text=True
+    ) as process:
         yield Commands(process, folder)

@@ -67,7 +67,10 @@ def give_recipe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     changed = {key: tree[key] for key in ("merge", "merges", "order")}
     edit(folder, lambda record: record["recipe"].update(changed))
     lines = journal(folder)
-    rewrite(folder, [line | {"recipe": recipe.sha256} if line["kind"] == "header" else line for line in lines])
+    rewrite(
+        folder,
+        [line | {"recipe": recipe.sha256} if line["kind"] == "header" else line for line in lines],
+    )
 
 
 def assert_named(folder: Path, change: Callable[[Path], Any], said: str) -> None:

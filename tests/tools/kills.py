@@ -1,7 +1,8 @@
-"""Runs that are killed at random moments and resumed: `python -m tests.tools.kills FOLDER --processes 2 --kills 50`.
+"""Runs that are killed at random moments and resumed: `python -m tests.tools.kills FOLDER
+--processes 2 --kills 50`.
 
-Each run is a child of one process that has imported everything, so that many fit into a minute; it runs the command
-as a shell would, and `kill -9` meets it as it would meet the command.
+Each run is a child of one process that has imported everything, so that many fit into a minute; it
+runs the command as a shell would, and `kill -9` meets it as it would meet the command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _ACCESSES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.trunc
 
 
 def recipe(data: Path) -> dict[str, Any]:
-    """Return a recipe with all there is to be killed: trainings one after another, two merges, a report."""
+    """Return a recipe with all there is to be killed: trainings one after another, two merges, a
+    report."""
     return trainings.tree(data, PARENTS, epochs=2) | {"merge": tiny.MERGE, "merges": NODES}
 
 
@@ -51,7 +53,8 @@ class Killer:
         self.whole = _outcome(folder / "whole")
 
     def kill(self, times: int) -> dict[str, Any]:
-        """Kill runs so many times, resume each until it is done, and return the counts of what came of it."""
+        """Kill runs so many times, resume each until it is done, and return the counts of what came
+        of it."""
         kills: Counter[str] = Counter()
         tally = {"runs": 0, "other results": 0, "measured again": 0, "temporary files": 0}
         out, began = self.folder / "killed", time.monotonic()
@@ -62,8 +65,11 @@ class Killer:
             while kills.total() < times and not self._disturb(out):
                 kills[_stage(out)] += 1
             self._finish(out)
-            again = sum(count - 1 for count in Counter(self._log(out).read_text().splitlines()).values())
-            # One for each process; and while the main one writes a round down, the others have begun the next.
+            again = sum(
+                count - 1 for count in Counter(self._log(out).read_text().splitlines()).values()
+            )
+            # One for each process; and while the main one writes a round down, the others have
+            # begun the next.
             in_flight = (kills.total() - before) * (2 * self.processes - 1)
             tally["runs"] += 1
             tally["other results"] += _outcome(out) != self.whole
@@ -73,10 +79,13 @@ class Killer:
 
     def _finish(self, out: Path) -> None:
         """Run the command to its end."""
-        assert self._wait(self._start(out, None, 0), None, float("inf")), "it was killed by something else"
+        assert self._wait(self._start(out, None, 0), None, float("inf")), (
+            "it was killed by something else"
+        )
 
     def _disturb(self, out: Path) -> bool:
-        """Kill a random process of a run at a random moment, or at an access to a file; say whether it was done."""
+        """Kill a random process of a run at a random moment, or at an access to a file; say whether
+        it was done."""
         victim = self._draw.randrange(self.processes)
         access = self._draw.randrange(1, 150) if self._draw.random() < 0.5 else 0
         end = self._draw.uniform(0, 1.1 * self._duration) if not access else float("inf")
@@ -96,7 +105,8 @@ class Killer:
         return children
 
     def _wait(self, children: dict[int, int], victim: int | None, end: float) -> bool:
-        """Wait for a run as a launcher does, which kills all when one is gone; say whether it came to its end."""
+        """Wait for a run as a launcher does, which kills all when one is gone; say whether it came
+        to its end."""
         left = dict(children)
         while left:
             for child, rank in list(left.items()):
@@ -113,7 +123,10 @@ class Killer:
                     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                         return False
                     said = (self.folder / f"{rank}.err").read_text()
-                    raise RuntimeError(f"process {rank} ended by itself, {os.waitstatus_to_exitcode(status)}: {said}")
+                    raise RuntimeError(
+                        f"process {rank} ended by itself, {os.waitstatus_to_exitcode(status)}:"
+                        f" {said}"
+                    )
             time.sleep(0.001)
         return True
 
@@ -124,7 +137,11 @@ class Killer:
             if self.processes > 1:
                 count = str(self.processes)
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count}
-                os.environ |= {"LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os.environ |= {
+                    "LOCAL_WORLD_SIZE": count,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
                 os.environ |= {"ACCELERATE_USE_CPU": "true", "MEGA_HF_LAUNCHER": str(os.getppid())}
             for number, name in ((1, f"{rank}.out"), (2, f"{rank}.err")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -143,7 +160,8 @@ class Killer:
 
 
 def _log_measures(file: Path) -> None:
-    """Write down every individual that is begun to be measured; what is shared by batches is one by each process."""
+    """Write down every individual that is begun to be measured; what is shared by batches is one by
+    each process."""
     from mega_hf.evaluation.racing import Evaluation
 
     measure = Evaluation._measure
@@ -172,12 +190,16 @@ def _die_at(access: int, out: str) -> None:
 
 
 def _outcome(out: Path) -> list[Any]:
-    """Return what must not depend on what happened: the result's digests and counts, and the journal's lines.
+    """Return what must not depend on what happened: the result's digests and counts, and the
+    journal's lines.
 
     What it cost does: who is resumed tries once more whether the order of rows matters.
     """
     record = json.loads((out / "result.json").read_text())
-    lines = [{k: v for k, v in line.items() if k not in ("seconds", "pictures", "crc")} for line in journal(out)]
+    lines = [
+        {k: v for k, v in line.items() if k not in ("seconds", "pictures", "crc")}
+        for line in journal(out)
+    ]
     digests = {name: value for name, value in record["digests"].items() if name != "journal"}
     return [digests, record["models"], record["nodes"][0]["digests"], lines]
 
@@ -216,4 +238,6 @@ if __name__ == "__main__":
     import tests.conftest  # noqa: F401  # an environment in which nothing leaves the machine
 
     _import_everything()
-    print(json.dumps(Killer(words.folder.absolute(), words.processes, words.seed).kill(words.kills)))
+    print(
+        json.dumps(Killer(words.folder.absolute(), words.processes, words.seed).kill(words.kills))
+    )

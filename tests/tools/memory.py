@@ -1,8 +1,9 @@
-"""The memory that a merge of large models takes, against its bound: `python -m tests.tools.memory FOLDER`.
+"""The memory that a merge of large models takes, against its bound: `python -m tests.tools.memory
+FOLDER`.
 
-Two parents with random weights and pictures of noise are made in FOLDER, and merged. The bound for coefficients: the
-parents on the disk, which are mapped, two models, one batch's activations (of a bare forward pass, in a process of its
-own), and 0.2 GB, above what is resident after the imports.
+Two parents with random weights and pictures of noise are made in FOLDER, and merged. The bound for
+coefficients: the parents on the disk, which are mapped, two models, one batch's activations (of a
+bare forward pass, in a process of its own), and 0.2 GB, above what is resident after the imports.
 """
 
 from __future__ import annotations
@@ -28,35 +29,53 @@ _ROWS = {"train": 3}
 
 def prepare(words: argparse.Namespace) -> dict[str, Any]:
     """Make parents and data, and return the recipe."""
-    folder, rows = Path(words.folder).absolute(), _ROWS | {"validation": words.rows, "test": words.rows}
+    folder = Path(words.folder).absolute()
+    rows = _ROWS | {"validation": words.rows, "test": words.rows}
     import timm
 
     for seed in (1, 2):
         if not (folder / str(seed)).exists():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                tiny.save_timm(folder / str(seed), timm.create_model(words.arch, num_classes=3).eval())
+                tiny.save_timm(
+                    folder / str(seed), timm.create_model(words.arch, num_classes=3).eval()
+                )
     if not (folder / "data").exists():
         tiny.write_splits(
-            folder / "data", {name: _noise(count, seed) for seed, (name, count) in enumerate(rows.items())}
+            folder / "data",
+            {name: _noise(count, seed) for seed, (name, count) in enumerate(rows.items())},
         )
-    merge = {"population_size": words.individuals, "generations": 2, "tournament_size": 2, "encoding": words.encoding}
+    merge = {
+        "population_size": words.individuals,
+        "generations": 2,
+        "tournament_size": 2,
+        "encoding": words.encoding,
+    }
     return {
-        "name": "memory", "data": {"path": str(folder / "data"), "validation": "validation", "test": "test"},
-        "parents": {"a": str(folder / "1"), "b": str(folder / "2")}, "merge": merge,
+        "name": "memory",
+        "data": {"path": str(folder / "data"), "validation": "validation", "test": "test"},
+        "parents": {"a": str(folder / "1"), "b": str(folder / "2")},
+        "merge": merge,
         "evaluation": {"batch_size": words.batch},
-    }  # fmt: skip
+    }
 
 
 def _noise(count: int, seed: int) -> datasets.Dataset:
     draw = np.random.default_rng(seed)
-    images = [Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(count)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(tiny.NAMES))})
-    return datasets.Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
+    images = [
+        Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(count)
+    ]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(tiny.NAMES))}
+    )
+    return datasets.Dataset.from_dict(
+        {"image": images, "label": [i % 3 for i in range(count)]}, features=features
+    )
 
 
 def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, int]:
-    """Merge in this process; return what was resident after the imports, and the most that ever was."""
+    """Merge in this process; return what was resident after the imports, and the most that ever
+    was."""
     import timm  # noqa: F401
     import transformers.models.auto  # noqa: F401
 
@@ -72,7 +91,8 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
 
 
 def measure_batch(recipe: dict[str, Any]) -> dict[str, int]:
-    """Run one batch through a parent in this process; return what it took beside model and pictures."""
+    """Run one batch through a parent in this process; return what it took beside model and
+    pictures."""
     from mega_hf.models.load import open_model
 
     model = open_model(Path(recipe["parents"]["a"]))
@@ -85,13 +105,18 @@ def measure_batch(recipe: dict[str, Any]) -> dict[str, int]:
 
 
 def _peak() -> int:
-    """Return the most that was resident; a child of a larger process would be told that one's by getrusage."""
+    """Return the most that was resident; a child of a larger process would be told that one's by
+    getrusage."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    return 1024 * int(
+        next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    )
 
 
 def _in_a_process(what: str) -> dict[str, int]:
-    done = subprocess.run([sys.executable, *sys.argv, "--measure", what], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--measure", what], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
@@ -113,7 +138,9 @@ def main() -> None:
     sys.argv[:1] = ["-m", "tests.tools.memory"]
     recipe = prepare(words)
     if words.measure == "merge":
-        print(json.dumps(measure_merge(recipe, Path(words.folder).absolute() / "run", words.forward)))
+        print(
+            json.dumps(measure_merge(recipe, Path(words.folder).absolute() / "run", words.forward))
+        )
     elif words.measure == "batch":
         print(json.dumps(measure_batch(recipe)))
     else:
@@ -126,13 +153,21 @@ def _show(words: argparse.Namespace, found: dict[str, int]) -> None:
     pictures = 4 * 2 * words.rows * 3 * 224 * 224
     bound = 2 * model + 2 * model + genomes + found["activations"] + int(_ALLOWANCE)
     above = found["peak"] - found["imports"]
-    print(f"{words.arch}, 2 parents, {words.individuals} individuals, {words.encoding}, {words.forward}; MB:")
+    print(
+        f"{words.arch}, 2 parents, {words.individuals} individuals, {words.encoding},"
+        f" {words.forward}; MB:"
+    )
     parts = {
-        "resident after the imports": found["imports"], "at most, above that": above, "bound": bound,
-        "  parents, mapped": 2 * model, "  two models": 2 * model, "  genomes": genomes,
-        "  a batch's activations": found["activations"], "  allowance": int(_ALLOWANCE),
+        "resident after the imports": found["imports"],
+        "at most, above that": above,
+        "bound": bound,
+        "  parents, mapped": 2 * model,
+        "  two models": 2 * model,
+        "  genomes": genomes,
+        "  a batch's activations": found["activations"],
+        "  allowance": int(_ALLOWANCE),
         "of which pictures, if all are held": pictures,
-    }  # fmt: skip
+    }
     for name, size in parts.items():
         print(f"{name:36} {size / 1e6:8,.0f}")
     raise SystemExit(above > bound)

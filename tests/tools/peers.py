@@ -1,9 +1,10 @@
-"""The same search by peers, side by side: `python -m tests.tools.peers RECIPE.yaml [--set KEY=VALUE ...]`.
+"""The same search by peers, side by side: `python -m tests.tools.peers RECIPE.yaml [--set KEY=VALUE
+...]`.
 
-PyGAD and EvoTorch get the founders, the sizes of population, tournaments and mutation of the recipe's one merge, and
-mega_hf's own eager forward pass as their fitness, with pictures resident: what is compared is how many pictures each
-search asks for and what it does beside. Each runs in a process of its own. Both are installed by
-`pip install -e ".[benchmarks]"`.
+PyGAD and EvoTorch get the founders, the sizes of population, tournaments and mutation of the
+recipe's one merge, and mega_hf's own eager forward pass as their fitness, with pictures resident:
+what is compared is how many pictures each search asks for and what it does beside. Each runs in a
+process of its own. Both are installed by `pip install -e ".[benchmarks]"`.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ class Task:
         model = parents.model
         self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
-        size = choose_batch_size(recipe.evaluation.batch_size, len(rows), CPU, model.model, model.picture_shape)
+        size = choose_batch_size(
+            recipe.evaluation.batch_size, len(rows), CPU, model.model, model.picture_shape
+        )
         self.pictures: Pictures = place_pictures(len(rows), model.picture_shape, size, CPU, 0.5)
-        fill_pictures(rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels)
+        fill_pictures(
+            rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels
+        )
         self.forward = Forward(model.model, CPU)
         self.asked = 0
         tensors = [self.encoding.parents[:, a:b] for a, b in self.encoding.bounds if b - a > 1]
@@ -76,7 +81,11 @@ class Task:
 
         alone = self.node.model_copy(update={"generations": 1})
         search_node(
-            self.name, alone, self.encoding, keep, Recollection(lambda _, make: make(), lambda _: np.empty((0, 0)))
+            self.name,
+            alone,
+            self.encoding,
+            keep,
+            Recollection(lambda _, make: make(), lambda _: np.empty((0, 0))),
         )
         return bred[0]
 
@@ -88,24 +97,38 @@ class Task:
 
 
 def run_pygad(task: Task) -> float:
-    """Search with PyGAD, weights mutated by uniform noise of the recipe's spread; return the best right answers."""
+    """Search with PyGAD, weights mutated by uniform noise of the recipe's spread; return the best
+    right answers."""
     import pygad
 
-    node, width = task.node, task.node.mutation.std * (task.std if task.node.mutation.relative else 1) * 3**0.5
+    node = task.node
+    width = task.node.mutation.std * (task.std if task.node.mutation.relative else 1) * 3**0.5
     search = pygad.GA(
-        num_generations=node.generations - 1, num_parents_mating=node.num_mates,
-        initial_population=task.founders().numpy(), gene_type=np.float32,
-        fitness_func=lambda _, solution, __: task.fitness(torch.from_numpy(np.asarray(solution, dtype=np.float32))),
-        parent_selection_type="tournament", K_tournament=node.tournament_size, crossover_type="uniform",
-        mutation_type="random", mutation_probability=node.mutation.rate, random_mutation_min_val=-width,
-        random_mutation_max_val=width, keep_elitism=1, random_seed=node.seed % 2**31, suppress_warnings=True,
-    )  # fmt: skip
+        num_generations=node.generations - 1,
+        num_parents_mating=node.num_mates,
+        initial_population=task.founders().numpy(),
+        gene_type=np.float32,
+        fitness_func=lambda _, solution, __: task.fitness(
+            torch.from_numpy(np.asarray(solution, dtype=np.float32))
+        ),
+        parent_selection_type="tournament",
+        K_tournament=node.tournament_size,
+        crossover_type="uniform",
+        mutation_type="random",
+        mutation_probability=node.mutation.rate,
+        random_mutation_min_val=-width,
+        random_mutation_max_val=width,
+        keep_elitism=1,
+        random_seed=node.seed % 2**31,
+        suppress_warnings=True,
+    )
     search.run()
     return float(search.best_solution(search.last_generation_fitness)[1])
 
 
 def run_evotorch(task: Task) -> float:
-    """Search with EvoTorch's genetic algorithm, weights mutated by Gaussian noise; return the best right answers."""
+    """Search with EvoTorch's genetic algorithm, weights mutated by Gaussian noise; return the best
+    right answers."""
     from evotorch import Problem
     from evotorch.algorithms import GeneticAlgorithm
     from evotorch.operators import GaussianMutation, OnePointCrossOver
@@ -115,7 +138,12 @@ def run_evotorch(task: Task) -> float:
 
     class Merging(Problem):
         def __init__(self) -> None:
-            super().__init__("max", solution_length=founders.shape[1], initial_bounds=(-1, 1), seed=node.seed % 2**31)
+            super().__init__(
+                "max",
+                solution_length=founders.shape[1],
+                initial_bounds=(-1, 1),
+                seed=node.seed % 2**31,
+            )
 
         def _fill(self, values: torch.Tensor) -> None:
             values.copy_(founders[: len(values)])
@@ -139,7 +167,8 @@ PEERS: dict[str, Callable[[Task], float]] = {"PyGAD": run_pygad, "EvoTorch": run
 
 
 def run_peer(name: str, recipe: Recipe) -> Ran:
-    """Time a peer's search; reading parents and pictures is not part of it, as it is none of ours."""
+    """Time a peer's search; reading parents and pictures is not part of it, as it is none of
+    ours."""
     task = Task(recipe)
     began = time.perf_counter()
     best, rows = PEERS[name](task), task.pictures.count
@@ -155,7 +184,9 @@ def run_apart(name: str, words: list[str]) -> Ran:
 
 def main() -> None:
     """Run all of them, one after the other, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
@@ -166,20 +197,30 @@ def main() -> None:
         print(json.dumps(run_peer(args.only, recipe)))
         return
     ours = bench(recipe)
-    found = [Ran("mega_hf", ours.search_seconds, ours.evaluations, ours.pictures_evaluated, ours.accuracy)]
-    naive = Ran("naive (scaled)", ours.naive_seconds, ours.evaluations, ours.pictures_full, ours.accuracy)
-    words = [str(args.recipe), *(word for override in args.overrides for word in ("--set", override))]
+    found = [
+        Ran(
+            "mega_hf", ours.search_seconds, ours.evaluations, ours.pictures_evaluated, ours.accuracy
+        )
+    ]
+    naive = Ran(
+        "naive (scaled)", ours.naive_seconds, ours.evaluations, ours.pictures_full, ours.accuracy
+    )
+    words = [
+        str(args.recipe),
+        *(word for override in args.overrides for word in ("--set", override)),
+    ]
     found += [run_apart(name, words) for name in PEERS] + [naive]
     if args.json:
         print(json.dumps([ran._asdict() for ran in found]))
         return
     print(
-        "| search | seconds | times as long | individuals | pictures | best on validation |\n|---|---|---|---|---|---|"
+        "| search | seconds | times as long | individuals | pictures | best on validation"
+        " |\n|---|---|---|---|---|---|"
     )
     for ran in found:
         print(
-            f"| {ran.name} | {ran.seconds:,.0f} | {ran.seconds / found[0].seconds:.2f} | {ran.individuals:,} "
-            f"| {ran.pictures:,} | {100 * ran.accuracy:.2f} % |"
+            f"| {ran.name} | {ran.seconds:,.0f} | {ran.seconds / found[0].seconds:.2f} |"
+            f" {ran.individuals:,} | {ran.pictures:,} | {100 * ran.accuracy:.2f} % |"
         )
 
 

@@ -1,7 +1,8 @@
-"""Publish a run among the cards: `python -m tests.tools.publish RUN NAME [PARENTS]`; then `tests.tools.results_table`.
+"""Publish a run among the cards: `python -m tests.tools.publish RUN NAME [PARENTS]`; then
+`tests.tools.results_table`.
 
-Everything but the model: record, recipe, journal and the parents that were trained for it (PARENTS, if they lie
-elsewhere than in the run), by which `mega-hf verify model_cards/NAME` makes it again.
+Everything but the model: record, recipe, journal and the parents that were trained for it (PARENTS,
+if they lie elsewhere than in the run), by which `mega-hf verify model_cards/NAME` makes it again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,21 @@ def publish(run: Path, name: str, parents: Path | None = None) -> Path:
     record, written = portable_record(result)
     found, lost = trained_parents(result, parents)
     assert not lost, f"where are {lost}?"
-    merged = {parent["name"]: found[parent["name"]] for parent in record["parents"] if parent["name"] in found}
-    trained = {name: path.read_bytes() for name, path in parent_files(merged).items() if isinstance(path, Path)}
-    record |= {"files": {name: file_digest(content) for name, content in trained.items()}} if trained else {}
+    merged = {
+        parent["name"]: found[parent["name"]]
+        for parent in record["parents"]
+        if parent["name"] in found
+    }
+    trained = {
+        name: path.read_bytes()
+        for name, path in parent_files(merged).items()
+        if isinstance(path, Path)
+    }
+    record |= (
+        {"files": {name: file_digest(content) for name, content in trained.items()}}
+        if trained
+        else {}
+    )
     for file, content in {**written, **trained, NAME: encode_record(record)}.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / file, content)

@@ -1,4 +1,5 @@
-"""The results table of README.md and model_cards/README.md: `python -m tests.tools.results_table`."""
+"""The results table of README.md and model_cards/README.md: `python -m
+tests.tools.results_table`."""
 
 from __future__ import annotations
 
@@ -15,20 +16,29 @@ PAIR = "80.1 → 82.2 (ResNet-56)"
 # experiment -> the paper's claim in per cent, and the published run in each setting
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     **{
-        f"two seeds, search seed {seed}": (PAIR, {s: f"cifar10-resnet20-pair-{s}-{seed}" for s in SETTINGS})
+        f"two seeds, search seed {seed}": (
+            PAIR,
+            {s: f"cifar10-resnet20-pair-{s}-{seed}" for s in SETTINGS},
+        )
         for seed in (46, 47, 48)
     },
     "two seeds, recalibrated and aligned": (PAIR, {"default": "cifar10-resnet20-pair-aligned-46"}),
     "two seeds, 381 evaluations of 5,000 rows": (PAIR, {"strict": "cifar10-resnet20-paper"}),
     "tree of four seeds": ("", {"strict": "cifar10-resnet20-tree4"}),
-    "tree of eight seeds": ("82.2 (ResNet-56)", {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS}),
+    "tree of eight seeds": (
+        "82.2 (ResNet-56)",
+        {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS},
+    ),
     "three snapshots of one training": ("", {"default": "snapshots-cifar10-resnet20"}),
     "three fine-tunes of one trunk": (
         "",
         {s: f"finetunes-cifar10-resnet20-{s}" for s in ("strict", "reference")}
         | {"default": "finetunes-cifar10-resnet20"},
     ),
-    "three fine-tunes, recalibrated": ("", {"default": "finetunes-cifar10-resnet20-recalibrated-46"}),
+    "three fine-tunes, recalibrated": (
+        "",
+        {"default": "finetunes-cifar10-resnet20-recalibrated-46"},
+    ),
 }
 HEAD = ["experiment", "the paper claims", "best parent", "uniform soup", *SETTINGS]
 
@@ -47,13 +57,19 @@ def render(prefix: str) -> str:
         there = {setting: published[name] for setting, name in runs.items() if name in published}
         if there:
             first = next(iter(there.values()))
-            parents, soup = (
-                {_best_parent(r) for r in there.values()},
-                {_test(r, "uniform_soup") for r in there.values()},
-            )
+            parents = {_best_parent(r) for r in there.values()}
+            soup = {_test(r, "uniform_soup") for r in there.values()}
             assert len(parents) == len(soup) == 1, f"{experiment}: the settings have other parents"
-            cells = [_cell(there[s], f"{prefix}{runs[s]}") if s in there else "not run" for s in SETTINGS]
-            row = [experiment, claim or "–", _best_parent(first), _test(first, "uniform_soup"), *cells]
+            cells = [
+                _cell(there[s], f"{prefix}{runs[s]}") if s in there else "not run" for s in SETTINGS
+            ]
+            row = [
+                experiment,
+                claim or "–",
+                _best_parent(first),
+                _test(first, "uniform_soup"),
+                *cells,
+            ]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -71,7 +87,10 @@ def _cell(result: MergeResult, link: str) -> str:
     counted, p = result.report.merged["test"], result.report.paired["p"]
     low, high = wilson_interval(counted["correct"], counted["n"])
     accuracy = f"{100 * counted['correct'] / counted['n']:.2f}"
-    return f"[{accuracy}]({link}) ({100 * low:.2f} to {100 * high:.2f}), p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}"
+    return (
+        f"[{accuracy}]({link}) ({100 * low:.2f} to {100 * high:.2f}), p"
+        f" {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}"
+    )
 
 
 def write() -> None:

@@ -11,9 +11,19 @@ from mega_hf.run.journal_format import seal
 
 FILES = {"README.md", "fitness.png", "journal.jsonl", "merged", "recipe.yaml", "result.json"}
 OUTCOME = {  # of a merge, as a journal's line needs it
-    "weights": "w", "statistics": None, "file": "f", "folder": "o", "layout": "l", "state": "s", "parameters": 3,
-    "correct": 5, "n": 9, "generation": 1, "index": 0, "history": [],
-}  # fmt: skip
+    "weights": "w",
+    "statistics": None,
+    "file": "f",
+    "folder": "o",
+    "layout": "l",
+    "state": "s",
+    "parameters": 3,
+    "correct": 5,
+    "n": 9,
+    "generation": 1,
+    "index": 0,
+    "history": [],
+}
 EVALUATIONS = 6 + 4 * 5  # N + (G - 1)(N - 1)
 
 
@@ -28,7 +38,8 @@ def journal(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def journal_of(lines: Iterable[dict[str, Any]]) -> bytes:
-    """Return a journal with these lines, each closed by its checksum; what closed them before is left out."""
+    """Return a journal with these lines, each closed by its checksum; what closed them before is
+    left out."""
     whole, checksum = b"", 0
     for line in lines:
         raw, checksum = seal({key: value for key, value in line.items() if key != "crc"}, checksum)
@@ -51,5 +62,7 @@ def file_of(folder: Path, node: str) -> bytes:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file in a folder, the lock aside."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".mega-lock"]
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".mega-lock"
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -1,7 +1,7 @@
 """The long form of the tests of faults: `make soak` runs it and prints a table of what was tried.
 
-The same tests run in their short form in the suite. Here MEGA_HF_SOAK multiplies their cases, and runs are killed
-fifty times with one process and fifty times with two.
+The same tests run in their short form in the suite. Here MEGA_HF_SOAK multiplies their cases, and
+runs are killed fifty times with one process and fifty times with two.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def _kill(processes: int) -> list[str]:
         return [f"kill -9, {processes} processes", "?", "the harness failed", ""]
     tally: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     kills = Counter(tally["kills"])
-    stages = ", ".join(f"{kills[stage]} in the {stage}" for stage in ("start", "training", "search", "report"))
+    stages = ", ".join(
+        f"{kills[stage]} in the {stage}" for stage in ("start", "training", "search", "report")
+    )
     whom = "a run" if processes == 1 else "one of two processes"
     what = f"`kill -9` of {whom} ({stages}), resumed until {tally['runs']} runs were done"
     wrong = sum(tally[key] for key in ("other results", "measured again", "temporary files"))
@@ -84,7 +86,12 @@ def _test(what: str, tests: str, times: str) -> list[str]:
     if done.returncode:
         print(done.stdout, file=sys.stderr)
     failed = done.stdout.count("\nFAILED ") + done.stdout.count("\nERROR ")
-    return [what, f"{cases:,}", str(failed or done.returncode), f"{(time.monotonic() - began) / 60:.0f}"]
+    return [
+        what,
+        f"{cases:,}",
+        str(failed or done.returncode),
+        f"{(time.monotonic() - began) / 60:.0f}",
+    ]
 
 
 if __name__ == "__main__":

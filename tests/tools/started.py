@@ -1,4 +1,5 @@
-"""Commands as processes of their own, to be disturbed; whatever is left of them at a test's end is stopped."""
+"""Commands as processes of their own, to be disturbed; whatever is left of them at a test's end is
+stopped."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def measured(folder: Path) -> list[bytes]:
 
 
 def begin(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, so that a signal meets it as Ctrl-C in a terminal would."""
+    """Start a command in a process group of its own, so that a signal meets it as Ctrl-C in a
+    terminal would."""
     with (folder / "err").open("w") as err:
         return subprocess.Popen(
             words,
@@ -68,7 +70,9 @@ def wait_for_journal(folder: Path, lines: int, process: subprocess.Popen[str]) -
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the processes that a launcher has started to work."""
-    return [child for child in psutil.Process(process.pid).children() if "--quiet" in child.cmdline()]
+    return [
+        child for child in psutil.Process(process.pid).children() if "--quiet" in child.cmdline()
+    ]
 
 
 def assert_one_result(folder: Path, whole: MergeResult) -> None:
@@ -77,5 +81,7 @@ def assert_one_result(folder: Path, whole: MergeResult) -> None:
     assert result.record["digests"]["file"] == whole.record["digests"]["file"]
     assert result.record["digests"]["weights"] == whole.record["digests"]["weights"]
     assert result.record["models"] == whole.record["models"]
-    assert len(measured(folder)) == len(measured(whole.folder.parent)), "measured twice or not at all"
+    assert len(measured(folder)) == len(measured(whole.folder.parent)), (
+        "measured twice or not at all"
+    )
     assert not list((folder / "out").rglob(".mega-*"))

@@ -21,14 +21,26 @@ KINDS = {
     "convnext": "three fine-tunes of one ConvNeXt",
 }
 COLUMNS = {  # column -> the report's row, by role or by name
-    "best parent": "parent", "average": "soup", "greedy soup": "greedy_soup", "line sweep": "line-sweep",
-    "random": "random", "search": "searched", "**merged**": "merged", "ensemble": "ensemble",
-}  # fmt: skip
+    "best parent": "parent",
+    "average": "soup",
+    "greedy soup": "greedy_soup",
+    "line sweep": "line-sweep",
+    "random": "random",
+    "search": "searched",
+    "**merged**": "merged",
+    "ensemble": "ensemble",
+}
 _POPULATION = 12  # of the study's recipes
 _COLOURS = {
-    "best parent": "#7f7f7f", "average": "#2ca02c", "greedy soup": "#98df8a", "line sweep": "#bcbd22",
-    "random": "#17becf", "search": "#1f77b4", "merged": "#c1272d", "ensemble": "#d0d0d0",
-}  # fmt: skip
+    "best parent": "#7f7f7f",
+    "average": "#2ca02c",
+    "greedy soup": "#98df8a",
+    "line sweep": "#bcbd22",
+    "random": "#17becf",
+    "search": "#1f77b4",
+    "merged": "#c1272d",
+    "ensemble": "#d0d0d0",
+}
 
 
 def runs() -> list[tuple[str, str, MergeResult]]:
@@ -36,13 +48,18 @@ def runs() -> list[tuple[str, str, MergeResult]]:
     found = []
     for kind in KINDS:
         for folder in sorted((ROOT / "model_cards").glob(f"study-{kind}-*")):
-            found.append((kind, folder.name.removeprefix(f"study-{kind}-"), MergeResult.load(folder)))
+            found.append(
+                (kind, folder.name.removeprefix(f"study-{kind}-"), MergeResult.load(folder))
+            )
     return found
 
 
 def carried_by(folder: Path) -> Path | None:
-    """Return where the parents of a published run lie, if they are published: beside it, or another of its kind."""
-    kind = next((f"study-{kind}-" for kind in KINDS if folder.name.startswith(f"study-{kind}-")), "")
+    """Return where the parents of a published run lie, if they are published: beside it, or another
+    of its kind."""
+    kind = next(
+        (f"study-{kind}-" for kind in KINDS if folder.name.startswith(f"study-{kind}-")), ""
+    )
     places = (folder / "parents", *sorted(folder.parent.glob(f"{kind}*/parents") if kind else ()))
     return next((place for place in places if place.is_dir()), None)
 
@@ -61,7 +78,15 @@ def models(result: MergeResult) -> dict[str, dict[str, Any]]:
 
 def render() -> str:
     """Return the table of all runs."""
-    head = ["parents", "search", "seed", *COLUMNS, "named", "against best parent", "against greedy soup"]
+    head = [
+        "parents",
+        "search",
+        "seed",
+        *COLUMNS,
+        "named",
+        "against best parent",
+        "against greedy soup",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for kind, how, result in runs():
         shown, record = models(result), result.record
@@ -76,15 +101,20 @@ def render() -> str:
 
 
 def summarize() -> str:
-    """Return the table of what each kind of parents gives by default, over search seeds: means and their spread."""
+    """Return the table of what each kind of parents gives by default, over search seeds: means and
+    their spread."""
     shown = ["best parent", "average", "greedy soup", "random", "search", "**merged**"]
     head = ["parents, over seeds", *shown, "gain over the best parent", "largest p"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     found = runs()
     for kind, what in KINDS.items():
         results = [result for of, how, result in found if of == kind and how.isdigit()]
-        cells = [_spread([_percent(models(result)[column]) for result in results]) for column in shown]
-        gains = [_percent(models(r)["**merged**"]) - _percent(models(r)["best parent"]) for r in results]
+        cells = [
+            _spread([_percent(models(result)[column]) for result in results]) for column in shown
+        ]
+        gains = [
+            _percent(models(r)["**merged**"]) - _percent(models(r)["best parent"]) for r in results
+        ]
         p = format_p(max(result.report.paired["p"] for result in results)).removeprefix("= ")
         lines.append(f"| {' | '.join([f'{what}, {len(results)}', *cells, _spread(gains), p])} |")
     return "\n".join(lines)
@@ -123,12 +153,15 @@ def _against(paired: dict[str, Any] | None) -> str:
 
 
 def draw() -> None:
-    """Write the figure: what each way gave on test, for each kind of parents, with 95 % Wilson intervals."""
+    """Write the figure: what each way gave on test, for each kind of parents, with 95 % Wilson
+    intervals."""
     from matplotlib.figure import Figure
 
     figure, known = Figure(figsize=(9, 9), layout="constrained"), runs()
     for place, (kind, what) in enumerate(KINDS.items(), start=1):
-        axes, rows, found = figure.add_subplot(2, 2, place), dict[str, list[dict[str, Any]]](), list[float]()
+        axes = figure.add_subplot(2, 2, place)
+        rows = dict[str, list[dict[str, Any]]]()
+        found = list[float]()
         for _, how, result in (run for run in known if run[0] == kind):
             shown = models(result)
             if not how.isdigit():
@@ -142,7 +175,15 @@ def draw() -> None:
                 low, high = (100 * bound for bound in wilson_interval(correct, n))
                 centre, y = 100 * correct / n, -at - 0.18 * i
                 found.append(centre)
-                axes.errorbar(centre, y, xerr=[[centre - low], [high - centre]], marker="o", ms=4, color=colour, lw=1)
+                axes.errorbar(
+                    centre,
+                    y,
+                    xerr=[[centre - low], [high - centre]],
+                    marker="o",
+                    ms=4,
+                    color=colour,
+                    lw=1,
+                )
         left = max(found) - 4  # what lies further below is worse than any parent
         axes.set_xlim(left, max(found) + 1.2)
         for at, several in enumerate(rows.values()):
@@ -159,7 +200,9 @@ def write() -> None:
     """Put tables and figure in the place of those that are there."""
     text = PAGE.read_text(encoding="utf-8")
     for made in (render(), summarize()):
-        table = re.compile(rf"^{re.escape(made[: made.index('|', 1) + 1])}.*?(?=\n\n)", flags=re.M | re.S)
+        table = re.compile(
+            rf"^{re.escape(made[: made.index('|', 1) + 1])}.*?(?=\n\n)", flags=re.M | re.S
+        )
         text = table.sub(lambda _, made=made: made, text, count=1)  # type: ignore[misc]
     PAGE.write_text(text, encoding="utf-8")
     draw()

@@ -1,4 +1,5 @@
-"""Tiny data sets and models made on disk: 8 x 8 pictures of three classes, networks that learn them in seconds."""
+"""Tiny data sets and models made on disk: 8 x 8 pictures of three classes, networks that learn them
+in seconds."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names
 NAMES = ("bar", "dash", "slash")
 ROWS = {"train": 120, "validation": 60, "test": 90}
 SIZE = 8
-# Few individuals, but several generations that find something: a run that stops improving at its founders would
-# have the same merged file however its children were bred. The noise is small, so that children win on every
-# processor, though each of them trains the tiny parents to other weights.
+# Few individuals, but several generations that find something: a run that stops improving at its
+# founders would have the same merged file however its children were bred. The noise is small, so
+# that children win on every processor, though each of them trains the tiny parents to other
+# weights.
 MERGE: dict[str, Any] = {
     "population_size": 6,
     "generations": 5,
@@ -35,7 +37,8 @@ MERGE: dict[str, Any] = {
 
 
 def pictures(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy lines of three directions: [rows, 8, 8, 3] uint8, and which direction: [rows] int64."""
+    """Return noisy lines of three directions: [rows, 8, 8, 3] uint8, and which direction: [rows]
+    int64."""
     draw = np.random.default_rng(seed)
     labels = np.arange(rows) % len(NAMES)
     images = draw.normal(110, 55, (rows, SIZE, SIZE, 3))
@@ -47,7 +50,8 @@ def pictures(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(rows: int, seed: int, names: Sequence[str] | None = NAMES) -> datasets.Dataset:
-    """Return pictures and labels as a `datasets` split; without names the labels are plain integers."""
+    """Return pictures and labels as a `datasets` split; without names the labels are plain
+    integers."""
     images, labels = pictures(rows, seed)
     label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
@@ -65,44 +69,83 @@ def write_splits(folder: Path, splits: dict[str, datasets.Dataset]) -> Path:
 
 def write_data(folder: Path, rows: dict[str, int] = ROWS) -> Path:
     """Write the whole tiny data set, each split from a seed of its own."""
-    return write_splits(folder, {name: split(count, seed) for seed, (name, count) in enumerate(rows.items(), 1)})
+    return write_splits(
+        folder, {name: split(count, seed) for seed, (name, count) in enumerate(rows.items(), 1)}
+    )
 
 
-def timm_model(arch: str = "cifar_resnet8", seed: int = 0, classes: int = len(NAMES), **arguments: Any) -> nn.Module:
+def timm_model(
+    arch: str = "cifar_resnet8", seed: int = 0, classes: int = len(NAMES), **arguments: Any
+) -> nn.Module:
     """Make a timm model for the tiny pictures, its fresh weights those of the seed."""
-    config = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    config = {
+        "input_size": (3, SIZE, SIZE),
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "crop_pct": 1.0,
+    }
     config |= {"num_classes": classes, "fixed_input_size": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model(arch, num_classes=classes, pretrained_cfg_overlay=config, **arguments).eval()
+        return timm.create_model(
+            arch, num_classes=classes, pretrained_cfg_overlay=config, **arguments
+        ).eval()
 
 
-def save_timm(folder: Path, model: nn.Module, names: Sequence[str] | None = NAMES, dtype: torch.dtype | None = None):
+def save_timm(
+    folder: Path,
+    model: nn.Module,
+    names: Sequence[str] | None = NAMES,
+    dtype: torch.dtype | None = None,
+):
     """Write a timm folder as `save_for_hf` does, optionally in half precision."""
     from timm.models import save_for_hf
 
     folder.mkdir(parents=True)
-    save_for_hf(model, folder, model_config={"label_names": list(names)} if names else {}, safe_serialization=True)
+    save_for_hf(
+        model,
+        folder,
+        model_config={"label_names": list(names)} if names else {},
+        safe_serialization=True,
+    )
     if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        state = {
+            k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()
+        }
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 def transformers_model(kind: str, seed: int = 0) -> nn.Module:
-    """Make a transformers classifier of a few channels: `resnet` (BatchNorm), `vit`, `convnext` or `swin`."""
+    """Make a transformers classifier of a few channels: `resnet` (BatchNorm), `vit`, `convnext` or
+    `swin`."""
     import transformers as hf
 
     names = dict(enumerate(NAMES))
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     window = {"image_size": SIZE, "num_attention_heads": 2, "intermediate_size": 32}
     sizes: dict[str, tuple[str, dict[str, Any]]] = {
-        "resnet": ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
+        "resnet": (
+            "ResNet",
+            {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        ),
         "vit": ("ViT", {"hidden_size": 16, "num_hidden_layers": 2, "patch_size": 4, **window}),
-        "convnext": ("ConvNext", {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}),
-        "swin": ("Swin", {"image_size": SIZE, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
-                          "window_size": 2}),
-    }  # fmt: skip
+        "convnext": (
+            "ConvNext",
+            {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        ),
+        "swin": (
+            "Swin",
+            {
+                "image_size": SIZE,
+                "patch_size": 2,
+                "embed_dim": 8,
+                "depths": [1, 1],
+                "num_heads": [2, 2],
+                "window_size": 2,
+            },
+        ),
+    }
     name, arguments = sizes[kind]
     config = getattr(hf, f"{name}Config")(**arguments, **labels)
     with torch.random.fork_rng(devices=[]):
@@ -121,7 +164,9 @@ def wrapped_model(folder: Path, arch: str = "test_resnet") -> nn.Module:
     return AutoModelForImageClassification.from_pretrained(folder).eval()
 
 
-def save_transformers(folder: Path, model: nn.Module, mean: float = 0.5, shards: str = "50GB") -> Path:
+def save_transformers(
+    folder: Path, model: nn.Module, mean: float = 0.5, shards: str = "50GB"
+) -> Path:
     """Write a transformers folder with its image processor; in shards of a size at most."""
     from transformers import ViTImageProcessor
 
@@ -129,7 +174,9 @@ def save_transformers(folder: Path, model: nn.Module, mean: float = 0.5, shards:
     if model.config.model_type == "timm_wrapper":
         return folder  # its processor lies in its configuration
     size = {"height": SIZE, "width": SIZE}
-    ViTImageProcessor(size=size, image_mean=[mean] * 3, image_std=[0.25] * 3).save_pretrained(folder)
+    ViTImageProcessor(size=size, image_mean=[mean] * 3, image_std=[0.25] * 3).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -151,7 +198,8 @@ def fit(model: nn.Module, epochs: int = 10, learning_rate: float = 0.003) -> nn.
 
 @torch.no_grad()
 def recalibrate(model: nn.Module) -> nn.Module:
-    """Give a model the statistics of the tiny training rows, by torch's own means and by no code of mega_hf."""
+    """Give a model the statistics of the tiny training rows, by torch's own means and by no code of
+    mega_hf."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in layers:
         layer.reset_running_stats()
@@ -162,13 +210,17 @@ def recalibrate(model: nn.Module) -> nn.Module:
 
 
 def as_tensors(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pictures as the tiny models take them, by hand: mean 0.5 and standard deviation 0.25."""
+    """Return pictures as the tiny models take them, by hand: mean 0.5 and standard deviation
+    0.25."""
     images, labels = pictures(rows, seed)
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25, torch.from_numpy(labels)
+    return (
+        torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5
+    ) / 0.25, torch.from_numpy(labels)
 
 
 def count(model: nn.Module, split_name: str, classes: Sequence[int] = (0, 1, 2)) -> int:
-    """Count right answers on a tiny split without any code of mega_hf; `classes` maps labels to outputs."""
+    """Count right answers on a tiny split without any code of mega_hf; `classes` maps labels to
+    outputs."""
     images, labels = as_tensors(ROWS[split_name], list(ROWS).index(split_name) + 1)
     with torch.inference_mode():
         output = model(images)
@@ -177,7 +229,8 @@ def count(model: nn.Module, split_name: str, classes: Sequence[int] = (0, 1, 2))
 
 
 def displaced(model: nn.Module, strength: float, seed: int = 0) -> tuple[dict, dict]:
-    """Return state dicts at equal distances on both sides of a model: their middle is far better than either.
+    """Return state dicts at equal distances on both sides of a model: their middle is far better
+    than either.
 
     So the winner of a merge is no parent, by construction and not by luck.
     """
@@ -188,9 +241,17 @@ def displaced(model: nn.Module, strength: float, seed: int = 0) -> tuple[dict, d
         noise = torch.zeros(1)
         if name in learned:
             scale = tensor.std() if tensor.numel() > 1 else tensor.abs()
-            noise = torch.randn(tensor.shape, generator=draw) * strength * (scale if scale > 0 else 0.02)
+            noise = (
+                torch.randn(tensor.shape, generator=draw)
+                * strength
+                * (scale if scale > 0 else 0.02)
+            )
         for side, sign in zip(sides, (1, -1), strict=True):
-            side[name] = (tensor + sign * noise).contiguous() if tensor.is_floating_point() else tensor.clone()
+            side[name] = (
+                (tensor + sign * noise).contiguous()
+                if tensor.is_floating_point()
+                else tensor.clone()
+            )
     return sides
 
 

@@ -25,8 +25,11 @@ TRAIN: dict[str, Any] = {
 DROPPING: dict[str, Any] = {"arch": "test_resnet", "arch_args": {"drop_rate": 0.3}}
 
 
-def tree(data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any) -> dict[str, Any]:
-    """Return a recipe whose parents are trained, from seeds 1 and 2 by default; `train` is laid over the shared block.
+def tree(
+    data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any
+) -> dict[str, Any]:
+    """Return a recipe whose parents are trained, from seeds 1 and 2 by default; `train` is laid
+    over the shared block.
 
     A parent is its train block, or anything else that a recipe takes.
     """
@@ -35,13 +38,18 @@ def tree(data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **
         "name": "trained",
         "data": {"path": str(data), "validation": "validation", "test": "test", "second_look": 0.0},
         "baselines": [],
-        "parents": {n: {"train": p} if isinstance(p, dict) and "weights" not in p else p for n, p in own.items()},
+        "parents": {
+            n: {"train": p} if isinstance(p, dict) and "weights" not in p else p
+            for n, p in own.items()
+        },
         "train": TRAIN | train,
         "threads": threads,
     }
 
 
-def recipe(data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any) -> Recipe:
+def recipe(
+    data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any
+) -> Recipe:
     """Return that recipe, checked."""
     return Recipe.from_dict(tree(data, parents, threads, **train))
 
@@ -84,13 +92,19 @@ class Watch:
 
 
 def train(
-    folder: Path, made: Recipe, names: list[str] | None = None, watch: Any = None, processes: Any = None
+    folder: Path,
+    made: Recipe,
+    names: list[str] | None = None,
+    watch: Any = None,
+    processes: Any = None,
 ) -> Watch:
     """Train some parents, all by default, into a folder and return what progress was told."""
     watch = watch or Watch()
     wanted = list(made.trained) if names is None else names
     splits = load_splits(made.data)
-    train_missing(made, folder, train_keys(made, wanted, splits), splits, processes or Processes(), watch)
+    train_missing(
+        made, folder, train_keys(made, wanted, splits), splits, processes or Processes(), watch
+    )
     return watch
 
 

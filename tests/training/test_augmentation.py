@@ -22,9 +22,13 @@ def slow(image: np.ndarray, mirrored: bool, top: int, left: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 16, 24), (3, 7, 9)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_batch_against_one_row_at_a_time(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
+def test_a_batch_against_one_row_at_a_time(
+    shape: tuple[int, int, int], layout: torch.memory_format
+) -> None:
     stream = named_stream(3, "train", 1, 0, "augmentation")
-    images = torch.from_numpy(stream.normal(size=(40, *shape))).float().contiguous(memory_format=layout)
+    images = (
+        torch.from_numpy(stream.normal(size=(40, *shape))).float().contiguous(memory_format=layout)
+    )
     draws = draw(stream, 40, *shape[1:])
     expected = [
         slow(image.numpy(), bool(draws.mirrored[i]), int(draws.top[i]), int(draws.left[i]))
@@ -34,7 +38,9 @@ def test_a_batch_against_one_row_at_a_time(shape: tuple[int, int, int], layout: 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([(8, 8), (9, 16), (32, 32), (3, 5)]))
+@given(
+    st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([(8, 8), (9, 16), (32, 32), (3, 5)])
+)
 def test_every_row_is_some_crop(seed: int, rows: int, size: tuple[int, int]) -> None:
     height, width = size
     stream = named_stream(seed, "train", 1, 0, "augmentation")

@@ -1,4 +1,5 @@
-"""Parents from seeds: what decides them, what they start at, and what is refused before anything is made."""
+"""Parents from seeds: what decides them, what they start at, and what is refused before anything is
+made."""
 
 from __future__ import annotations
 
@@ -39,21 +40,40 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- What decides a parent
 
 
-def key(data: Path, name: str = "a", parents: dict[str, Any] | None = None, threads: int = 1, **changes: Any) -> str:
+def key(
+    data: Path,
+    name: str = "a",
+    parents: dict[str, Any] | None = None,
+    threads: int = 1,
+    **changes: Any,
+) -> str:
     made = trainings.recipe(data, parents, threads, **changes)
     return train_keys(made, [name], load_splits(made.data))[name]
 
 
 def test_the_key_is_of_every_setting(data: Path) -> None:
     others: list[dict[str, Any]] = [
-        {"epochs": 3}, {"batch_size": 31}, {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"arch": "cifar_resnet32"},
-        {"data_config": {}}, {"arch_args": {"in_chans": 3}}, {"momentum": 0.8}, {"learning_rate": 0.1},
-        {"schedule": "cosine"}, {"warmup_epochs": 1}, {"label_smoothing": 0.1}, {"augmentation": "flip-and-crop"},
-        {"threads": 2}, {"parents": {"a": {"seed": 3}, "b": {"seed": 2}}},
-    ]  # fmt: skip
+        {"epochs": 3},
+        {"batch_size": 31},
+        {"optimizer": "sgd"},
+        {"weight_decay": 0.1},
+        {"arch": "cifar_resnet32"},
+        {"data_config": {}},
+        {"arch_args": {"in_chans": 3}},
+        {"momentum": 0.8},
+        {"learning_rate": 0.1},
+        {"schedule": "cosine"},
+        {"warmup_epochs": 1},
+        {"label_smoothing": 0.1},
+        {"augmentation": "flip-and-crop"},
+        {"threads": 2},
+        {"parents": {"a": {"seed": 3}, "b": {"seed": 2}}},
+    ]
     keys = [key(data), *(key(data, **other) for other in others)]
     assert len(set(keys)) == len(keys)
-    assert key(data) == keys[0] == key(data, checkpoints=2), "which snapshots are kept changes no weight"
+    assert key(data) == keys[0] == key(data, checkpoints=2), (
+        "which snapshots are kept changes no weight"
+    )
     written_out = {"seed": 1, "momentum": 0.9, "schedule": "constant"}
     assert key(data, parents={"other": {"seed": 4}, "a": written_out}) == keys[0]
 
@@ -62,10 +82,16 @@ def test_the_key_is_of_rows_and_classes(data: Path, tmp_path: Path) -> None:
     made = trainings.recipe(data)
     other_rows = made.data.model_copy(update={"validation": "train[100:]"})
     renamed = {
-        name: tiny.split(count, seed, ["x", "y", "z"]) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+        name: tiny.split(count, seed, ["x", "y", "z"])
+        for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
     }
-    other_names = made.data.model_copy(update={"path": str(tiny.write_splits(tmp_path / "data", renamed))})
-    keys = {train_keys(made, ["a"], load_splits(one))["a"] for one in (made.data, other_rows, other_names)}
+    other_names = made.data.model_copy(
+        update={"path": str(tiny.write_splits(tmp_path / "data", renamed))}
+    )
+    keys = {
+        train_keys(made, ["a"], load_splits(one))["a"]
+        for one in (made.data, other_rows, other_names)
+    }
     assert len(keys) == 3
 
 
@@ -80,14 +106,25 @@ def test_the_key_is_of_what_it_starts_from(data: Path, folders: Path, tmp_path: 
     save_file(build_timm("test_resnet", 3, {}).state_dict(), bare["weights"])
 
     def bare_with(**arguments: Any) -> str:
-        parents = {"w": bare | {"arch_args": arguments}, "a": {"seed": 1, "arch": None, "from": "w"}}
+        parents = {
+            "w": bare | {"arch_args": arguments},
+            "a": {"seed": 1, "arch": None, "from": "w"},
+        }
         return key(data, parents=parents)
 
     def of(source: str | None, **trunk: Any) -> str:
         parents = {"trunk": {"seed": 9, "checkpoints": 2} | trunk, "a": {"seed": 1, "from": source}}
         return key(data, parents=parents)
 
-    sources = [None, "trunk", "trunk@1", "trunk@2", str(folders / "timm"), str(other), str(preprocessed)]
+    sources = [
+        None,
+        "trunk",
+        "trunk@1",
+        "trunk@2",
+        str(folders / "timm"),
+        str(other),
+        str(preprocessed),
+    ]
     keys = [*map(of, sources), of("trunk", seed=8), of("trunk", learning_rate=0.1)]
     keys += [bare_with(), bare_with(act_layer="silu"), bare_with(drop_rate=0.5)]
     assert len(set(keys)) == len(keys)
@@ -105,33 +142,50 @@ def test_the_rows_are_hashed_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_keys_of_sources_come_along(data: Path, splits: Splits) -> None:
-    parents = {"a": {"seed": 1}, "b": {"seed": 2, "from": "a"}, "c": {"seed": 3, "from": "b"}, "d": {"seed": 4}}
+    parents = {
+        "a": {"seed": 1},
+        "b": {"seed": 2, "from": "a"},
+        "c": {"seed": 3, "from": "b"},
+        "d": {"seed": 4},
+    }
     assert set(train_keys(trainings.recipe(data, parents), ["c"], splits)) == {"a", "b", "c"}
 
 
 # --- What training starts at
 
 
-def test_the_seeds_weights_whatever_was_drawn_before(data: Path, splits: Splits, tmp_path: Path) -> None:
+def test_the_seeds_weights_whatever_was_drawn_before(
+    data: Path, splits: Splits, tmp_path: Path
+) -> None:
     starts = []
     for seed in (3, 4):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         made = trainings.recipe(data)
-        starts.append([open_start(made, name, tmp_path, splits).opened.state() for name in ("a", "b")])
+        starts.append(
+            [open_start(made, name, tmp_path, splits).opened.state() for name in ("a", "b")]
+        )
         assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, starts[1][0][name]) for name, tensor in starts[0][0].items())
     assert not torch.equal(starts[0][0]["conv1.weight"], starts[0][1]["conv1.weight"])
 
 
 def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_path: Path) -> None:
-    """Architecture, classes and preprocessing of the model that is saved, known before it is trained."""
-    bare = {"arch": "cifar_resnet8", "weights": str(folders / "timm" / "model.safetensors"), "num_classes": 3}
+    """Architecture, classes and preprocessing of the model that is saved, known before it is
+    trained."""
+    bare = {
+        "arch": "cifar_resnet8",
+        "weights": str(folders / "timm" / "model.safetensors"),
+        "num_classes": 3,
+    }
     parents = {
-        "a": {"seed": 1}, "b": {"seed": 2, "from": "a"}, "c": {"seed": 1, "from": str(folders / "timm")},
+        "a": {"seed": 1},
+        "b": {"seed": 2, "from": "a"},
+        "c": {"seed": 1, "from": str(folders / "timm")},
         "d": {"seed": 1, "arch": None, "from": str(folders / "vit")},
-        "plain": bare | {"data_config": trainings.TRAIN["data_config"]}, "e": {"seed": 1, "from": "plain"},
-    }  # fmt: skip
+        "plain": bare | {"data_config": trainings.TRAIN["data_config"]},
+        "e": {"seed": 1, "from": "plain"},
+    }
     made = trainings.recipe(data, parents)
     for name in made.trained:
         start = open_start(made, "a" if name == "b" else name, tmp_path, splits)
@@ -139,15 +193,22 @@ def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_pa
         fresh, saved = check_training(made, [name], splits)[name], open_model(tmp_path / name)
         assert disagreements(fresh, saved) == []
         assert saved.labels == (None if name == "e" else tiny.NAMES)
-        assert all(torch.equal(tensor, start.opened.state()[key]) for key, tensor in saved.state().items())
+        assert all(
+            torch.equal(tensor, start.opened.state()[key]) for key, tensor in saved.state().items()
+        )
 
 
-def test_an_architectures_arguments_are_saved(data: Path, splits: Splits, tmp_path: Path, monkeypatch) -> None:
-    """Whether timm writes them itself or not; but not its dropout, which is how to train and not what a model is."""
+def test_an_architectures_arguments_are_saved(
+    data: Path, splits: Splits, tmp_path: Path, monkeypatch
+) -> None:
+    """Whether timm writes them itself or not; but not its dropout, which is how to train and not
+    what a model is."""
     from timm.models import _hub
 
     arguments = {"drop_path_rate": 0.1, "drop_rate": 0.2, "depth": 2}
-    made = trainings.recipe(data, arch="test_vit", arch_args=arguments, data_config={"input_size": [3, 32, 32]})
+    made = trainings.recipe(
+        data, arch="test_vit", arch_args=arguments, data_config={"input_size": [3, 32, 32]}
+    )
     if hasattr(_hub, "get_model_args"):
         monkeypatch.setattr(_hub, "get_model_args", lambda model, given: given)
     save_trained(tmp_path / "a", open_start(made, "a", tmp_path, splits))
@@ -160,13 +221,22 @@ def test_an_architectures_arguments_are_saved(data: Path, splits: Splits, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["trained", "folder", "weights", "transformers"])
-def test_a_source_gets_the_recipes_dropout(kind: str, data: Path, splits: Splits, tmp_path: Path) -> None:
-    """Whatever the source was saved with, the model that is trained has it, and else is the same."""
+def test_a_source_gets_the_recipes_dropout(
+    kind: str, data: Path, splits: Splits, tmp_path: Path
+) -> None:
+    """Whatever the source was saved with, the model that is trained has it, and else is the
+    same."""
     model = tiny.timm_model("test_resnet", seed=5)
     tiny.save_timm(tmp_path / "a", model)
     tiny.save_transformers(tmp_path / "vit", tiny.transformers_model("vit", seed=5))
-    bare = {"arch": "test_resnet", "weights": str(tmp_path / "a" / "model.safetensors"), "num_classes": 3}
-    above = {"trained": {"seed": 4}, "folder": str(tmp_path / "a"), "weights": bare}.get(kind, str(tmp_path / "vit"))
+    bare = {
+        "arch": "test_resnet",
+        "weights": str(tmp_path / "a" / "model.safetensors"),
+        "num_classes": 3,
+    }
+    above = {"trained": {"seed": 4}, "folder": str(tmp_path / "a"), "weights": bare}.get(
+        kind, str(tmp_path / "vit")
+    )
     parents = {"a": above, "b": {"seed": 1, "from": "a"}}
     shared = trainings.DROPPING if kind != "transformers" else trainings.DROPPING | {"arch": None}
     made = trainings.recipe(data, parents, **shared)
@@ -179,12 +249,16 @@ def test_a_source_gets_the_recipes_dropout(kind: str, data: Path, splits: Splits
     assert opened.transform is not None and opened.model.pretrained_cfg["input_size"] == (
         (3, 160, 160) if kind == "weights" else (3, 8, 8)
     )
-    assert all(torch.equal(tensor, opened.state()[key]) for key, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, opened.state()[key]) for key, tensor in model.state_dict().items()
+    )
 
 
 def test_half_precision_stays_half_precision(data: Path, splits: Splits, tmp_path: Path) -> None:
     tiny.save_timm(tmp_path / "half", tiny.timm_model(seed=5), dtype=torch.float16)
-    made = trainings.recipe(data, {"a": {"seed": 1, "from": str(tmp_path / "half")}, "b": {"seed": 2}})
+    made = trainings.recipe(
+        data, {"a": {"seed": 1, "from": str(tmp_path / "half")}, "b": {"seed": 2}}
+    )
     start = open_start(made, "a", tmp_path, splits)
     assert start.opened.model.conv1.weight.dtype == torch.float32, "trained in float32"
     save_trained(tmp_path / "a", start)
@@ -204,12 +278,19 @@ def test_what_can_be_trained_is_not_refused(data: Path, folders: Path) -> None:
     check_training(trainings.recipe(data), [], load_splits(trainings.recipe(data).data))
 
 
-def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_architecture_is_built_once(
+    data: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
     build = training.build_timm
-    monkeypatch.setattr(training, "build_timm", lambda arch, *rest: built.append(arch) or build(arch, *rest))
+    monkeypatch.setattr(
+        training, "build_timm", lambda arch, *rest: built.append(arch) or build(arch, *rest)
+    )
     parents = {f"seed{seed}": {"seed": seed} for seed in range(5)}
-    parents |= {"branch": {"seed": 1, "from": "seed0"}, "other": {"seed": 1, "arch": "cifar_resnet32"}}
+    parents |= {
+        "branch": {"seed": 1, "from": "seed0"},
+        "other": {"seed": 1, "arch": "cifar_resnet32"},
+    }
     check(trainings.recipe(data, parents))
     assert built == ["cifar_resnet8", "cifar_resnet32"]
 
@@ -219,15 +300,27 @@ def test_each_architecture_is_built_once(data: Path, folders: Path, monkeypatch:
     [
         ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet8"]),
         ({"arch_args": {"widht": 3}}, ["widht", "mend them (arch_args"]),
-        ({"arch": "resnet18", "arch_args": {"global_pool": "mean"}}, ["can't build resnet18", "AssertionError"]),
+        (
+            {"arch": "resnet18", "arch_args": {"global_pool": "mean"}},
+            ["can't build resnet18", "AssertionError"],
+        ),
         ({"arch": "test_vit", "arch_args": {"act_layer": "foo"}}, ["can't build test_vit", "foo"]),
         ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "data_config"]),
         ({"data_config": {"interpolation": "cubist"}}, ["data_config"]),
         ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
-        ({"data_config": {"input_size": [1, 8, 8]}}, ["pictures can't be prepared", "RuntimeError", "input_size"]),
+        (
+            {"data_config": {"input_size": [1, 8, 8]}},
+            ["pictures can't be prepared", "RuntimeError", "input_size"],
+        ),
         ({"arch": "test_vit", "arch_args": {"img_size": 32}}, ["a can't be trained", "arch_args"]),
-        ({"from": "{folders}/timm", "arch": "cifar_resnet32"}, ["cifar_resnet32, its arch", "cifar_resnet8"]),
-        ({"from": "{folders}/vit"}, ["cifar_resnet8, its arch", "ViTForImageClassification", "arch: null"]),
+        (
+            {"from": "{folders}/timm", "arch": "cifar_resnet32"},
+            ["cifar_resnet32, its arch", "cifar_resnet8"],
+        ),
+        (
+            {"from": "{folders}/vit"},
+            ["cifar_resnet8, its arch", "ViTForImageClassification", "arch: null"],
+        ),
         ({"from": "{folders}/two", "arch": None}, ["trained from", "lacks a class", "bar"]),
         ({"from": "{folders}/broken", "arch": None}, ["unreadable weights"]),
         ({"from": "timm:cifar_resnet8.nonsense"}, ["no such weights"]),
@@ -249,7 +342,9 @@ def test_bare_weights_are_looked_at(data: Path, tmp_path: Path) -> None:
         check(trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}}))
 
 
-def test_weights_that_do_not_fit_their_architecture(data: Path, splits: Splits, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_architecture(
+    data: Path, splits: Splits, tmp_path: Path
+) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     bare = {"arch": "cifar_resnet8", "weights": str(tmp_path / "w.safetensors"), "num_classes": 3}
     made = trainings.recipe(data, {"bare": bare, "a": {"seed": 1, "from": "bare"}})
@@ -266,7 +361,9 @@ def test_no_rows_to_train_on(tmp_path: Path) -> None:
 def test_a_broken_picture_among_the_training_rows(tmp_path: Path) -> None:
     import datasets
 
-    rows = {name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)}
+    rows = {
+        name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+    }
     encoded = rows["train"].cast_column("image", datasets.Image(decode=False))
     pictures = [one["image"] for one in encoded]
     pictures[7] = {"bytes": pictures[7]["bytes"][:60], "path": None}
@@ -278,9 +375,12 @@ def test_a_broken_picture_among_the_training_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"arch": "cifar_resnet21"}, ["cifar_resnet21"]), ({"optimizer": "adamm"}, ["adamm", "'adam'"]),
-     ({"epochs": 0}, ["train.epochs", "0"])],
-)  # fmt: skip
+    [
+        ({"arch": "cifar_resnet21"}, ["cifar_resnet21"]),
+        ({"optimizer": "adamm"}, ["adamm", "'adam'"]),
+        ({"epochs": 0}, ["train.epochs", "0"]),
+    ],
+)
 def test_the_command_line_says_it(changes, words, data: Path, tmp_path: Path, mega) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(trainings.tree(data, **changes) | {"merge": tiny.MERGE}))
@@ -298,4 +398,7 @@ def test_what_is_saved_is_timms_own_layout(data: Path, splits: Splits, tmp_path:
     save_trained(tmp_path / "a", start)
     model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
-    assert all(tensor.is_contiguous() for tensor in load_file(tmp_path / "a" / "model.safetensors").values())
+    assert all(
+        tensor.is_contiguous()
+        for tensor in load_file(tmp_path / "a" / "model.safetensors").values()
+    )

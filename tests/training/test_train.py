@@ -1,4 +1,5 @@
-"""Trainings that are stopped and go on, that are killed, that share processes; what is trained again and what not."""
+"""Trainings that are stopped and go on, that are killed, that share processes; what is trained
+again and what not."""
 
 from __future__ import annotations
 
@@ -30,15 +31,26 @@ from tests.tools import trainings
 watch = trainings.Watch(int(sys.argv[3]), trainings.kill)
 trainings.train(Path(sys.argv[2]), Recipe.from_dict(json.loads(sys.argv[1])), ["a"], watch)
 """
-# Between them: every optimizer, every schedule, warm-up, augmentation, smoothing, dropout, snapshots.
+# Between them: every optimizer, every schedule, warm-up, augmentation, smoothing, dropout,
+# snapshots.
 WAYS: dict[str, dict[str, Any]] = {
     "adam": {},
     "sgd": {
-        "optimizer": "sgd", "schedule": "cosine", "warmup_epochs": 1, "augmentation": "flip-and-crop",
-        "label_smoothing": 0.1, "weight_decay": 0.01, "checkpoints": 3,
+        "optimizer": "sgd",
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "augmentation": "flip-and-crop",
+        "label_smoothing": 0.1,
+        "weight_decay": 0.01,
+        "checkpoints": 3,
     },
-    "adamw": {"optimizer": "adamw", "schedule": "one-cycle", "augmentation": "flip-and-crop", **trainings.DROPPING},
-}  # fmt: skip
+    "adamw": {
+        "optimizer": "adamw",
+        "schedule": "one-cycle",
+        "augmentation": "flip-and-crop",
+        **trainings.DROPPING,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,9 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 # --- The same bytes
 
 
-def test_parents_are_models_of_their_own(data: Path, plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_parents_are_models_of_their_own(
+    data: Path, plain: dict[str, bytes], tmp_path: Path
+) -> None:
     watch = trainings.train(tmp_path, trainings.recipe(data))
     assert trainings.stored(tmp_path) == plain
     assert plain["a"] != plain["b"]
@@ -70,7 +84,9 @@ def test_training_learns(data: Path, tmp_path: Path) -> None:
     assert tiny.count(open_model(tmp_path / "b").model, "test") > 50, "chance is 30 of 90"
 
 
-def test_whatever_else_is_there_and_was_drawn(data: Path, plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_whatever_else_is_there_and_was_drawn(
+    data: Path, plain: dict[str, bytes], tmp_path: Path
+) -> None:
     """In another order, beside another parent, after other draws, with other threads."""
     torch.manual_seed(3)
     draws, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -108,7 +124,9 @@ def test_any_number_of_processes(data: Path, plain: dict[str, bytes], tmp_path: 
     assert trainings.stored(tmp_path) == plain
 
 
-def test_memory_is_no_part_of_it(data: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch) -> None:
+def test_memory_is_no_part_of_it(
+    data: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(making, "affordable_bytes", lambda processes: 0)
     trainings.train(tmp_path, trainings.recipe(data))
     assert trainings.stored(tmp_path) == plain
@@ -118,7 +136,9 @@ def test_memory_is_no_part_of_it(data: Path, plain: dict[str, bytes], tmp_path: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_stopped_in_every_epoch_it_ends_with_the_same_bytes(way: str, data: Path, tmp_path: Path) -> None:
+def test_stopped_in_every_epoch_it_ends_with_the_same_bytes(
+    way: str, data: Path, tmp_path: Path
+) -> None:
     made = trainings.recipe(data, epochs=3, **WAYS[way])
     trainings.train(tmp_path / "whole", made, ["a"])
     for epoch in (1, 2, 3):
@@ -136,7 +156,9 @@ def test_stopped_in_every_epoch_it_ends_with_the_same_bytes(way: str, data: Path
     assert trainings.names_in(tmp_path / "stopped") == {"a", *snapshots}
 
 
-def test_stopped_after_the_last_epoch(data: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch) -> None:
+def test_stopped_after_the_last_epoch(
+    data: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch
+) -> None:
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(making, "save_trained", lambda *_: trainings.Watch._interrupt())
         trainings.train(tmp_path, trainings.recipe(data), ["a"])
@@ -150,17 +172,30 @@ def test_stopped_between_parents(data: Path, plain: dict[str, bytes], tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         trainings.train(tmp_path, trainings.recipe(data), watch=trainings.Watch(batches=9))
     assert trainings.names_in(tmp_path) == {"a"}
-    assert trainings.train(tmp_path, trainings.recipe(data)).titles == ["b"], "the parent that was done"
+    assert trainings.train(tmp_path, trainings.recipe(data)).titles == ["b"], (
+        "the parent that was done"
+    )
     assert trainings.stored(tmp_path) == plain
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [2, 6])
-def test_killed_it_goes_on(batches: int, data: Path, plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_it_goes_on(
+    batches: int, data: Path, plain: dict[str, bytes], tmp_path: Path
+) -> None:
     """And with another number of threads in the environment."""
-    words = [sys.executable, "-c", KILLED, json.dumps(trainings.tree(data)), str(tmp_path), str(batches)]
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        json.dumps(trainings.tree(data)),
+        str(tmp_path),
+        str(batches),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert trainings.names_in(tmp_path) == ({"a@training"} if batches > 4 else set())
     trainings.train(tmp_path, trainings.recipe(data))
@@ -172,23 +207,31 @@ def test_what_a_killed_process_left_is_removed(data: Path, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     made = trainings.recipe(data, epochs=1)
     trainings.train(tmp_path, made, ["a"])
-    assert trainings.names_in(tmp_path) == {"a", ".mega-b@7"}, "another process may be at the other parent"
-    (tmp_path / "a@training").write_bytes(b"of a process that was killed before it could remove this")
+    assert trainings.names_in(tmp_path) == {"a", ".mega-b@7"}, (
+        "another process may be at the other parent"
+    )
+    (tmp_path / "a@training").write_bytes(
+        b"of a process that was killed before it could remove this"
+    )
     assert trainings.train(tmp_path, made, ["a"]).titles == []
     assert trainings.names_in(tmp_path) == {"a", ".mega-b@7"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "unreadable"])
-def test_a_damaged_state_is_discarded(damage: str, data: Path, plain, tmp_path: Path, caplog) -> None:
+def test_a_damaged_state_is_discarded(
+    damage: str, data: Path, plain, tmp_path: Path, caplog
+) -> None:
     file = trainings.stop(tmp_path, trainings.recipe(data))
     whole = file.read_bytes()
     middle = len(whole) // 2
     key = whole[:64].decode()
     contents = {
-        "truncated": whole[:-20], "empty": b"", "foreign": b"something else",
+        "truncated": whole[:-20],
+        "empty": b"",
+        "foreign": b"something else",
         "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "unreadable": making._seal(key, b"whole, but nothing that torch reads"),
-    }  # fmt: skip
+    }
     file.write_bytes(contents[damage])
     with caplog.at_level(logging.WARNING):
         watch = trainings.train(tmp_path, trainings.recipe(data), ["a"])
@@ -239,6 +282,9 @@ def test_a_training_that_diverges(what: str, data: Path, tmp_path: Path, monkeyp
     with pytest.raises(RunError) as caught:
         trainings.train(tmp_path, trainings.recipe(data, checkpoints=2), ["a"])
     assert caught.value.expected == "a finite loss"
-    assert caught.value.got == {"loss": "nan", "weights": "weights that are not finite"}[what] + " in epoch 2 of a"
+    assert (
+        caught.value.got
+        == {"loss": "nan", "weights": "weights that are not finite"}[what] + " in epoch 2 of a"
+    )
     assert caught.value.remedy == "a smaller learning_rate"
     assert trainings.names_in(tmp_path) == {"a@1", "a@training"}, "of the first epoch, and whole"

@@ -1,4 +1,5 @@
-"""The training loop: learning rates, optimizers and losses against formulas, rows held or decoded again."""
+"""The training loop: learning rates, optimizers and losses against formulas, rows held or decoded
+again."""
 
 from __future__ import annotations
 
@@ -18,14 +19,23 @@ from mega_hf.runtime.seeds import named_stream
 from mega_hf.tasks.splits import Splits
 from mega_hf.training import trainer as fitting
 from mega_hf.training.plan import check_training, open_start
-from mega_hf.training.trainer import Fit, TrainingRows, make_optimizer, make_schedule, time_training, updates_per_epoch
+from mega_hf.training.trainer import (
+    Fit,
+    TrainingRows,
+    make_optimizer,
+    make_schedule,
+    time_training,
+    updates_per_epoch,
+)
 from tests.tools import tiny, trainings
 
 CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> ParentTrain:
-    return ParentTrain.model_validate({"arch": "cifar_resnet8", "seed": 1, "learning_rate": 0.1} | changes)
+    return ParentTrain.model_validate(
+        {"arch": "cifar_resnet8", "seed": 1, "learning_rate": 0.1} | changes
+    )
 
 
 def rates(updates: int, train: ParentTrain) -> list[float]:
@@ -65,14 +75,19 @@ def test_cosine_and_constant_against_their_formulas(optimizer: str, warmup: int)
 
 
 def test_one_cycle_against_its_formula() -> None:
-    """From rate / 25 up to the rate in the first 30 % of the updates, then down to rate / 250 000; both by cosines."""
+    """From rate / 25 up to the rate in the first 30 % of the updates, then down to rate / 250 000;
+    both by cosines."""
     n, top = 20, 0.3 * 20 - 1
 
     def between(start: float, end: float, part: float) -> float:
         return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
     expected = [
-        between(0.1 / 25, 0.1, u / top) if u <= top else between(0.1, 0.1 / 250_000, (u - top) / (n - 1 - top))
+        (
+            between(0.1 / 25, 0.1, u / top)
+            if u <= top
+            else between(0.1, 0.1 / 250_000, (u - top) / (n - 1 - top))
+        )
         for u in range(n)
     ]
     assert rates(4, settings(schedule="one-cycle", epochs=5)) == pytest.approx(expected, rel=1e-9)
@@ -93,7 +108,9 @@ def test_the_optimizers_are_those_named() -> None:
     for name, kind in kinds.items():
         optimizer = make_optimizer(model, settings(optimizer=name, weight_decay=0.2))
         assert type(optimizer) is kind
-        decays = {tuple(p.shape): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        decays = {
+            tuple(p.shape): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]
+        }
         assert decays == {(2, 2): 0.2, (2,): 0.0}, "biases are not decayed"
     nesterov = make_optimizer(model, settings(optimizer="sgd", momentum=0.8)).param_groups[0]
     assert (nesterov["momentum"], nesterov["nesterov"]) == (0.8, True)
@@ -116,7 +133,8 @@ def test_one_cycle_leaves_the_momentum_alone() -> None:
 def test_the_loss_against_its_formula(smoothing: float, as_record: bool) -> None:
     """The target has 1 - s on its class, and s spread evenly over all of them."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    images, labels = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    images = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 5
     logits = model(images).detach().double()
     chances = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
     target = torch.full((6, 5), smoothing / 5, dtype=torch.float64)
@@ -125,12 +143,23 @@ def test_the_loss_against_its_formula(smoothing: float, as_record: bool) -> None
     called = (lambda x: SimpleNamespace(logits=model(x))) if as_record else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = model[1].weight.detach().clone()
-    assert fitting.update(called, optimizer, images, labels, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert fitting.update(called, optimizer, images, labels, smoothing) == pytest.approx(
+        expected, rel=1e-5
+    )
     assert not torch.equal(before, model[1].weight)
 
 
 def test_a_last_batch_of_one_row_is_left_out() -> None:
-    assert [updates_per_epoch(n, 30) for n in (1, 29, 30, 31, 32, 60, 61, 62)] == [1, 1, 1, 1, 2, 2, 2, 3]
+    assert [updates_per_epoch(n, 30) for n in (1, 29, 30, 31, 32, 60, 61, 62)] == [
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+        3,
+    ]
     assert [updates_per_epoch(n, 1) for n in (1, 2, 5)] == [1, 2, 5]
 
 
@@ -145,11 +174,15 @@ def begin(data: Path, splits: Splits, tmp_path: Path, limit: int = 2**30, **chan
     return Fit("a", start.opened.model, made.trained["a"].train, rows, CPU)
 
 
-def test_rows_held_and_rows_decoded_again_are_the_same(data: Path, splits: Splits, tmp_path: Path) -> None:
+def test_rows_held_and_rows_decoded_again_are_the_same(
+    data: Path, splits: Splits, tmp_path: Path
+) -> None:
     needed = 120 * 3 * 8 * 8 * 4
     assert splits.train is not None
     model = check_training(trainings.recipe(data), ["a"], splits)["a"]
-    held, again = (TrainingRows(splits.train, model, [0, 1, 2], limit) for limit in (needed, needed - 1))
+    held, again = (
+        TrainingRows(splits.train, model, [0, 1, 2], limit) for limit in (needed, needed - 1)
+    )
     assert (held.is_held, again.is_held) == (True, False)
     some = torch.tensor([3, 119, 0, 3])
     assert torch.equal(held.pictures(some), again.pictures(some))
@@ -161,7 +194,9 @@ def test_rows_held_and_rows_decoded_again_are_the_same(data: Path, splits: Split
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "augmentation": "flip-and-crop"}])
-def test_the_memory_changes_no_byte(changes: dict[str, Any], data: Path, splits: Splits, tmp_path: Path) -> None:
+def test_the_memory_changes_no_byte(
+    changes: dict[str, Any], data: Path, splits: Splits, tmp_path: Path
+) -> None:
     fits = [begin(data, splits, tmp_path, limit, **changes) for limit in (2**30, 0)]
     for fit in fits:
         fit.run_epoch(lambda *_: None)
@@ -195,14 +230,19 @@ def test_an_epoch_against_a_loop_of_its_own(data: Path, splits: Splits, tmp_path
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
-def test_every_update_has_its_learning_rate(schedule: str, data: Path, splits: Splits, tmp_path, monkeypatch) -> None:
+def test_every_update_has_its_learning_rate(
+    schedule: str, data: Path, splits: Splits, tmp_path, monkeypatch
+) -> None:
     used: list[float] = []
     monkeypatch.setattr(
-        fitting, "update", lambda m, optimizer, *_: used.append(optimizer.param_groups[0]["lr"]) or 0.0
+        fitting,
+        "update",
+        lambda m, optimizer, *_: used.append(optimizer.param_groups[0]["lr"]) or 0.0,
     )
     changes = {"schedule": schedule, "epochs": 3, "warmup_epochs": int(schedule == "cosine")}
     fit = begin(data, splits, tmp_path, **changes)
-    with pytest.warns(UserWarning) if schedule == "one-cycle" else nullcontext():  # nothing calls the optimizer
+    # nothing calls the optimizer
+    with pytest.warns(UserWarning) if schedule == "one-cycle" else nullcontext():
         for _ in range(3):
             fit.run_epoch(lambda *_: None)
     assert used == rates(4, settings(learning_rate=0.003, **changes))
@@ -224,7 +264,9 @@ def test_dropout_is_drawn_by_name(data: Path, splits: Splits, tmp_path: Path) ->
 
 
 def test_augmented_epochs_differ(data: Path, splits: Splits, tmp_path: Path) -> None:
-    plain, augmented = (begin(data, splits, tmp_path, augmentation=kind) for kind in ("none", "flip-and-crop"))
+    plain, augmented = (
+        begin(data, splits, tmp_path, augmentation=kind) for kind in ("none", "flip-and-crop")
+    )
     for fit in (plain, augmented):
         fit.run_epoch(lambda *_: None)
     assert plain.losses != augmented.losses

@@ -1,4 +1,5 @@
-"""`verify` holds what result.json and card say against what was made again, and with the data what was measured."""
+"""`verify` holds what result.json and card say against what was made again, and with the data what
+was measured."""
 
 from __future__ import annotations
 
@@ -38,36 +39,85 @@ def _forge_card(folder: Path) -> None:
 LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "file digest": (lambda f: claim(f, "digests", "file", value="0" * 64), "^result.json: changed"),
     "weights digest": (
-        lambda f: claim(f, "nodes", 0, "digests", "weights", value="0" * 64), "^result.json: changed.*weights of a"
+        lambda f: claim(f, "nodes", 0, "digests", "weights", value="0" * 64),
+        "^result.json: changed.*weights of a",
     ),
-    "search": (lambda f: claim(f, "nodes", 0, "search", "correct", value=60), "^result.json: changed.*best indiv"),
-    "history": (lambda f: claim(f, "nodes", 0, "history", 1, "best", value=60), "^result.json: changed.*history"),
-    "parent's digest": (lambda f: claim(f, "parents", 0, "sha256", value="0" * 64), "^result.json: changed.*parent"),
+    "search": (
+        lambda f: claim(f, "nodes", 0, "search", "correct", value=60),
+        "^result.json: changed.*best indiv",
+    ),
+    "history": (
+        lambda f: claim(f, "nodes", 0, "history", 1, "best", value=60),
+        "^result.json: changed.*history",
+    ),
+    "parent's digest": (
+        lambda f: claim(f, "parents", 0, "sha256", value="0" * 64),
+        "^result.json: changed.*parent",
+    ),
     "data's digest": (
-        lambda f: claim(f, "data", "test", "sha256", value="0" * 64), "^result.json: changed.*data"
+        lambda f: claim(f, "data", "test", "sha256", value="0" * 64),
+        "^result.json: changed.*data",
     ),
-    "evaluations": (lambda f: claim(f, "nodes", 0, "search", "evaluations", value=27), "^result.json: .*best indiv"),
-    "search told twice": (lambda f: claim(f, "search", "correct", value=60), "^result.json: changed.*the search"),
-    "history told twice": (lambda f: claim(f, "history", 1, "best", value=60), "^result.json: changed.*the history"),
-    "architecture": (lambda f: claim(f, "architecture", value="resnet50"), "^result.json: changed.*architecture"),
-    "parameters": (lambda f: claim(f, "parameters", value=10**9), "^result.json: changed.*parameters"),
-    "settings": (lambda f: claim(f, "nodes", 0, "merge", "seed", value=47), "^result.json: changed.*settings of a.b"),
-    "parents": (lambda f: claim(f, "nodes", 0, "parents", value=["b", "a"]), "^result.json: changed.*parents of a.b"),
-    "rows of a split": (lambda f: claim(f, "data", "validation", "rows", value=61), "^result.json: .*on validation"),
-    "rows of a model": (lambda f: claim(f, "models", 4, "test", "n", value=900), "^result.json: .*soup on test"),
+    "evaluations": (
+        lambda f: claim(f, "nodes", 0, "search", "evaluations", value=27),
+        "^result.json: .*best indiv",
+    ),
+    "search told twice": (
+        lambda f: claim(f, "search", "correct", value=60),
+        "^result.json: changed.*the search",
+    ),
+    "history told twice": (
+        lambda f: claim(f, "history", 1, "best", value=60),
+        "^result.json: changed.*the history",
+    ),
+    "architecture": (
+        lambda f: claim(f, "architecture", value="resnet50"),
+        "^result.json: changed.*architecture",
+    ),
+    "parameters": (
+        lambda f: claim(f, "parameters", value=10**9),
+        "^result.json: changed.*parameters",
+    ),
+    "settings": (
+        lambda f: claim(f, "nodes", 0, "merge", "seed", value=47),
+        "^result.json: changed.*settings of a.b",
+    ),
+    "parents": (
+        lambda f: claim(f, "nodes", 0, "parents", value=["b", "a"]),
+        "^result.json: changed.*parents of a.b",
+    ),
+    "rows of a split": (
+        lambda f: claim(f, "data", "validation", "rows", value=61),
+        "^result.json: .*on validation",
+    ),
+    "rows of a model": (
+        lambda f: claim(f, "models", 4, "test", "n", value=900),
+        "^result.json: .*soup on test",
+    ),
     "a model more": (
-        lambda f: edit(f, lambda r: r["models"].insert(2, r["models"][2])), "^result.json: changed.*table of models"
+        lambda f: edit(f, lambda r: r["models"].insert(2, r["models"][2])),
+        "^result.json: changed.*table of models",
     ),
     "validation": (
-        lambda f: edit(f, lambda r: r["models"][-1]["validation"].update(correct=60)), "^result.json: .*on validation"
+        lambda f: edit(f, lambda r: r["models"][-1]["validation"].update(correct=60)),
+        "^result.json: .*on validation",
     ),
-    "the best parent": (_prefer_the_other, "^result.json: changed.*whom the paired tests are against"),
-    "paired": (lambda f: claim(f, "paired", "only_merged_right", value=90), "^result.json: changed.*the paired test"),
-    "p": (lambda f: claim(f, "paired", "p", value=0.00001), "^result.json: changed.*the paired test's p"),
+    "the best parent": (
+        _prefer_the_other,
+        "^result.json: changed.*whom the paired tests are against",
+    ),
+    "paired": (
+        lambda f: claim(f, "paired", "only_merged_right", value=90),
+        "^result.json: changed.*the paired test",
+    ),
+    "p": (
+        lambda f: claim(f, "paired", "p", value=0.00001),
+        "^result.json: changed.*the paired test's p",
+    ),
     "card": (_improve_card, "^README.md: a generated part of the card was changed"),
     "another card": (_forge_card, "^README.md: changed.*generated part"),
     "nodes": (lambda f: claim(f, "nodes", 0, "name", value="b+a"), "^result.json: changed.*merges"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -78,7 +128,8 @@ def test_what_contradicts_the_replay_or_itself_is_named(lie: str, copied: Path) 
 def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> None:
     """Claim more right answers, and a paired test that agrees with the table."""
     record["models"][model][split]["correct"] += more
-    paired, counts = record["paired"], {one["name"]: one["test"]["correct"] for one in record["models"]}
+    paired = record["paired"]
+    counts = {one["name"]: one["test"]["correct"] for one in record["models"]}
     gain = counts["merged"] - counts[paired["against"]]
     few = paired["only_other_right"]
     _set_pair(record, few + gain, few)
@@ -87,25 +138,46 @@ def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> Non
 def _set_pair(record: dict[str, Any], only_merged: int, only_other: int) -> None:
     """Claim other counts of the paired test, and what follows from them."""
     low, high = bootstrap_interval(only_merged, only_other, record["models"][0]["test"]["n"])
-    told = {"only_merged_right": only_merged, "only_other_right": only_other, "low": low, "high": high}
+    told = {
+        "only_merged_right": only_merged,
+        "only_other_right": only_other,
+        "low": low,
+        "high": high,
+    }
     record["paired"] |= told | {"p": sign_test(only_merged, only_other)}
 
 
 CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "merged": (lambda r: _add_right(r, 5, "test", 2), "the merged model on test is not what was claimed"),
+    "merged": (
+        lambda r: _add_right(r, 5, "test", 2),
+        "the merged model on test is not what was claimed",
+    ),
     "parent": (lambda r: _add_right(r, 0, "test", -2), "a on test is not what was claimed"),
-    "baseline": (lambda r: _add_right(r, 4, "test", -2), "uniform_soup on test is not what was claimed"),
-    "validation": (lambda r: _add_right(r, 4, "validation", -2), "uniform_soup on validation is not what was claimed"),
+    "baseline": (
+        lambda r: _add_right(r, 4, "test", -2),
+        "uniform_soup on test is not what was claimed",
+    ),
+    "validation": (
+        lambda r: _add_right(r, 4, "validation", -2),
+        "uniform_soup on validation is not what was claimed",
+    ),
     "paired": (
-        lambda r: _set_pair(r, r["paired"]["only_merged_right"] + 2, r["paired"]["only_other_right"] + 2),
+        lambda r: _set_pair(
+            r, r["paired"]["only_merged_right"] + 2, r["paired"]["only_other_right"] + 2
+        ),
         "test rows that only the merged model gets right, of it and ",
     ),
-    "classes": (lambda r: r["data"].update(classes=4), "changed since the run: what it says of the data's classes"),
-}  # fmt: skip
+    "classes": (
+        lambda r: r["data"].update(classes=4),
+        "changed since the run: what it says of the data's classes",
+    ),
+}
 
 
 @pytest.mark.parametrize("told", CLAIMS)
-def test_whatever_is_claimed_to_have_been_measured_is_measured_again(told: str, copied: Path) -> None:
+def test_whatever_is_claimed_to_have_been_measured_is_measured_again(
+    told: str, copied: Path
+) -> None:
     change, said = CLAIMS[told]
     edit(copied, change)
     write_card(MergeResult.load(copied))

@@ -1,4 +1,5 @@
-"""`verify` against a forger who knows the digests: where everything came from, and what else lies there."""
+"""`verify` against a forger who knows the digests: where everything came from, and what else lies
+there."""
 
 from __future__ import annotations
 
@@ -56,12 +57,18 @@ def _add_lines(folder: Path) -> None:
     one = next(line for line in lines if line["kind"] == "fitness")
     lines[-1:-1] = [one | {"generation": 77, "index": i, "genome": f"{i:032x}"} for i in range(50)]
     rewrite(folder, lines)
-    edit(folder, lambda record: [r["search"].update(evaluations=76) for r in (record, record["nodes"][0])])
+    edit(
+        folder,
+        lambda record: [r["search"].update(evaluations=76) for r in (record, record["nodes"][0])],
+    )
 
 
 def _batch(size: int) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        rewrite(folder, [x | {"batch_size": size} if x["kind"] == "header" else x for x in journal(folder)])
+        rewrite(
+            folder,
+            [x | {"batch_size": size} if x["kind"] == "header" else x for x in journal(folder)],
+        )
 
     return change
 
@@ -80,22 +87,46 @@ LIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "files": (_hide_files, "^merged: changed.*preprocessing"),
     "an adapter": (_add_adapter, "^merged: changed.*files that would be loaded"),
     "two models": (_add_model, r"^\*.safetensors: changed.*where the model lies"),
-    "a parent's origin": (_parents(lambda p: p[0].update(HUB)), "^result.json: .*the parent a came from"),
+    "a parent's origin": (
+        _parents(lambda p: p[0].update(HUB)),
+        "^result.json: .*the parent a came from",
+    ),
     "a parent twice": (_parents(lambda p: p.append(p[0] | HUB)), "^result.json: .*its parents"),
-    "a parent more": (_parents(lambda p: p.append(p[0] | {"name": "c"})), "^result.json: .*of the parent c"),
-    "the data's origin": (lambda f: claim(f, "data", "source", value=NET), "^result.json: .*the data came from"),
-    "the rows": (lambda f: claim(f, "data", "test", "spec", value="test[:50%]"), "^result.json: .*the test rows are"),
-    "a name": (lambda f: claim(f, "recipe", "data", "path", "local", value="x"), "^result.json: .*was called"),
-    "content": (lambda f: claim(f, "recipe", "parents", "a", "sha256", value="0"), "^result.json: .*of parents.a"),
-    "the device": (lambda f: claim(f, "environment", "device_kind", value="cuda"), "^result.json: .*the device"),
+    "a parent more": (
+        _parents(lambda p: p.append(p[0] | {"name": "c"})),
+        "^result.json: .*of the parent c",
+    ),
+    "the data's origin": (
+        lambda f: claim(f, "data", "source", value=NET),
+        "^result.json: .*the data came from",
+    ),
+    "the rows": (
+        lambda f: claim(f, "data", "test", "spec", value="test[:50%]"),
+        "^result.json: .*the test rows are",
+    ),
+    "a name": (
+        lambda f: claim(f, "recipe", "data", "path", "local", value="x"),
+        "^result.json: .*was called",
+    ),
+    "content": (
+        lambda f: claim(f, "recipe", "parents", "a", "sha256", value="0"),
+        "^result.json: .*of parents.a",
+    ),
+    "the device": (
+        lambda f: claim(f, "environment", "device_kind", value="cuda"),
+        "^result.json: .*the device",
+    ),
     "lines of no search": (_add_lines, "^journal.jsonl: lines that no search of a.b asks for"),
     "no batch": (_batch(0), "journal.jsonl:1: a damaged line"),
     "founders": (
         lambda f: give_recipe(f, lambda tree: tree["merge"].update(population_size=100_000)),
         "^journal.jsonl: its lines don't tell of the 99994 other founders",
     ),
-    "the order": (lambda f: give_recipe(f, lambda t: t.update(order="accuracy", merges="pairwise")), "does not rank"),
-}  # fmt: skip
+    "the order": (
+        lambda f: give_recipe(f, lambda t: t.update(order="accuracy", merges="pairwise")),
+        "does not rank",
+    ),
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -110,7 +141,8 @@ def test_a_batch_size_that_no_run_takes(copied: Path) -> None:
 
 
 def test_rows_that_a_line_leaves_out_are_counted_again(copied: Path) -> None:
-    """A loser of the last generation decides nothing: it is said to have had none right, of few rows."""
+    """A loser of the last generation decides nothing: it is said to have had none right, of few
+    rows."""
     lines = journal(copied)
     merged = next(line for line in lines if line["kind"] == "merged")
     last = [line for line in lines if line["kind"] == "fitness" and line["generation"] == 5]
@@ -118,10 +150,18 @@ def test_rows_that_a_line_leaves_out_are_counted_again(copied: Path) -> None:
     merged["history"][4]["mean"] = (merged["history"][4]["mean"] * 6 - loser["correct"] + 20) / 6
     loser |= {"correct": 0, "n": 40}
     rewrite(copied, lines)
-    edit(copied, lambda record: [told.update(history=merged["history"]) for told in (record, record["nodes"][0])])
+    edit(
+        copied,
+        lambda record: [
+            told.update(history=merged["history"]) for told in (record, record["nodes"][0])
+        ],
+    )
     write_card(MergeResult.load(copied))
     assert verify(copied).parents == 2, "nothing but the data can tell"
-    with pytest.raises(VerificationError, match=rf"^journal.jsonl: individual {loser['index']} of generation 5 of a"):
+    with pytest.raises(
+        VerificationError,
+        match=rf"^journal.jsonl: individual {loser['index']} of generation 5 of a",
+    ):
         verify(copied, evaluate=100)
 
 
@@ -129,13 +169,20 @@ def test_an_intermediate_model_is_compared_where_it_was_kept(treed_copy: Path) -
     shutil.rmtree(treed_copy / "nodes" / "c+d")
     assert verify(treed_copy).parents == 4
     config = treed_copy / "nodes" / "a+b" / "config.json"
-    config.write_text(config.read_text().replace('"bar"', '"x"').replace('"dash"', '"bar"').replace('"x"', '"dash"'))
+    config.write_text(
+        config.read_text()
+        .replace('"bar"', '"x"')
+        .replace('"dash"', '"bar"')
+        .replace('"x"', '"dash"')
+    )
     with pytest.raises(VerificationError, match=r"^nodes/a\+b: changed.*label order"):
         verify(treed_copy)
     file = treed_copy / "nodes" / "a+b" / "model.safetensors"
     weights = load_file(file)
     save_file(weights | {"conv1.weight": weights["conv1.weight"] + 1}, file, {"format": "pt"})
-    with pytest.raises(VerificationError, match=r"^nodes/a\+b: changed.*the weights: largest difference"):
+    with pytest.raises(
+        VerificationError, match=r"^nodes/a\+b: changed.*the weights: largest difference"
+    ):
         verify(treed_copy)
 
 
@@ -149,21 +196,33 @@ def test_an_order_that_the_counts_contradict_is_named(four: dict[str, Any], tmp_
         verify(tmp_path / "out")
 
 
-def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(finished, pair: tiny.Pair, tmp_path: Path) -> None:
+def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(
+    finished, pair: tiny.Pair, tmp_path: Path
+) -> None:
     for name, content in portable_files(finished, "me/merged", {"license": "mit"}).items():
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        (tmp_path / name).write_bytes(
+            content if isinstance(content, bytes) else content.read_bytes()
+        )
     given = {"a": str(pair.a), "b": str(pair.b)}
-    assert "not checked: me/merged, which the card says that it lies in" in str(verify(tmp_path, parents=given))
+    assert "not checked: me/merged, which the card says that it lies in" in str(
+        verify(tmp_path, parents=given)
+    )
     text = (tmp_path / "recipe.yaml").read_text()
     assert re.search("sha256: [0-9a-f]{64}", text)
     digest = finished.record["parents"][0]["sha256"]
-    forged = Recipe.from_dict(json.loads(json.dumps(finished.record["recipe"]).replace(digest, "0" * 64)))
+    forged = Recipe.from_dict(
+        json.loads(json.dumps(finished.record["recipe"]).replace(digest, "0" * 64))
+    )
     give_recipe(tmp_path, lambda tree: tree.update(parents=forged.to_dict()["parents"]))
     with pytest.raises(VerificationError, match=r"^recipe.yaml: changed.*content of parents.a"):
         verify(tmp_path, parents=given)
 
 
-@pytest.mark.parametrize("change", [{"name": "renamed"}, {"merge": tiny.MERGE | {"generations": 3}}])
-def test_a_run_that_was_updated_is_verified(change: dict[str, Any], copied: Path, pair: tiny.Pair) -> None:
+@pytest.mark.parametrize(
+    "change", [{"name": "renamed"}, {"merge": tiny.MERGE | {"generations": 3}}]
+)
+def test_a_run_that_was_updated_is_verified(
+    change: dict[str, Any], copied: Path, pair: tiny.Pair
+) -> None:
     merge(Recipe.from_dict(pair.recipe(**change)), copied, update=True)
     assert verify(copied).parents == 2

@@ -1,4 +1,5 @@
-"""`verify`: a run is reproduced from journal and parents alone, and whoever lies about it is named."""
+"""`verify`: a run is reproduced from journal and parents alone, and whoever lies about it is
+named."""
 
 from __future__ import annotations
 
@@ -29,12 +30,16 @@ from tests.tools.run_files import EVALUATIONS, journal
 def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, monkeypatch) -> None:
     for name in ("answers", "write"):
         monkeypatch.setattr(Forward, name, lambda *_: pytest.fail("something was measured"))
-    monkeypatch.setattr("mega_hf.tasks.splits.load_splits", lambda *_: pytest.fail("the data was read"))
+    monkeypatch.setattr(
+        "mega_hf.tasks.splits.load_splits", lambda *_: pytest.fail("the data was read")
+    )
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     verified = verify(copied)
     assert (verified.parents, verified.evaluations, verified.has_model) == (2, EVALUATIONS, True)
     assert verified.digests["file"] == finished.record["digests"]["file"]
-    assert str(verified).startswith(f"reproduced bit for bit from 2 parents and {EVALUATIONS} recorded evaluations in")
+    assert str(verified).startswith(
+        f"reproduced bit for bit from 2 parents and {EVALUATIONS} recorded evaluations in"
+    )
     assert verified.digests["weights"] in str(verified)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
@@ -56,7 +61,9 @@ def test_parents_that_were_trained_for_the_run(data: Path, tmp_path: Path) -> No
     result = merge(Recipe.from_dict(tree | {"merge": tiny.MERGE}), tmp_path / "out")
     assert verify(tmp_path / "out").digests["file"] == result.record["digests"]["file"]
     (tmp_path / "out" / "parents").rename(tmp_path / "elsewhere")
-    with pytest.raises(ParentError, match=r"trained for the run[\s\S]*--parent a@1=PATH[\s\S]*--parents DIR"):
+    with pytest.raises(
+        ParentError, match=r"trained for the run[\s\S]*--parent a@1=PATH[\s\S]*--parents DIR"
+    ):
         verify(tmp_path / "out")
     assert verify(tmp_path / "out", trained=tmp_path / "elsewhere").parents == 2
     given = {name: str(tmp_path / "elsewhere" / name) for name in ("a@1", "b")}
@@ -75,7 +82,9 @@ def pushed(finished: MergeResult, tmp_path: Path) -> Path:
 
 
 def test_a_copy_asks_for_what_was_local(pair: tiny.Pair, pushed: Path) -> None:
-    with pytest.raises(ParentError, match=r"local where the run was made[\s\S]*--parent a=PATH --parent b=PATH"):
+    with pytest.raises(
+        ParentError, match=r"local where the run was made[\s\S]*--parent a=PATH --parent b=PATH"
+    ):
         verify(pushed)
     with pytest.raises(ParentError, match="none for b"):
         verify(pushed, parents={"a": str(pair.a)})
@@ -95,7 +104,9 @@ def test_with_the_data_the_claims_are_measured_again(copied: Path, pair: tiny.Pa
     verified = verify(copied, evaluate=7)
     assert verified.remeasured is not None
     assert len(verified.remeasured.lines) == 7
-    assert {one.difference for one in [*verified.remeasured.lines, *verified.remeasured.model]} == {0}
+    assert {one.difference for one in [*verified.remeasured.lines, *verified.remeasured.model]} == {
+        0
+    }
     assert "7 of 7 measured again alike" in str(verified)
     assert verify(copied, evaluate=10_000, data=str(pair.data)).remeasured is not None
     assert json.loads(json.dumps(verified.to_dict()))["remeasured"]["lines"]
@@ -145,7 +156,9 @@ def _swap_counts(folder: Path) -> None:
 
 def _lose_a_line(folder: Path) -> None:
     lines = journal(folder)
-    rewrite(folder, [line for line in lines if (line.get("generation"), line.get("index")) != (3, 2)])
+    rewrite(
+        folder, [line for line in lines if (line.get("generation"), line.get("index")) != (3, 2)]
+    )
 
 
 def _hide_rows(folder: Path) -> None:
@@ -168,15 +181,21 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "journal": (_flip_journal, r"journal.jsonl:\d+: a damaged line"),
     "journal's end": (lambda f: append(f / "journal.jsonl", "{"), "^journal.jsonl: changed"),
     "counts": (_swap_counts, "^journal.jsonl: individual . of generation 2 of a.b is not the one"),
-    "lost line": (_lose_a_line, "^journal.jsonl: its lines don't tell of individual 2 of generation 3"),
+    "lost line": (
+        _lose_a_line,
+        "^journal.jsonl: its lines don't tell of individual 2 of generation 3",
+    ),
     "rows": (_hide_rows, r"^journal.jsonl: a.b: who wins is open"),
     "recipe": (_change_recipe, "^recipe.yaml: changed"),
     "recipe's end": (lambda f: append(f / "recipe.yaml", "#\n"), "^recipe.yaml: changed"),
-    "told recipe": (lambda f: claim(f, "recipe", "merge", "seed", value=47), "^result.json: changed"),
+    "told recipe": (
+        lambda f: claim(f, "recipe", "merge", "seed", value=47),
+        "^result.json: changed",
+    ),
     "no nodes": (lambda f: claim(f, "nodes", value=[]), r"result.json: unreadable"),
     "nonsense": (lambda f: claim(f, "nodes", value={"a": 1}), r"result.json: unreadable"),
     "not JSON": (lambda f: (f / "result.json").write_text("[" * 100_000), "result.json: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -184,7 +203,9 @@ def test_whoever_lies_is_named(lie: str, copied: Path) -> None:
     assert_named(copied, *LIES[lie])
 
 
-def test_a_parent_that_is_another_one_is_named(pair: tiny.Pair, copied: Path, tmp_path: Path) -> None:
+def test_a_parent_that_is_another_one_is_named(
+    pair: tiny.Pair, copied: Path, tmp_path: Path
+) -> None:
     with pytest.raises(VerificationError, match=r"^parent b: not the parent that was merged"):
         verify(copied, parents={"b": str(pair.a)})
     shutil.copytree(pair.b, tmp_path / "b")
@@ -195,16 +216,24 @@ def test_a_parent_that_is_another_one_is_named(pair: tiny.Pair, copied: Path, tm
         verify(copied, parents={"b": str(tmp_path / "b")})
 
 
-def test_a_machine_that_rounds_otherwise_is_told_by_how_much(pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
-    """Not a bare no: what differs in the seventh digit everywhere was rounded, what differs by more was changed."""
-    bred = tiny.MERGE | {"founders": {"include_parents": False}}  # every individual: whoever wins was computed
+def test_a_machine_that_rounds_otherwise_is_told_by_how_much(
+    pair: tiny.Pair, tmp_path: Path, monkeypatch
+) -> None:
+    """Not a bare no: what differs in the seventh digit everywhere was rounded, what differs by more
+    was changed."""
+    # every individual: whoever wins was computed
+    bred = tiny.MERGE | {"founders": {"include_parents": False}}
     merge(Recipe.from_dict(pair.recipe(merge=bred)), tmp_path / "out")
     for name, breed in (("mix", mix), ("blend", blend)):
         monkeypatch.setattr(f"mega_hf.search.evolve.{name}", partial(_rounded, breed))
-    with pytest.raises(VerificationError, match=r"^journal.jsonl: individual 0 of generation 1") as caught:
+    with pytest.raises(
+        VerificationError, match=r"^journal.jsonl: individual 0 of generation 1"
+    ) as caught:
         verify(tmp_path / "out")
     assert "another machine" in str(caught.value)
-    found = re.search(r"largest difference (\S+), in ([\d,]+) of ([\d,]+) numbers", str(caught.value))
+    found = re.search(
+        r"largest difference (\S+), in ([\d,]+) of ([\d,]+) numbers", str(caught.value)
+    )
     assert found is not None and 0 < float(found[1]) < 1e-4
 
 
@@ -213,11 +242,14 @@ def _rounded(breed: Callable[..., torch.Tensor], *words: Any, out: torch.Tensor)
 
 
 def test_a_forged_count_is_found_by_measuring(copied: Path) -> None:
-    """A loser of the last generation decides nothing, and the history is forged with it: only the data can tell."""
+    """A loser of the last generation decides nothing, and the history is forged with it: only the
+    data can tell."""
     lines = journal(copied)
     merged = next(line for line in lines if line["kind"] == "merged")
     loser = next(
-        line for line in lines if line.get("generation") == 5 and 2 < line.get("correct", 0) < merged["correct"]
+        line
+        for line in lines
+        if line.get("generation") == 5 and 2 < line.get("correct", 0) < merged["correct"]
     )
     loser["correct"] -= 2
     merged["history"][4]["mean"] = (merged["history"][4]["mean"] * 6 - 2) / 6
@@ -226,7 +258,10 @@ def test_a_forged_count_is_found_by_measuring(copied: Path) -> None:
     edit(copied, lambda record: record.update(history=merged["history"]))
     write_card(MergeResult.load(copied))
     assert verify(copied).parents == 2, "nothing but the data can tell"
-    with pytest.raises(VerificationError, match=rf"^journal.jsonl: individual {loser['index']} of generation 5 of a"):
+    with pytest.raises(
+        VerificationError,
+        match=rf"^journal.jsonl: individual {loser['index']} of generation 5 of a",
+    ):
         verify(copied, evaluate=10_000)
 
 

@@ -1,4 +1,5 @@
-"""What tests of the alignment share: models whose every number matters, and channels in a random order."""
+"""What tests of the alignment share: models whose every number matters, and channels in a random
+order."""
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ from mega_hf.weights.matching import permute
 
 
 def stir(model, seed=0):
-    """Give each weight and statistic a value of its own, so that nothing that moves wrongly goes unnoticed."""
+    """Give each weight and statistic a value of its own, so that nothing that moves wrongly goes
+    unnoticed."""
     draw = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():

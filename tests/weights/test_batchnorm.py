@@ -53,19 +53,29 @@ def test_everything_else_is_as_before():
     model = _model()
     first = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
     first.momentum, counter = 0.25, first.num_batches_tracked
-    kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in statistics_names(model)}
+    kept = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if name not in statistics_names(model)
+    }
     entries = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     recalibrate_batchnorm(model, model, _batches(), 1)
-    assert first.momentum == 0.25 and first.num_batches_tracked is counter and not first._forward_hooks
+    assert (
+        first.momentum == 0.25 and first.num_batches_tracked is counter and not first._forward_hooks
+    )
     assert not any(part.training for part in model.modules())
-    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == entries, "written in place"
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == entries, (
+        "written in place"
+    )
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
 def test_what_was_no_number_is_forgotten_and_a_failure_leaves_the_model_in_order():
     model = _model()
     expected = recalibrate_batchnorm(model, model, _batches(), 1)
-    next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d)).running_var.fill_(torch.nan)
+    next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d)).running_var.fill_(
+        torch.nan
+    )
     found = recalibrate_batchnorm(model, model, _batches(), 1)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     try:

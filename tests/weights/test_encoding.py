@@ -37,7 +37,9 @@ def _direct(states=STATES):
 
 
 def _same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a
+    )
 
 
 @pytest.mark.parametrize("granularity", ["model", "layer", "tensor"])
@@ -47,7 +49,9 @@ def test_each_parent_is_itself_bit_for_bit(granularity):
         assert _same(dict(encoding.entries(genome)), state)
 
 
-@pytest.mark.parametrize(("granularity", "groups"), [("model", 1 + 1), ("layer", 3 + 1), ("tensor", 6 + 1)])
+@pytest.mark.parametrize(
+    ("granularity", "groups"), [("model", 1 + 1), ("layer", 3 + 1), ("tensor", 6 + 1)]
+)
 def test_groups_are_what_is_mixed_alike_and_the_statistics(granularity, groups):
     encoding = _mixing(granularity)
     assert encoding.parents.shape == (3, 3 * groups)
@@ -79,13 +83,18 @@ def test_each_group_is_mixed_by_its_own_coefficients():
 
 def test_tensors_are_rounded_to_the_parents_dtype_and_second_names_are_there():
     states = [
-        {"w": torch.rand(4).bfloat16(), "again": torch.zeros(4).bfloat16(), "n": torch.tensor(i)} for i in (1, 2)
+        {"w": torch.rand(4).bfloat16(), "again": torch.zeros(4).bfloat16(), "n": torch.tensor(i)}
+        for i in (1, 2)
     ]
-    space = build_space({str(i): state for i, state in enumerate(states)}, ["w", "again"], {"again": "w"})
+    space = build_space(
+        {str(i): state for i, state in enumerate(states)}, ["w", "again"], {"again": "w"}
+    )
     encoding = Mixing(space, states, "tensor", ["a", "b"])
     made = dict(encoding.entries(torch.tensor([0.5, 0.5])))
     assert made["w"].dtype == torch.bfloat16
-    assert torch.equal(made["w"], ((states[0]["w"].float() + states[1]["w"].float()) / 2).bfloat16())
+    assert torch.equal(
+        made["w"], ((states[0]["w"].float() + states[1]["w"].float()) / 2).bfloat16()
+    )
     assert torch.equal(made["again"], made["w"]) and made["n"] == 1
 
 
@@ -93,9 +102,11 @@ def test_a_digest_tells_parents_granularities_and_genomes_apart():
     """Coefficients alone are the same in every merge of a tree."""
     genome = _mixing("tensor").parents[0]
     digests = {
-        _mixing("tensor").digest(genome), _mixing("tensor", contents=("a", "b", "d")).digest(genome),
-        _mixing("layer").digest(genome), _mixing("tensor").digest(2 * genome),
-    }  # fmt: skip
+        _mixing("tensor").digest(genome),
+        _mixing("tensor", contents=("a", "b", "d")).digest(genome),
+        _mixing("layer").digest(genome),
+        _mixing("tensor").digest(2 * genome),
+    }
     assert len(digests) == 4 and all(len(digest) == 32 for digest in digests)
 
 
@@ -118,7 +129,9 @@ def test_what_adds_up_already_is_left_as_it_is():
 
 
 def test_noise_on_one_coefficient_is_taken_from_the_others_alike():
-    assert coefficients(np.array([1.375, 0.0, 0.0], dtype=np.float32)) == pytest.approx([1.25, -0.125, -0.125])
+    assert coefficients(np.array([1.375, 0.0, 0.0], dtype=np.float32)) == pytest.approx(
+        [1.25, -0.125, -0.125]
+    )
 
 
 def test_beyond_its_bounds_a_mixture_is_drawn_towards_equal_parts():

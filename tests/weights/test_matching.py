@@ -44,7 +44,10 @@ def test_by_activations_a_shuffled_model_is_put_back(traced):
     moved, shuffled = shuffle(state, symmetry.groups, seed=2)
     images = torch.randn(32, *_shape(symmetry), generator=torch.Generator().manual_seed(3))
     orders = activation_matching(symmetry, state, moved, images)
-    back = [(before[order] == np.arange(len(order))) for before, order in zip(shuffled, orders, strict=True)]
+    back = [
+        (before[order] == np.arange(len(order)))
+        for before, order in zip(shuffled, orders, strict=True)
+    ]
     assert np.concatenate(back).mean() > 0.8
     assert sum(one.all() for one in back) >= len(back) / 2
 
@@ -64,7 +67,10 @@ def test_matching_by_weights_never_ends_further_away(traced):
     back = permute(other, symmetry.groups, orders)
 
     def inner(state):
-        return sum(float((state[name].double() * model.state_dict()[name].double()).sum()) for name in _learned(model))
+        return sum(
+            float((state[name].double() * model.state_dict()[name].double()).sum())
+            for name in _learned(model)
+        )
 
     assert inner(back) >= inner(other) - 1e-6
 
@@ -72,7 +78,8 @@ def test_matching_by_weights_never_ends_further_away(traced):
 def test_a_channel_that_never_changes_is_no_obstacle(traced):
     model, symmetry = traced
     silent = {
-        name: tensor * 0 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+        name: tensor * 0 if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
     }
     node = next(node for node in symmetry.module.graph.nodes if node.name == "images")
     images = torch.zeros(8, *node.meta["val"].shape[1:])
@@ -83,11 +90,16 @@ def test_a_channel_that_never_changes_is_no_obstacle(traced):
 # --- Axes
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.lists(st.integers(1, 6), min_size=1, max_size=6))
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    st.lists(st.integers(1, 6), min_size=1, max_size=6),
+)
 @settings(max_examples=300, deadline=None)
 def test_tied_axes_are_cut_alike(left, right):
     total = max(sum(left), sum(right))
-    sides = [[*sizes, total - sum(sizes)] if sum(sizes) < total else sizes for sizes in (left, right)]
+    sides = [
+        [*sizes, total - sum(sizes)] if sum(sizes) < total else sizes for sizes in (left, right)
+    ]
     a, b = (Axis([run for size in sizes for run in Axis.new(size).runs]) for sizes in sides)
     tie(a, b)
     assert [run.piece for run in a.whole] == [run.piece for run in b.whole]
@@ -106,16 +118,21 @@ def test_what_is_tied_to_something_fixed_is_fixed_wherever_it_stands():
 def test_what_stands_in_blocks_moves_in_blocks():
     channels, places = Axis.new(3), Axis.new(12)
     tie(channels.repeat(4), places)
-    assert [run.block for run in places.whole] == [4] and places.whole[0].piece is channels.whole[0].piece
+    assert [run.block for run in places.whole] == [4] and places.whole[0].piece is channels.whole[
+        0
+    ].piece
     tie(Axis.new(2).repeat(6), places)  # 6 is no multiple of 4
     assert places.is_fixed and channels.is_fixed
 
 
 WRONG = {
-    "no permutation": ([0, 0], ("w", 0, 0, 1)), "no such dimension": ([1, 0], ("w", 2, 0, 1)),
-    "no such entry": ([1, 0], ("v", 0, 0, 1)), "beyond the end": ([1, 0], ("w", 0, 2, 1)),
-    "too large blocks": ([1, 0], ("w", 0, 0, 2)), "of no places": ([1, 0], ("w", 0, 0, 0)),
-}  # fmt: skip
+    "no permutation": ([0, 0], ("w", 0, 0, 1)),
+    "no such dimension": ([1, 0], ("w", 2, 0, 1)),
+    "no such entry": ([1, 0], ("v", 0, 0, 1)),
+    "beyond the end": ([1, 0], ("w", 0, 2, 1)),
+    "too large blocks": ([1, 0], ("w", 0, 0, 2)),
+    "of no places": ([1, 0], ("w", 0, 0, 0)),
+}
 
 
 @pytest.mark.parametrize(("order", "place"), WRONG.values(), ids=WRONG)

@@ -1,4 +1,5 @@
-"""State dicts as flat vectors: the layout, the way there and back, what is refused, and the digests."""
+"""State dicts as flat vectors: the layout, the way there and back, what is refused, and the
+digests."""
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from mega_hf.weights.space import build_space, check_identical, difference, dige
 
 def _model(seed, dtype=torch.float32):
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5, bias=False)
+    )
     model[1].running_mean.normal_()
     model[1].running_var.uniform_(0.5, 2)
     model[1].num_batches_tracked.fill_(seed + 100)
@@ -31,7 +34,9 @@ def _space(*states, tied=None, learned=LEARNED):
 
 
 def _same(a, b):
-    return sorted(a) == sorted(b) and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+    return sorted(a) == sorted(b) and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+    )
 
 
 # --- Layout
@@ -89,14 +94,19 @@ def test_a_vector_is_rounded_to_the_parents_dtype(dtype, values):
 def test_mixed_dtypes_each_keep_their_own():
     a = {"w": torch.randn(3).bfloat16(), "v": torch.randn(2)}
     space = _space(a, a, learned=["w", "v"])
-    assert [t.dtype for t in space.unpack(space.pack(a)).values()] == [torch.bfloat16, torch.float32]
+    assert [t.dtype for t in space.unpack(space.pack(a)).values()] == [
+        torch.bfloat16,
+        torch.float32,
+    ]
 
 
 def test_packing_neither_tracks_gradients_nor_depends_on_memory_layout():
     model = _model(1)
     space = _space(_state(1), _state(2))
     expected = space.pack(_state(1))
-    vector = space.pack(dict(model.to(memory_format=torch.channels_last).state_dict(keep_vars=True)))
+    vector = space.pack(
+        dict(model.to(memory_format=torch.channels_last).state_dict(keep_vars=True))
+    )
     assert not vector.requires_grad
     assert torch.equal(vector, expected)
 
@@ -206,13 +216,21 @@ def test_one_bit_changes_the_digest(key, bit):
 
 def test_names_shapes_and_dtypes_change_the_digest():
     values = torch.arange(6, dtype=torch.int32)
-    states = [{"a": values}, {"b": values}, {"a": values.reshape(2, 3)}, {"a": values.view(torch.float32)}]
+    states = [
+        {"a": values},
+        {"b": values},
+        {"a": values.reshape(2, 3)},
+        {"a": values.view(torch.float32)},
+    ]
     assert len({digest(s) for s in states}) == 4
 
 
 def test_the_digest_does_not_depend_on_order_or_memory_layout():
     state = _state(1)
-    other = {k: state[k].t().contiguous().t() if state[k].dim() == 2 else state[k] for k in reversed(state)}
+    other = {
+        k: state[k].t().contiguous().t() if state[k].dim() == 2 else state[k]
+        for k in reversed(state)
+    }
     assert digest(other) == digest(state)
 
 
@@ -221,7 +239,11 @@ def test_minus_zero_is_another_digest():
 
 
 def test_the_digest_of_a_known_state_never_changes():
-    state = {"w": torch.tensor([[1.0, -2.0]]), "h": torch.tensor([0.5]).bfloat16(), "n": torch.tensor(3)}
+    state = {
+        "w": torch.tensor([[1.0, -2.0]]),
+        "h": torch.tensor([0.5]).bfloat16(),
+        "n": torch.tensor(3),
+    }
     assert digest(state) == "01202dda06f16054f7bac60100d56f8df97b03ede982e4a54a5983738ffa888d"
 
 

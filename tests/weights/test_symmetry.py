@@ -1,4 +1,5 @@
-"""Whatever permutation is found, the model computes the same: on timm's families, and on nets made to mislead."""
+"""Whatever permutation is found, the model computes the same: on timm's families, and on nets made
+to mislead."""
 
 import pytest
 import timm
@@ -16,11 +17,19 @@ assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names
 
 # Architecture -> picture's side, groups at least, tensors that move at least, as a share.
 FAMILIES = {
-    "cifar_resnet20": (32, 12, 0.8), "resnet18": (64, 12, 0.8), "resnet50": (64, 37, 0.8),
-    "densenet121": (64, 120, 0.8), "mobilenetv3_small_050": (64, 26, 0.7), "convnext_atto": (64, 16, 0.8),
-    "vit_tiny_patch16_224": (224, 13, 0.5), "test_efficientnet": (64, 5, 0.5), "test_byobnet": (64, 5, 0.3),
-    "regnety_002": (64, 10, 0.3), "resnext50_32x4d": (64, 5, 0.2), "resnetv2_50": (64, 30, 0.5),
-}  # fmt: skip
+    "cifar_resnet20": (32, 12, 0.8),
+    "resnet18": (64, 12, 0.8),
+    "resnet50": (64, 37, 0.8),
+    "densenet121": (64, 120, 0.8),
+    "mobilenetv3_small_050": (64, 26, 0.7),
+    "convnext_atto": (64, 16, 0.8),
+    "vit_tiny_patch16_224": (224, 13, 0.5),
+    "test_efficientnet": (64, 5, 0.5),
+    "test_byobnet": (64, 5, 0.3),
+    "regnety_002": (64, 10, 0.3),
+    "resnext50_32x4d": (64, 5, 0.2),
+    "resnetv2_50": (64, 30, 0.5),
+}
 
 
 @pytest.mark.slow
@@ -33,7 +42,9 @@ def test_a_permuted_model_computes_the_same(name):
     assert len(found) >= groups
     moved, _ = shuffle(state, found)
     floats = [entry for entry, tensor in state.items() if tensor.is_floating_point()]
-    assert sum(not torch.equal(moved[entry], state[entry]) for entry in floats) >= share * len(floats)
+    assert sum(not torch.equal(moved[entry], state[entry]) for entry in floats) >= share * len(
+        floats
+    )
     before, after = answer(model, state, shape), answer(model, moved, shape)
     assert (before - after).abs().max() <= 1e-4 * before.abs().max().clamp_min(1)
     assert before.std() > 1e-3, "an answer that is always the same says nothing"
@@ -45,7 +56,8 @@ def test_so_does_one_of_transformers(kind):
     state = {entry: tensor.clone() for entry, tensor in model.state_dict().items()}
     groups = find_symmetry(model, (3, 8, 8), kind).groups
     assert groups
-    before, after = answer(model, state, (3, 8, 8)), answer(model, shuffle(state, groups)[0], (3, 8, 8))
+    before = answer(model, state, (3, 8, 8))
+    after = answer(model, shuffle(state, groups)[0], (3, 8, 8))
     assert torch.allclose(before, after, atol=1e-4)
 
 
@@ -61,68 +73,111 @@ NETS = {  # name -> net, and how many channels of groups can move
     "grouped": (
         lambda: Net(
             lambda m, x: _head(m, m["c"](m["b"](m["a"](x)).relu())),
-            a=_conv(3, 8), b=_conv(8, 8, groups=2), c=_conv(8, 6), head=nn.Linear(6, 3),
-        ), 6,
+            a=_conv(3, 8),
+            b=_conv(8, 8, groups=2),
+            c=_conv(8, 6),
+            head=nn.Linear(6, 3),
+        ),
+        6,
     ),
     "depthwise": (
         lambda: Net(
             lambda m, x: _head(m, m["b"](m["a"](x)).relu()),
-            a=_conv(3, 8), b=_conv(8, 8, groups=8), head=nn.Linear(8, 3),
-        ), 8,
+            a=_conv(3, 8),
+            b=_conv(8, 8, groups=8),
+            head=nn.Linear(8, 3),
+        ),
+        8,
     ),
     "flattened": (
-        lambda: Net(lambda m, x: m["head"](m["a"](x).relu().flatten(1)), a=_conv(3, 8), head=nn.Linear(8 * 64, 3)), 8,
+        lambda: Net(
+            lambda m, x: m["head"](m["a"](x).relu().flatten(1)),
+            a=_conv(3, 8),
+            head=nn.Linear(8 * 64, 3),
+        ),
+        8,
     ),
     "joined": (
         lambda: Net(
             lambda m, x: _head(m, torch.cat([m["a"](x), m["b"](x)], 1).relu() + m["c"](x)),
-            a=_conv(3, 4), b=_conv(3, 5), c=_conv(3, 9), head=nn.Linear(9, 3),
-        ), 9,
+            a=_conv(3, 4),
+            b=_conv(3, 5),
+            c=_conv(3, 9),
+            head=nn.Linear(9, 3),
+        ),
+        9,
     ),
     "halves": (  # the second half gates the first: neither half's order is free by these rules
         lambda: Net(
-            lambda m, x: _head(m, functional.glu(m["a"](x), dim=1)), a=_conv(3, 8), head=nn.Linear(4, 3)
-        ), 0,
+            lambda m, x: _head(m, functional.glu(m["a"](x), dim=1)),
+            a=_conv(3, 8),
+            head=nn.Linear(4, 3),
+        ),
+        0,
     ),
     "one weight twice": (
         lambda: Net(
             lambda m, x: _head(m, m["b"](m["b"](m["a"](x)).relu()).relu()),
-            a=_conv(3, 8), b=_conv(8, 8), head=nn.Linear(8, 3),
-        ), 8,
+            a=_conv(3, 8),
+            b=_conv(8, 8),
+            head=nn.Linear(8, 3),
+        ),
+        8,
     ),
     "places as channels": (  # what was a row of the picture becomes a channel
         lambda: Net(
             lambda m, x: _head(m, m["b"](m["a"](x).transpose(1, 2)).relu()),
-            a=_conv(3, 8), b=_conv(8, 6), head=nn.Linear(6, 3),
-        ), 6,
+            a=_conv(3, 8),
+            b=_conv(8, 6),
+            head=nn.Linear(6, 3),
+        ),
+        6,
     ),
     "shuffled": (
         lambda: Net(
             lambda m, x: _head(m, m["b"](nn.functional.channel_shuffle(m["a"](x), 2)).relu()),
-            a=_conv(3, 8), b=_conv(8, 6), head=nn.Linear(6, 3),
-        ), 6,
+            a=_conv(3, 8),
+            b=_conv(8, 6),
+            head=nn.Linear(6, 3),
+        ),
+        6,
     ),
     "weighed by channel": (
         lambda: Net(
-            lambda m, x: _head(m, m["a"](x) * m["b"](m["a"](x).mean((2, 3))).sigmoid()[:, :, None, None]),
-            a=_conv(3, 8), b=nn.Linear(8, 8), head=nn.Linear(8, 3),
-        ), 8,
+            lambda m, x: _head(
+                m, m["a"](x) * m["b"](m["a"](x).mean((2, 3))).sigmoid()[:, :, None, None]
+            ),
+            a=_conv(3, 8),
+            b=nn.Linear(8, 8),
+            head=nn.Linear(8, 3),
+        ),
+        8,
     ),
     "sorted": (
-        lambda: Net(lambda m, x: _head(m, m["a"](x).sort(dim=1).values), a=_conv(3, 8), head=nn.Linear(8, 3)), 0,
+        lambda: Net(
+            lambda m, x: _head(m, m["a"](x).sort(dim=1).values), a=_conv(3, 8), head=nn.Linear(8, 3)
+        ),
+        0,
     ),
     "powers": (
         lambda: Net(
             lambda m, x: _head(m, m["a"](x).abs() ** m["b"](x).abs()),
-            a=_conv(3, 8), b=_conv(3, 8), head=nn.Linear(8, 3),
-        ), 0,
+            a=_conv(3, 8),
+            b=_conv(3, 8),
+            head=nn.Linear(8, 3),
+        ),
+        0,
     ),
     "group norm": (
         lambda: Net(
-            lambda m, x: _head(m, m["n"](m["a"](x)).relu()), a=_conv(3, 8), n=nn.GroupNorm(2, 8), head=nn.Linear(8, 3)
-        ), 0,
+            lambda m, x: _head(m, m["n"](m["a"](x)).relu()),
+            a=_conv(3, 8),
+            n=nn.GroupNorm(2, 8),
+            head=nn.Linear(8, 3),
+        ),
+        0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -134,11 +189,17 @@ def test_nets_that_mislead(kind):
     groups = find_symmetry(model, (3, 8, 8), kind).groups
     assert sum(group.size for group in groups) == channels
     for seed in range(3):
-        before, after = answer(model, state, (3, 8, 8)), answer(model, shuffle(state, groups, seed)[0], (3, 8, 8))
+        before = answer(model, state, (3, 8, 8))
+        after = answer(model, shuffle(state, groups, seed)[0], (3, 8, 8))
         assert torch.allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cant_be_traced_is_refused_by_name():
-    model = Net(lambda m, x: m["head"](x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :3], head=nn.Linear(192, 3))
-    with pytest.raises(ParentError, match=r"^odd: the model can't be aligned[\s\S]*merge.align: none"):
+    model = Net(
+        lambda m, x: m["head"](x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :3],
+        head=nn.Linear(192, 3),
+    )
+    with pytest.raises(
+        ParentError, match=r"^odd: the model can't be aligned[\s\S]*merge.align: none"
+    ):
         find_symmetry(model.eval(), (3, 8, 8), "odd")
