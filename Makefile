@@ -40,7 +40,7 @@ clean:  ## remove what was built; runs stay
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "expected: Python 3.11 or later; got: $$($(PYTHON) --version); remedy: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+		{ echo "expected: Python 3.11 or later; got: $$($(PYTHON) --version); hint: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml

@@ -1,4 +1,4 @@
-"""What a user did or met that stops a command: said as expected, got, remedy; never a traceback."""
+"""What a user did or met that stops a command: said as expected, got, hint; never a traceback."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class MegaError(Exception):
         what: one line that says what is wrong.
         expected: what would have been right.
         got: what was found instead.
-        remedy: what to do now.
+        hint: what to do now.
         where: the place, as `file:line` or an option's name, where there is one.
     """
 
-    alone = False  # whether one process of several met it, which then must say all of it
+    on_one_process = False  # whether one process of several met it, which then must say all of it
 
     def __init__(
         self,
@@ -38,41 +38,41 @@ class MegaError(Exception):
         *,
         expected: object = None,
         got: object = None,
-        remedy: str | None = None,
+        hint: str | None = None,
         where: str = "",
     ) -> None:
         self.what = what
         self.expected = expected
         self.got = got
-        self.remedy = remedy
+        self.hint = hint
         self.where = where
         lines = [f"{where}: {what}" if where else what]
         lines += [f"  expected: {expected}"] if expected is not None else []
         lines += [f"  got:      {got}"] if got is not None else []
-        lines += [f"  remedy:   {remedy}"] if remedy else []
+        lines += [f"  hint:     {hint}"] if hint else []
         super().__init__("\n".join(lines))
 
-    def but(self, **parts: Any) -> MegaError:
+    def replace(self, **parts: Any) -> MegaError:
         """Return the same error with some of its parts replaced, as they are named when it is
         made."""
         mine: dict[str, Any] = {
             "what": self.what,
             "expected": self.expected,
             "got": self.got,
-            "remedy": self.remedy,
+            "hint": self.hint,
         }
         return type(self)(**(mine | {"where": self.where} | parts))
 
-    def advise(self, more: str) -> MegaError:
+    def with_hint(self, more: str) -> MegaError:
         """Return the same error with something more to be done about it."""
-        return self.but(remedy="; ".join(filter(None, [self.remedy, more])))
+        return self.replace(hint="; ".join(filter(None, [self.hint, more])))
 
     def to_dict(self) -> dict[str, str | None]:
         """Return its parts as texts."""
         parts = {"where": self.where, "what": self.what, "expected": self.expected, "got": self.got}
         return {
             name: None if part is None else str(part)
-            for name, part in (parts | {"remedy": self.remedy}).items()
+            for name, part in (parts | {"hint": self.hint}).items()
         }
 
 
@@ -132,9 +132,9 @@ class VerificationError(MegaError):
     culprit."""
 
     @classmethod
-    def blaming(cls, where: str, error: MegaError, remedy: str | None) -> VerificationError:
+    def from_error(cls, where: str, error: MegaError, hint: str | None) -> VerificationError:
         """Make one of another error that a culprit is to blame for."""
-        return cls(error.what, expected=error.expected, got=error.got, remedy=remedy, where=where)
+        return cls(error.what, expected=error.expected, got=error.got, hint=hint, where=where)
 
 
 class LaunchError(MegaError):
@@ -147,7 +147,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterator[None]:
+def library_errors(what: str, where: str, expected: str, hint: str) -> Iterator[None]:
     """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's
     traceback."""
     try:
@@ -155,28 +155,28 @@ def library_errors(what: str, where: str, expected: str, remedy: str) -> Iterato
     except MegaError as error:
         if error.where:
             raise
-        raise error.but(where=where) from None
+        raise error.replace(where=where) from None
     except Exception as error:
-        refuse_shortage(error, where)
+        raise_if_out_of_space(error, where)
         got = " ".join(str(error).split())[:500]
         raise ParentError(
             f"{what}: {type(error).__name__}",
             where=where,
             expected=expected,
             got=got,
-            remedy=remedy,
+            hint=hint,
         ) from error
 
 
-def refuse_shortage(error: Exception, where: object = "") -> None:
+def raise_if_out_of_space(error: Exception, where: object = "") -> None:
     """Raise the `shortage` that an error is, if it is one; for those who call every error a fault
     of their input."""
-    short = shortage(error, where)
+    short = as_resource_error(error, where)
     if short is not None:
         raise short from error
 
 
-def shortage(error: BaseException, where: object = "") -> RunError | None:
+def as_resource_error(error: BaseException, where: object = "") -> RunError | None:
     """Return as an error of ours that a disk has no room or fails, or that memory is out; None for
     anything else.
 
@@ -189,26 +189,26 @@ def shortage(error: BaseException, where: object = "") -> RunError | None:
         code, got = _system_code(cause), " ".join(str(cause).split())[:300] or type(cause).__name__
         short = None
         if code in _NO_ROOM:
-            remedy = f"make room, or raise the limit; {_RESUMES}"
+            hint = f"make room, or raise the limit; {_RESUMES}"
             short = RunError(
-                "can't be written", where=str(where), expected="room", got=got, remedy=remedy
+                "can't be written", where=str(where), expected="room", got=got, hint=hint
             )
         elif code == errno.EIO:
-            remedy = f"see to the disk; {_RESUMES}"
+            hint = f"see to the disk; {_RESUMES}"
             short = RunError(
                 "the disk fails",
                 where=str(where),
                 expected="a working disk",
                 got=got,
-                remedy=remedy,
+                hint=hint,
             )
         elif code == errno.ENOMEM:
-            remedy = f"a smaller evaluation.batch_size, or fewer processes; {_RESUMES}"
+            hint = f"a smaller evaluation.batch_size, or fewer processes; {_RESUMES}"
             short = RunError(
-                "out of memory", expected="room for models and pictures", got=got, remedy=remedy
+                "out of memory", expected="room for models and pictures", got=got, hint=hint
             )
         if short is not None:
-            short.alone = True  # other processes may have had enough
+            short.on_one_process = True  # other processes may have had enough
             return short
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
@@ -216,7 +216,7 @@ def shortage(error: BaseException, where: object = "") -> RunError | None:
 
 def _system_code(error: BaseException) -> int | None:
     """Return the system's error number behind an error: torch and safetensors have it in the text
-    alone."""
+    on_one_process."""
     if isinstance(error, OSError):
         return error.errno
     text = str(error)

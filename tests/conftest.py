@@ -99,7 +99,7 @@ def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 def order_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop early on any processor: with AVX-512, answers of tiny models depend on a row's place in
     its batch."""
-    monkeypatch.setattr("mega_hf.evaluation.forward.Forward.is_order_free", lambda *_: True)
+    monkeypatch.setattr("mega_hf.evaluation.forward.ResidentModel.is_order_free", lambda *_: True)
 
 
 @pytest.fixture(scope="session")
@@ -164,16 +164,16 @@ def treed_copy(treed: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gets the node's name of each individual that is measured."""
-    from mega_hf.evaluation.racing import Evaluation
+    from mega_hf.evaluation.racing import RacingEvaluator
 
     seen: list[str] = []
-    measure = Evaluation._measure
+    measure = RacingEvaluator._measure
 
-    def spy(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
+    def spy(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
         seen.append(self.record.node)  # type: ignore[attr-defined]
         return measure(self, population, index, rows)
 
-    monkeypatch.setattr(Evaluation, "_measure", spy)
+    monkeypatch.setattr(RacingEvaluator, "_measure", spy)
     return seen
 
 
@@ -181,17 +181,17 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]:
     """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts
     them."""
-    from mega_hf.evaluation.racing import Evaluation
+    from mega_hf.evaluation.racing import RacingEvaluator
 
     def at(stop: int) -> Iterator[int]:
-        measure, calls = Evaluation._measure, iter(range(1000))
+        measure, calls = RacingEvaluator._measure, iter(range(1000))
 
-        def interrupted(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
+        def interrupted(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
             if next(calls) == stop:
                 raise KeyboardInterrupt
             return measure(self, population, index, rows)
 
-        monkeypatch.setattr(Evaluation, "_measure", interrupted)
+        monkeypatch.setattr(RacingEvaluator, "_measure", interrupted)
         return calls
 
     return at

@@ -255,9 +255,10 @@ def test_nothing_draws_from_hidden_randomness():
                 ("np.random.", "random.")
             ):
                 name = ast.unparse(node)
-                assert name in ("np.random.Generator", "np.random.Philox"), (
-                    f"{_name(path)}:{node.lineno}: {name}"
-                )
+                assert name in (
+                    "np.random.Generator",
+                    "np.random.Philox",
+                ), f"{_name(path)}:{node.lineno}: {name}"
 
 
 def test_no_error_is_swallowed():

@@ -11,7 +11,7 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
 from mega_hf.models.load import open_model
-from mega_hf.models.merge_inputs import Source
+from mega_hf.models.merge_inputs import ModelSource
 from tests.tools import tiny, trainings
 from tests.tools.run_files import file_of, weights_of
 
@@ -99,7 +99,7 @@ def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path:
     from mega_hf.models.references import open_parent
 
     folder = Path(shutil.copytree(pair.a, tmp_path / "a"))
-    source = Source(
+    source = ModelSource(
         "a", open_parent("a", str(folder)).parent.sha256, "", lambda: open_model(folder)
     )
     assert source.open().num_classes == 3

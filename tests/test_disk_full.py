@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.cli.main import COMMANDS
-from mega_hf.errors import MegaError, ParentError, RunError, library_errors, shortage
+from mega_hf.errors import MegaError, ParentError, RunError, as_resource_error, library_errors
 from mega_hf.runtime.files import write_folder
 from tests.tools import soak, tiny, trainings
 from tests.tools import started as runs
@@ -48,7 +48,7 @@ def _assert_said(done: subprocess.CompletedProcess[str]) -> None:
     for part in (
         "mega-hf: error: ",
         "expected: room",
-        "remedy:   make room",
+        "hint:     make room",
         "the same command goes on",
     ):
         assert part in done.stderr, done.stderr
@@ -214,20 +214,20 @@ def test_a_shortage_is_known_in_any_wrapping() -> None:
         SafetensorError(full),
     ):
         for one in (error, _wrapped(error)):
-            short = shortage(one, "here/file")
-            assert short is not None and short.alone
+            short = as_resource_error(one, "here/file")
+            assert short is not None and short.on_one_process
             assert str(short).startswith("here/file: can't be written\n  expected: room\n  got:")
-    assert "the disk fails" in str(shortage(OSError(errno.EIO, "Input/output error")))
-    assert shortage(OSError(errno.EACCES, "Permission denied")) is None
-    assert shortage(SafetensorError("a header (os error 2)")) is None
-    assert shortage(MegaError("ours")) is None
+    assert "the disk fails" in str(as_resource_error(OSError(errno.EIO, "Input/output error")))
+    assert as_resource_error(OSError(errno.EACCES, "Permission denied")) is None
+    assert as_resource_error(SafetensorError("a header (os error 2)")) is None
+    assert as_resource_error(MegaError("ours")) is None
 
 
 def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     for error in (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
-        assert "out of memory\n  expected: room" in str(shortage(error))
+        assert "out of memory\n  expected: room" in str(as_resource_error(error))
         with (
             pytest.raises(RunError, match="out of memory"),
             library_errors("can't be loaded", "a", "a model", "none"),

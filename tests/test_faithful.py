@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mega_hf import MergeResult, Recipe, merge
-from mega_hf.evaluation.forward import Forward
+from mega_hf.evaluation.forward import ResidentModel
 from tests.tools import tiny
 from tests.tools.run_files import EVALUATIONS, lines
 
@@ -38,13 +38,13 @@ def test_what_was_measured_is_what_is_saved(
     won."""
     pair = KINDS[kind](tmp_path)
     measured: list[dict[str, torch.Tensor]] = []
-    write = Forward.write
+    write = ResidentModel.write
 
-    def spy(self: Forward, state: dict[str, torch.Tensor], part: bool = False) -> None:
+    def spy(self: ResidentModel, state: dict[str, torch.Tensor], part: bool = False) -> None:
         write(self, state, part)
         measured.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
 
-    monkeypatch.setattr(Forward, "write", spy)
+    monkeypatch.setattr(ResidentModel, "write", spy)
     result = merge(Recipe.from_dict(pair.recipe()), tmp_path / "out")
     dtype = DTYPES.get(kind, torch.float32)
     stored = {k: v for k, v in result.weights.items() if v.is_floating_point()}

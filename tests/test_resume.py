@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mega_hf import MergeResult, Recipe, RunError, merge
-from mega_hf.evaluation.racing import Evaluation
+from mega_hf.evaluation.racing import RacingEvaluator
 from tests.tools import tiny
 from tests.tools.run_files import FILES, lines, names, weights_of
 
@@ -49,7 +49,7 @@ def test_a_whole_journal_is_replayed_without_measuring(
 ) -> None:
     shutil.rmtree(copied / "merged")
     monkeypatch.setattr(
-        Evaluation, "_measure", lambda *_: pytest.fail("an individual was measured again")
+        RacingEvaluator, "_measure", lambda *_: pytest.fail("an individual was measured again")
     )
     merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == weights_of(finished.folder)
@@ -88,7 +88,7 @@ def test_a_finished_run_answers_at_once(
     copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Evaluation, "_measure", lambda *_: pytest.fail("a finished run was measured again")
+        RacingEvaluator, "_measure", lambda *_: pytest.fail("a finished run was measured again")
     )
     before = {
         path: (path.stat().st_mtime_ns, path.read_bytes())

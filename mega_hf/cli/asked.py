@@ -33,12 +33,12 @@ def asked_recipe(args: argparse.Namespace) -> Recipe:
     first = args.sources[0]
     if len(args.sources) == 1:
         if not first.endswith((".yaml", ".yml")) and not Path(first).is_file():
-            remedy = "name a second model, or a recipe that ends in .yaml"
+            hint = "name a second model, or a recipe that ends in .yaml"
             raise RecipeError(
                 "one parent only",
                 expected="RECIPE.yaml, or two models or more",
                 got=first,
-                remedy=remedy,
+                hint=hint,
             )
         shortcuts = {
             "data.path": args.data,
@@ -54,7 +54,7 @@ def asked_recipe(args: argparse.Namespace) -> Recipe:
             "no data set",
             expected="--data ORG/NAME or ./FOLDER",
             got="nothing",
-            remedy="name the data set with --data",
+            hint="name the data set with --data",
         )
     data = {"path": args.data, "validation": args.validation, "test": args.test}
     parents = _names(args.sources)

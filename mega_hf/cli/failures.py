@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 
-from mega_hf.errors import MegaError, RunError, VerificationError, shortage
+from mega_hf.errors import MegaError, RunError, VerificationError, as_resource_error
 from mega_hf.runtime.untrusted import harmless
 
 WORKING = "readable inputs, and a disk with room that can be written"
@@ -19,14 +19,14 @@ def say(error: BaseException) -> int | None:
     if isinstance(error, BrokenPipeError):
         _drop_output()
         return 1
-    said = error if isinstance(error, MegaError) else shortage(error, _place())
+    said = error if isinstance(error, MegaError) else as_resource_error(error, _place())
     if said is None and isinstance(error, OSError):
-        said = MegaError("the system refused", expected=WORKING, got=error, remedy=AGAIN)
+        said = MegaError("the system refused", expected=WORKING, got=error, hint=AGAIN)
     if isinstance(said, VerificationError):
         _print(f"not verified: {said}", whole=True)
         return 1
     if said is not None:
-        _print(f"error: {said}", whole=said.alone)
+        _print(f"error: {said}", whole=said.on_one_process)
         return 2
     if isinstance(error, Exception) and "WORLD_SIZE" in os.environ:
         _print(f"{type(error).__name__}, a fault of mega_hf or of a library:", whole=True)
@@ -50,7 +50,7 @@ def open_streams() -> None:
             "standard output is closed",
             expected="a place for the answer",
             got="none",
-            remedy="> FILE, or > /dev/null",
+            hint="> FILE, or > /dev/null",
         )
 
 

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mega_hf.cli.arguments import build_parser, without
 from mega_hf.cli.failures import open_streams, say
-from mega_hf.cli.signals import SIGNALS, heard
+from mega_hf.cli.signals import SIGNALS, handle_signals
 from mega_hf.errors import MegaError, RecipeError, Terminated, VerificationError
-from mega_hf.runtime.environment import collect_rarely, let_threads_sleep, quieten
+from mega_hf.runtime.environment import configure_logging, let_threads_sleep, relax_gc
 from mega_hf.runtime.untrusted import harmless
 
 if TYPE_CHECKING:
     from mega_hf.recipe.schema import Recipe
     from mega_hf.report.result import MergeResult
-    from mega_hf.run.node import Merged
+    from mega_hf.run.node import MergedNode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the answer is no, 2 an error, 130 or 143
     interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with heard() as interruption:
+    with handle_signals() as interruption:
         try:
             open_streams()
             code = _run(words)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """Run the command that this process was started for, and end the process."""
-    with collect_rarely():
+    with relax_gc():
         code = main()
     if code > 128:
         os._exit(code)  # nothing that is left to do is worth waiting for
@@ -63,7 +63,7 @@ def _run(words: list[str]) -> int:
     except SystemExit:
         sys.stdout.flush()
         raise
-    quieten(getattr(args, "quiet", False))
+    configure_logging(getattr(args, "quiet", False))
     let_threads_sleep()
     return COMMANDS[args.command](args, words)
 
@@ -76,8 +76,8 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         return _merge_seeds(args, words, recipe)
     if args.only is not None and args.push:
         what = "a part of a tree is not pushed"
-        remedy = "--only alone; then the whole tree with --push"
-        raise RecipeError(what, expected="--only or --push", got="both", remedy=remedy)
+        hint = "--only alone; then the whole tree with --push"
+        raise RecipeError(what, expected="--only or --push", got="both", hint=hint)
     if args.dry_run:
         return _say_cost(recipe, args)
     from mega_hf.run.folder import RunFolder
@@ -160,7 +160,7 @@ def _check_push(recipe: Recipe) -> None:
         check_push(recipe, recipe.push)
 
 
-def _say_node(merged: Merged) -> int:
+def _say_node(merged: MergedNode) -> int:
     if _is_main():
         correct, rows = merged.record["correct"], merged.record["n"]
         _say(
@@ -175,9 +175,9 @@ def _refuse_busy(out: Path) -> None:
     """Refuse at once where another run is at work; the processes of one run, which share the
     folder, ask nothing."""
     if "WORLD_SIZE" not in os.environ:
-        from mega_hf.runtime.lock import refuse_held
+        from mega_hf.runtime.lock import check_unlocked
 
-        refuse_held(out)
+        check_unlocked(out)
 
 
 def _launched(args: argparse.Namespace, words: list[str]) -> int | None:
@@ -227,10 +227,8 @@ def _evaluate(args: argparse.Namespace, words: list[str]) -> int:
 
 def _compare(args: argparse.Namespace, words: list[str]) -> int:
     if len(set(args.models)) < 2:
-        got, remedy = ", ".join(args.models), "name another model"
-        raise RecipeError(
-            "nothing to compare", expected="two models or more", got=got, remedy=remedy
-        )
+        got, hint = ", ".join(args.models), "name another model"
+        raise RecipeError("nothing to compare", expected="two models or more", got=got, hint=hint)
     from mega_hf.cli.asked import data_of
     from mega_hf.evaluation.compare import compare
 
@@ -243,10 +241,10 @@ def _compare(args: argparse.Namespace, words: list[str]) -> int:
 def _card(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.report.card import write_card
     from mega_hf.report.result import MergeResult
-    from mega_hf.runtime.lock import hold
+    from mega_hf.runtime.lock import lock_folder
 
     MergeResult.load(args.folder)  # a folder that is no run's gets no lock
-    with hold(args.folder, "wait until it has ended"):
+    with lock_folder(args.folder, "wait until it has ended"):
         write_card(MergeResult.load(args.folder), args.overwrite_card)
     _say(args.folder / "README.md")
     return 0
@@ -283,12 +281,12 @@ def _verify(args: argparse.Namespace, words: list[str]) -> int:
     from mega_hf.verification.verify import verify
 
     if args.data and args.evaluate is None:
-        remedy = "add --evaluate K to measure again; without it no data is read"
+        hint = "add --evaluate K to measure again; without it no data is read"
         raise RecipeError(
             "--data is not needed",
             expected="--evaluate K with it",
             got="--data alone",
-            remedy=remedy,
+            hint=hint,
         )
     try:
         verified = verify(

@@ -26,7 +26,7 @@ _SURE = 0.05
 
 
 @dataclass(frozen=True)
-class Repeated:
+class SeedSummary:
     """What a search gave from several seeds; `str` is a table.
 
     Attributes:
@@ -72,7 +72,7 @@ class Repeated:
 _SHOWN = ("merged", "searched", "parent")
 
 
-def summarize(results: Sequence[MergeResult]) -> Repeated:
+def summarize(results: Sequence[MergeResult]) -> SeedSummary:
     """Return what runs gave that differ by their seed."""
     seeds = [_describe(result) for result in results]
     mean = {key: statistics.fmean(one[key] for one in seeds) for key in _SHOWN}
@@ -82,7 +82,7 @@ def summarize(results: Sequence[MergeResult]) -> Repeated:
     }
     sure = [one for one in seeds if one["p"] < _SURE]
     better = sum(one["merged"] > one["parent"] for one in sure)
-    return Repeated(seeds, mean, deviation, better, len(sure) - better)
+    return SeedSummary(seeds, mean, deviation, better, len(sure) - better)
 
 
 def _describe(result: MergeResult) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def merge_seeds(
     words: list[str],
     recipe: Recipe,
     merge: Callable[[argparse.Namespace, list[str]], int],
-) -> tuple[int, Repeated | None]:
+) -> tuple[int, SeedSummary | None]:
     """Run `mega-hf merge` once for each seed, each in a folder of its own; runs that are finished
     are not run again.
 
@@ -163,24 +163,24 @@ def check_seeds(args: argparse.Namespace, recipe: Recipe) -> Path:
             where="--seeds",
             expected="2 or more",
             got=args.seeds,
-            remedy="more",
+            hint="more",
         )
     asked = {"--only": args.only, "--push": recipe.push}
     given = [flag for flag, value in asked.items() if value]
     if given:
-        remedy = f"--seeds without it; then {given[0]} for one of the seeds"
+        hint = f"--seeds without it; then {given[0]} for one of the seeds"
         raise RecipeError(
             "not for several seeds",
             expected="one of them",
             got=f"--seeds and {given[0]}",
-            remedy=remedy,
+            hint=hint,
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LaunchError(
             "several seeds under a launcher",
             expected="mega-hf merge RECIPE --seeds K --num-processes N",
             got="processes that were started already",
-            remedy="that command: it starts them anew for each seed",
+            hint="that command: it starts them anew for each seed",
         )
     if (out / "recipe.yaml").exists():
         raise RunError(
@@ -188,6 +188,6 @@ def check_seeds(args: argparse.Namespace, recipe: Recipe) -> Path:
             where=str(out),
             expected="a folder for the runs of all seeds",
             got="one run's",
-            remedy="another --out",
+            hint="another --out",
         )
     return out

@@ -102,7 +102,7 @@ def _must_end_first(frame: FrameType | None) -> bool:
 
 
 @contextmanager
-def heard() -> Iterator[Interruption]:
+def handle_signals() -> Iterator[Interruption]:
     """Let a signal raise KeyboardInterrupt in the main thread, and end the process if that does
     not.
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Forward
-from mega_hf.models.merge_inputs import Inputs
+from mega_hf.evaluation.forward import ResidentModel
+from mega_hf.models.merge_inputs import MergeInputs
 from mega_hf.recipe.blocks import Merge
 from mega_hf.runtime.processes import Processes
 from mega_hf.tasks.image_classification import logits
@@ -30,17 +30,17 @@ Orders = list[tuple[Group, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Tracer:
+class Aligner:
     """What finds a merge's permutations where no journal knows them."""
 
-    forward: Forward  # whose model's graph is read
+    forward: ResidentModel  # whose model's graph is read
     shape: tuple[int, ...]  # of a picture
     calibration: Calibration | None  # pictures for activations
     processes: Processes
     # for merges of the same parents: not made again
     found: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
-    def recall(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
+    def recall(self, settings: Merge, opened: MergeInputs) -> dict[str, Orders]:
         """Return what `find` gives, or gave before for these parents."""
         key = json.dumps(
             [settings.align, settings.align_to, settings.seed, list(opened.states), opened.contents]
@@ -49,14 +49,14 @@ class Tracer:
             self.found[key] = self.find(settings, opened)
         return self.found[key]
 
-    def find(self, settings: Merge, opened: Inputs) -> dict[str, Orders]:
+    def find(self, settings: Merge, opened: MergeInputs) -> dict[str, Orders]:
         """Return for each parent but the reference how its channels are put beside that one's; on
         all processes.
 
         Raises:
             ParentError: the model can't be traced.
         """
-        rows = min(_BATCH, self.calibration.pictures.count) if self.calibration else 2
+        rows = min(_BATCH, self.calibration.examples.count) if self.calibration else 2
         symmetry = find_symmetry(
             self.forward.model, self.shape, opened.first.structure["architecture"], rows
         )
@@ -78,7 +78,7 @@ class Tracer:
     def _match(
         self,
         settings: Merge,
-        opened: Inputs,
+        opened: MergeInputs,
         symmetry: Symmetry,
         reference: StateDict,
         state: StateDict,
@@ -87,18 +87,18 @@ class Tracer:
             learned = [segment.name for segment in opened.space.segments if segment.learned]
             return weight_matching(symmetry.groups, reference, state, learned, settings.seed)
         assert self.calibration is not None, "its rows were looked for before"
-        images = self.calibration.pictures.images[:_PICTURES].to(self.forward.device)
+        images = self.calibration.examples.images[:_PICTURES].to(self.forward.device)
         return activation_matching(symmetry, reference, state, images)
 
 
-def reference_of(settings: Merge, opened: Inputs) -> tuple[str, list[str]]:
+def reference_of(settings: Merge, opened: MergeInputs) -> tuple[str, list[str]]:
     """Return the parent whose order of channels is kept, and those that are put beside it."""
     reference = settings.align_to or next(iter(opened.states))
     return reference, [name for name in opened.states if name != reference]
 
 
 def move(
-    opened: Inputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]
+    opened: MergeInputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]
 ) -> StateDict:
     """Return a parent's state dict with its channels in another order, second names of tensors
     included."""
@@ -108,7 +108,7 @@ def move(
 
 @torch.no_grad()
 def check_function(
-    model: nn.Module, before: Mapping[str, StateDict], after: Inputs, shape: tuple[int, ...]
+    model: nn.Module, before: Mapping[str, StateDict], after: MergeInputs, shape: tuple[int, ...]
 ) -> None:
     """Raise RunError unless each parent answers as it did before its channels were moved.
 
@@ -135,7 +135,7 @@ def check_function(
                 where="journal.jsonl",
                 expected=f"logits up to {_APART:g} apart",
                 got=f"{apart:.3g}",
-                remedy="another copy of the run",
+                hint="another copy of the run",
             )
 
 

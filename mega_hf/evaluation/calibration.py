@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.weights.batchnorm import recalibrate_batchnorm
 from mega_hf.weights.space import StateDict
 
@@ -23,16 +23,16 @@ class Calibration:
         alone.
     """
 
-    pictures: Pictures
+    examples: Examples
     threads: int
     digest: str  # of the rows
 
     @property
     def key(self) -> list[object]:
         """What decides the statistics beside the weights."""
-        return [self.digest, self.threads, self.pictures.batch_size]
+        return [self.digest, self.threads, self.examples.batch_size]
 
-    def recalibrate(self, forward: Forward, dtypes: Mapping[str, torch.dtype]) -> StateDict:
+    def recalibrate(self, forward: ResidentModel, dtypes: Mapping[str, torch.dtype]) -> StateDict:
         """Compute the statistics of the weights that are resident, and write them into the resident
         model.
 
@@ -43,7 +43,7 @@ class Calibration:
         Returns:
             the entries as they are stored.
         """
-        whole, size = self.pictures.images, self.pictures.batch_size
+        whole, size = self.examples.images, self.examples.batch_size
         # of equal size, give or take a row
         parts = whole.tensor_split(math.ceil(len(whole) / size))
         batches = (

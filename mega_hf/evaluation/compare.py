@@ -12,7 +12,7 @@ from mega_hf.evaluation.interpolation import Line, draw_lines
 from mega_hf.models.compatibility import disagreements
 from mega_hf.models.load import open_model
 from mega_hf.models.references import resolve
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import absolute
 from mega_hf.runtime.untrusted import printable
@@ -124,7 +124,7 @@ def _record(pair: Pair) -> dict[str, Any]:
     return asdict(pair) | {"line": told}
 
 
-def _describe(name: str, model: OpenModel) -> dict[str, Any]:
+def _describe(name: str, model: LoadedModel) -> dict[str, Any]:
     weights = sum(p.numel() for p in model.model.parameters())
     shown = (
         ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "")
@@ -145,7 +145,7 @@ def _describe(name: str, model: OpenModel) -> dict[str, Any]:
     }
 
 
-def _pair(first: str, second: str, a: OpenModel, b: OpenModel) -> Pair:
+def _pair(first: str, second: str, a: LoadedModel, b: LoadedModel) -> Pair:
     problems = [f"{what}: {left} / {right}" for what, left, right in disagreements(a, b)]
     if problems:
         return Pair(first, second, problems, None, None)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mega_hf.errors import first_line
-from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, Examples, ResidentModel
 from mega_hf.runtime.processes import Processes, is_gpu
 
 logger = logging.getLogger(__name__)
@@ -25,24 +25,24 @@ _SAVED = 0.05
 _COST = (15.0, 0.25)  # seconds to compile: of any model, and more for each module
 
 
-def choose_path(model: nn.Module, pictures: Pictures, shown: int, device: torch.device) -> str:
+def choose_path(model: nn.Module, examples: Examples, shown: int, device: torch.device) -> str:
     """Return COMPILED where that saves more time than it costs, else EAGER; it depends on no
     measured time.
 
     Args:
         model: on its device.
-        pictures: the split.
+        examples: the split.
         shown: how many pictures the search would show it, all individuals evaluated fully.
         device: where it runs.
     """
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *pictures.images.shape[1:], device=device))
+        model(torch.zeros(1, *examples.images.shape[1:], device=device))
     saved = _SAVED * shown * counter.get_total_flops() / _SPEED[is_gpu(device)]
     cost = _COST[0] + _COST[1] * sum(1 for _ in model.modules())
     return COMPILED if saved > cost else EAGER
 
 
-def compile_everywhere(forward: Forward, pictures: Pictures, processes: Processes) -> bool:
+def compile_everywhere(forward: ResidentModel, examples: Examples, processes: Processes) -> bool:
     """Compile the resident model, the main process first: the others then find its work in torch's
     cache.
 
@@ -53,7 +53,7 @@ def compile_everywhere(forward: Forward, pictures: Pictures, processes: Processe
     for turn in (True, False):
         if processes.is_main == turn:
             try:
-                forward.compile(pictures)
+                forward.compile(examples)
             # of any of torch's layers, or of the compiler that it found or did not find
             except Exception as error:
                 failed[processes.rank] = 1

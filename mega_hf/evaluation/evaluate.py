@@ -9,15 +9,15 @@ from typing import Any
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.batch_size import even_batches
-from mega_hf.evaluation.forward import PLAIN, Forward, place_pictures
+from mega_hf.evaluation.forward import PLAIN, ResidentModel, place_examples
 from mega_hf.evaluation.statistics import wilson_interval
 from mega_hf.models.load import open_model, try_model
 from mega_hf.models.references import resolve
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import absolute, is_local
-from mega_hf.runtime.environment import keep_freed
+from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.processes import Processes
-from mega_hf.tasks.image_classification import fill_pictures, match_classes
+from mega_hf.tasks.image_classification import fill_examples, match_classes
 from mega_hf.tasks.splits import load_split
 
 
@@ -50,7 +50,7 @@ class Measurement:
         )
 
 
-@keep_freed()
+@keep_freed_memory()
 def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
     """Measure a model as its user would run it: loaded by its own library, float32, plain eager
     mode.
@@ -72,12 +72,12 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     rows, names, classes = load_split(data, split)
     mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
     device = Processes().device
-    pictures = place_pictures(
-        len(rows), opened.picture_shape, even_batches(len(rows), batch_size), device, 0.5
+    examples = place_examples(
+        len(rows), opened.input_shape, even_batches(len(rows), batch_size), device, 0.5
     )
-    fill_pictures(rows, mapping, opened.transform, pictures.images, pictures.labels)
+    fill_examples(rows, mapping, opened.transform, examples.images, examples.labels)
     began = time.perf_counter()
-    right = Forward(opened.model, device, PLAIN).answers(pictures).right
+    right = ResidentModel(opened.model, device, PLAIN).answers(examples).right
     return Measurement(
         model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched
     )
@@ -90,8 +90,8 @@ def _merged_model(run: Path) -> Path:
         RunError: the run is not finished.
     """
     if not (run / "result.json").is_file():
-        remedy = "finish the run: the same mega-hf merge command resumes it"
+        hint = "finish the run: the same mega-hf merge command resumes it"
         raise RunError(
-            "no finished run", where=str(run), expected="result.json", got="none", remedy=remedy
+            "no finished run", where=str(run), expected="result.json", got="none", hint=hint
         )
     return run / "merged"

@@ -29,7 +29,7 @@ _APART = 1e-3
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Examples:
     """A split's transformed pictures, and the one shape of all batches that are made of them."""
 
     images: torch.Tensor  # [rows, channels, height, width] float32, on the device where they fit
@@ -52,7 +52,7 @@ class Pictures:
         return images, self.labels[rows.to(self.labels.device)]
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """What a model answered on some rows, in their order; on the CPU."""
 
     right: torch.Tensor  # [rows] bool
@@ -66,9 +66,9 @@ class Answers(NamedTuple):
         return int(self.right.sum()) if self.finite else None
 
 
-def place_pictures(
+def place_examples(
     rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float
-) -> Pictures:
+) -> Examples:
     """Allocate room for a split: on the device, else in main memory, else in a file that is mapped.
 
     Args:
@@ -82,9 +82,9 @@ def place_pictures(
     needed = 4 * math.prod(size)
     labels = torch.zeros(rows, dtype=torch.int64, device=device)
     if is_gpu(device) and needed <= share * torch.cuda.mem_get_info(device)[0]:
-        return Pictures(_zeros(size, device), labels, batch_size, "device")
+        return Examples(_zeros(size, device), labels, batch_size, "device")
     if needed <= share * psutil.virtual_memory().available:
-        return Pictures(
+        return Examples(
             _zeros(size, torch.device("cpu")),
             labels,
             batch_size,
@@ -93,7 +93,7 @@ def place_pictures(
     # unlinked at once, freed when unmapped
     with tempfile.NamedTemporaryFile(prefix="mega_hf-pictures-") as file:
         mapped = np.memmap(file, dtype=np.float32, mode="w+", shape=size)
-        return Pictures(torch.from_numpy(mapped), labels, batch_size, "disk")
+        return Examples(torch.from_numpy(mapped), labels, batch_size, "disk")
 
 
 def _zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -101,7 +101,7 @@ def _zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.zeros(size, device=device).to(memory_format=torch.channels_last)
 
 
-class Forward:
+class ResidentModel:
     """Counts right answers of one resident model, whatever weights are written into it.
 
     Args:
@@ -136,25 +136,25 @@ class Forward:
         assert part or not left, f"left as they were: {left}"
 
     @torch.inference_mode()
-    def answers(self, pictures: Pictures, rows: torch.Tensor | None = None) -> Answers:
+    def answers(self, examples: Examples, rows: torch.Tensor | None = None) -> Predictions:
         """Return what the resident model answers.
 
         Args:
-            pictures: the split.
+            examples: the split.
             rows: [any] int64 on the CPU, of the split; all by default. Whichever they are, each
                 batch has one shape.
         """
         if self.path == COMPILED and self._compiled is None:
-            self._compile_as_before(pictures)
-        return self._answers(pictures, torch.arange(pictures.count) if rows is None else rows)
+            self._compile_as_before(examples)
+        return self._answers(examples, torch.arange(examples.count) if rows is None else rows)
 
-    def _answers(self, pictures: Pictures, rows: torch.Tensor) -> Answers:
-        right, margin, finite, loss = self._show(pictures, rows, _judge)
-        return Answers(right, margin, bool(finite.all()), loss)
+    def _answers(self, examples: Examples, rows: torch.Tensor) -> Predictions:
+        right, margin, finite, loss = self._show(examples, rows, _judge)
+        return Predictions(right, margin, bool(finite.all()), loss)
 
     def _show(
         self,
-        pictures: Pictures,
+        examples: Examples,
         rows: torch.Tensor,
         judge: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
     ) -> list[torch.Tensor]:
@@ -164,8 +164,8 @@ class Forward:
         # No search among algorithms: which one is fastest differs from run to run, and so would the
         # last bits.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            for chosen in rows.split(pictures.batch_size):
-                images, labels = pictures.select(chosen)
+            for chosen in rows.split(examples.batch_size):
+                images, labels = examples.select(chosen)
                 images = images.to(self.device, non_blocking=True).to(
                     memory_format=self.memory_format
                 )
@@ -173,22 +173,22 @@ class Forward:
         return [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
 
     @torch.inference_mode()
-    def probabilities(self, pictures: Pictures) -> torch.Tensor:
+    def probabilities(self, examples: Examples) -> torch.Tensor:
         """Return what the resident model gives each class, on all rows: [rows, classes] float32 on
         the CPU."""
         (found,) = self._show(
-            pictures, torch.arange(pictures.count), lambda scores, _: (scores.softmax(dim=1),)
+            examples, torch.arange(examples.count), lambda scores, _: (scores.softmax(dim=1),)
         )
         return found
 
-    def tried_for_order(self, pictures: Pictures) -> int:
+    def tried_for_order(self, examples: Examples) -> int:
         """Return how many pictures `is_order_free` would show: some batches, twice, if it does not
         know yet."""
         return (
-            2 * min(3 * pictures.batch_size, pictures.count) if self._is_order_free is None else 0
+            2 * min(3 * examples.batch_size, examples.count) if self._is_order_free is None else 0
         )
 
-    def is_order_free(self, pictures: Pictures) -> bool:
+    def is_order_free(self, examples: Examples) -> bool:
         """Say whether rows are answered alike, to the last bit, wherever they stand in a batch, as
         tried on some.
 
@@ -196,20 +196,20 @@ class Forward:
         promises it for all.
         """
         if self._is_order_free is None:
-            rows = torch.arange(self.tried_for_order(pictures) // 2)
+            rows = torch.arange(self.tried_for_order(examples) // 2)
             # beside other rows, and in other places
             mixed = torch.cat([rows[1::2], rows[::2]]).flip(0)
-            there, here = self.answers(pictures, rows), self.answers(pictures, rows[mixed])
+            there, here = self.answers(examples, rows), self.answers(examples, rows[mixed])
             both = [(there.margin[mixed], here.margin), (there.loss[mixed], here.loss)]
             self._is_order_free = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in both)
         return self._is_order_free
 
-    def count(self, pictures: Pictures) -> int | None:
+    def count(self, examples: Examples) -> int | None:
         """Return how many rows are answered rightly, or None where a logit is not finite."""
-        return self.answers(pictures).correct
+        return self.answers(examples).correct
 
     @torch.inference_mode()
-    def compile(self, pictures: Pictures) -> None:
+    def compile(self, examples: Examples) -> None:
         """Compile the model for the one shape of the batches, and see that it answers as before.
 
         Weights are inputs of what is compiled, so that `write` needs no other compilation.
@@ -217,14 +217,14 @@ class Forward:
         Raises:
             Exception: of any kind, as where there is no compiler.
         """
-        rows = torch.arange(min(pictures.batch_size, pictures.count))
-        expected = self._answers(pictures, rows).margin
+        rows = torch.arange(min(examples.batch_size, examples.count))
+        expected = self._answers(examples, rows).margin
         # of other models: beyond eight, torch would run further ones uncompiled, in silence
         torch.compiler.reset()
         compiled = torch.compile(self.eager, dynamic=False)
         self._compiled = compiled
         try:
-            apart = (self._answers(pictures, rows).margin - expected).abs().max()
+            apart = (self._answers(examples, rows).margin - expected).abs().max()
             if apart > _APART * (1 + expected.abs().max()):
                 raise ArithmeticError(
                     f"compiled, its logits are {apart:.3g} apart from what they were"
@@ -234,15 +234,15 @@ class Forward:
             raise
         self.path, self._compiled = COMPILED, partial(_only_once, compiled)
 
-    def _compile_as_before(self, pictures: Pictures) -> None:
+    def _compile_as_before(self, examples: Examples) -> None:
         try:
-            self.compile(pictures)
+            self.compile(examples)
         except Exception as error:  # of any of torch's layers
             raise RunError(
                 "the model can't be compiled here",
                 expected="a compiled model, with which the run was begun",
                 got=first_line(error)[:200],
-                remedy=(
+                hint=(
                     "go on where it was begun, or install a C++ compiler; or --overwrite --forward"
                     " eager"
                 ),

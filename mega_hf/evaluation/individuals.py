@@ -48,14 +48,14 @@ class Record(Protocol):
         genome: str,
         fitness: Counted,
         seconds: float,
-        pictures: int,
+        examples: int,
         write: bool,
     ) -> None:
         """Keep a fitness and what it took; only one process writes."""
 
 
 @dataclass
-class Seen:
+class PartialResult:
     """What is known of one genome of a generation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Seen:
         most: what a row's loss is at most; 0 where it does not count.
         told: what a journal says of it where it does not say which rows were seen; until some are.
         seconds: that measuring took since it was recorded.
-        pictures: that were forwarded since it was recorded.
+        examples: that were forwarded since it was recorded.
     """
 
     genome: str
@@ -76,7 +76,7 @@ class Seen:
     most: int = 0
     told: Counted | None = None
     seconds: float = 0.0
-    pictures: int = 0
+    examples: int = 0
 
     @property
     def counted(self) -> Counted:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from mega_hf.errors import ParentError
-from mega_hf.evaluation.aligner import Tracer, move
+from mega_hf.evaluation.aligner import Aligner, move
 from mega_hf.evaluation.batch_size import choose_batch_size
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.merge_inputs import Inputs
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.merge_inputs import MergeInputs
 from mega_hf.recipe.blocks import Merge
 from mega_hf.recipe.data import Data
 from mega_hf.runtime.processes import Processes
@@ -82,14 +82,14 @@ class Line:
         return "\n".join([*lines, f"  {self.advice}"])
 
 
-def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Progress) -> Line:
+def draw_line(opened: MergeInputs, tracer: Aligner, examples: Examples, progress: Progress) -> Line:
     """Measure the line between two models.
 
     Args:
         opened: both.
         tracer: aligns the second to the first; its calibration pictures, if there are any,
             recalibrate.
-        pictures: what is measured on.
+        examples: what is measured on.
         progress: shows how far it is.
     """
     forward, without = tracer.forward, ""
@@ -122,15 +122,15 @@ def draw_line(opened: Inputs, tracer: Tracer, pictures: Pictures, progress: Prog
             )
             found[kind] = []
             for share in (point / (POINTS - 1) for point in range(POINTS)):
-                right = count_right(mixing, [1.0 - share, share], tracer, pictures)
-                found[kind].append(100 * (right or 0) / pictures.count)
+                right = count_right(mixing, [1.0 - share, share], tracer, examples)
+                found[kind].append(100 * (right or 0) / examples.count)
                 advance(1, kind)
-    return Line(pictures.count, found, without)
+    return Line(examples.count, found, without)
 
 
 def draw_lines(
     pairs: list[tuple[str, str]],
-    opened: Mapping[str, OpenModel],
+    opened: Mapping[str, LoadedModel],
     data: Data,
     split: str | None,
     sample: int,
@@ -160,26 +160,26 @@ def draw_lines(
             "these models number the classes otherwise",
             expected="the data set's class names in all",
             got="others",
-            remedy="give them the class names of the data set (label_names in config.json)",
+            hint="give them the class names of the data set (label_names in config.json)",
         )
-    size = choose_batch_size(None, len(rows), processes.device, first.model, first.picture_shape)
+    size = choose_batch_size(None, len(rows), processes.device, first.model, first.input_shape)
     load = Loader(first, mapping[0], size, processes.device, memory_share=0.4)
-    pictures = load(rows)
+    examples = load(rows)
     shown = load.calibrate(calibration, threads=1) if calibration is not None else None
-    forward = Forward(copy.deepcopy(first.model), processes.device)
-    tracer = Tracer(forward, first.picture_shape, shown, processes)
+    forward = ResidentModel(copy.deepcopy(first.model), processes.device)
+    tracer = Aligner(forward, first.input_shape, shown, processes)
     lines = {}
     for one, other in pairs:
         states = {name: opened[name].view() for name in (one, other)}
         space = build_space(states, first.learned(), first.tied())
         # no digest of it is asked for
-        inputs = Inputs(opened[one], space, states, contents=["", ""])
-        lines[one, other] = draw_line(inputs, tracer, pictures, Progress(progress))
+        inputs = MergeInputs(opened[one], space, states, contents=["", ""])
+        lines[one, other] = draw_line(inputs, tracer, examples, Progress(progress))
     return lines
 
 
 def mix_models(
-    opened: Inputs, states: Mapping[str, StateDict], recomputed: Collection[str]
+    opened: MergeInputs, states: Mapping[str, StateDict], recomputed: Collection[str]
 ) -> Mixing:
     """Return what mixes some state dicts of one architecture; statistics named `recomputed` are no
     part of it."""
@@ -190,7 +190,7 @@ def mix_models(
 
 
 def count_right(
-    mixing: Mixing, shares: Sequence[float], tracer: Tracer, pictures: Pictures
+    mixing: Mixing, shares: Sequence[float], tracer: Aligner, examples: Examples
 ) -> int | None:
     """Return a mixture's right answers; None where a logit is not finite. It is recalibrated if
     statistics are."""
@@ -200,10 +200,10 @@ def count_right(
     )
     if recomputed and tracer.calibration:
         tracer.calibration.recalibrate(forward, recomputed)
-    return forward.count(pictures)
+    return forward.count(examples)
 
 
-def align_models(opened: Inputs, tracer: Tracer) -> tuple[dict[str, StateDict], str]:
+def align_models(opened: MergeInputs, tracer: Aligner) -> tuple[dict[str, StateDict], str]:
     """Return state dicts in the first model's order of channels, and how they were matched; on all
     processes.
 

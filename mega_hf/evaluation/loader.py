@@ -9,9 +9,9 @@ import torch
 
 from mega_hf.evaluation.batch_size import even_batches, suitable
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Pictures, place_pictures
-from mega_hf.models.loaded import OpenModel
-from mega_hf.tasks.image_classification import fill_pictures
+from mega_hf.evaluation.forward import Examples, place_examples
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.rows import Split
 from mega_hf.tasks.splits import Splits
 
@@ -20,20 +20,20 @@ from mega_hf.tasks.splits import Splits
 class Loader:
     """Loads splits for one kind of model."""
 
-    model: OpenModel
+    model: LoadedModel
     mapping: list[int]  # for each class of the data set the model's output
     batch_size: int
     device: torch.device
     memory_share: float  # of what is free, for one split's pictures
 
-    def __call__(self, split: Split) -> Pictures:
+    def __call__(self, split: Split) -> Examples:
         """Decode and transform a split."""
-        shape = self.model.picture_shape
-        pictures = place_pictures(
+        shape = self.model.input_shape
+        examples = place_examples(
             len(split), shape, self.batch_size, self.device, self.memory_share
         )
-        fill_pictures(split, self.mapping, self.model.transform, pictures.images, pictures.labels)
-        return pictures
+        fill_examples(split, self.mapping, self.model.transform, examples.images, examples.labels)
+        return examples
 
     def calibration(self, splits: Splits, threads: int) -> Calibration | None:
         """Load the pictures on which merges are recalibrated; None where none is, or can be."""
@@ -47,5 +47,5 @@ class Loader:
         """Load the pictures of a split as those from which statistics follow."""
         # By the model alone: statistics depend on it, and must be the same on another kind of
         # device.
-        rows = even_batches(len(split), suitable(self.model.model, self.model.picture_shape))
+        rows = even_batches(len(split), suitable(self.model.model, self.model.input_shape))
         return Calibration(replace(self, batch_size=rows)(split), threads, digest)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Forward, Pictures
-from mega_hf.evaluation.individuals import Counted, Genomes, Interval, Record, Seen
-from mega_hf.evaluation.row_difficulty import MOST_LOSS, Memory, quantize, quantize_losses
+from mega_hf.evaluation.forward import Examples, ResidentModel
+from mega_hf.evaluation.individuals import Counted, Genomes, Interval, PartialResult, Record
+from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty, quantize, quantize_losses
 from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Contenders = Callable[[list[list[int]], list[Interval]], set[int]]
 
 
-class Evaluation:
+class RacingEvaluator:
     """Individuals on validation rows: as many rows as decide who wins, none twice, shared out over
     the processes.
 
@@ -38,7 +38,7 @@ class Evaluation:
 
     Args:
         forward: the resident model.
-        pictures: the validation split.
+        examples: the validation split.
         encoding: turns a genome into weights.
         processes: who takes part.
         record: the journal: what it knows is not measured again.
@@ -54,14 +54,14 @@ class Evaluation:
 
     def __init__(
         self,
-        forward: Forward,
-        pictures: Pictures,
+        forward: ResidentModel,
+        examples: Examples,
         encoding: Encoding,
         processes: Processes,
         record: Record,
         contenders: Contenders,
         progress: Callable[[int, int], None],
-        memory: Memory,
+        memory: RowDifficulty,
         chunk: int,
         full: bool = False,
         calibration: Calibration | None = None,
@@ -69,7 +69,7 @@ class Evaluation:
     ) -> None:
         self.most = MOST_LOSS if sums_losses else 0
         self.forward = forward
-        self.pictures = pictures
+        self.examples = examples
         self.encoding = encoding
         self.processes = processes
         self.record = record
@@ -95,7 +95,7 @@ class Evaluation:
         self._statistics = {
             genome: self._statistics[genome] for genome in genomes if genome in self._statistics
         }
-        known: dict[str, Seen] = {}  # individuals that are the same share one
+        known: dict[str, PartialResult] = {}  # individuals that are the same share one
         for index, genome in enumerate(genomes):
             first = elite if index == 0 else None
             known[genome] = known.get(genome) or self._recall(
@@ -124,7 +124,7 @@ class Evaluation:
 
         One with a logit that is not finite is right nowhere.
         """
-        genomes, rows, head = self._digest(population), np.arange(self.pictures.count), 3
+        genomes, rows, head = self._digest(population), np.arange(self.examples.count), 3
         self._genomes, self._statistics = genomes, {}
 
         def measure(i: int) -> list[int]:
@@ -151,7 +151,9 @@ class Evaluation:
         made = self.processes.share(len(population.genomes), 4, words)
         return [row.astype(">u4").tobytes().hex() for row in made]
 
-    def _recall(self, generation: int, index: int, genome: str, elite: Interval | None) -> Seen:
+    def _recall(
+        self, generation: int, index: int, genome: str, elite: Interval | None
+    ) -> PartialResult:
         """Return what the record, or the memory, has of an individual."""
         counted = self.record.find(generation, index, genome)
         counted = (
@@ -159,20 +161,20 @@ class Evaluation:
             or ((elite[0], elite[1], elite[3]) if elite else None)
             or self.record.find_genome(genome)
         )
-        rows = self.pictures.count
+        rows = self.examples.count
         if counted is None or counted[1] < rows:
             counted = self.memory.find(genome, bool(self.most)) or counted
         unseen = np.ones(rows, dtype=bool)
         if counted is not None and counted[1] == rows:
             correct, _, loss = counted if self.most else (*counted[:2], 0)
             self._remember(genome, correct, loss)
-            return Seen(genome, ~unseen, correct, loss, self.most)
-        return Seen(genome, unseen, most=self.most, told=counted)
+            return PartialResult(genome, ~unseen, correct, loss, self.most)
+        return PartialResult(genome, unseen, most=self.most, told=counted)
 
     def _remember(self, genome: str, correct: int | None, loss: int) -> None:
         self.memory.keep(genome, correct, loss if self.most else None)
 
-    def _needed(self, contests: list[list[int]], seen: list[Seen]) -> set[int]:
+    def _needed(self, contests: list[list[int]], seen: list[PartialResult]) -> set[int]:
         """Return the individuals whose unseen rows may decide a contest, and all that are the
         same."""
         intervals = [one.interval for one in seen]
@@ -180,12 +182,12 @@ class Evaluation:
         genomes = {seen[i].genome for i in may if intervals[i][2]}
         return {i for i, one in enumerate(seen) if one.genome in genomes}
 
-    def _is_order_bound(self, one: Seen) -> bool:
+    def _is_order_bound(self, one: PartialResult) -> bool:
         """Say, on all processes alike, whether the order of rows may change an answer: then it must
         not be chosen."""
         if self._order_bound is None:
-            one.pictures += self.forward.tried_for_order(self.pictures)
-            bound = np.array([not self.forward.is_order_free(self.pictures)], dtype=np.int64)
+            one.examples += self.forward.tried_for_order(self.examples)
+            bound = np.array([not self.forward.is_order_free(self.examples)], dtype=np.int64)
             self._order_bound = bool(self.processes.add_up(bound)[0])
             if self._order_bound and self.processes.is_main:
                 logger.warning(
@@ -194,7 +196,7 @@ class Evaluation:
                 )
         return self._order_bound
 
-    def _choose(self, needed: set[int], seen: list[Seen]) -> list[int]:
+    def _choose(self, needed: set[int], seen: list[PartialResult]) -> list[int]:
         """Return those that may still have most right answers, for each process one.
 
         Several processes wait for each other less often with two each, where so many are left that
@@ -210,14 +212,14 @@ class Evaluation:
         each = 2 if processes > 1 and len(first) >= 4 * processes else 1
         return sorted(first.values(), key=order)[: each * processes]
 
-    def _round(self, population: Genomes, indices: list[int], seen: list[Seen]) -> None:
+    def _round(self, population: Genomes, indices: list[int], seen: list[PartialResult]) -> None:
         """Show individuals their next rows.
 
         The batches of all are one row of work, cut into equal parts: with as many individuals as
             processes, each
         process has its own; with fewer, as at the end of a generation, they share them.
         """
-        size, rows = self.pictures.batch_size, []
+        size, rows = self.examples.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
             one.correct, one.loss, one.told = (
@@ -260,7 +262,7 @@ class Evaluation:
         if self._resident != (population.generation, index):
             shown = self._place(population, index)
             self._resident = (population.generation, index)
-        right, margin, finite, loss = self.forward.answers(self.pictures, torch.from_numpy(rows))
+        right, margin, finite, loss = self.forward.answers(self.examples, torch.from_numpy(rows))
         losses = quantize_losses(loss.numpy()) if self.most else np.zeros(len(rows), dtype=np.int64)
         seconds = time.perf_counter() - began
         return not finite, seconds, shown, right.numpy(), quantize(margin.numpy()), losses
@@ -280,14 +282,16 @@ class Evaluation:
         self._statistics[genome] = self.calibration.recalibrate(
             self.forward, self.encoding.space.recomputed
         )
-        return self.calibration.pictures.count
+        return self.calibration.examples.count
 
-    def _take(self, one: Seen, rows: np.ndarray, cost: np.ndarray, *answers: np.ndarray) -> None:
+    def _take(
+        self, one: PartialResult, rows: np.ndarray, cost: np.ndarray, *answers: np.ndarray
+    ) -> None:
         """Add to what is known of an individual, and of the rows; `cost` as it stands before the
         answers."""
         (failed, microseconds, shown), (right, margins, losses) = cost.tolist(), answers
         one.seconds = one.seconds + microseconds / 1e6
-        one.pictures = one.pictures + len(rows) + shown
+        one.examples = one.examples + len(rows) + shown
         one.unseen[rows] = False
         if failed or one.correct is None:
             # nothing is worse: the other rows don't matter
@@ -299,17 +303,17 @@ class Evaluation:
             self._remember(one.genome, one.correct, one.loss)
 
     def _settle(
-        self, generation: int, indices: list[int], seen: list[Seen], is_elite_known: bool
+        self, generation: int, indices: list[int], seen: list[PartialResult], is_elite_known: bool
     ) -> None:
         """Record individuals that are measured no further; an elite that was known stands in its
         own generation."""
         for i in indices:
             one = seen[i]
-            carried = i == 0 and is_elite_known and not one.pictures
+            carried = i == 0 and is_elite_known and not one.examples
             if not carried and self._record(
-                generation, i, one.genome, one.counted, one.seconds, one.pictures
+                generation, i, one.genome, one.counted, one.seconds, one.examples
             ):
-                one.seconds, one.pictures = 0.0, 0  # another of the same genome has cost nothing
+                one.seconds, one.examples = 0.0, 0  # another of the same genome has cost nothing
 
     def _record(
         self,
@@ -318,17 +322,17 @@ class Evaluation:
         genome: str,
         counted: Counted,
         seconds: float,
-        pictures: int,
+        examples: int,
     ) -> bool:
         """Record a fitness unless it stands there; return whether it did not."""
         is_new = self.record.find(generation, index, genome) != counted
         if is_new:
             self.record.add(
-                generation, index, genome, counted, seconds, pictures, write=self.processes.is_main
+                generation, index, genome, counted, seconds, examples, write=self.processes.is_main
             )
         return is_new
 
-    def _report(self, settled: list[Seen], count: int) -> None:
+    def _report(self, settled: list[PartialResult], count: int) -> None:
         if not settled:
             return
         self._best = max(

@@ -11,7 +11,7 @@ _LIMIT = 1 << 20  # of a margin
 MOST_LOSS = 1 << 20
 
 
-class Memory:
+class RowDifficulty:
     """Margins by which each row was answered, of late: rows with a small or negative one are asked
     first.
 
@@ -59,10 +59,10 @@ class Memory:
         return correct, len(self._asked), loss or 0
 
 
-def known_as(sha256: str, is_treated: bool) -> str:
+def cache_key(sha256: str, is_recalibrated_run: bool) -> str:
     """Return by what the memory knows the count of a model: as it is, or with BatchNorm's
     statistics computed anew."""
-    return f"{sha256} recalibrated" if is_treated else sha256
+    return f"{sha256} recalibrated" if is_recalibrated_run else sha256
 
 
 def quantize(margins: np.ndarray) -> np.ndarray:

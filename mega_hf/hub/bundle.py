@@ -35,7 +35,7 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}")
 def portable_files(
     result: MergeResult,
     repository: str,
-    licence: Mapping[str, Any],
+    license: Mapping[str, Any],
     with_nodes: bool = False,
     revision: str = "",
     parents: Mapping[str, Path] | None = None,
@@ -46,7 +46,7 @@ def portable_files(
     Args:
         result: a finished run.
         repository: where the copy goes; its card says how to use it from there.
-        licence: the front matter's license, with its name and link if it has them.
+        license: the front matter's license, with its name and link if it has them.
         with_nodes: the intermediate models of a tree too, under nodes/NAME.
         revision: the branch, if it is another than main.
         parents: those that were trained for the run, under parents/NAME: name -> folder.
@@ -70,7 +70,7 @@ def portable_files(
     copied = record | {
         "repository": repository,
         "revision": revision,
-        "licence": dict(licence),
+        "license": dict(license),
         "files": models,
     }
     files |= written
@@ -146,7 +146,7 @@ def _model_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def refuse_changed(result: MergeResult) -> None:
+def check_unchanged(result: MergeResult) -> None:
     """Raise RunError unless the folder is a finished run, and holds what was measured."""
     again = "the same mega-hf merge command makes it again"
     if RunFolder(result.folder).finished() is None:
@@ -155,7 +155,7 @@ def refuse_changed(result: MergeResult) -> None:
             where=str(result.folder),
             expected="recipe, journal and models as the run left them",
             got="others",
-            remedy=again,
+            hint=again,
         )
 
 
@@ -166,7 +166,7 @@ def _refuse_dropped(result: MergeResult) -> None:
             where=str(result.folder),
             expected="nodes/NAME for each",
             got="none",
-            remedy=(
+            hint=(
                 "push without --with-nodes; or delete result.json, and merge again without --keep"
                 " final"
             ),
@@ -203,7 +203,7 @@ def copied_models(source: Path, repository: str) -> list[str]:
             where=repository,
             expected=", ".join((RESULT, RECIPE, JOURNAL)),
             got=f"no {missing[0]}",
-            remedy="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
+            hint="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
         )
     with _distrusting(repository):
         result = MergeResult.load(source)
@@ -261,7 +261,7 @@ def restore(source: Path, target: Path, repository: str) -> MergeResult:
         with _distrusting(repository):
             if RunFolder(folder).finished() is None:
                 raise _changed(repository, "recipe, journal or model")
-        refuse_filled(target)
+        check_empty(target)
 
     whole = target.absolute()
     if not whole.exists():
@@ -275,7 +275,7 @@ def restore(source: Path, target: Path, repository: str) -> MergeResult:
     return MergeResult.load(target)
 
 
-def refuse_filled(target: Path) -> None:
+def check_empty(target: Path) -> None:
     """Raise RunError where something lies at a path."""
     there = [path.name for path in target.iterdir()] if target.exists() else []
     foreign = sorted(name for name in there if not name.startswith(".mega-"))
@@ -285,7 +285,7 @@ def refuse_filled(target: Path) -> None:
             where=str(target),
             expected="a new or empty folder",
             got=", ".join(foreign[:5]),
-            remedy="another --out",
+            hint="another --out",
         )
 
 
@@ -303,7 +303,7 @@ def _distrusting(repository: str) -> Iterator[None]:
             where=repository,
             expected="what mega-hf wrote",
             got=got,
-            remedy="an earlier revision: ORG/NAME@COMMIT; or a newer release of mega_hf",
+            hint="an earlier revision: ORG/NAME@COMMIT; or a newer release of mega_hf",
         ) from None
 
 
@@ -325,5 +325,5 @@ def _changed(repository: str, what: str) -> HubError:
         where=repository,
         expected="the files that its result.json tells of",
         got=f"another {what}",
-        remedy="an earlier revision: ORG/NAME@COMMIT",
+        hint="an earlier revision: ORG/NAME@COMMIT",
     )

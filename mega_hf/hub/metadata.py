@@ -78,5 +78,5 @@ def check_front(front: dict[str, Any]) -> None:
             where="README.md",
             expected="keys as in https://huggingface.co/docs/hub/model-cards",
             got="; ".join(found)[:500],
-            remedy="mend what was written by hand on the repository's page, or --overwrite-card",
+            hint="mend what was written by hand on the repository's page, or --overwrite-card",
         ) from None

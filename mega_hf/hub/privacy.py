@@ -26,7 +26,7 @@ _ROOTS = frozenset(_USUAL.split())
 _HOMES = frozenset(("home", "Users", "users"))
 
 
-def refuse_private(files: Files, token: str | None) -> None:
+def check_no_private_paths(files: Files, token: str | None) -> None:
     """Raise HubError, naming file and line, where a path of some machine or a token stands in a
     file.
 
@@ -34,7 +34,7 @@ def refuse_private(files: Files, token: str | None) -> None:
         files: what is about to be sent; of weights the header is looked at.
         token: the one that is in use, if there is one.
     """
-    refuse_tokens(files, token)
+    check_no_tokens(files, token)
     for name, content in files.items():
         # those bytes may look like one
         for where, text in _texts(name, content) if not name.endswith(".png") else ():
@@ -45,14 +45,14 @@ def refuse_private(files: Files, token: str | None) -> None:
                     where=where,
                     expected="names and digests",
                     got=found,
-                    remedy=(
+                    hint=(
                         "take it out where it comes from (a parent's configuration, a class name),"
                         " and merge again"
                     ),
                 )
 
 
-def refuse_tokens(files: Files, token: str | None) -> None:
+def check_no_tokens(files: Files, token: str | None) -> None:
     """Raise HubError where a token stands in a file. Args: as `refuse_private`."""
     for name, content in files.items():
         for where, text in _texts(name, content):
@@ -63,9 +63,7 @@ def refuse_tokens(files: Files, token: str | None) -> None:
                     where=where,
                     expected="no token in anything that is pushed",
                     got="a token",
-                    remedy=(
-                        "take it out where it comes from, and revoke it: others may have seen it"
-                    ),
+                    hint="take it out where it comes from, and revoke it: others may have seen it",
                 )
 
 
@@ -112,5 +110,5 @@ def _header(name: str, content: Path | bytes) -> dict[str, str]:
             where=str(content),
             expected="safetensors",
             got=error,
-            remedy="the same mega-hf merge command makes them again",
+            hint="the same mega-hf merge command makes them again",
         ) from None

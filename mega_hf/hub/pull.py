@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mega_hf.hub import repository as hub
-from mega_hf.hub.bundle import OURS, changed_models, copied_models, refuse_filled, restore
+from mega_hf.hub.bundle import OURS, changed_models, check_empty, copied_models, restore
 from mega_hf.report.result import MergeResult
-from mega_hf.runtime.files import refuse_unwritable
+from mega_hf.runtime.files import check_writable
 
 
 def pull(repository: str, out: str | Path | None = None) -> MergeResult:
@@ -23,8 +23,8 @@ def pull(repository: str, out: str | Path | None = None) -> MergeResult:
     name, _, revision = repository.partition("@")
     target = Path(out) if out is not None else Path("runs") / name.rpartition("/")[2]
     hub.check_name(name)
-    refuse_unwritable(target, "the run folder", "another --out")
-    refuse_filled(target)
+    check_writable(target, "the run folder", "another --out")
+    check_empty(target)
     source, commit = hub.fetch(name, revision or None, OURS)
     whole = f"{name}@{commit[:12]}"
     models = copied_models(source, whole)

@@ -11,19 +11,19 @@ from typing import Any
 
 from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
-from mega_hf.hub.bundle import portable_files, refuse_changed, trained_parents
+from mega_hf.hub.bundle import check_unchanged, portable_files, trained_parents
 from mega_hf.hub.metadata import check_front
-from mega_hf.hub.privacy import refuse_private, refuse_tokens
+from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens
 from mega_hf.hub.repository import Pushed, Remote, Target
-from mega_hf.models.licenses import choose_licence, licence_of, read_licence
+from mega_hf.models.licenses import choose_license, license_of, read_license
 from mega_hf.recipe.blocks import Push
-from mega_hf.recipe.placeholders import refuse_absent
+from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import Card, split_card, update_card
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import CARD
-from mega_hf.runtime.hub_client import retry, saying
+from mega_hf.runtime.hub_client import hub_errors, retry
 
 _THERE = "README.md in the repository"
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Plan:
 
     target: Target
     files: Mapping[str, Path | bytes]
-    licence: str
+    license: str
     state: str  # of the repository
     removed: list[str]  # from it
 
@@ -47,7 +47,7 @@ class Plan:
             "a pull request" if self.target.create_pr else f"branch {self.target.branch or 'main'}"
         )
         head = (
-            f"{self.target.repository}, {where}: {self.state}; license {self.licence}; one commit"
+            f"{self.target.repository}, {where}: {self.state}; license {self.license}; one commit"
             " holds"
         )
         total = f"  {'total'.ljust(width)}  {sum(sizes.values()):>13,} bytes"
@@ -115,17 +115,17 @@ def plan_push(run: str | Path | MergeResult, repository: str, **options: Any) ->
     """Check everything that `push` would, and say what it would send; nothing is sent. Args: as
     `push`."""
     packing = _prepare(run, repository, **options)
-    with saying(repository):
+    with hub_errors(repository):
         remote = retry(lambda: hub.look(packing.target))
     files = packing.files(remote)
     state = "is there" if remote.exists else "would be made"
-    licence = packing.choose_licence(remote)["license"]
-    return Plan(packing.target, files, str(licence), state, hub.stale_paths(remote, files))
+    license = packing.choose_license(remote)["license"]
+    return Plan(packing.target, files, str(license), state, hub.stale_paths(remote, files))
 
 
 def check_push(recipe: Recipe, wanted: Push) -> None:
     """Raise what would keep a merge from being pushed, before it is made: no account, or no
-    licence.
+    license.
 
     Of parents that lie on the Hub the cards are downloaded, with their configurations.
     """
@@ -133,10 +133,10 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
         resolve,  # not above: it loads timm, which a push of a finished run does not need
     )
 
-    refuse_absent(recipe.to_dict())
+    check_no_placeholders(recipe.to_dict())
     target = Target(wanted.repo, wanted.private, wanted.branch)
     hub.check_account(target)
-    licences: dict[str, dict[str, Any] | None] = {}
+    licenses: dict[str, dict[str, Any] | None] = {}
     for name in recipe.leaves(None):
         reference = recipe.parents.get(name)
         _refuse_parent({name: str(reference).partition("@")[0]}, wanted.repo)
@@ -145,12 +145,12 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
             if isinstance(reference, str)
             else None
         )
-        licences[name] = read_licence(folder)
-    with saying(wanted.repo):
+        licenses[name] = read_license(folder)
+    with hub_errors(wanted.repo):
         remote = retry(lambda: hub.look(target))
     there = Card.read(remote.card, _THERE) if remote.card else None
-    choose_licence(
-        wanted.license, licences, split_card(there.text, there.where)[0] if there else None
+    choose_license(
+        wanted.license, licenses, split_card(there.text, there.where)[0] if there else None
     )
 
 
@@ -172,35 +172,35 @@ class _Packing:
         files = portable_files(
             self.result,
             self.target.repository,
-            self.choose_licence(remote),
+            self.choose_license(remote),
             self.with_nodes,
             self.target.branch or "",
             self.parents,
         )
-        refuse_private(
+        check_no_private_paths(
             {**files, "the commit's message": self.target.message.encode()}, hub.get_token()
         )
         card = files[CARD]
         assert isinstance(card, bytes)
         text = update_card(card.decode(), [old for old in (there, here) if old])
         # what others wrote there may name paths
-        refuse_tokens({CARD: text.encode()}, hub.get_token())
+        check_no_tokens({CARD: text.encode()}, hub.get_token())
         check_front(split_card(text)[0])
         files[CARD] = text.encode()
         return files
 
-    def choose_licence(self, remote: Remote) -> dict[str, Any]:
-        """Return the licence: what is asked for, what this very merge is under, or what the parents
+    def choose_license(self, remote: Remote) -> dict[str, Any]:
+        """Return the license: what is asked for, what this very merge is under, or what the parents
         agree on."""
         there, known = self._card_there(remote), self.result.record
         was = next(
-            filter(None, (_licence(record, known) for record in (known, _record(remote)))), None
+            filter(None, (_license(record, known) for record in (known, _record(remote)))), None
         )
         if self.license is None and was is not None:
             return was
-        licences = {parent["name"]: licence_of(parent) for parent in known["parents"]}
-        return choose_licence(
-            self.license, licences, split_card(there.text, there.where)[0] if there else None
+        licenses = {parent["name"]: license_of(parent) for parent in known["parents"]}
+        return choose_license(
+            self.license, licenses, split_card(there.text, there.where)[0] if there else None
         )
 
     def _card_there(self, remote: Remote) -> Card | None:
@@ -219,11 +219,11 @@ def _record(remote: Remote) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _licence(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the licence under which a merge was pushed, if the record is of this very one."""
-    digests, licence = record.get("digests"), record.get("licence")
+def _license(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the license under which a merge was pushed, if the record is of this very one."""
+    digests, license = record.get("digests"), record.get("license")
     is_same = isinstance(digests, dict) and digests.get("file") == known["digests"]["file"]
-    return licence_of(licence) if is_same and isinstance(licence, dict) else None
+    return license_of(license) if is_same and isinstance(license, dict) else None
 
 
 def _generated(remote: Remote) -> dict[str, Any] | None:
@@ -242,7 +242,7 @@ def _refuse_parent(parents: Mapping[str, str], repository: str) -> None:
                 f"that is the parent {name}",
                 expected="a repository of the merge's own",
                 got=repository,
-                remedy="another ORG/NAME",
+                hint="another ORG/NAME",
             )
 
 
@@ -265,7 +265,7 @@ def _prepare(
     _refuse_parent(
         {p["name"]: p["hub"] for p in result.record["parents"] if "hub" in p}, repository
     )
-    refuse_changed(result)
+    check_unchanged(result)
     target = Target(repository, private, branch, create_pr, message or _title(result))
     hub.check_account(target)
     trained = (
@@ -287,7 +287,7 @@ def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
             where=str(elsewhere or result.folder / "parents"),
             expected="each, for others to verify the merge by",
             got=f"no {', '.join(lost)}",
-            remedy=(
+            hint=(
                 "--parents DIR says where they lie; --without-parents pushes what nobody else can"
                 " verify"
             ),

@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from mega_hf.errors import HubError
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.runtime.files import file_digest
-from mega_hf.runtime.hub_client import client_speaks, retry, saying
+from mega_hf.runtime.hub_client import client_speaks, hub_errors, retry
 
 # What would be loaded in the place of, or beside, what is pushed.
 _STALE = (
@@ -82,11 +82,11 @@ class Pushed:
 
 def check_name(repository: str) -> None:
     """Raise HubError unless this can be a repository's name."""
-    with saying(repository):
+    with hub_errors(repository):
         validate_repo_id(repository)
     if "/" not in repository:
         raise HubError(
-            "not a repository's name", expected="ORG/NAME", got=repository, remedy="e.g. me/merged"
+            "not a repository's name", expected="ORG/NAME", got=repository, hint="e.g. me/merged"
         )
 
 
@@ -102,9 +102,9 @@ def check_account(target: Target) -> str:
             "nobody is logged in",
             expected="a token with the right to write",
             got="none",
-            remedy="hf auth login, or the environment's HF_TOKEN",
+            hint="hf auth login, or the environment's HF_TOKEN",
         )
-    with saying(target.repository, then=AGAIN):
+    with hub_errors(target.repository, then=AGAIN):
         account = retry(lambda: _api().whoami())
     owner, name = target.repository.split("/")[0], str(account["name"])
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -112,7 +112,7 @@ def check_account(target: Target) -> str:
             f"the token of {name} may only read",
             expected="a token with the right to write",
             got="role: read",
-            remedy="another one: hf auth login, or HF_TOKEN",
+            hint="another one: hf auth login, or HF_TOKEN",
         )
     mine = [name, *(str(org.get("name")) for org in account.get("orgs", ()))]
     is_known = "orgs" in account  # some tokens don't tell
@@ -121,7 +121,7 @@ def check_account(target: Target) -> str:
             f"{name} may not write there",
             expected=f"a repository of {' or '.join(mine)}",
             got=target.repository,
-            remedy="another name, or --create-pr to propose it to its owner",
+            hint="another name, or --create-pr to propose it to its owner",
         )
     return name
 
@@ -139,7 +139,7 @@ def look(target: Target) -> Remote:
             "the repository is public",
             expected="a private one, as --private says",
             got=repository,
-            remedy="make it private on its page, or push without --private, or to another name",
+            hint="make it private on its page, or push without --private, or to another name",
         )
     if target.create_pr:
         revision = _open_pull_request(api, target) or revision
@@ -174,9 +174,9 @@ def _open_pull_request(api: HfApi, target: Target) -> str | None:
     mine = api.get_repo_discussions(
         target.repository, author=api.whoami()["name"], discussion_type="pull_request"
     )
-    is_open = ("open", "draft")
+    is_auto = ("open", "draft")
     return next(
-        (f"refs/pr/{o.num}" for o in mine if o.title == target.message and o.status in is_open),
+        (f"refs/pr/{o.num}" for o in mine if o.title == target.message and o.status in is_auto),
         None,
     )
 
@@ -210,7 +210,7 @@ def send(
             files = make(remote)
         return _commit(target, remote, files, description)
 
-    with saying(target.repository, then=AGAIN), client_speaks():
+    with hub_errors(target.repository, then=AGAIN), client_speaks():
         return retry(attempt)
 
 
@@ -277,7 +277,7 @@ def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path 
                 where=f"{repository}@{commit[:12]}",
                 expected=file_digest(content),
                 got=found or "no such file",
-                remedy="push again",
+                hint="push again",
             )
 
 
@@ -293,7 +293,7 @@ def fetch(
         HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the
             cache.
     """
-    with saying(repository, revision or ""), client_speaks():
+    with hub_errors(repository, revision or ""), client_speaks():
         wanted = list(names)
         folder = Path(
             snapshot_download(
@@ -309,7 +309,7 @@ def fetch(
 def list_files(repository: str, commit: str) -> list[str]:
     """Return the paths of all files of a repository; none where only the cache can be asked."""
     try:
-        with saying(repository):
+        with hub_errors(repository):
             return _api().list_repo_files(repository, revision=commit)
     except HubError:
         return []

@@ -7,21 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from mega_hf.errors import ParentError
-from mega_hf.models.references import OpenParent, Parent
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.references import LoadedParent, ParentInfo
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.weights.space import build_space, difference
 
 
-def refuse_values(first: OpenParent, other: OpenParent) -> None:
+def check_values(first: LoadedParent, other: LoadedParent) -> None:
     """Raise ParentError where weights are not finite, or where buffers differ that can't be
     mixed."""
     states = {parent.parent.name: parent.model.view() for parent in (first, other)}
     build_space(states, first.model.learned(), {})
 
 
-def refuse_copies(parents: Iterable[Parent]) -> None:
+def check_distinct(parents: Iterable[ParentInfo]) -> None:
     """Raise ParentError where two parents hold the same weights."""
-    seen: dict[str, Parent] = {}
+    seen: dict[str, ParentInfo] = {}
     for parent in parents:
         twin = seen.setdefault(parent.sha256, parent)
         if twin is not parent:
@@ -29,11 +29,11 @@ def refuse_copies(parents: Iterable[Parent]) -> None:
                 f"{twin.name} and {parent.name} hold the same weights",
                 expected="independently trained models",
                 got=f"digest {twin.sha256[:12]} twice",
-                remedy="list it once",
+                hint="list it once",
             )
 
 
-def refuse_layout(models: dict[str, OpenModel]) -> None:
+def check_layouts(models: dict[str, LoadedModel]) -> None:
     """Raise ParentError unless all models, by name, are one architecture for one task."""
     first = next(iter(models), "")
     for name in list(models)[1:]:
@@ -46,11 +46,11 @@ def refuse_layout(models: dict[str, OpenModel]) -> None:
                 f"{first} and {name} can't be merged: other {what}",
                 expected=f"{expected} ({first})",
                 got=f"{got} ({name})",
-                remedy=f"mega-hf compare shows all differences ({len(problems)} found)",
+                hint=f"mega-hf compare shows all differences ({len(problems)} found)",
             )
 
 
-def disagreements(a: OpenModel, b: OpenModel) -> list[tuple[str, str, str]]:
+def disagreements(a: LoadedModel, b: LoadedModel) -> list[tuple[str, str, str]]:
     """Return (what, in a, in b) for all that keeps two models from being merged."""
     found = []
     pairs: list[tuple[str, Any, Any]] = [

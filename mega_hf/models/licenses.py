@@ -1,4 +1,4 @@
-"""Licences: what a model's card says of its own, and what a merge of several may say."""
+"""Licenses: what a model's card says of its own, and what a merge of several may say."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _IDENTIFIERS = """
 KNOWN = frozenset(_IDENTIFIERS.split())
 
 
-def read_licence(folder: Path | None) -> dict[str, Any] | None:
-    """Return what the front matter of a model's card says of its licence, if there is a card and it
+def read_license(folder: Path | None) -> dict[str, Any] | None:
+    """Return what the front matter of a model's card says of its license, if there is a card and it
     says so."""
     card = folder / "README.md" if folder is not None else None
     if card is None or not card.is_file():
@@ -37,11 +37,11 @@ def read_licence(folder: Path | None) -> dict[str, Any] | None:
         front = metadata_load(card)
     except (ValueError, UnicodeDecodeError, yaml.YAMLError):  # another's card may hold anything
         return None
-    return licence_of(front) if isinstance(front, dict) else None
+    return license_of(front) if isinstance(front, dict) else None
 
 
-def licence_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the licence in a card's front matter, with its name and link where they stand there as
+def license_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the license in a card's front matter, with its name and link where they stand there as
     text."""
     said = {key: front[key] for key in _KEYS if front.get(key) and _is_text(front[key])}
     said = {
@@ -57,36 +57,36 @@ def _is_text(value: Any) -> bool:
     )
 
 
-def agreed_licence(licences: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the licence of models, by name, if each has one and it is the same."""
-    distinct = list(licences.values())
+def agreed_license(licenses: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the license of models, by name, if each has one and it is the same."""
+    distinct = list(licenses.values())
     return distinct[0] if distinct and all(one == distinct[0] for one in distinct) else None
 
 
-def choose_licence(
+def choose_license(
     given: str | None,
-    licences: Mapping[str, dict[str, Any] | None],
+    licenses: Mapping[str, dict[str, Any] | None],
     there: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the licence under which a merge is pushed; none is ever guessed.
+    """Return the license under which a merge is pushed; none is ever guessed.
 
     Args:
         given: what the user asked for, if anything.
-        licences: what each parent's card says.
+        licenses: what each parent's card says.
         there: the front matter of the card in the repository, if it has one.
 
     Raises:
         HubError: the parents do not agree and nobody said what holds, or the Hub knows no such
-            licence.
+            license.
     """
-    theirs = licence_of(there or {})
+    theirs = license_of(there or {})
     if given is not None:
         if given not in KNOWN:
             raise HubError(
-                "no licence that the Hub knows",
+                "no license that the Hub knows",
                 expected="e.g. apache-2.0, mit, cc-by-4.0, unknown",
                 got=given,
-                remedy=(
+                hint=(
                     "--license with an identifier of"
                     " https://huggingface.co/docs/hub/repositories-licenses"
                 ),
@@ -95,34 +95,34 @@ def choose_licence(
             theirs if theirs is not None and theirs["license"] == given else {"license": given}
         )
         if given == "other" and "license_name" not in named:
-            remedy = "write license: other, license_name and license_link into the card there first"
+            hint = "write license: other, license_name and license_link into the card there first"
             raise HubError(
-                "a licence of its own needs a name",
+                "a license of its own needs a name",
                 expected="license_name in the repository's card",
                 got="none",
-                remedy=remedy,
+                hint=hint,
             )
         return named
-    agreed = agreed_licence(licences)
+    agreed = agreed_license(licenses)
     said_all = agreed["license"] if agreed is not None else []
     is_known = all(one in KNOWN for one in ([said_all] if isinstance(said_all, str) else said_all))
     if agreed is not None and is_known and theirs in (None, agreed):
         return agreed
-    said = [f"{name}: {_show(one)}" for name, one in licences.items()]
+    said = [f"{name}: {_show(one)}" for name, one in licenses.items()]
     said += [f"the repository's card: {_show(theirs)}"] if theirs is not None else []
     raise HubError(
-        "under which licence?",
+        "under which license?",
         expected="one that all parents have, or --license",
         got="; ".join(said),
-        remedy=(
+        hint=(
             "once you know what the parents allow: push --license LICENCE, or merge --set"
             " push.license=LICENCE"
         ),
     )
 
 
-def _show(licence: dict[str, Any] | None) -> str:
-    if licence is None:
+def _show(license: dict[str, Any] | None) -> str:
+    if license is None:
         return "none"
-    more = ", ".join(str(licence[key]) for key in _KEYS[1:] if key in licence)
-    return str(licence["license"]) + (f" ({more})" if more else "")
+    more = ", ".join(str(license[key]) for key in _KEYS[1:] if key in license)
+    return str(license["license"]) + (f" ({more})" if more else "")

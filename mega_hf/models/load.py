@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from mega_hf.errors import ParentError, library_errors
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.safety import Allowance, refuse_depth, refuse_pictures
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.safety import Allowance, check_depth, check_pictures
 from mega_hf.models.timm_models import _open_timm, _unweighted_timm
 from mega_hf.models.transformers_models import open_transformers, unweighted_transformers
 from mega_hf.models.weight_files import allowance, read_config, stored_dtypes, weight_files
 from mega_hf.weights.space import digest
 
 
-def open_model(folder: Path, name: str = "") -> OpenModel:
+def open_model(folder: Path, name: str = "") -> LoadedModel:
     """Load a folder in timm's or transformers' layout, whichever its config.json is.
 
     Args:
@@ -36,18 +36,18 @@ def open_model(folder: Path, name: str = "") -> OpenModel:
         "load it with timm or transformers alone to see what is missing",
     ):
         allowed = allowance(weight_files(folder, name), name)
-        refuse_depth(config, allowed)
+        check_depth(config, allowed)
         is_timm = "model_type" not in config
         opened = (
             _open_timm(folder, config, dtypes, allowed)
             if is_timm
             else open_transformers(folder, dtypes, allowed)
         )
-        refuse_pictures(list(opened.picture_shape))
+        check_pictures(list(opened.input_shape))
         return opened
 
 
-def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> OpenModel:
+def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> LoadedModel:
     """Build what a folder's config.json describes, with random weights, e.g. to time it.
 
     Args:
@@ -67,16 +67,16 @@ def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) ->
     ):
         files = sorted(folder.glob("*.safetensors"))
         allowed = allowance(files, name) if files else Allowance()
-        refuse_depth(config, allowed)
+        check_depth(config, allowed)
         if "model_type" in config:
             built = unweighted_transformers(folder, dtypes, allowed)
         else:
             built = _unweighted_timm(folder, config, dtypes, allowed)
-        refuse_pictures(list(built.picture_shape))
+        check_pictures(list(built.input_shape))
         return built
 
 
-def try_model(opened: OpenModel, name: str) -> None:
+def try_model(opened: LoadedModel, name: str) -> None:
     """Show a model one picture, before a run depends on it.
 
     Raises:

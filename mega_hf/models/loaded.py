@@ -38,7 +38,7 @@ IRRELEVANT = {
 
 
 @dataclass(frozen=True)
-class OpenModel:
+class LoadedModel:
     """A loaded classifier and everything that must be the same in models that are merged."""
 
     model: nn.Module  # float32, evaluation mode, on the CPU
@@ -54,7 +54,7 @@ class OpenModel:
     folder: Path | None  # None if it was made from an architecture's name
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the model takes."""
         channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
         return channels, height, width

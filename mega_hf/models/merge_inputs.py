@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mega_hf.errors import RunError
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.blocks import Merge, Node
 from mega_hf.runtime.environment import trim
 from mega_hf.weights.batchnorm import statistics_names
@@ -21,16 +21,16 @@ from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A parent or a merged node as an input of a merge."""
 
     name: str
     sha256: str  # of its state dict
     layout: str  # the digest of what a merge takes from it beside weights, if it is the first
-    load: Callable[[], OpenModel]
+    load: Callable[[], LoadedModel]
     files: Sequence[Path] = ()  # its safetensors
 
-    def open(self) -> OpenModel:
+    def open(self) -> LoadedModel:
         """Load the model and see that it is still the one that was identified.
 
         Raises:
@@ -43,7 +43,7 @@ class Source:
                 f"{self.name} was changed while the run was going on",
                 expected=f"weights {self.sha256[:12]}",
                 got=f"weights {found[:12]}",
-                remedy="the same command again, when nothing else writes there",
+                hint="the same command again, when nothing else writes there",
             )
         return model
 
@@ -58,17 +58,17 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class MergeInputs:
     """The models that a merge mixes; their weights stay on the disk."""
 
-    first: OpenModel  # whose configuration the merged model gets; it holds no weights
+    first: LoadedModel  # whose configuration the merged model gets; it holds no weights
     space: WeightSpace
     states: dict[str, StateDict]
     contents: list[str]  # digests of the states, without statistics that are computed anew
     moved: frozenset[str] = frozenset()  # parents whose channels were put in another order
 
 
-def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> Inputs:
+def open_inputs(sources: Mapping[str, ModelSource], recalibrates: bool = False) -> MergeInputs:
     """Map the weights of some models and lay out their space.
 
     Args:
@@ -92,7 +92,7 @@ def open_inputs(sources: Mapping[str, Source], recalibrates: bool = False) -> In
     contents = {name: source.sha256 for name, source in sources.items()}
     if recomputed:
         contents = {name: digest_without(state, space.recomputed) for name, state in states.items()}
-    return Inputs(model, space, states, list(contents.values()))
+    return MergeInputs(model, space, states, list(contents.values()))
 
 
 def is_recalibrated(settings: Merge, model: nn.Module) -> bool:
@@ -111,7 +111,7 @@ def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:
     return dict(sorted(state.items(), key=lambda entry: order.get(entry[0], len(order))))
 
 
-def encode(inputs: Inputs, settings: Merge) -> Encoding:
+def encode(inputs: MergeInputs, settings: Merge) -> Encoding:
     """Return what a genome means in a merge."""
     if settings.encoding == "mixing":
         return Mixing(

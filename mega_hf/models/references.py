@@ -11,11 +11,11 @@ import timm
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from mega_hf.errors import ParentError, refuse_shortage
-from mega_hf.models.licenses import read_licence
+from mega_hf.errors import ParentError, raise_if_out_of_space
+from mega_hf.models.licenses import read_license
 from mega_hf.models.load import open_model, unweighted_model
 from mega_hf.models.timm_models import (
-    OpenModel,
+    LoadedModel,
     build_timm,
     describe_timm,
     open_weights,
@@ -25,17 +25,17 @@ from mega_hf.models.weight_files import allowance, read_dtypes, stored_dtypes
 from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.paths import check_parent, is_local
 from mega_hf.recipe.placeholders import is_absent, name_there
-from mega_hf.runtime.hub_client import explain, set_timeout
+from mega_hf.runtime.hub_client import describe_error, set_timeout
 from mega_hf.weights.space import digest
 
-_DESCRIPTION = ["*.json", "README.md"]  # its card says under which licence it is
+_DESCRIPTION = ["*.json", "README.md"]  # its card says under which license it is
 _WEIGHTS = ["*.safetensors"]
 # checkpoints of a training, a merge's nodes, other formats: never the model itself
 _BELOW = ["*/*"]
 
 
 @dataclass(frozen=True)
-class Parent:
+class ParentInfo:
     """A parent that has been identified; its weights are not held."""
 
     name: str
@@ -43,7 +43,7 @@ class Parent:
     # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
     source: dict[str, Any]
     # as its card's front matter has it: {license}, perhaps with name and link
-    licence: dict[str, Any] | None = None
+    license: dict[str, Any] | None = None
 
 
 def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
@@ -63,8 +63,8 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
     """
     problem = check_parent(reference)
     if problem:
-        what, expected, got, remedy = problem
-        raise ParentError(f"{name or reference}: {what}", expected=expected, got=got, remedy=remedy)
+        what, expected, got, hint = problem
+        raise ParentError(f"{name or reference}: {what}", expected=expected, got=got, hint=hint)
     if is_local(reference):
         return Path(reference), reference
     repository, _, revision = _hub_repository(reference).partition("@")
@@ -77,7 +77,7 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
             )
         )
     except Exception as error:
-        refuse_shortage(error, HF_HUB_CACHE)
+        raise_if_out_of_space(error, HF_HUB_CACHE)
         raise _explain(error, repository, revision, name or reference) from None
     problem = check_parent(str(folder))
     if problem and not only_configuration:
@@ -85,21 +85,21 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
             f"{name or reference}: {problem[0]}",
             expected=problem[1],
             got=problem[2],
-            remedy=problem[3],
+            hint=problem[3],
         )
     return folder, f"{repository}@{folder.name}"  # a snapshot's folder bears its commit's name
 
 
 @dataclass(frozen=True)
-class OpenParent:
+class LoadedParent:
     """A parent with its model, until its weights are packed."""
 
-    parent: Parent
-    model: OpenModel
+    parent: ParentInfo
+    model: LoadedModel
     reference: ParentRef  # as in the recipe, with the revision pinned
 
 
-def open_parent(name: str, reference: ParentRef, trained: Path | None = None) -> OpenParent:
+def open_parent(name: str, reference: ParentRef, trained: Path | None = None) -> LoadedParent:
     """Load one parent of a recipe.
 
     Args:
@@ -127,9 +127,9 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
     else:
         folder, pinned = resolve(reference, name)
         model = open_model(folder, name)
-    licence = read_licence(model.folder) if isinstance(reference, str) else None
-    return OpenParent(
-        Parent(name, digest(model.view()), origin_of(name, pinned), licence), model, pinned
+    license = read_license(model.folder) if isinstance(reference, str) else None
+    return LoadedParent(
+        ParentInfo(name, digest(model.view()), origin_of(name, pinned), license), model, pinned
     )
 
 
@@ -160,7 +160,7 @@ def _called(place: str) -> str:
     return name_there(place) if is_absent(place) else Path(place).name
 
 
-def open_unweighted(name: str, reference: ParentRef) -> OpenModel:
+def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
     """Build a parent from its configuration, with random weights: nothing large is read or
     downloaded.
 
@@ -207,16 +207,16 @@ def _hub_repository(reference: str) -> str:
             f"{reference}: timm has no such weights",
             expected=f"e.g. {near or 'resnet18.a1_in1k'}",
             got=name,
-            remedy="timm.list_pretrained() lists all of them",
+            hint="timm.list_pretrained() lists all of them",
         )
     return config.hf_hub_id
 
 
 def _explain(error: Exception, repository: str, revision: str, name: str) -> ParentError:
     """Say what the Hub's client met, and what to do about it."""
-    what, remedy = explain(error, repository, revision)
+    what, hint = describe_error(error, repository, revision)
     if Path(repository).is_dir():
         what = f"taken for a repository on the Hub: {what}"
-        remedy = f"to mean the folder, write ./{repository}"
+        hint = f"to mean the folder, write ./{repository}"
     got, at = f"{repository}@{revision or 'main'}", f"{name}: " if name != repository else ""
-    return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, remedy=remedy)
+    return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, hint=hint)

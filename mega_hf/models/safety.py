@@ -32,7 +32,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from mega_hf.errors import ParentError
-from mega_hf.runtime.untrusted import Beyond
+from mega_hf.runtime.untrusted import LimitExceeded
 
 HEADER_BYTES = 25_000_000
 SIDE = 4096  # pixels
@@ -152,23 +152,23 @@ def open_header(file: Path) -> Iterator[Any]:
         first = raw.read(8)
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if length > HEADER_BYTES:
-        raise Beyond(f"a header of {length:,} bytes; at most {HEADER_BYTES:,}")
+        raise LimitExceeded(f"a header of {length:,} bytes; at most {HEADER_BYTES:,}")
     if length + 8 > file.stat().st_size:
-        raise Beyond(f"a header of {length:,} bytes in a file of {file.stat().st_size:,}")
+        raise LimitExceeded(f"a header of {length:,} bytes in a file of {file.stat().st_size:,}")
     with safetensors.safe_open(file, framework="pt") as opened:
         yield opened
 
 
-def refuse_arguments(arguments: Any) -> None:
+def check_arguments(arguments: Any) -> None:
     """Raise Beyond where arguments for a timm architecture choose more than the architecture."""
     if not isinstance(arguments, dict):
-        raise Beyond("arguments that are no mapping")
+        raise LimitExceeded("arguments that are no mapping")
     wrong = sorted(_NOT_ARCHITECTURE.intersection(arguments))
     if wrong:
-        raise Beyond(f"{wrong[0]} among the architecture's arguments")
+        raise LimitExceeded(f"{wrong[0]} among the architecture's arguments")
 
 
-def refuse_reach(config: dict[str, Any]) -> None:
+def check_reach(config: dict[str, Any]) -> None:
     """Raise Beyond where a config.json names something outside its folder for a library to open or
     run."""
     waiting: list[Any] = [config]
@@ -178,19 +178,19 @@ def refuse_reach(config: dict[str, Any]) -> None:
             waiting += value.values()
             for key in _CHOOSING.intersection(value):
                 if any(mark in str(value[key]) for mark in "/\\:") and value[key] is not None:
-                    raise Beyond(f"{key}: {str(value[key])[:200]}, which is no plain name")
+                    raise LimitExceeded(f"{key}: {str(value[key])[:200]}, which is no plain name")
             for key in ("num_labels", "num_classes"):
                 if isinstance(value.get(key), int | float) and value[key] > CLASSES:
-                    raise Beyond(f"{key}: {value[key]:,}; at most {CLASSES:,}")
+                    raise LimitExceeded(f"{key}: {value[key]:,}; at most {CLASSES:,}")
         elif isinstance(value, list):
             waiting += value
     if config.get("quantization_config") is not None:
-        raise Beyond("quantization_config: quantized weights can't be merged")
+        raise LimitExceeded("quantization_config: quantized weights can't be merged")
     if config.get("model_args") is not None:
-        refuse_arguments(config["model_args"])
+        check_arguments(config["model_args"])
 
 
-def refuse_depth(tree: Any, allowed: Allowance) -> None:
+def check_depth(tree: Any, allowed: Allowance) -> None:
     """Raise Beyond where a model would be deeper than it has tensors: libraries list its layers
     before they build."""
     if isinstance(tree, dict):
@@ -198,38 +198,40 @@ def refuse_depth(tree: Any, allowed: Allowance) -> None:
             inner = value if isinstance(value, list) else [value]
             counts = [one for one in inner if isinstance(one, int | float)]
             if _DEPTH.search(str(key)) and max(counts, default=0) > allowed.tensors:
-                raise Beyond(f"{key}: {max(counts)}; at most {allowed.tensors:,} by what is stored")
-            refuse_depth(value, allowed)
+                raise LimitExceeded(
+                    f"{key}: {max(counts)}; at most {allowed.tensors:,} by what is stored"
+                )
+            check_depth(value, allowed)
 
 
-def refuse_shards(index: Any, folder: Path) -> None:
+def check_shards(index: Any, folder: Path) -> None:
     """Raise Beyond where the index of sharded weights names anything but safetensors files beside
     it."""
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not shards:
-        raise Beyond("an index without weight_map")
+        raise LimitExceeded("an index without weight_map")
     for shard in map(str, set(map(str, shards.values()))):
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise Beyond(f"a shard at {shard[:200]}, not a safetensors file in the folder")
+            raise LimitExceeded(f"a shard at {shard[:200]}, not a safetensors file in the folder")
         if not (folder / shard).is_file():
-            raise Beyond(f"a shard {shard[:200]} that is not there")
+            raise LimitExceeded(f"a shard {shard[:200]} that is not there")
 
 
-def refuse_pictures(preprocessing: Any) -> None:
+def check_pictures(preprocessing: Any) -> None:
     """Raise Beyond where pictures would be made larger than 4,096 pixels a side."""
     if isinstance(preprocessing, dict):
         crop = preprocessing.get("crop_pct")
         if isinstance(crop, int | float) and not _SMALLEST_CROP <= crop <= 10:
-            raise Beyond(f"crop_pct {crop}; {_SMALLEST_CROP} to 10")
+            raise LimitExceeded(f"crop_pct {crop}; {_SMALLEST_CROP} to 10")
         for key, value in preprocessing.items():
             if key not in ("min_pixels", "max_pixels"):
-                refuse_pictures(value)
+                check_pictures(value)
     elif isinstance(preprocessing, list | tuple):
         for value in preprocessing:
-            refuse_pictures(value)
+            check_pictures(value)
     # a NaN neither
     elif isinstance(preprocessing, int | float) and not -SIDE <= preprocessing <= SIDE:
-        raise Beyond(
+        raise LimitExceeded(
             f"{preprocessing} in the preprocessing; pictures of at most {SIDE} pixels a side"
         )
 
@@ -277,5 +279,5 @@ def _too_large(expected: str, got: str) -> ParentError:
         "the configuration describes a larger model than its weights",
         expected=expected,
         got=got,
-        remedy="mend the configuration (config.json, or arch and arch_args)",
+        hint="mend the configuration (config.json, or arch and arch_args)",
     )

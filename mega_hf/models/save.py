@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.models.transformers_models import without_bars
 from mega_hf.weights.mapped import apart
 
 _KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
-def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:
+def save_model(folder: Path, like: LoadedModel, state: dict[str, torch.Tensor]) -> None:
     """Write weights in the layout of the model that they were merged from.
 
     Args:
@@ -33,7 +33,7 @@ def save_model(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) ->
         _save_transformers(folder, like, state)
 
 
-def layout_digest(like: OpenModel) -> str:
+def layout_digest(like: LoadedModel) -> str:
     """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and
     preprocessing."""
     described = [like.library, like.structure, like.num_classes, like.labels, like.preprocessing]
@@ -74,7 +74,7 @@ def save_timm(
     save_file(apart(state), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save_transformers(folder: Path, like: OpenModel, state: dict[str, torch.Tensor]) -> None:
+def _save_transformers(folder: Path, like: LoadedModel, state: dict[str, torch.Tensor]) -> None:
     from transformers import AutoModelForImageClassification
 
     assert like.folder is not None, "transformers models come from folders"

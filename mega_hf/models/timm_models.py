@@ -17,17 +17,17 @@ from torch import nn
 
 from mega_hf.errors import MegaError, ParentError, library_errors
 from mega_hf.models import cifar_resnet
-from mega_hf.models.loaded import IRRELEVANT, OpenModel, by_entry, plain
+from mega_hf.models.loaded import IRRELEVANT, LoadedModel, by_entry, plain
 from mega_hf.models.safety import (
     Allowance,
     Undrawn,
-    refuse_arguments,
-    refuse_depth,
-    refuse_pictures,
+    check_arguments,
+    check_depth,
+    check_pictures,
     rehearsal,
 )
 from mega_hf.models.weight_files import allowance, read_dtypes
-from mega_hf.runtime.untrusted import JSON_LEVELS, VALUES, WHOLE, Beyond, refuse_beyond
+from mega_hf.runtime.untrusted import JSON_LEVELS, VALUES, WHOLE, LimitExceeded, check_bounds
 
 assert cifar_resnet.default_cfgs, "imported to register its names with timm"
 
@@ -37,7 +37,7 @@ _PICTURE = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode
 
 def _unweighted_timm(
     folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> OpenModel:
+) -> LoadedModel:
     known = config.get("pretrained_cfg", {})
     data_config = {key: known[key] for key in _PICTURE if key in known}
     arguments = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
@@ -70,7 +70,7 @@ def build_timm(
             f"an unknown key in data_config of {arch}",
             expected=f"some of {', '.join(_PICTURE)}",
             got=unknown[0],
-            remedy="mend it, or leave it out",
+            hint="mend it, or leave it out",
         )
     overlay = {"num_classes": num_classes, **(data_config or {})}
 
@@ -82,11 +82,11 @@ def build_timm(
 
     try:
         if not _ARCHITECTURE.fullmatch(arch):  # a source of timm's, as hf-hub:, or a path
-            raise Beyond("no name of an architecture")
-        refuse_arguments(arch_args)
-        refuse_beyond([num_classes, arch_args, data_config or {}], JSON_LEVELS, WHOLE, VALUES)
+            raise LimitExceeded("no name of an architecture")
+        check_arguments(arch_args)
+        check_bounds([num_classes, arch_args, data_config or {}], JSON_LEVELS, WHOLE, VALUES)
         allowed = allowed or Allowance()
-        refuse_depth(arch_args, allowed)
+        check_depth(arch_args, allowed)
         with rehearsal(allowed) as built:
             built.append(build())
         return build()
@@ -97,9 +97,9 @@ def build_timm(
         if given and timm.is_model(arch.partition(".")[0]):
             got = f"{given}: {type(error).__name__} {error}".strip()
             expected = f"arguments that {arch} takes"
-            remedy = "mend them (arch_args and data_config, or config.json)"
+            hint = "mend them (arch_args and data_config, or config.json)"
             raise ParentError(
-                f"timm can't build {arch}", expected=expected, got=got, remedy=remedy
+                f"timm can't build {arch}", expected=expected, got=got, hint=hint
             ) from None
         known = (
             ", ".join(timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]) or "timm.list_models()"
@@ -108,7 +108,7 @@ def build_timm(
             f"timm can't build {arch}: {error}",
             expected="an architecture of timm's",
             got=arch,
-            remedy=known,
+            hint=known,
         ) from None
 
 
@@ -119,7 +119,7 @@ def open_weights(
     arch_args: dict[str, Any],
     name: str,
     data_config: dict[str, Any] | None = None,
-) -> OpenModel:
+) -> LoadedModel:
     """Load a bare safetensors file into an architecture of timm's; `data_config` is its
     preprocessing.
 
@@ -138,7 +138,7 @@ def open_weights(
             where=str(weights),
             expected=arch,
             got=message,
-            remedy="check arch, arch_args and num_classes",
+            hint="check arch, arch_args and num_classes",
         ) from None
     return describe_timm(model, timm_structure(arch, arch_args), dtypes, labels=None, folder=None)
 
@@ -149,7 +149,7 @@ def describe_timm(
     dtypes: dict[str, torch.dtype],
     labels: tuple[str, ...] | None,
     folder: Path | None,
-) -> OpenModel:
+) -> LoadedModel:
     """Return the record of a timm model.
 
     Raises:
@@ -162,14 +162,14 @@ def describe_timm(
         "mend data_config" if folder is None else "mend pretrained_cfg in config.json",
     ):
         config = resolve_model_data_config(model)
-        refuse_pictures(config)
+        check_pictures(config)
         mode = {1: "L", 3: "RGB"}.get(config["input_size"][0])
         if mode is None:
             raise ParentError(
                 "unusable input",
                 expected="1 or 3 colour channels",
                 got=config["input_size"],
-                remedy="only grey and colour pictures can be fed",
+                hint="only grey and colour pictures can be fed",
             )
         inner = create_transform(**config, is_training=False)
         inner(Image.new(mode, (32, 32)))  # some of it is not looked at before
@@ -177,7 +177,7 @@ def describe_timm(
     structure = structure | {
         "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
     }
-    return OpenModel(
+    return LoadedModel(
         model=model.eval(),
         library="timm",
         structure=plain(structure),
@@ -192,7 +192,7 @@ def describe_timm(
 
 def _open_timm(
     folder: Path, config: dict[str, Any], dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> OpenModel:
+) -> LoadedModel:
     # timm would take a pickle that lies beside another name
     if not (folder / "model.safetensors").is_file():
         raise ParentError(
@@ -200,7 +200,7 @@ def _open_timm(
             where=str(folder),
             expected="model.safetensors",
             got="none",
-            remedy="save it unsharded as model.safetensors",
+            hint="save it unsharded as model.safetensors",
         )
     with rehearsal(allowed) as built:
         built.append(timm.create_model(f"local-dir:{folder}", pretrained=False))
@@ -213,7 +213,7 @@ def _open_timm(
             where=str(folder),
             expected=f"{stored} classes",
             got=f"{classes}",
-            remedy="mend num_classes or model_args in config.json",
+            hint="mend num_classes or model_args in config.json",
         )
     return describe_timm(model, _timm_structure(config), dtypes, _timm_labels(config), folder)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mega_hf.errors import ParentError
-from mega_hf.models.loaded import IRRELEVANT, OpenModel, by_entry, plain
-from mega_hf.models.safety import Allowance, refuse_pictures, rehearsal
+from mega_hf.models.loaded import IRRELEVANT, LoadedModel, by_entry, plain
+from mega_hf.models.safety import Allowance, check_pictures, rehearsal
 
 # else it may ask whether to run the folder's code
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -20,7 +20,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 def unweighted_transformers(
     folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> OpenModel:
+) -> LoadedModel:
     """Build what a folder's config.json describes, with random weights."""
     from transformers import AutoModelForImageClassification
 
@@ -31,7 +31,7 @@ def unweighted_transformers(
 
 def open_transformers(
     folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> OpenModel:
+) -> LoadedModel:
     """Load a folder.
 
     Raises:
@@ -51,7 +51,7 @@ def open_transformers(
             where=str(folder),
             expected="all of the model's",
             got=f"no {lost[0]}",
-            remedy="save the whole model, head included, with save_pretrained",
+            hint="save the whole model, head included, with save_pretrained",
         )
     return _describe_transformers(model, folder, dtypes)
 
@@ -67,16 +67,16 @@ def _rehearse(folder: Path, allowed: Allowance) -> Any:
     return AutoConfig.from_pretrained(folder, **_LOCAL)  # the model may have changed its own
 
 
-def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dtype]) -> OpenModel:
+def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder, **_LOCAL)
-    refuse_pictures(processor.to_dict())
+    check_pictures(processor.to_dict())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     unnamed = all(str(name) == f"LABEL_{i}" for i, name in enumerate(names))
     structure = {k: v for k, v in model.config.to_dict().items() if k not in IRRELEVANT}
     kind = next(iter(set(dtypes.values())), torch.float32)
-    return OpenModel(
+    return LoadedModel(
         model=model.eval(),
         library="transformers",
         structure=plain({"architecture": type(model).__name__} | structure),

@@ -14,9 +14,9 @@ import torch
 from mega_hf.errors import ParentError
 from mega_hf.models.safety import (
     Allowance,
+    check_reach,
+    check_shards,
     open_header,
-    refuse_reach,
-    refuse_shards,
     stored_allowance,
 )
 from mega_hf.runtime.untrusted import read_json
@@ -49,17 +49,17 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
             where=str(folder / "config.json"),
             expected=expected,
             got="neither key",
-            remedy="save the model with its own library",
+            hint="save the model with its own library",
         )
     with _readable(name, folder / "config.json", "a configuration of this folder's weights alone"):
-        refuse_reach(config)
+        check_reach(config)
     for other in _ALSO_READ:
         if (folder / other).exists():
             with _readable(name, folder / other, "JSON"):
                 read_json(folder / other)
     if (folder / _INDEX).exists():
         with _readable(name, folder / _INDEX, "shards in this folder"):
-            refuse_shards(read_json(folder / _INDEX, largest=2**60), folder)
+            check_shards(read_json(folder / _INDEX, largest=2**60), folder)
     return config
 
 
@@ -73,7 +73,7 @@ def _readable(name: str, file: Path, expected: str) -> Iterator[None]:
             where=str(file),
             expected=expected,
             got=error,
-            remedy="download it again, or save it with its own library",
+            hint="download it again, or save it with its own library",
         ) from None
 
 
@@ -103,7 +103,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             where=str(folder),
             expected="*.safetensors",
             got="none",
-            remedy="save it with its own library as safetensors",
+            hint="save it with its own library as safetensors",
         )
     return files
 
@@ -127,11 +127,11 @@ def _whole(file: Path, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        remedy = "download it again: it is truncated, damaged, or no safetensors file"
+        hint = "download it again: it is truncated, damaged, or no safetensors file"
         raise ParentError(
             f"{name}: unreadable weights",
             where=str(file),
             expected="safetensors",
             got=error,
-            remedy=remedy,
+            hint=hint,
         ) from None

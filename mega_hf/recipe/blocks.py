@@ -60,12 +60,12 @@ class Strict(BaseModel):
 
 
 def impossible(
-    key: str | list[str], expected: str, got: object, remedy: str = ""
+    key: str | list[str], expected: str, got: object, hint: str = ""
 ) -> PydanticCustomError:
     """Make the error of values that are each right and wrong together; `key` is where, inside the
     block."""
     at = key.split(".") if isinstance(key, str) else key
-    context = {"key": at, "expected": expected, "got": str(got), "remedy": remedy}
+    context = {"key": at, "expected": expected, "got": str(got), "hint": hint}
     return PydanticCustomError("impossible", "impossible", context)
 
 
@@ -208,9 +208,9 @@ class Merge(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Merge:
         if self.variant == "reference" and self.encoding != "direct":
-            remedy = "variant: default, or encoding: direct"
+            hint = "variant: default, or encoding: direct"
             raise impossible(
-                "encoding", "direct: the published code has no other", self.encoding, remedy
+                "encoding", "direct: the published code has no other", self.encoding, hint
             )
         if self.variant == "reference" and self.method != "mega":
             raise impossible(
@@ -227,13 +227,13 @@ class Merge(Strict):
             )
         closed = [key for key, open_value in _OPEN.items() if getattr(self, key) != open_value]
         if self.method == "auto" and closed:
-            remedy = "leave it out, or take another method"
+            hint = "leave it out, or take another method"
             raise impossible(
-                closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), remedy
+                closed[0], "nothing, since auto chooses it", getattr(self, closed[0]), hint
             )
         if self.align_to is not None and self.align == "none":
-            remedy = "add align: activations, or leave this out"
-            raise impossible("align_to", "align: weights or activations", self.align, remedy)
+            hint = "add align: activations, or leave this out"
+            raise impossible("align_to", "align: weights or activations", self.align, hint)
         if self.prefer and self.method != "choose":
             raise impossible("prefer", "method: choose", self.method, "leave it out")
         if self.tournament_size > self.population_size:
@@ -330,7 +330,7 @@ class Node(Merge):
 _AnyMerge = TypeVar("_AnyMerge", bound=Merge)
 
 
-def decide(merge: _AnyMerge, chosen: Mapping[str, str]) -> _AnyMerge:
+def apply_auto(merge: _AnyMerge, chosen: Mapping[str, str]) -> _AnyMerge:
     """Return a merge's settings with what was chosen in the place of `method: auto`."""
     return merge.model_copy(update=dict(chosen)) if merge.method == "auto" else merge
 

@@ -28,7 +28,7 @@ class Sample(Strict):
         return f"{self.size} rows of {self.split} (seed {self.seed})"
 
 
-class Calibration(Strict):
+class CalibrationRows(Strict):
     """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are
     computed."""
 
@@ -57,18 +57,18 @@ class Data(Strict):
     train: str = "train"
     validation: Annotated[_Slice | Annotated[Sample, Tag("sample")], _KIND] | None = None
     test: str | None = None
-    calibration: Annotated[_Slice | Annotated[Calibration, Tag("sample")], _KIND] | None = None
+    calibration: Annotated[_Slice | Annotated[CalibrationRows, Tag("sample")], _KIND] | None = None
     second_look: Annotated[float, Field(ge=0, le=0.9)] = 0.5
 
     def text_of(self, split: str, rows: int) -> str:
         """Say in words which rows a split is, of a recipe whose defaults are filled in; `rows` of
         them."""
         entry = self.validation if split == "second_look" else getattr(self, split)
-        if isinstance(entry, Calibration):
+        if isinstance(entry, CalibrationRows):
             return entry.text_of(self.train)
         text = entry.text if isinstance(entry, Sample) else str(entry)
         if split == "second_look":
-            return Calibration(size=rows, seed=SECOND_LOOK_SEED).text_of(text)
+            return CalibrationRows(size=rows, seed=SECOND_LOOK_SEED).text_of(text)
         return (
             f"{text} without the second look"
             if split == "validation" and self.second_look

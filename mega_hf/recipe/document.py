@@ -44,7 +44,7 @@ class Document:
     tree: dict[str, Any] = field(default_factory=dict, compare=False)
     origins: dict[Location, Origin] = field(default_factory=dict, compare=False)
     # key -> digest of what was local where this was run
-    found_again: dict[str, Any] = field(default_factory=dict)
+    substituted: dict[str, Any] = field(default_factory=dict)
 
     def origin(self, location: Location) -> Origin:
         """Return the origin of the entry at `location`, or of the nearest entry around it."""
@@ -63,7 +63,7 @@ class Document:
             if error.where and not error.key:
                 raise
             at = ("data", error.key) if error.key else ("data",)
-            raise error.but(
+            raise error.replace(
                 what=f"{'.'.join(at)}: {error.what}", where=self.origin(at).label
             ) from error.__cause__
 
@@ -94,7 +94,7 @@ class Document:
                 "not an assignment",
                 expected="--set KEY.KEY=VALUE",
                 got=f"--set {assignment}",
-                remedy="write the key, =, and the value: merge.seed=7",
+                hint="write the key, =, and the value: merge.seed=7",
             )
         inner, made = self.tree, []
         for i, part in enumerate(path[:-1], start=1):
@@ -104,7 +104,7 @@ class Document:
                 made.append(path[:i])
             inner = inner[part]
         if is_placeholder(inner.get(path[-1])) and "sha256" in inner[path[-1]]:
-            self.found_again[key] = inner[path[-1]]["sha256"]
+            self.substituted[key] = inner[path[-1]]["sha256"]
         inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
         self.origins = {
             at: origin for at, origin in self.origins.items() if at[: len(path)] != path
@@ -143,7 +143,7 @@ def read(path: Path) -> Document:
         raise RecipeError(
             "no such recipe",
             got=path,
-            remedy="check the path; recipes/ holds examples",
+            hint="check the path; recipes/ holds examples",
             expected="a YAML file",
         ) from None
     except (OSError, ValueError) as error:
@@ -151,7 +151,7 @@ def read(path: Path) -> Document:
             f"the recipe can't be read: {error}",
             got=path,
             expected=f"a YAML file in UTF-8 of at most {RECIPE_BYTES:,} bytes",
-            remedy="check the path and the file",
+            hint="check the path and the file",
         ) from None
     document = parse(text, str(path), path.resolve().parent, top="")
     if not isinstance(document.tree, dict):
@@ -160,7 +160,7 @@ def read(path: Path) -> Document:
             where=str(path),
             expected="a YAML mapping",
             got=type(document.tree).__name__,
-            remedy="recipes/ holds examples",
+            hint="recipes/ holds examples",
         )
     return document
 
@@ -185,7 +185,7 @@ def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
             where=where,
             expected="YAML",
             got=str(problem)[:500],
-            remedy="mend this line: often it is indentation, a colon or a quote",
+            hint="mend this line: often it is indentation, a colon or a quote",
         ) from None
     document.tree = {top: value} if top else value
     return document
@@ -206,7 +206,7 @@ def _refuse_bombs(text: str, label: str) -> None:
                 where=where,
                 got=f"*{str(event.anchor)[:100]}",
                 expected="plain values",
-                remedy="write the value out",
+                hint="write the value out",
             )
         size = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
         if level > RECIPE_LEVELS or number > RECIPE_VALUES or size > RECIPE_TEXT:
@@ -215,7 +215,7 @@ def _refuse_bombs(text: str, label: str) -> None:
                 " characters at most"
             )
             raise RecipeError(
-                "too much", where=where, expected=expected, got="more", remedy="make it smaller"
+                "too much", where=where, expected=expected, got="more", hint="make it smaller"
             )
 
 
@@ -246,7 +246,7 @@ def _value(
                 where=origin.label,
                 got=f"first at {first}",
                 expected="each key once",
-                remedy="keep one of them",
+                hint="keep one of them",
             )
         document.origins[(*at, key)] = origin
         tree[key] = _value(loader, value_node, (*at, key), document, label, base)

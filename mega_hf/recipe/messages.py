@@ -14,7 +14,7 @@ from mega_hf.recipe.document import Document, Location
 from mega_hf.runtime.untrusted import RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, is_plain
 
 
-def refuse_strange(document: Document) -> None:
+def check_characters(document: Document) -> None:
     """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a
     terminal."""
     waiting: list[tuple[Location, Any]] = [((), document.tree)]
@@ -54,22 +54,22 @@ def refuse_strange(document: Document) -> None:
                 where=document.origin(at).label,
                 expected=problem[0],
                 got=problem[1],
-                remedy="mend it",
+                hint="mend it",
             )
 
 
-def refuse_twins(parents: dict[str, Any], error: Callable[..., Exception]) -> None:
+def check_distinct_references(parents: dict[str, Any], error: Callable[..., Exception]) -> None:
     """Raise `error` where two names stand for one and the same parent."""
     seen: dict[str, str] = {}
     for name, parent in parents.items():
         key = json.dumps(parent, sort_keys=True)
         if key in seen:
-            where, remedy = ["parents", name], "list each model once"
-            raise error(where, f"another model than {seen[key]}", "the same twice", remedy)
+            where, hint = ["parents", name], "list each model once"
+            raise error(where, f"another model than {seen[key]}", "the same twice", hint)
         seen[key] = name
 
 
-def refuse_idle_granularity(
+def check_granularity(
     nodes: Mapping[str, Any], explicit: bool, error: Callable[..., Exception]
 ) -> None:
     """Raise `error` where a granularity is asked for and no merge is by mixing; `explicit`: nodes
@@ -91,7 +91,7 @@ def _finding(
     what: str,
     expected: object,
     got: object,
-    remedy: str | None = None,
+    hint: str | None = None,
 ) -> RecipeError:
     dotted = ".".join(map(str, at))
     return RecipeError(
@@ -99,7 +99,7 @@ def _finding(
         where=document.origin(at).label,
         expected=expected,
         got=got,
-        remedy=remedy,
+        hint=hint,
     )
 
 
@@ -135,7 +135,7 @@ def _is_inherited(error: Any, document: Document) -> bool:
 
 
 def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
-    """Word one finding of pydantic's as expected, got, remedy at a line."""
+    """Word one finding of pydantic's as expected, got, hint at a line."""
     at = _without_tags(error["loc"], document.tree)
     context = error.get("ctx", {})
     if error["type"] == "unknown":
@@ -156,7 +156,7 @@ def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
                 "impossible",
                 context["expected"],
                 context["got"],
-                context["remedy"] or None,
+                context["hint"] or None,
             )
         ]
     if error["type"] == "missing":
@@ -193,16 +193,16 @@ def _findings(error: dict[str, Any], document: Document) -> list[RecipeError]:
         if error["type"] == "string_pattern_mismatch"
         else expected
     )
-    remedy = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
-    return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), remedy)]
+    hint = f"mend {'.'.join(map(str, at))}, or leave it out where it has a default"
+    return [_finding(document, at, "not usable", expected, _show(_at(document.tree, at)), hint)]
 
 
 def _unknown(document: Document, at: Location, key: str, known: list[str]) -> RecipeError:
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]}?" if near else "leave it out"
+    hint = f"did you mean {near[0]}?" if near else "leave it out"
     if at == ("train", "seed"):
-        remedy = "each parent has a seed of its own: parents: {NAME: {train: {seed: ...}}}"
-    return _finding(document, at, "unknown key", "one of " + ", ".join(known), key, remedy)
+        hint = "each parent has a seed of its own: parents: {NAME: {train: {seed: ...}}}"
+    return _finding(document, at, "unknown key", "one of " + ", ".join(known), key, hint)
 
 
 def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
@@ -217,7 +217,16 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
             isinstance(tree, dict)
             and is_last
             and part
-            not in ("[key]", "slice", "sample", "reference", "file", "trained", "shape", "nodes")
+            not in (
+                "[key]",
+                "slice",
+                "sample",
+                "reference",
+                "file",
+                "trained",
+                "shape",
+                "nodes",
+            )
         ):
             continue
         at.append(part)

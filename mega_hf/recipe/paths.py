@@ -11,7 +11,7 @@ from typing import Any
 from mega_hf.errors import RecipeError
 from mega_hf.recipe.document import Document, Location
 from mega_hf.recipe.messages import _finding
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)[\w./-]+)?$")
 _DATA_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -73,7 +73,7 @@ def resolve_paths(document: Document) -> None:
             parents[name] = placed(("parents", name), parent)
 
 
-def refuse_sources(
+def check_sources(
     sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]
 ) -> None:
     """Raise `error` where training starts `from` a name that is no parent, or in the end from
@@ -93,17 +93,17 @@ def refuse_sources(
                 "name a parent or a model",
             )
         path, step = [name], source
-        while step is not None and (above := base(step)) in sources:
+        while step is not None and (above := parent_name(step)) in sources:
             path.append(above)
             if path.count(above) > 1 and above != name:
                 break  # the cycle is another's: it is said there
             if above == name:
-                remedy = "from: null for the one that is trained from scratch"
+                hint = "from: null for the one that is trained from scratch"
                 raise error(
                     where,
                     "parents that are not trained from themselves",
                     " from ".join(path),
-                    remedy,
+                    hint,
                 )
             step = sources[above]
 
@@ -162,7 +162,7 @@ def _check_source(source: Any, at: Location, document: Document) -> list[RecipeE
 
 
 def check_parent(parent: Any) -> tuple[str, str, object, str] | None:
-    """Return (what, expected, got, remedy) if a parent's reference can't be right, else None."""
+    """Return (what, expected, got, hint) if a parent's reference can't be right, else None."""
     if isinstance(parent, dict):
         weights = parent.get("weights")
         if not isinstance(weights, str):

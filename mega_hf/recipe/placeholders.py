@@ -48,7 +48,7 @@ def mark(tree: Any) -> Any:
                 f"{'.'.join(key)}: not a place",
                 expected="a reference, a path, or {local: NAME, sha256: ...}",
                 got=value,
-                remedy="mend it",
+                hint="mend it",
             )
         if is_placeholder(value):
             inner[key[-1]] = _MARK + json.dumps(value)
@@ -81,7 +81,7 @@ def is_found_again(found: dict[str, Any], known: dict[str, Any]) -> bool:
     return found == known and list(found["parents"]) == list(known["parents"])
 
 
-def refuse_absent(tree: dict[str, Any]) -> None:
+def check_no_placeholders(tree: dict[str, Any]) -> None:
     """Raise RecipeError where a recipe's tree names something that is not here."""
     keys = [".".join(key) for key in absent_keys(tree)]
     if keys:
@@ -89,7 +89,7 @@ def refuse_absent(tree: dict[str, Any]) -> None:
             "this recipe was run with local files that are not here",
             expected="a place for each",
             got="none for " + ", ".join(keys),
-            remedy="add " + " ".join(f"--set {key}=PATH" for key in keys),
+            hint="add " + " ".join(f"--set {key}=PATH" for key in keys),
         )
 
 

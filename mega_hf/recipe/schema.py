@@ -39,7 +39,7 @@ from mega_hf.recipe.blocks import (
     Strict,
     Train,
     TrainedParent,
-    decide,
+    apply_auto,
     impossible,
     inputs_of,
     without_later,
@@ -81,7 +81,7 @@ class Recipe(Strict):
     def _inherit(cls, values: Any) -> Any:
         """Give each node what it does not say from `merge`, and each trained parent from
         `train`."""
-        return fill_inherited(values) if isinstance(values, dict) else values
+        return apply_shared_blocks(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -93,19 +93,19 @@ class Recipe(Strict):
         for name, parent in self.trained.items():
             if parent.train.arch is None and parent.train.source is None:
                 where = ["parents", name] if self.train else ["train"]
-                remedy = "add train: {arch: ...}"
-                raise impossible(where, "a train block with arch, or from", "none", remedy)
-        messages.refuse_twins(
+                hint = "add train: {arch: ...}"
+                raise impossible(where, "a train block with arch, or from", "none", hint)
+        messages.check_distinct_references(
             {name: _decisive(parent) for name, parent in self.parents.items()}, impossible
         )
-        paths.refuse_sources(
+        paths.check_sources(
             {n: p.train.source for n, p in self.trained.items()}, self.usable, impossible
         )
         if isinstance(self.merges, str) and len(self.parents) < 2:
             raise impossible("parents", "two parents or more", len(self.parents), "add one")
         if isinstance(self.merges, dict):
             inputs = inputs_of(self.merges)
-            tree.refuse_broken(inputs, self._needed_parents(), self.usable, impossible)
+            tree.check_tree(inputs, self._needed_parents(), self.usable, impossible)
             self._refuse_ends(inputs)
         for key, names in (("parents", self.parents), ("merges", self.merges)):
             for name in RESERVED if isinstance(names, dict) else ():
@@ -115,25 +115,27 @@ class Recipe(Strict):
                     )
         for name in self.parents if self.merges == "pairwise" else ():
             if "+" in name:
-                remedy = "rename this parent"
+                hint = "rename this parent"
                 raise impossible(
                     ["parents", name],
                     "names without +, which joins them in merges' names",
                     name,
-                    remedy,
+                    hint,
                 )
         if self.order == "accuracy" and self.merges != "pairwise":
             raise impossible(
                 "order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired"
             )
         self._refuse_unfit_settings()
-        messages.refuse_idle_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
+        messages.check_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
         return self
 
     def _needed_parents(self) -> list[str]:
         """Return the parents that nodes must use: all but those that others are only trained
         from."""
-        started = {tree.base(p.train.source) for p in self.trained.values() if p.train.source}
+        started = {
+            tree.parent_name(p.train.source) for p in self.trained.values() if p.train.source
+        }
         return [name for name in self.parents if name not in started]
 
     def _refuse_ends(self, inputs: tree.Nodes) -> None:
@@ -214,7 +216,9 @@ class Recipe(Strict):
         if isinstance(self.merges, dict):
             return {name: self.merges[name] for name in tree.arrange(inputs_of(self.merges))}
         names = list(ranking or self.parents)
-        inputs = tree.pair_up(names) if self.merges == "pairwise" else {tree.join(names): names}
+        inputs = (
+            tree.pair_up(names) if self.merges == "pairwise" else {tree.node_name(names): names}
+        )
         settings = self.merge.model_dump()
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
 
@@ -227,15 +231,15 @@ class Recipe(Strict):
         return nodes | baselines | last
 
     @property
-    def is_open(self) -> bool:
+    def is_auto(self) -> bool:
         """Whether a merge leaves it open how it is made: `method: auto`."""
         return any(node.method == "auto" for node in self.nodes().values())
 
-    def decided(self, chosen: Mapping[str, str]) -> Recipe:
+    def with_auto(self, chosen: Mapping[str, str]) -> Recipe:
         """Return the recipe with settings in the place of `method: auto`."""
-        merge, merges = decide(self.merge, chosen), self.merges
+        merge, merges = apply_auto(self.merge, chosen), self.merges
         if isinstance(merges, dict):
-            merges = {name: decide(node, chosen) for name, node in merges.items()}
+            merges = {name: apply_auto(node, chosen) for name, node in merges.items()}
         return self.model_copy(update={"merge": merge, "merges": merges})
 
     def chosen_nodes(
@@ -253,14 +257,14 @@ class Recipe(Strict):
         nodes = self.nodes(ranking)
         if only is None:
             return nodes
-        is_open = self.order == "accuracy" and ranking is None
-        chosen = tree.stand_in(inputs_of(nodes), only) if is_open else only
+        is_auto = self.order == "accuracy" and ranking is None
+        chosen = tree.stand_in(inputs_of(nodes), only) if is_auto else only
         if chosen not in nodes:
-            known, remedy = ", ".join(nodes), "--only one of these"
-            if is_open:
+            known, hint = ", ".join(nodes), "--only one of these"
+            if is_auto:
                 known = f"{known}, or these with the parents in another order"
-                remedy = "names of this form"
-            raise RecipeError("no such node", expected=known, got=only, remedy=remedy)
+                hint = "names of this form"
+            raise RecipeError("no such node", expected=known, got=only, hint=hint)
         return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), chosen)}
 
     def leaves(self, only: str | None) -> list[str]:
@@ -270,18 +274,18 @@ class Recipe(Strict):
         Raises:
             RecipeError: there is no node of this name, or can't be.
         """
-        nodes = self.chosen_nodes(None if self.is_open else only)  # all parents choose how to merge
+        nodes = self.chosen_nodes(None if self.is_auto else only)  # all parents choose how to merge
         if self.order == "accuracy":
             return list(self.parents)
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
-    def given_again(self) -> dict[str, Any]:
+    def substitutions(self) -> dict[str, Any]:
         """Return what was given in the place of something absent: key, as `parents.a` ->
         reference."""
         places = {
             ".".join(key): inner[key[-1]] for key, inner in placeholders.places(self.to_dict())
         }
-        return {key: place for key, place in places.items() if key in self._document.found_again}
+        return {key: place for key, place in places.items() if key in self._document.substituted}
 
     def others(self, found: Mapping[str, Any]) -> list[str]:
         """Return in words what was given in the place of something absent, and is not it.
@@ -289,7 +293,9 @@ class Recipe(Strict):
         Args:
             found: key, as `parents.a` or `data.path` -> digest of what was given.
         """
-        wrong = [key for key in self.given_again() if found[key] != self._document.found_again[key]]
+        wrong = [
+            key for key in self.substitutions() if found[key] != self._document.substituted[key]
+        ]
         return [
             f"{key} is not what the recipe names by its digest: the weights will be others"
             for key in wrong
@@ -314,9 +320,9 @@ class Recipe(Strict):
         try:
             copied = json.loads(json.dumps(tree))
         except (ValueError, TypeError, RecursionError) as error:
-            remedy = "a dict of texts, numbers, lists and dicts"
+            hint = "a dict of texts, numbers, lists and dicts"
             raise RecipeError(
-                "not a recipe", where=label, expected="plain values", got=error, remedy=remedy
+                "not a recipe", where=label, expected="plain values", got=error, hint=hint
             ) from None
         return cls.from_document(Document(copied, {(): origin}))
 
@@ -330,7 +336,7 @@ class Recipe(Strict):
         """Apply overrides, make paths absolute, check everything that needs no download."""
         for assignment in overrides:
             document.override(assignment)
-        messages.refuse_strange(document)
+        messages.check_characters(document)
         paths.resolve_paths(document)
         try:
             recipe = cls.model_validate(placeholders.mark(document.tree))
@@ -341,10 +347,8 @@ class Recipe(Strict):
             try:
                 paths.check_files(recipe.to_dict(), document)
             except OSError as error:  # a name longer than any, a folder that may not be entered
-                what, remedy = "a path can't be used", "check the paths"
-                raise RecipeError(
-                    what, expected="readable paths", got=error, remedy=remedy
-                ) from None
+                what, hint = "a path can't be used", "check the paths"
+                raise RecipeError(what, expected="readable paths", got=error, hint=hint) from None
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
@@ -353,7 +357,7 @@ class Recipe(Strict):
         Defaults are included, but for `push`, and for keys that came later and hold what held
         before.
         """
-        tree = without_inherited(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
+        tree = strip_shared_blocks(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
         return placeholders.unmark(
             tree | {block: without_later(tree[block], written=True) for block in ("data", "merge")}
         )
@@ -381,7 +385,7 @@ def _decisive(parent: ParentRef) -> Any:
     return parent if isinstance(parent, str) else parent.model_dump(mode="json")
 
 
-def fill_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
+def apply_shared_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
     filled = dict(values)
     merges, merge, parents, train = (
@@ -410,7 +414,7 @@ def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founder
     return {**shared, **own, **inner}
 
 
-def without_inherited(tree: dict[str, Any]) -> dict[str, Any]:
+def strip_shared_blocks(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a recipe's tree, in place, what nodes and trained parents would inherit all the
     same."""
     shared_merge, shared_train = tree["merge"], tree["train"] or {}

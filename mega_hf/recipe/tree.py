@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Nodes = Mapping[str, Sequence[str]]  # node -> the parents and nodes that it merges
-Error = Callable[..., Exception]  # (key as a list, expected, got, remedy) -> what is raised
+Error = Callable[..., Exception]  # (key as a list, expected, got, hint) -> what is raised
 _LONGEST = 100  # characters of an automatic name
 
 
-def base(name: str) -> str:
+def parent_name(name: str) -> str:
     """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken
     from."""
     return name.partition("@")[0]
 
 
-def join(leaves: Sequence[str]) -> str:
+def node_name(leaves: Sequence[str]) -> str:
     """Name a merge after its parents: `a+b`; where that would be too long, its first, its last and
     a digest of all."""
     name = "+".join(leaves)
@@ -34,8 +34,8 @@ def pair_up(names: Sequence[str]) -> dict[str, list[str]]:
         above = []
         for (left, under_left), (right, under_right) in zip(level[::2], level[1::2], strict=False):
             under = under_left + under_right
-            nodes[join(under)] = [left, right]
-            above.append((join(under), under))
+            nodes[node_name(under)] = [left, right]
+            above.append((node_name(under), under))
         level = above + (level[-1:] if len(level) % 2 else [])
     return nodes
 
@@ -110,7 +110,7 @@ def _below(nodes: Nodes, name: str) -> list[str]:
     return list(met)
 
 
-def draw(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
+def render_tree(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
     """Draw a tree, a line a name, each followed by its note; what stands in it twice is drawn in
     full once."""
     drawn: set[str] = set()
@@ -133,10 +133,8 @@ def draw(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
     return list(_lines(root))
 
 
-def refuse_broken(
-    nodes: Nodes, parents: Sequence[str], usable: Sequence[str], error: Error
-) -> None:
-    """Raise `error(key, expected, got, remedy)` unless the nodes are one tree of merges.
+def check_tree(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], error: Error) -> None:
+    """Raise `error(key, expected, got, hint)` unless the nodes are one tree of merges.
 
     Args:
         nodes: as written.
@@ -169,15 +167,15 @@ def refuse_broken(
         arrange(nodes)
     except ValueError as cycle:
         path = cycle.args[0]
-        got, remedy = " needs ".join(path), "no node can need itself: take one of these names out"
-        raise error(["merges", path[0], "parents"], "merges without a cycle", got, remedy) from None
+        got, hint = " needs ".join(path), "no node can need itself: take one of these names out"
+        raise error(["merges", path[0], "parents"], "merges without a cycle", got, hint) from None
     merged = {name for names in nodes.values() for name in names}
     roots = [node for node in nodes if node not in merged]
     if len(roots) > 1:
         got = " and ".join(roots)
-        remedy = f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
-        raise error(["merges", roots[1]], "one final node, which needs all others", got, remedy)
-    used = {base(name) for name in merged}
+        hint = f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
+        raise error(["merges", roots[1]], "one final node, which needs all others", got, hint)
+    used = {parent_name(name) for name in merged}
     for parent in parents:
         if parent not in used:
             where = ["parents", parent]

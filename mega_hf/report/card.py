@@ -11,7 +11,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mega_hf.errors import MegaError, RunError
-from mega_hf.models.licenses import agreed_licence, licence_of
+from mega_hf.models.licenses import agreed_license, license_of
 from mega_hf.recipe.document import dump
 from mega_hf.recipe.placeholders import absent_keys
 from mega_hf.report.card_edits import Card, seal, split_card, update_card
@@ -72,7 +72,7 @@ def render_card(result: MergeResult) -> str:
             where=str(result.folder),
             expected="result.json as a run wrote it",
             got=printable(f"{type(error).__name__}: {error}")[:300],
-            remedy="delete it; the same mega-hf merge command makes it again",
+            hint="delete it; the same mega-hf merge command makes it again",
         ) from None
 
 
@@ -88,7 +88,7 @@ def _rendered(result: MergeResult) -> str:
         colours="L" if record.get("channels") == 1 else "RGB",
         rows=[[escape(cell) for cell in row] for row in result.report.rows()],
         how=_how(record),
-        treated=result.report.is_treated,
+        recalibrated=result.report.is_recalibrated_run,
         verdict=escape(result.report.verdict),
         remarks=result.report.remarks,
         p=format_p(record["paired"]["p"]),
@@ -220,8 +220,8 @@ def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
         base_model_relation="merge",
         library_name=record["library"],
         **(
-            record.get("licence")
-            or agreed_licence({p["name"]: licence_of(p) for p in record["parents"]})
+            record.get("license")
+            or agreed_license({p["name"]: license_of(p) for p in record["parents"]})
             or {}
         ),
         pipeline_tag="image-classification",
@@ -234,9 +234,9 @@ def _metadata(record: dict[str, Any], merged: dict[str, Any]) -> ModelCardData:
 
 
 def _source(parent: dict[str, Any]) -> str:
-    """Say where a parent came from, never by a path; and its licence, if it has one."""
-    licence = parent.get("license_name") or parent.get("license")
-    under = f" ({escape(licence)})" if licence else ""
+    """Say where a parent came from, never by a path; and its license, if it has one."""
+    license = parent.get("license_name") or parent.get("license")
+    under = f" ({escape(license)})" if license else ""
     if "hub" in parent:
         return f"{_link(parent['hub'])} at `{plain(parent['revision'])}`{under}"
     if "train" in parent:

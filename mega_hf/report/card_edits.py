@@ -66,7 +66,7 @@ class Card:
                 where=where,
                 expected="UTF-8",
                 got=error,
-                remedy="save it as UTF-8, or --overwrite-card",
+                hint="save it as UTF-8, or --overwrite-card",
             ) from None
 
 
@@ -141,7 +141,7 @@ def update_card(new: str, replaced: Sequence[Card]) -> str:
 
 
 def _kept_front(old: Card, there: Mapping[str, Any], known: set[str]) -> str:
-    """Return the front matter to keep of a card, letter by letter; what a licence is, the new card
+    """Return the front matter to keep of a card, letter by letter; what a license is, the new card
     alone says."""
     found = _FRONT.match(_plain(old.text))
     generated = (
@@ -179,7 +179,7 @@ def split_card(card: str, where: str = "README.md") -> tuple[dict[str, Any], str
             where=where,
             expected="a YAML mapping",
             got=front,
-            remedy="mend it, or --overwrite-card",
+            hint="mend it, or --overwrite-card",
         )
     return front, found[2]
 
@@ -207,7 +207,7 @@ def _written_by_hand(body: str, new_body: str, where: str) -> tuple[str, str]:
             where=where,
             expected="the text between the marks as it was written",
             got="another text",
-            remedy=(
+            hint=(
                 "move what is yours below the second mark, or to a section of its own; or"
                 " --overwrite-card"
             ),

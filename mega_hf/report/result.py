@@ -57,7 +57,7 @@ class MergeResult:
                 where=str(self.folder / NAME),
                 expected=f"the entry {key}",
                 got="none",
-                remedy="delete it; the same mega-hf merge command makes it again",
+                hint="delete it; the same mega-hf merge command makes it again",
             )
         return self.record[key]
 
@@ -111,7 +111,7 @@ class MergeResult:
                 "the folder is not empty",
                 expected="a new folder",
                 got=target,
-                remedy="name a folder that does not exist",
+                hint="name a folder that does not exist",
             )
         shutil.copytree(self.merged, target, dirs_exist_ok=True)
         shutil.copyfile(self.folder / "README.md", target / "README.md")
@@ -131,18 +131,18 @@ class MergeResult:
             if version == VERSION:
                 check_record(record)
         except FileNotFoundError:
-            remedy = "finish the run: the same mega-hf merge command resumes it"
+            hint = "finish the run: the same mega-hf merge command resumes it"
             raise RunError(
-                "no finished run", where=str(folder), expected=NAME, got="none", remedy=remedy
+                "no finished run", where=str(folder), expected=NAME, got="none", hint=hint
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            remedy = "delete it; the same mega-hf merge command makes it again"
+            hint = "delete it; the same mega-hf merge command makes it again"
             raise RunError(
                 "unreadable",
                 where=str(path),
                 expected="a result",
                 got=printable(repr(error))[:500],
-                remedy=remedy,
+                hint=hint,
             ) from None
         if version != VERSION:
             raise RunError(
@@ -150,7 +150,7 @@ class MergeResult:
                 where=str(path),
                 expected=f"version {VERSION}",
                 got=printable(version)[:100],
-                remedy="read it with the release of mega_hf that wrote it, or merge again",
+                hint="read it with the release of mega_hf that wrote it, or merge again",
             )
         return cls(record, Path(folder))
 

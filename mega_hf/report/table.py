@@ -38,7 +38,7 @@ class Report:
         return next(model for model in self.models if model["role"] == "merged")
 
     @property
-    def is_treated(self) -> bool:
+    def is_recalibrated_run(self) -> bool:
         """Whether parents stand there with their statistics computed anew, as the merge's were."""
         return any(model["role"] == "treated_parent" for model in self.models)
 
@@ -72,7 +72,7 @@ class Report:
         if self.second_look is None:
             return []
         name = self.second_look["chosen"]
-        parent = "the recalibrated parent" if self.is_treated else "the parent"
+        parent = "the recalibrated parent" if self.is_recalibrated_run else "the parent"
         role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
         who = next(
             (role.get(model["role"], "") for model in self.models if model["name"] == name), ""
@@ -165,11 +165,11 @@ class Report:
         if self.second_look is None:
             return ""
         wanted = self.second_look["chosen"] if model["role"] == "merged" else model["name"]
-        if model["role"] == "parent" and self.is_treated:
+        if model["role"] == "parent" and self.is_recalibrated_run:
             return ""  # it was there as it is treated
         for one in self.second_look["finalists"]:
             if one["n"] and wanted == (
-                treated(one["name"]) if model["role"] == "treated_parent" else one["name"]
+                recalibrated(one["name"]) if model["role"] == "treated_parent" else one["name"]
             ):
                 return f"{100 * (one['correct'] or 0) / one['n']:.2f} %"
         return ""
@@ -195,7 +195,7 @@ class Report:
         )
 
 
-def treated(name: str) -> str:
+def recalibrated(name: str) -> str:
     """Return what a report calls a parent whose statistics were computed anew, as the merge's
     were."""
     return f"{name} recalibrated"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.aligner import Tracer, move, reference_of
-from mega_hf.models.merge_inputs import Inputs, digest_without
+from mega_hf.evaluation.aligner import Aligner, move, reference_of
+from mega_hf.models.merge_inputs import MergeInputs, digest_without
 from mega_hf.recipe.baselines import is_aligned
 from mega_hf.recipe.blocks import Merge, Node
 from mega_hf.run.journal import NodeRecord
@@ -19,7 +19,9 @@ from mega_hf.weights.matching import check_orders
 from mega_hf.weights.symmetry import Group, Place
 
 
-def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tracer) -> Inputs:
+def align_inputs(
+    settings: Merge, opened: MergeInputs, known: NodeRecord, tracer: Aligner
+) -> MergeInputs:
     """Return a merge's parents in one order of channels, the reference's; what is found is
     journaled before.
 
@@ -40,7 +42,7 @@ def align_inputs(settings: Merge, opened: Inputs, known: NodeRecord, tracer: Tra
     return aligned_inputs(settings, opened, known)
 
 
-def aligned_inputs(settings: Merge, opened: Inputs, known: NodeRecord) -> Inputs:
+def aligned_inputs(settings: Merge, opened: MergeInputs, known: NodeRecord) -> MergeInputs:
     """Return a merge's parents with their channels moved as a journal says.
 
     Raises:
@@ -70,7 +72,7 @@ def aligned_inputs(settings: Merge, opened: Inputs, known: NodeRecord) -> Inputs
 
 def alignment(
     root: Node, leaves: Iterable[str], known: NodeRecord
-) -> Callable[[Inputs], Inputs] | None:
+) -> Callable[[MergeInputs], MergeInputs] | None:
     """Return what aligns the parents of the run as the final merge did, if that one aligned all of
     them."""
     return partial(aligned_inputs, root, known=known) if is_aligned(root, list(leaves)) else None
@@ -95,5 +97,5 @@ def _unfit(known: NodeRecord, expected: str, got: object) -> RunError:
         where=str(known.journal.path),
         expected=expected,
         got=got,
-        remedy="the journal was changed: put a copy back; or --overwrite starts afresh",
+        hint="the journal was changed: put a copy back; or --overwrite starts afresh",
     )

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mega_hf.errors import ParentError
-from mega_hf.evaluation.aligner import Tracer
-from mega_hf.evaluation.forward import Pictures
+from mega_hf.evaluation.aligner import Aligner
+from mega_hf.evaluation.forward import Examples
 from mega_hf.evaluation.interpolation import align_models, count_right, mix_models
-from mega_hf.models.merge_inputs import Inputs, Source, open_inputs
+from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.recipe.blocks import Merge
 from mega_hf.recipe.schema import Recipe
-from mega_hf.run.context import Run
+from mega_hf.run.context import RunContext
 from mega_hf.run.journal import Journal
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.space import StateDict
@@ -27,7 +27,7 @@ _GAIN = 1.0  # points that aligning must bring the average, to be worth it
 
 
 @dataclass(frozen=True)
-class Choice:
+class AutoChoice:
     """What was chosen, why, and what was counted for it.
 
     Attributes:
@@ -55,14 +55,16 @@ class Choice:
 
 
 def decide_recipe(
-    recipe: Recipe, sources: Mapping[str, Source], tracer: Tracer, pictures: Pictures
-) -> Choice:
+    recipe: Recipe, sources: Mapping[str, ModelSource], tracer: Aligner, examples: Examples
+) -> AutoChoice:
     """Choose what a recipe leaves open, by all of its parents; on all processes."""
     recalibrates = bool(tracer.calibration and statistics_names(tracer.forward.model))
-    return choose_settings(recipe.merge, open_inputs(sources, recalibrates), tracer, pictures)
+    return choose_settings(recipe.merge, open_inputs(sources, recalibrates), tracer, examples)
 
 
-def write_choice(choice: Choice, asked: Recipe, recipe: Recipe, journal: Journal, run: Run) -> None:
+def write_choice(
+    choice: AutoChoice, asked: Recipe, recipe: Recipe, journal: Journal, run: RunContext
+) -> None:
     """Say what was chosen, in the journal and in the run's recipe, which from now on is the one
     that is run."""
     if run.processes.is_main:
@@ -91,18 +93,20 @@ def choice_of(journal: Journal, recipe: Recipe) -> dict[str, Any] | None:
     )
 
 
-def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pictures) -> Choice:
+def choose_settings(
+    asked: Merge, opened: MergeInputs, tracer: Aligner, examples: Examples
+) -> AutoChoice:
     """Choose statistics, alignment, encoding and method for some parents.
 
     Args:
         asked: the merge's settings, of which these are left open.
         opened: the parents.
         tracer: aligns them; its calibration pictures, if there are any, recalibrate.
-        pictures: the validation rows, those that are searched on.
+        examples: the validation rows, those that are searched on.
     """
     statistics = statistics_names(tracer.forward.model)
     recalibrates = bool(statistics and tracer.calibration)
-    counted = _Counted(opened, tracer, pictures, statistics if recalibrates else [])
+    counted = _Counted(opened, tracer, examples, statistics if recalibrates else [])
     why = [_said_of_statistics(bool(statistics), recalibrates)]
     settings = {"batchnorm": "recalibrate" if recalibrates or not statistics else "blend"}
     counted.parents(opened.states)
@@ -115,14 +119,14 @@ def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pict
             f"their average is {_worse(fall)} they are: they lie in one valley, where few"
             " coefficients say enough"
         ]
-        return Choice(settings, why, counted.correct, pictures.count)
+        return AutoChoice(settings, why, counted.correct, examples.count)
     why += [f"their average is {_worse(fall)} they are: what is good lies near one of them"]
     settings |= {"method": "mega", "encoding": "direct", "align": "none"}
     try:
         aligned, how = align_models(opened, tracer)
     except ParentError as error:
-        return Choice(
-            settings, [*why, f"not aligned: {error.what}"], counted.correct, pictures.count
+        return AutoChoice(
+            settings, [*why, f"not aligned: {error.what}"], counted.correct, examples.count
         )
     moved = counted.average("aligned average", aligned)
     if fall - moved >= _GAIN:
@@ -132,16 +136,16 @@ def choose_settings(asked: Merge, opened: Inputs, tracer: Tracer, pictures: Pict
         why += [
             f"their channels are not aligned: their average would still be {_worse(moved)} they are"
         ]
-    return Choice(settings, why, counted.correct, pictures.count)
+    return AutoChoice(settings, why, counted.correct, examples.count)
 
 
 @dataclass
 class _Counted:
     """Counts right answers of parents and averages, each process some of them."""
 
-    opened: Inputs
-    tracer: Tracer
-    pictures: Pictures
+    opened: MergeInputs
+    tracer: Aligner
+    examples: Examples
     recomputed: list[str]
 
     def __post_init__(self) -> None:
@@ -158,13 +162,13 @@ class _Counted:
         parents = [max(0, self.correct[parent]) for parent in states]
         (found,) = self._count(states, [[1 / len(states)] * len(states)])
         self.correct[name] = found
-        return 100 * (sum(parents) / len(parents) - max(0, found)) / self.pictures.count
+        return 100 * (sum(parents) / len(parents) - max(0, found)) / self.examples.count
 
     def _count(self, states: dict[str, StateDict], mixtures: list[list[float]]) -> list[int]:
         mixing = mix_models(self.opened, states, self.recomputed)
 
         def count(i: int) -> list[int]:
-            found = count_right(mixing, mixtures[i], self.tracer, self.pictures)
+            found = count_right(mixing, mixtures[i], self.tracer, self.examples)
             return [-1 if found is None else found]
 
         counted: list[int] = self.tracer.processes.share(len(mixtures), 1, count)[:, 0].tolist()

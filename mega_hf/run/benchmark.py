@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.forward import COMPILED, Forward, Pictures
+from mega_hf.evaluation.forward import COMPILED, Examples, ResidentModel
 from mega_hf.recipe.schema import Recipe
-from mega_hf.run.context import ForwardPath, How, start
+from mega_hf.run.context import EvaluationOptions, ForwardPath, open_run
 from mega_hf.run.pipeline import search
-from mega_hf.run.reference_loops import Bare, show
+from mega_hf.run.reference_loops import LoopProcess, show
 from mega_hf.runtime.files import remove
 from mega_hf.runtime.processes import Processes
 
@@ -146,26 +146,32 @@ def bench(
             where=str(folder),
             expected="nothing there",
             got="a file or folder",
-            remedy="another --out; or remove it, if a bench left it that was killed",
+            hint="another --out; or remove it, if a bench left it that was killed",
         )
     with (
         ExitStack() as after,
-        start(
-            recipe, folder, False, False, parents, progress, How(forward, full_evaluation)
+        open_run(
+            recipe,
+            folder,
+            False,
+            False,
+            parents,
+            progress,
+            EvaluationOptions(forward, full_evaluation),
         ) as run,
         ExitStack() as held,
     ):
         run.is_kept = False
         if run.processes.is_main:
             after.callback(remove, folder)
-        turns = _Turns(
+        turns = _InterleavedTimer(
             run.processes, held, sum(node.evaluations for node in recipe.nodes().values())
         )
         merged, finding, _ = search(recipe, run, pause=turns.take)
         order = finding.journal.order
         # parents shown to say who is paired with whom
         ranked = len(order["correct"]) * order["n"] if order else 0
-        evaluated = ranked + sum(one.pictures for one in merged)
+        evaluated = ranked + sum(one.examples for one in merged)
         full = ranked + sum(one.pictures_full for one in merged)
         stages = dict(run.seconds)
         stages["search"] = round(stages["search"] - turns.seconds, 3)
@@ -196,7 +202,7 @@ def bench(
     return found
 
 
-class _Turns:
+class _InterleavedTimer:
     """Bare loops and a naive search, which take turns with the search: a machine's speed drifts
     within minutes.
 
@@ -213,7 +219,7 @@ class _Turns:
         self._work: dict[str, tuple[int, Callable[[], float]]] = {}
         self._times: dict[str, list[float]] = {}
 
-    def take(self, forward: Forward, pictures: Pictures) -> None:
+    def take(self, forward: ResidentModel, examples: Examples) -> None:
         """Show some batches in each loop, and some rows in the naive search, if it is their
         turn."""
         self._asked += 1
@@ -222,9 +228,9 @@ class _Turns:
         began = time.perf_counter()
         if self.processes.is_main and not self._work:
             for name in ("eager", "naive"):
-                bare = self._held.enter_context(Bare(name, forward, pictures, _SHOWN))
+                bare = self._held.enter_context(LoopProcess(name, forward, examples, _SHOWN))
                 self._work[name] = bare.shown, bare.run
-            self._work |= prepare_compiled(forward, pictures)
+            self._work |= prepare_compiled(forward, examples)
         self.repeat()
         self.seconds += time.perf_counter() - began
 
@@ -247,22 +253,22 @@ class _Turns:
 
 @torch.inference_mode()
 def prepare_compiled(
-    forward: Forward, pictures: Pictures
+    forward: ResidentModel, examples: Examples
 ) -> dict[str, tuple[int, Callable[[], float]]]:
     """Return a bare loop over the compiled model, without a choice of rows and without counting; if
     there can be."""
     device = forward.device
     if forward.path != COMPILED:
-        forward = Forward(copy.deepcopy(forward.model), device)
+        forward = ResidentModel(copy.deepcopy(forward.model), device)
         try:
-            forward.compile(pictures)
+            forward.compile(examples)
         except Exception:  # of any of torch's layers
             return {}
     run = forward.run
-    chosen = torch.arange(pictures.count).split(pictures.batch_size)[
-        : max(1, _SHOWN // pictures.batch_size)
+    chosen = torch.arange(examples.count).split(examples.batch_size)[
+        : max(1, _SHOWN // examples.batch_size)
     ]
-    batches = [pictures.select(rows)[0] for rows in chosen]
+    batches = [examples.select(rows)[0] for rows in chosen]
     batches = [images.to(device).to(memory_format=torch.channels_last) for images in batches]
 
     def loop() -> float:
@@ -272,7 +278,7 @@ def prepare_compiled(
         return time.perf_counter() - began
 
     loop()  # to warm up
-    return {"compiled": (len(batches) * pictures.batch_size, loop)}
+    return {"compiled": (len(batches) * examples.batch_size, loop)}
 
 
 def peak_memory() -> int:

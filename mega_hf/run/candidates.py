@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import PLAIN, Forward, Pictures
+from mega_hf.evaluation.forward import PLAIN, Examples, ResidentModel
 from mega_hf.evaluation.statistics import Paired, mcnemar
 from mega_hf.models.load import open_model
-from mega_hf.models.merge_inputs import Inputs, Source, open_inputs
+from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.models.save import save_model
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.blocks import inputs_of
 from mega_hf.recipe.schema import Recipe
-from mega_hf.report.table import treated
+from mega_hf.report.table import recalibrated
 from mega_hf.runtime.files import remove, write_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.search.crossover import mix
@@ -39,7 +39,7 @@ class Candidate:
 
     name: str
     role: str  # parent, treated_parent, baseline, ceiling, intermediate, searched or merged
-    open: Callable[[], OpenModel]
+    open: Callable[[], LoadedModel]
     level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
     # of its state dict, where that is known: models that are the same are measured once
     sha256: str | None = None
@@ -58,10 +58,10 @@ def tolerance(rows: int) -> int:
 
 
 def save_baselines(
-    parents: dict[str, Source],
+    parents: dict[str, ModelSource],
     folder: Path,
     calibration: Calibration | None,
-    aligned: Callable[[Inputs], Inputs] | None,
+    aligned: Callable[[MergeInputs], MergeInputs] | None,
     device: torch.device,
     made: Container[str] = (),
 ) -> None:
@@ -78,9 +78,11 @@ def save_baselines(
         made: baselines that lie elsewhere already.
     """
     remove(folder)
-    forward = Forward(next(iter(parents.values())).open().model, device) if calibration else None
+    forward = (
+        ResidentModel(next(iter(parents.values())).open().model, device) if calibration else None
+    )
 
-    def save(name: str, baseline: Baseline, parents: dict[str, Source]) -> None:
+    def save(name: str, baseline: Baseline, parents: dict[str, ModelSource]) -> None:
         """Write one baseline of some parents."""
         opened = open_inputs(parents, calibration is not None)
         opened = aligned(opened) if aligned and name == ALIGNED else opened
@@ -98,7 +100,7 @@ def save_baselines(
     if aligned and ALIGNED not in made:
         save(ALIGNED, uniform_soup, parents)
     for name, source in parents.items() if calibration else ():
-        save(treated(name), uniform_soup, {name: source})
+        save(recalibrated(name), uniform_soup, {name: source})
 
 
 def _apart(
@@ -111,7 +113,7 @@ def _apart(
 
 
 @dataclass(frozen=True)
-class Lineup:
+class ReportRows:
     """Which models a report tells of, by name.
 
     Attributes:
@@ -128,7 +130,7 @@ class Lineup:
 
     parents: list[str]
     merges: list[tuple[str, int]]
-    is_treated: bool
+    is_recalibrated_run: bool
     is_aligned: bool
     baselines: list[str]
     has_ensemble: bool
@@ -139,7 +141,9 @@ class Lineup:
         *intermediates, (final, top) = self.merges
         rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in self.parents]
         rows += [
-            (treated(name), "treated_parent", None) for name in self.parents if self.is_treated
+            (recalibrated(name), "treated_parent", None)
+            for name in self.parents
+            if self.is_recalibrated_run
         ]
         soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
         rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *self.baselines])]
@@ -152,22 +156,28 @@ class Lineup:
         return [*rows, ("merged", "merged", top)]
 
 
-def line_up(
-    recipe: Recipe, ranking: Sequence[str] | None, is_treated: bool, is_aligned: bool
-) -> Lineup:
+def report_rows(
+    recipe: Recipe, ranking: Sequence[str] | None, is_recalibrated_run: bool, is_aligned: bool
+) -> ReportRows:
     """Return the models that a recipe's report tells of; arguments as the attributes and in
     `Recipe.nodes`."""
     levels, nodes = tree.levels(inputs_of(recipe.nodes(ranking))), recipe.all_nodes(ranking)
     merges = [(name, levels[name]) for name in recipe.nodes(ranking)]
     searched = [name for name in nodes if name not in levels and name != SECOND_LOOK]
     has_ensemble, has_second_look = ENSEMBLE in recipe.baselines, SECOND_LOOK in nodes
-    return Lineup(
-        recipe.leaves(None), merges, is_treated, is_aligned, searched, has_ensemble, has_second_look
+    return ReportRows(
+        recipe.leaves(None),
+        merges,
+        is_recalibrated_run,
+        is_aligned,
+        searched,
+        has_ensemble,
+        has_second_look,
     )
 
 
 def list_candidates(
-    lineup: Lineup, sources: Mapping[str, Source], last: str, scratch: Path
+    lineup: ReportRows, sources: Mapping[str, ModelSource], last: str, scratch: Path
 ) -> list[Candidate]:
     """Return the models of a report, in its order.
 
@@ -181,7 +191,10 @@ def list_candidates(
     for name, role, level in lineup.rows():
         source = sources.get(last if role == "merged" else name)
         load = source.open if source else partial(open_model, scratch / name)
-        shown = [treated(parent) if lineup.is_treated else parent for parent in lineup.parents]
+        shown = [
+            recalibrated(parent) if lineup.is_recalibrated_run else parent
+            for parent in lineup.parents
+        ]
         members = tuple(found[member] for member in shown) if role == "ceiling" else ()
         found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)
     return list(found.values())
@@ -189,8 +202,8 @@ def list_candidates(
 
 def measure(
     candidates: list[Candidate],
-    validation: Pictures,
-    test: Pictures,
+    validation: Examples,
+    test: Examples,
     processes: Processes,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
@@ -216,8 +229,8 @@ def measure(
         if one.members:
             right = _ensemble_right(one.members, splits, processes)
         else:
-            forward = Forward(one.open().model, processes.device, PLAIN)
-            right = [forward.answers(pictures).right for pictures in splits]
+            forward = ResidentModel(one.open().model, processes.device, PLAIN)
+            right = [forward.answers(examples).right for examples in splits]
         advance()
         return torch.cat(right).int().tolist()
 
@@ -226,13 +239,13 @@ def measure(
 
 
 def _ensemble_right(
-    members: tuple[Candidate, ...], splits: tuple[Pictures, ...], processes: Processes
+    members: tuple[Candidate, ...], splits: tuple[Examples, ...], processes: Processes
 ) -> list[torch.Tensor]:
     """Return where the mean of some models' probabilities is right: [rows] bool of each split; one
     model at a time."""
     totals = [torch.zeros(())] * len(splits)
     for member in members:
-        forward = Forward(member.open().model, processes.device, PLAIN)
+        forward = ResidentModel(member.open().model, processes.device, PLAIN)
         totals = [
             total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)
         ]
@@ -266,7 +279,7 @@ def best_parent(models: list[dict[str, Any]]) -> str:
     return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
 
 
-def compared(models: list[dict[str, Any]]) -> dict[str, str]:
+def paired_against(models: list[dict[str, Any]]) -> dict[str, str]:
     """Return whom the merged model is tested against: entry of the record -> name."""
     against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
     return {
@@ -276,7 +289,7 @@ def compared(models: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def pair(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
+def paired_test(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
     """Test the merged model against another one on the test rows; args as `count`."""
     test = right[:, rows:].astype(bool)
     return mcnemar(against, test[-1], test[[one.name for one in candidates].index(against)])

@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mega_hf.errors import LaunchError, RunError, refuse_shortage
+from mega_hf.errors import LaunchError, RunError, raise_if_out_of_space
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import IN_TRAINING, RunFolder
 from mega_hf.run.journal import Journal
-from mega_hf.runtime.environment import keep_freed
-from mega_hf.runtime.files import refuse_unwritable
+from mega_hf.runtime.environment import keep_freed_memory
+from mega_hf.runtime.files import check_writable
 from mega_hf.runtime.lock import NAME as LOCK
-from mega_hf.runtime.lock import hold
+from mega_hf.runtime.lock import lock_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.tasks.splits import Splits
-from mega_hf.training.train import check_trained, is_trained, refuse_foreign, train_missing
+from mega_hf.training.train import check_not_foreign, check_trained, is_trained, train_missing
 
 _PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
@@ -32,7 +32,7 @@ ForwardPath = Literal["auto", "eager", "compiled"]
 
 
 @dataclass(frozen=True)
-class How:
+class EvaluationOptions:
     """How a search computes; its winner is the same for each way of evaluating, and for one forward
     path.
 
@@ -47,7 +47,7 @@ class How:
 
 
 @dataclass
-class Run:
+class RunContext:
     """One run at work: where, with whom, and what it was asked for."""
 
     folder: RunFolder
@@ -57,7 +57,7 @@ class Run:
     held: ExitStack  # lets the folder go
     overwrite: bool = False
     update: bool = False
-    how: How = How()
+    how: EvaluationOptions = EvaluationOptions()
     is_kept: bool = True  # whether the folder stays, so that an interrupted run is resumed
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -74,7 +74,7 @@ class Run:
         ]
         return MergeResult.load(self.folder.path) if is_done else None
 
-    def hold(self, asked: Recipe) -> Recipe:
+    def acquire(self, asked: Recipe) -> Recipe:
         """Let nobody else write to a folder that is there, and return the recipe to run, as
         `RunFolder.check` does.
 
@@ -84,7 +84,7 @@ class Run:
             RunError: another run is at work there; or as `RunFolder.check`.
         """
         if self.processes.is_main and self.folder.path.is_dir():
-            self.held.enter_context(self.folder.hold())
+            self.held.enter_context(self.folder.acquire())
         self.processes.wait()
         known = self.folder.check(asked, self.overwrite, self.update)
         self.processes.wait()  # everyone has looked before anything is written
@@ -93,8 +93,8 @@ class Run:
     def check_room(self, recipe: Recipe, names: list[str]) -> None:
         """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
         if not self.removes_parents:
-            refuse_foreign(recipe, self.parents, names)
-            refuse_unwritable(self.parents, "the folder of trained parents", "another --parents")
+            check_not_foreign(recipe, self.parents, names)
+            check_writable(self.parents, "the folder of trained parents", "another --parents")
 
     @property
     def removes_parents(self) -> bool:
@@ -136,9 +136,9 @@ class Run:
                     where=str(self.folder.path),
                     expected="a folder that all machines share",
                     got="no recipe there",
-                    remedy="--out on a file system that all machines share, by the same path",
+                    hint="--out on a file system that all machines share, by the same path",
                 )
-                error.alone = True
+                error.on_one_process = True
                 raise error
             time.sleep(1)
 
@@ -147,14 +147,14 @@ class Run:
         since."""
         if self.folder.is_held:
             return
-        self.held.enter_context(self.folder.hold())
+        self.held.enter_context(self.folder.acquire())
         if not self.folder.is_new:
             raise RunError(
                 "another run was here meanwhile",
                 where=str(self.folder.path),
                 expected="a new folder, as before",
                 got="a run",
-                remedy="the same command again, which goes on with it; or another --out",
+                hint="the same command again, which goes on with it; or another --out",
             )
 
     def train(self, recipe: Recipe, keys: dict[str, str], splits: Splits) -> None:
@@ -168,12 +168,12 @@ class Run:
         )[0, 0]
         if not missing:
             if self.processes.is_main and (self.parents / LOCK).exists():
-                with suppress(RunError, OSError), hold(self.parents):
+                with suppress(RunError, OSError), lock_folder(self.parents):
                     # of a run that was killed at the end of its training; who is at work there
                     # keeps it
                     pass
             return
-        with hold(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
+        with lock_folder(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
             self.processes.wait()
             # again: until now another run may have written there
             self.check_room(recipe, list(keys))
@@ -192,15 +192,15 @@ class Run:
 
 
 @contextmanager
-def start(
+def open_run(
     recipe: Recipe,
     out: str | Path | None,
     overwrite: bool,
     update: bool,
     parents: str | Path | None,
     progress: bool,
-    how: How | None = None,
-) -> Iterator[Run]:
+    how: EvaluationOptions | None = None,
+) -> Iterator[RunContext]:
     """Check the run folder, and gather the processes; what the run holds is let go at the end."""
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     folder.check(recipe, overwrite, update)
@@ -211,10 +211,10 @@ def start(
         with (
             ExitStack() as held,
             _shortage_said(folder.path),
-            keep_freed(),
+            keep_freed_memory(),
             recipe.document.placing(),
         ):
-            yield Run(
+            yield RunContext(
                 folder,
                 processes,
                 Progress(progress and processes.is_main),
@@ -222,7 +222,7 @@ def start(
                 held,
                 overwrite,
                 update,
-                how or How(),
+                how or EvaluationOptions(),
             )
         processes.leave()
     finally:
@@ -235,7 +235,7 @@ def _shortage_said(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refuse_shortage(error, folder)
+        raise_if_out_of_space(error, folder)
         raise
 
 
@@ -248,5 +248,5 @@ def _refuse_mixture(parents: Path, run: Path) -> None:
             where=str(parents),
             expected="a folder outside the run's",
             got=f"within {run}",
-            remedy="another --parents, or leave it out",
+            hint="another --parents, or leave it out",
         )

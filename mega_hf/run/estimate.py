@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 
 from mega_hf.evaluation.batch_size import choose_batch_size
-from mega_hf.evaluation.forward import Forward
+from mega_hf.evaluation.forward import ResidentModel
 from mega_hf.models.load import try_model
 from mega_hf.models.merge_inputs import genomes_bytes
 from mega_hf.models.references import open_unweighted
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.blocks import Node, inputs_of
-from mega_hf.recipe.placeholders import refuse_absent
+from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.run.candidates import BASELINES, ENSEMBLE
-from mega_hf.run.parents import pin, prepared, refuse_unlike, trained_for
-from mega_hf.runtime.environment import keep_freed
+from mega_hf.run.parents import check_mergeable, pin, prepared, trained_for
+from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.processes import Processes, is_gpu
 from mega_hf.tasks.splits import Splits, load_splits
 from mega_hf.training.plan import check_training, train_keys
@@ -104,8 +104,8 @@ class Estimate:
             if node is self.beside.get(SECOND_LOOK)
             else self.splits.validation
         )
-        pictures = len(rows or ()) + (self.calibration if node.recalibrates else 0)
-        return node.evaluations * pictures * shares * self.seconds_a_picture / 60
+        examples = len(rows or ()) + (self.calibration if node.recalibrates else 0)
+        return node.evaluations * examples * shares * self.seconds_a_picture / 60
 
     @property
     def training_minutes(self) -> float:
@@ -125,15 +125,15 @@ class Estimate:
         calibration = self.calibration if root.recalibrates else 0
         measured = leaves * (2 if calibration else 1) + len(self._searches) + len(BASELINES)
         measured += leaves if ENSEMBLE in self.recipe.baselines else 0
-        pictures = (
+        examples = (
             math.ceil(measured / self.processes) * (validation + test)
             + (leaves + len(BASELINES)) * calibration
         )
-        pictures = pictures if self.only is None else 0
+        examples = examples if self.only is None else 0
         if self.recipe.order == "accuracy":
-            pictures += math.ceil(len(self.recipe.parents) / self.processes) * validation
+            examples += math.ceil(len(self.recipe.parents) / self.processes) * validation
         searches = sum(map(self.node_minutes, self._searches))
-        return self.training_minutes + searches + pictures * self.seconds_a_picture / 60
+        return self.training_minutes + searches + examples * self.seconds_a_picture / 60
 
     @property
     def total_minutes(self) -> float:
@@ -146,14 +146,14 @@ class Estimate:
             for name, n in self.nodes.items()
         }
         for leaf in self.leaves:
-            if base(leaf) in self.trained:
-                notes[leaf] = f"trained already: {self.trained[base(leaf)].parent / leaf}"
-            elif base(leaf) in self.training:
-                here = f"trained here, {_about(self.training[base(leaf)])}"
-                notes[leaf] = here if leaf == base(leaf) else "snapshot"
+            if parent_name(leaf) in self.trained:
+                notes[leaf] = f"trained already: {self.trained[parent_name(leaf)].parent / leaf}"
+            elif parent_name(leaf) in self.training:
+                here = f"trained here, {_about(self.training[parent_name(leaf)])}"
+                notes[leaf] = here if leaf == parent_name(leaf) else "snapshot"
             else:
                 notes[leaf] = str(self.recipe.to_dict()["parents"][leaf])
-        drawn = tree.draw(inputs_of(self.nodes), next(reversed(self.nodes)), notes)
+        drawn = tree.render_tree(inputs_of(self.nodes), next(reversed(self.nodes)), notes)
         return [f"tree         {drawn[0]}", *(f"             {line}" for line in drawn[1:])]
 
     def _built(self) -> str:
@@ -219,16 +219,14 @@ class Estimate:
             trained = f"{_count(len(self.training), 'parent')} on {rows:,} rows"
             lines += [f"training     {trained}: {_about(self.training_minutes)} of the time below"]
         lines += [
-            (
-                f"time         {_about(self.minutes)} on {self.processes} x {self.device}"
-                f" ({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random"
-                " weights), all rows for every individual: losers see fewer, and a long search is"
-                " compiled"
-            )
+            f"time         {_about(self.minutes)} on {self.processes} x {self.device}"
+            f" ({1000 * self.seconds_a_picture:.2f} ms a picture, one batch timed on random"
+            " weights), all rows for every individual: losers see fewer, and a long search is"
+            " compiled"
         ]
         if self.runs > 1:
             lines += [f"runs         {self.runs}, one a seed, {_about(self.total_minutes)} in all"]
-        if self.recipe.is_open:
+        if self.recipe.is_auto:
             lines += [
                 "method       auto: chosen once the parents are measured; reckoned as if it were"
                 " mega"
@@ -257,7 +255,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
-@keep_freed()
+@keep_freed_memory()
 def estimate(
     recipe: Recipe,
     processes: int = 1,
@@ -279,7 +277,7 @@ def estimate(
     Raises:
         MegaError: what would have ended the merge before its search.
     """
-    refuse_absent(recipe.to_dict())
+    check_no_placeholders(recipe.to_dict())
     splits = load_splits(recipe.data, recipe.trains_all)
     nodes = recipe.chosen_nodes(only)
     leaves = recipe.leaves(only)
@@ -288,9 +286,9 @@ def estimate(
     models |= {
         leaf: open_unweighted(leaf, recipe.parents[leaf])
         for leaf in leaves
-        if base(leaf) not in to_train
+        if parent_name(leaf) not in to_train
     }
-    matched = refuse_unlike(models, splits)[1]
+    matched = check_mergeable(models, splits)[1]
     first, model = next(iter(models.items()))
     splits = prepared(recipe, splits, model)
     calibration = len(splits.calibration or ()) if "calibration" in splits.digests else 0
@@ -300,7 +298,7 @@ def estimate(
     training = _train(
         recipe, [name for name in to_train if name not in trained], model, splits, device
     )
-    batch, shape = recipe.evaluation.batch_size, model.picture_shape
+    batch, shape = recipe.evaluation.batch_size, model.input_shape
     rows = choose_batch_size(batch, len(splits.validation), device, model.model, shape)
     numbers = sum(t.numel() for t in model.view().values() if t.is_floating_point())
     beside = (
@@ -350,7 +348,7 @@ def _find_trained(
 
 
 def _train(
-    recipe: Recipe, names: list[str], model: OpenModel, splits: Splits, device: torch.device
+    recipe: Recipe, names: list[str], model: LoadedModel, splits: Splits, device: torch.device
 ) -> dict[str, float]:
     """Return the minutes that each parent's training would take, one step of each kind timed."""
     timed: dict[str, float] = {}
@@ -366,10 +364,10 @@ def _train(
 
 
 @torch.inference_mode()
-def _time_batch(model: OpenModel, device: torch.device, rows: int) -> float:
+def _time_batch(model: LoadedModel, device: torch.device, rows: int) -> float:
     """Return seconds a picture: the fastest of three batches, after one to warm up."""
-    forward = Forward(model.model, device)
-    images = torch.zeros(rows, *model.picture_shape, device=device).to(
+    forward = ResidentModel(model.model, device)
+    images = torch.zeros(rows, *model.input_shape, device=device).to(
         memory_format=torch.channels_last
     )
     seconds = []

@@ -20,9 +20,9 @@ from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
 from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal import Journal
-from mega_hf.runtime.files import folder_digest, refuse_unwritable, remove, write_whole
+from mega_hf.runtime.files import check_writable, folder_digest, remove, write_whole
 from mega_hf.runtime.lock import NAME as LOCK
-from mega_hf.runtime.lock import hold
+from mega_hf.runtime.lock import lock_folder
 
 CARD = "README.md"
 _REPORT = ("result.json", CARD, "fitness.png", "tree.png")
@@ -45,7 +45,7 @@ class RunFolder:
         self._is_held = False
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Hold the folder, made if it is not there, against other runs; where this object holds it,
         do nothing.
 
@@ -55,7 +55,7 @@ class RunFolder:
         if self._is_held:
             yield
             return
-        with hold(self.path):
+        with lock_folder(self.path):
             self._is_held = True
             try:
                 yield
@@ -106,7 +106,7 @@ class RunFolder:
                 although there is something to write.
         """
         try:
-            refuse_unwritable(self.path, "the output folder", "another --out")
+            check_writable(self.path, "the output folder", "another --out")
         except RunError:
             if overwrite or update or not self.path.is_dir() or self.finished() is None:
                 raise
@@ -122,7 +122,7 @@ class RunFolder:
                 where=str(self.path),
                 expected="recipe.yaml as the run wrote it" if is_lost else "an empty or new folder",
                 got=", ".join(sorted(present)[:5]),
-                remedy="put it back, or another --out" if is_lost else "another --out",
+                hint="put it back, or another --out" if is_lost else "another --out",
             )
         if overwrite:
             return recipe
@@ -134,7 +134,7 @@ class RunFolder:
                 where=str(stored),
                 expected="recipe.yaml as the run wrote it",
                 got="other content",
-                remedy=(
+                hint=(
                     "put it back, or --overwrite; another recipe is a file of your own, with"
                     " --update"
                 ),
@@ -174,7 +174,7 @@ class RunFolder:
             where=str(self.path),
             expected="the same recipe",
             got=shown,
-            remedy=f"--update {work}; or another --out, or --overwrite to start afresh",
+            hint=f"--update {work}; or another --out, or --overwrite to start afresh",
         )
 
     def create(self, asked: Recipe, pinned: Recipe, overwrite: bool, update: bool = False) -> None:
@@ -188,7 +188,7 @@ class RunFolder:
         if overwrite and stored.is_file():
             kept = self.path / "parents"
             # another run may train there
-            with hold(kept, IN_TRAINING) if kept.is_dir() else nullcontext():
+            with lock_folder(kept, IN_TRAINING) if kept.is_dir() else nullcontext():
                 for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
                     remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -222,14 +222,14 @@ class RunFolder:
             RunError: another run is at work there.
         """
         if (self.path / "nodes").exists():  # else it may be a folder that can't be written
-            with self.hold():
+            with self.acquire():
                 remove(self.path / "nodes")
 
     def tidy(self) -> None:
         """Remove what a killed run left in a finished folder, where nobody is at work and it can be
         written."""
         if self._leftovers() or (self.path / LOCK).exists():
-            with suppress(RunError, OSError), self.hold():
+            with suppress(RunError, OSError), self.acquire():
                 self._remove_leftovers()
 
     def _leftovers(self) -> list[Path]:

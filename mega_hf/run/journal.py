@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mega_hf.errors import RunError
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.run.journal_format import (
     VERSION,
     check_line,
@@ -40,7 +40,7 @@ class NodeRecord:
         key: the digest of everything that decides the merge; lines under another key are void.
         merged: the line that says what came of it, if it was finished.
         seconds: spent on evaluations, over all processes and resumptions.
-        pictures: forwarded for them.
+        examples: forwarded for them.
         aligned: permutations of the parents' channels.
         proposed: what a strategy proposed: generation -> points.
         answers: who of those that were chosen between was right where: bits, in hexadecimal; None
@@ -52,7 +52,7 @@ class NodeRecord:
     key: str
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
-    pictures: int = 0
+    examples: int = 0
     # parent -> groups of channels, and orders
     aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     proposed: dict[int, list[list[float]]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class NodeRecord:
                 where=str(self.journal.path),
                 expected=f"genome {there}",
                 got=genome,
-                remedy=(
+                hint=(
                     "the journal was changed, or this machine computes otherwise than the one that"
                     " began the run: go on there; or --overwrite starts afresh"
                 ),
@@ -112,7 +112,7 @@ class NodeRecord:
         genome: str,
         fitness: Counted,
         seconds: float,
-        pictures: int = 0,
+        examples: int = 0,
         write: bool = True,
     ) -> None:
         """Append a fitness and flush it to the disk before anyone uses it; of two on one individual
@@ -124,7 +124,7 @@ class NodeRecord:
             genome: its digest.
             fitness: right answers, rows seen, loss.
             seconds: that it took.
-            pictures: that were forwarded for it: none where its genome was known.
+            examples: that were forwarded for it: none where its genome was known.
             write: on the main process; the others keep it in memory.
         """
         line = {
@@ -138,7 +138,7 @@ class NodeRecord:
             "n": fitness[1],
             "genome": genome,
             "seconds": round(seconds, 4),
-            "pictures": pictures,
+            "pictures": examples,
         }
         line |= {"loss": fitness[2]} if fitness[2] else {}
         self._keep(line, write)
@@ -185,8 +185,8 @@ class NodeRecord:
         self._known[line["generation"], line["index"]] = (counted, line["genome"])
         self._genomes[line["genome"]] = counted
         self.seconds += line["seconds"]
-        pictures = line.get("pictures")
-        self.pictures += pictures if pictures is not None else line["n"] if line["seconds"] else 0
+        examples = line.get("pictures")
+        self.examples += examples if examples is not None else line["n"] if line["seconds"] else 0
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Append what came of the merge (its best individual, its history, digests), unless that
@@ -246,7 +246,7 @@ class Journal:
                 where=str(self.path),
                 expected=difference(before, now),
                 got=difference(now, before),
-                remedy=(
+                hint=(
                     "--update runs again what this changes; else another --out, or --overwrite to"
                     " start afresh"
                 ),
@@ -267,7 +267,7 @@ class Journal:
         kept = {
             name: sha256
             for name, sha256 in self.header["parents"].items()
-            if base(name) not in parents
+            if parent_name(name) not in parents
         }
         if kept != self.header["parents"]:
             self._drop_torn()
@@ -353,5 +353,5 @@ def _damaged(where: str, number: int, error: Exception) -> RunError:
         where=where,
         expected="a journal's line, as it was written",
         got=error,
-        remedy=f"put a copy back; or {back}--overwrite starts afresh",
+        hint=f"put a copy back; or {back}--overwrite starts afresh",
     )

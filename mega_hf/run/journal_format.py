@@ -22,7 +22,7 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Header(_Line):
+class HeaderLine(_Line):
     """What decides the numbers below it; a later one, after an update, replaces the earlier."""
 
     kind: Literal["header"]
@@ -36,7 +36,7 @@ class Header(_Line):
     versions: dict[str, str]
 
 
-class Begun(_Line):
+class NodeLine(_Line):
     """A merge begins, under the key of all that decides it; what stood of it under another key is
     void."""
 
@@ -45,7 +45,7 @@ class Begun(_Line):
     key: _Digest
 
 
-class Fitness(_Line):
+class FitnessLine(_Line):
     """One individual's right answers (null where a logit was not finite) among the `n` rows that it
     has seen."""
 
@@ -62,13 +62,13 @@ class Fitness(_Line):
     loss: _Count = 0
 
     @model_validator(mode="after")
-    def _possible(self) -> Fitness:
+    def _possible(self) -> FitnessLine:
         if self.correct is not None and self.correct > self.n:
             raise ValueError(f"{self.correct} right answers on {self.n} rows")
         return self
 
 
-class Generation(_Line):
+class GenerationLine(_Line):
     """One generation of a merge's history."""
 
     generation: _Count
@@ -77,7 +77,7 @@ class Generation(_Line):
     failed: _Count
 
 
-class Merged(_Line):
+class MergedLine(_Line):
     """What came of a merge: its best individual, its history, the digests of its weights and
     files."""
 
@@ -94,7 +94,7 @@ class Merged(_Line):
     n: _Count
     generation: _Count
     index: _Count
-    history: list[Generation]
+    history: list[GenerationLine]
 
 
 class Channels(_Line):
@@ -116,7 +116,7 @@ class Channels(_Line):
         return self
 
 
-class Aligned(_Line):
+class AlignedLine(_Line):
     """How the channels of a merge's parent are put beside those of its first one."""
 
     kind: Literal["aligned"]
@@ -125,7 +125,7 @@ class Aligned(_Line):
     groups: list[Channels]
 
 
-class Proposed(_Line):
+class ProposedLine(_Line):
     """What a strategy proposes for a generation, before it is measured: points, as it numbers their
     coordinates."""
 
@@ -135,7 +135,7 @@ class Proposed(_Line):
     points: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
 
 
-class Answered(_Line):
+class AnswersLine(_Line):
     """Which rows each of some individuals answers rightly: a bit a row, in hexadecimal, the first
     row's highest."""
 
@@ -144,7 +144,7 @@ class Answered(_Line):
     right: list[Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]]
 
 
-class Chosen(_Line):
+class AutoLine(_Line):
     """What `method: auto` chose, why, and right answers of parents and averages (-1 where a logit
     was not finite)."""
 
@@ -155,7 +155,7 @@ class Chosen(_Line):
     n: _Count
 
 
-class Order(_Line):
+class RankingLine(_Line):
     """The parents from best to worst on validation."""
 
     kind: Literal["order"]
@@ -167,7 +167,15 @@ class Order(_Line):
 
 _LINES: TypeAdapter[Any] = TypeAdapter(
     Annotated[
-        Header | Begun | Fitness | Merged | Aligned | Proposed | Answered | Chosen | Order,
+        HeaderLine
+        | NodeLine
+        | FitnessLine
+        | MergedLine
+        | AlignedLine
+        | ProposedLine
+        | AnswersLine
+        | AutoLine
+        | RankingLine,
         Field(discriminator="kind"),
     ]
 )

@@ -15,16 +15,16 @@ import numpy as np
 import psutil
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.aligner import Orders, Tracer
+from mega_hf.evaluation.aligner import Aligner, Orders
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.individuals import Interval
-from mega_hf.evaluation.racing import Evaluation
-from mega_hf.evaluation.row_difficulty import Memory, known_as
+from mega_hf.evaluation.racing import RacingEvaluator
+from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
 from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import (
-    Inputs,
-    Source,
+    MergeInputs,
+    ModelSource,
     encode,
     genomes_bytes,
     is_recalibrated,
@@ -36,12 +36,12 @@ from mega_hf.recipe.blocks import Node
 from mega_hf.run.align import align_inputs
 from mega_hf.run.folder import RunFolder
 from mega_hf.run.journal import Journal, NodeRecord
-from mega_hf.run.replay import recollect
+from mega_hf.run.replay import record_draws
 from mega_hf.runtime.files import folder_digest, merged_digest, write_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.runtime.seeds import streams
-from mega_hf.search.evolve import Evaluate, Outcome, Recollection, Search
+from mega_hf.search.evolve import Evaluate, Outcome, RecordedDraws, Search
 from mega_hf.search.methods import METHODS
 from mega_hf.search.mutation import Gaussian, spread
 from mega_hf.search.population import Fitness, Genes
@@ -50,22 +50,22 @@ from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
 # called before each generation is evaluated, and after the last
-Pause = Callable[[Forward, Pictures], None]
+Pause = Callable[[ResidentModel, Examples], None]
 
 
 @dataclass(frozen=True)
-class Workshop:
+class MergeContext:
     """What all merges of a run share."""
 
     folder: RunFolder
-    forward: Forward
-    validation: Pictures
+    forward: ResidentModel
+    validation: Examples
     journal: Journal
     processes: Processes
     progress: Progress
     # what decides every fitness beside weights: data, classes, preprocessing, device, path
     context: list[Any]
-    memory: Memory  # of the validation rows
+    memory: RowDifficulty  # of the validation rows
     chunk: int  # rows shown to an individual before it is asked whether it may still win
     full: bool  # measure every individual on every row
     calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
@@ -75,9 +75,9 @@ class Workshop:
     orders: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
     @property
-    def tracer(self) -> Tracer:
+    def tracer(self) -> Aligner:
         """What finds the permutations of parents' channels."""
-        return Tracer(
+        return Aligner(
             self.forward,
             tuple(self.validation.images.shape[1:]),
             self.calibration,
@@ -87,7 +87,7 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedNode:
     """A merge that is done: `record` is its line in the journal."""
 
     name: str
@@ -98,22 +98,22 @@ class Merged:
     record: dict[str, Any]
     evaluations: int
     measured: int  # of these, in this run; the others stood in the journal
-    pictures: int  # that were forwarded for them
+    examples: int  # that were forwarded for them
     pictures_full: int  # that full evaluation would have forwarded
     seconds: float  # spent on evaluations
     reused: bool  # taken from the run folder
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """The merged model as an input of other merges, and of the report."""
         load = partial(open_model, self.folder, self.name)
         files = weight_files(self.folder, self.name)
-        return Source(self.name, self.record["state"], self.record["layout"], load, files)
+        return ModelSource(self.name, self.record["state"], self.record["layout"], load, files)
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says of it."""
         best = {key: self.record[key] for key in ("correct", "n", "generation", "index")}
-        best |= {"pictures_evaluated": self.pictures, "pictures_full": self.pictures_full}
+        best |= {"pictures_evaluated": self.examples, "pictures_full": self.pictures_full}
         return {
             "name": self.name,
             "parents": self.node.parents,
@@ -129,8 +129,13 @@ class Merged:
 
 
 def merge_node(
-    name: str, node: Node, level: int, inputs: dict[str, Source], target: Path, workshop: Workshop
-) -> Merged:
+    name: str,
+    node: Node,
+    level: int,
+    inputs: dict[str, ModelSource],
+    target: Path,
+    workshop: MergeContext,
+) -> MergedNode:
     """Make one merge, or take it from the run folder; its model is then whole at `target`.
 
     Args:
@@ -166,13 +171,13 @@ def merge_node(
     assert record is not None
     if record["n"] == workshop.validation.count:
         # a founder of the next merge: not measured again
-        for is_treated in {False, calibration is not None}:
-            workshop.memory.keep(known_as(record["state"], is_treated), record["correct"])
+        for is_recalibrated_run in {False, calibration is not None}:
+            workshop.memory.keep(cache_key(record["state"], is_recalibrated_run), record["correct"])
     full = node.evaluations * (
-        workshop.validation.count + (calibration.pictures.count if calibration else 0)
+        workshop.validation.count + (calibration.examples.count if calibration else 0)
     )
     made = len(known) - before
-    return Merged(
+    return MergedNode(
         name,
         node,
         level,
@@ -180,7 +185,7 @@ def merge_node(
         record,
         len(known),
         made,
-        known.pictures,
+        known.examples,
         full,
         known.seconds,
         reused,
@@ -190,10 +195,10 @@ def merge_node(
 def _make(
     name: str,
     node: Node,
-    inputs: dict[str, Source],
+    inputs: dict[str, ModelSource],
     target: Path,
     known: NodeRecord,
-    workshop: Workshop,
+    workshop: MergeContext,
 ) -> dict[str, Any]:
     opened = open_inputs(inputs, _calibration(node, workshop) is not None)
     opened = align_inputs(node, opened, known, workshop.tracer)
@@ -206,7 +211,7 @@ def _make(
             f"no individual of {name} gave finite logits",
             expected="a measurable model",
             got="none",
-            remedy="a smaller mutation.std",
+            hint="a smaller mutation.std",
         )
     weights = space.learned_digest(state)
     if was is not None and was["weights"] != weights:
@@ -215,7 +220,7 @@ def _make(
             where=str(workshop.journal.path),
             expected=was["weights"],
             got=weights,
-            remedy=(
+            hint=(
                 "the journal was changed, or this is a fault of mega_hf: --overwrite starts afresh"
             ),
         )
@@ -246,10 +251,10 @@ def _make(
 def _search(
     name: str,
     node: Node,
-    inputs: dict[str, Source],
-    opened: Inputs,
+    inputs: dict[str, ModelSource],
+    opened: MergeInputs,
     known: NodeRecord,
-    workshop: Workshop,
+    workshop: MergeContext,
 ) -> tuple[Outcome, StateDict]:
     """Return what came of a search, and the best individual's weights."""
     _refuse_shortage(name, node, opened, workshop.processes)
@@ -257,7 +262,7 @@ def _search(
     calibration = _calibration(node, workshop)
     for parent, source in zip(encoding.parents, inputs.values(), strict=True):
         counted = workshop.memory.find(
-            known_as(source.sha256, calibration is not None), node.sums_losses
+            cache_key(source.sha256, calibration is not None), node.sums_losses
         )
         if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
             workshop.memory.keep(
@@ -271,7 +276,7 @@ def _search(
             report(count, best)
             pause()
 
-        evaluation = Evaluation(
+        evaluation = RacingEvaluator(
             workshop.forward,
             workshop.validation,
             encoding,
@@ -285,7 +290,7 @@ def _search(
             calibration,
             node.sums_losses,
         )
-        recall = recollect(known, evaluation)
+        recall = record_draws(known, evaluation)
         outcome = search_node(name, node, encoding, evaluation, recall)
     state = dict(encoding.entries(outcome.best.genome))
     if calibration:
@@ -295,13 +300,13 @@ def _search(
     return outcome, state
 
 
-def _calibration(node: Node, workshop: Workshop) -> Calibration | None:
+def _calibration(node: Node, workshop: MergeContext) -> Calibration | None:
     """Return the pictures from which a merge's statistics follow; None where they are blended, or
     there are none."""
     return workshop.calibration if is_recalibrated(node, workshop.forward.model) else None
 
 
-def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes) -> None:
+def _refuse_shortage(name: str, node: Node, opened: MergeInputs, processes: Processes) -> None:
     """Refuse, on all processes or on none, a population that the machine has no memory for."""
     needed = genomes_bytes(node, len(node.parents), opened.space.size)
     free = psutil.virtual_memory().available // processes.on_this_machine
@@ -315,7 +320,7 @@ def _refuse_shortage(name: str, node: Node, opened: Inputs, processes: Processes
             f"there is no memory for the population of {name}",
             expected=f"{_gib(needed)}{each}, free",
             got=_gib(free),
-            remedy="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
+            hint="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
             + (", or fewer processes" if each else ""),
         )
 
@@ -325,7 +330,7 @@ def _gib(size: int) -> str:
 
 
 def search_node(
-    name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: Recollection
+    name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: RecordedDraws
 ) -> Outcome:
     """Search the weights of one node.
 
@@ -362,9 +367,9 @@ def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int
 
 
 def _accuracy_of(
-    pictures: Pictures, advance: Callable[[int, str], None]
+    examples: Examples, advance: Callable[[int, str], None]
 ) -> Callable[[int, int], None]:
-    return lambda measured, best: advance(measured, f"best {100 * best / pictures.count:.2f} %")
+    return lambda measured, best: advance(measured, f"best {100 * best / examples.count:.2f} %")
 
 
 def _genes(encoding: Encoding) -> Genes:

@@ -17,19 +17,19 @@ from torch import nn
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.aligner import check_alignable
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Forward, Pictures
-from mega_hf.evaluation.row_difficulty import Memory, known_as
-from mega_hf.models.compatibility import refuse_copies, refuse_layout, refuse_values
+from mega_hf.evaluation.forward import Examples, ResidentModel
+from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
+from mega_hf.models.compatibility import check_distinct, check_layouts, check_values
 from mega_hf.models.load import open_model, try_model
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.merge_inputs import Source, is_recalibrated
-from mega_hf.models.references import OpenParent, Parent, open_parent, resolve
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
+from mega_hf.models.references import LoadedParent, ParentInfo, open_parent, resolve
 from mega_hf.models.save import layout_digest
 from mega_hf.models.timm_models import open_weights
 from mega_hf.recipe.blocks import Merge, ParentRef, WeightsParent
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.run.journal import Journal
 from mega_hf.runtime.environment import trim
 from mega_hf.runtime.processes import Processes
@@ -39,7 +39,7 @@ from mega_hf.weights.batchnorm import statistics_names
 
 
 @dataclass
-class Parents:
+class ParentSet:
     """The parents that a run merges, each checked against the first; weights are read again where
     they are needed.
 
@@ -54,14 +54,14 @@ class Parents:
     """
 
     splits: Splits
-    identities: dict[str, Parent] = field(default_factory=dict)
-    sources: dict[str, Source] = field(default_factory=dict)
+    identities: dict[str, ParentInfo] = field(default_factory=dict)
+    sources: dict[str, ModelSource] = field(default_factory=dict)
     pinned: dict[str, ParentRef] = field(default_factory=dict)
-    first: OpenParent | None = None
+    first: LoadedParent | None = None
     mapping: list[int] = field(default_factory=list)
     matched: str = ""
 
-    def admit(self, name: str, reference: ParentRef, trained: Path | None = None) -> None:
+    def add_parent(self, name: str, reference: ParentRef, trained: Path | None = None) -> None:
         """Open one parent and check it.
 
         Raises:
@@ -73,16 +73,16 @@ class Parents:
             try_model(opened.model, name)  # the others are refused unless they are as it is
         self.first = self.first or opened
         self.mapping, self.matched = self.expect({name: opened.model})
-        refuse_values(self.first, opened)  # of the first itself: weights that are not finite
+        check_values(self.first, opened)  # of the first itself: weights that are not finite
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
         model = opened.model
         load = _opener(name, reference, model.folder)
-        self.sources[name] = Source(
+        self.sources[name] = ModelSource(
             name, opened.parent.sha256, layout_digest(model), load, model.files
         )
-        refuse_copies(self.identities.values())
+        check_distinct(self.identities.values())
 
-    def expect(self, models: dict[str, OpenModel]) -> tuple[list[int], str]:
+    def expect(self, models: dict[str, LoadedModel]) -> tuple[list[int], str]:
         """Check models, by name, against the first parent and each other, whatever their weights;
         as `refuse_unlike`.
 
@@ -90,10 +90,10 @@ class Parents:
             MegaError: they can't be merged.
         """
         first = {self.first.parent.name: self.first.model} if self.first else {}
-        return refuse_unlike({**first, **models}, self.splits)
+        return check_mergeable({**first, **models}, self.splits)
 
     @property
-    def model(self) -> OpenModel:
+    def model(self) -> LoadedModel:
         """The first parent's model."""
         assert self.first is not None, "a run has parents"
         return self.first.model
@@ -107,14 +107,14 @@ class Parents:
         trim()
 
 
-def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[int], str]:
+def check_mergeable(models: dict[str, LoadedModel], splits: Splits) -> tuple[list[int], str]:
     """Raise MegaError unless all models, by name, can be merged for this data set; their weights
     are not looked at.
 
     Returns:
         for each class of the data set the models' output, and how classes were matched, in words.
     """
-    refuse_layout(models)
+    check_layouts(models)
     names, classes = splits.class_names, splits.classes
     found = {
         name: match_classes(one.labels, one.num_classes, names, classes)
@@ -130,14 +130,14 @@ def refuse_unlike(models: dict[str, OpenModel], splits: Splits) -> tuple[list[in
                 f"{first} and {name} number the classes otherwise",
                 expected=expected,
                 got=got,
-                remedy=(
+                hint=(
                     "give the parents the class names of the data set (label_names in config.json)"
                 ),
             )
     return found[first]
 
 
-def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], OpenModel]:
+def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], LoadedModel]:
     if folder is not None:
         return partial(open_model, folder, name)
     # its user loads it into the architecture
@@ -177,24 +177,24 @@ def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) ->
 def trained_for(recipe: Recipe, leaves: Sequence[str]) -> list[str]:
     """Return the parents that must be trained so that `leaves` are there, in the recipe's order."""
     wanted: set[str] = set()
-    waiting = [base(leaf) for leaf in leaves]
+    waiting = [parent_name(leaf) for leaf in leaves]
     while waiting:
         name = waiting.pop()
         if name in recipe.trained and name not in wanted:
             wanted.add(name)
             source = recipe.trained[name].train.source
-            waiting += [base(source)] if source in recipe.usable else []
+            waiting += [parent_name(source)] if source in recipe.usable else []
     return [name for name in recipe.trained if name in wanted]
 
 
 def rank(
-    parents: Parents,
+    parents: ParentSet,
     journal: Journal,
-    forward: Forward,
-    validation: Pictures,
+    forward: ResidentModel,
+    validation: Examples,
     processes: Processes,
     context: list[Any],
-    memory: Memory,
+    memory: RowDifficulty,
     calibration: Calibration | None,
 ) -> list[str]:
     """Return the parents from best to worst on validation (ties: first listed); measured once, then
@@ -213,7 +213,7 @@ def rank(
     context = [*context, *(calibration.key if calibration else ())]
     names = list(parents.sources)
     contents = {name: source.sha256 for name, source in parents.sources.items()}
-    known = {name: known_as(sha256, calibration is not None) for name, sha256 in contents.items()}
+    known = {name: cache_key(sha256, calibration is not None) for name, sha256 in contents.items()}
     key = hashlib.sha256(json.dumps([contents, context]).encode()).hexdigest()
     if journal.order is not None and journal.order["key"] == key:
         _remember(journal.order["correct"], known, memory)
@@ -247,12 +247,12 @@ def rank(
     return ranking
 
 
-def _remember(correct: dict[str, int], known: dict[str, str], memory: Memory) -> None:
+def _remember(correct: dict[str, int], known: dict[str, str], memory: RowDifficulty) -> None:
     for name, key in known.items():
         memory.keep(key, correct[name] if correct[name] >= 0 else None)
 
 
-def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
+def prepared(recipe: Recipe, splits: Splits, parent: LoadedModel) -> Splits:
     """See that parents of a kind can be treated as their merges ask; return splits with the rows
     for that.
 
@@ -262,10 +262,10 @@ def prepared(recipe: Recipe, splits: Splits, parent: OpenModel) -> Splits:
     """
     nodes = recipe.nodes().values()
     check_alignable(
-        nodes, parent.model, parent.picture_shape, parent.structure.get("architecture", "model")
+        nodes, parent.model, parent.input_shape, parent.structure.get("architecture", "model")
     )
     wanted = needs_calibration(nodes, parent.model)
-    if recipe.is_open:  # what is there may be used; what is not is no error
+    if recipe.is_auto:  # what is there may be used; what is not is no error
         wanted = splits.calibration is not None and len(splits.calibration) > 1
     return add_calibration(splits) if wanted else splits
 

@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mega_hf.errors import RecipeError
-from mega_hf.evaluation.aligner import Tracer
+from mega_hf.evaluation.aligner import Aligner
 from mega_hf.evaluation.batch_size import choose_batch_size, choose_chunk
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.compile import choose_path, compile_everywhere
-from mega_hf.evaluation.forward import COMPILED, EAGER, Forward, Pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
-from mega_hf.evaluation.row_difficulty import Memory
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.merge_inputs import Source, is_recalibrated
+from mega_hf.evaluation.row_difficulty import RowDifficulty
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
 from mega_hf.models.references import open_parent
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
 from mega_hf.recipe.blocks import Node, inputs_of
-from mega_hf.recipe.placeholders import refuse_absent
+from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.report.result import MergeResult
 from mega_hf.run.auto import decide_recipe, write_choice
-from mega_hf.run.context import ForwardPath, How, Run, start
+from mega_hf.run.context import EvaluationOptions, ForwardPath, RunContext, open_run
 from mega_hf.run.journal import Journal
-from mega_hf.run.node import Merged, Pause, Workshop, merge_node
-from mega_hf.run.parents import Parents, pin, prepared, rank, trained_for
-from mega_hf.run.record import Finding, header, write_report
+from mega_hf.run.node import MergeContext, MergedNode, Pause, merge_node
+from mega_hf.run.parents import ParentSet, pin, prepared, rank, trained_for
+from mega_hf.run.record import RunOutcome, header, write_report
 from mega_hf.runtime.environment import trim
 from mega_hf.tasks.rows import Split
 from mega_hf.tasks.splits import Splits, load_splits
@@ -77,14 +77,20 @@ def merge(
     Raises:
         MegaError: anything that its caller can mend; files are whole and the run resumes.
     """
-    with start(
-        recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)
+    with open_run(
+        recipe,
+        out,
+        overwrite,
+        update,
+        parents,
+        progress,
+        EvaluationOptions(forward, full_evaluation),
     ) as run:
         result = run.finished()
         if result is None:
             merged, finding, workshop = search(recipe, run)
             with run.time("baselines"):
-                beside = hold_against(merged, finding, workshop)
+                beside = make_baselines(merged, finding, workshop)
             del workshop
             finding.parents.release(finding.forward_path == COMPILED)
             result = write_report(finding, merged, beside, run.folder, run.processes, run.seconds)
@@ -106,7 +112,7 @@ def merge_only(
     forward: ForwardPath = "auto",
     full_evaluation: bool = False,
     progress: bool = False,
-) -> Merged:
+) -> MergedNode:
     """Make one merge of a tree and those that it needs; the test split is not looked at, no report
     is made.
 
@@ -115,8 +121,14 @@ def merge_only(
     Raises:
         MegaError: as `merge`; RecipeError if there is no such node.
     """
-    with start(
-        recipe, out, overwrite, update, parents, progress, How(forward, full_evaluation)
+    with open_run(
+        recipe,
+        out,
+        overwrite,
+        update,
+        parents,
+        progress,
+        EvaluationOptions(forward, full_evaluation),
     ) as run:
         return search(recipe, run, node)[0][-1]
 
@@ -142,17 +154,15 @@ def train(
     """
     if not recipe.trained or (parent is not None and parent not in recipe.trained):
         known_names = ", ".join(recipe.trained) or "parents with train: {seed: ...}"
-        remedy = (
+        hint = (
             "name one that is trained, or leave --parent out"
             if recipe.trained
             else "mega-hf merge needs no training"
         )
-        raise RecipeError(
-            "nothing to train", expected=known_names, got=parent or "none", remedy=remedy
-        )
-    with start(recipe, out, False, update, parents, progress) as run:
-        known = run.hold(recipe)
-        refuse_absent(known.to_dict())
+        raise RecipeError("nothing to train", expected=known_names, got=parent or "none", hint=hint)
+    with open_run(recipe, out, False, update, parents, progress) as run:
+        known = run.acquire(recipe)
+        check_no_placeholders(known.to_dict())
         names = trained_for(known, [parent] if parent else list(known.trained))
         splits = load_splits(known.data, known.trains_all)
         run.check_room(known, names)
@@ -161,13 +171,13 @@ def train(
         keys = train_keys(pinned, names, splits)
         run.create(recipe, pinned, run.check_trained(keys))
         run.train(pinned, keys, splits)
-        wanted = [name for name in pinned.usable if base(name) in names]
+        wanted = [name for name in pinned.usable if parent_name(name) in names]
         return {name: run.parents / name for name in wanted}
 
 
 def search(
-    asked: Recipe, run: Run, only: str | None = None, pause: Pause | None = None
-) -> tuple[list[Merged], Finding, Workshop]:
+    asked: Recipe, run: RunContext, only: str | None = None, pause: Pause | None = None
+) -> tuple[list[MergedNode], RunOutcome, MergeContext]:
     """Make the merges of a run that was started, or those that `only` needs, and no report; `pause`
     as in `Workshop`.
 
@@ -178,23 +188,23 @@ def search(
     Raises:
         MegaError: as `merge`.
     """
-    recipe = run.hold(asked)
-    refuse_absent(recipe.to_dict())
+    recipe = run.acquire(asked)
+    check_no_placeholders(recipe.to_dict())
     with run.time("data"):
         loaded = load_splits(recipe.data, recipe.trains_all)
     with run.time("parents"):
         parents, recipe, splits = _gather(asked, recipe, recipe.leaves(only), loaded, run)
     notices = _notices(recipe, parents, splits, run)
-    load, pictures, calibration = _load(recipe, parents, splits, run)
+    load, examples, calibration = _load(recipe, parents, splits, run)
     journal, model = Journal(run.folder.journal), parents.model
     run.processes.wait()  # nobody reads the journal after the main process has begun to write
-    forward = _prepare_forward(parents, pictures, journal, recipe, run)
+    forward = _prepare_forward(parents, examples, journal, recipe, run)
     choice = None
-    if recipe.is_open:
-        tracer = Tracer(forward, model.picture_shape, calibration, run.processes)
-        choice = decide_recipe(recipe, parents.sources, tracer, pictures)
-        splits = prepared(recipe.decided(choice.settings), loaded, model)
-        recipe = recipe.decided(choice.settings).model_copy(update={"data": splits.data})
+    if recipe.is_auto:
+        tracer = Aligner(forward, model.input_shape, calibration, run.processes)
+        choice = decide_recipe(recipe, parents.sources, tracer, examples)
+        splits = prepared(recipe.with_auto(choice.settings), loaded, model)
+        recipe = recipe.with_auto(choice.settings).model_copy(update={"data": splits.data})
         calibration = calibration if "calibration" in splits.digests else None
     head = header(recipe, parents, splits, run.processes.device_kind, forward.path, load.batch_size)
     for what, value in (head | {"journal": journal.checksum}).items():
@@ -204,14 +214,16 @@ def search(
     if choice is not None:
         write_choice(choice, asked, recipe, journal, run)
     context = _context(splits, parents, head)
-    ranking, memory = None, Memory(pictures.count)
+    ranking, memory = None, RowDifficulty(examples.count)
     if recipe.order == "accuracy":
-        treated = calibration if is_recalibrated(recipe.merge, model.model) else None
-        ranking = rank(parents, journal, forward, pictures, run.processes, context, memory, treated)
-    workshop = Workshop(
+        recalibrated = calibration if is_recalibrated(recipe.merge, model.model) else None
+        ranking = rank(
+            parents, journal, forward, examples, run.processes, context, memory, recalibrated
+        )
+    workshop = MergeContext(
         run.folder,
         forward,
-        pictures,
+        examples,
         journal,
         run.processes,
         run.progress,
@@ -225,13 +237,13 @@ def search(
     last = names_merged(recipe.all_nodes(ranking))
     with run.time("search"):
         merged = _merge_nodes(recipe.chosen_nodes(only, ranking), last, parents, run, workshop)
-    finding = Finding(
+    finding = RunOutcome(
         recipe,
         parents,
         splits,
         journal,
         load,
-        pictures,
+        examples,
         calibration,
         forward.path,
         notices,
@@ -240,7 +252,7 @@ def search(
     return merged, finding, workshop
 
 
-def _notices(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> list[str]:
+def _notices(recipe: Recipe, parents: ParentSet, splits: Splits, run: RunContext) -> list[str]:
     """Return what is to be said of parents and data, having said it."""
     notices = [*splits.notices, *recipe.others(_digests(recipe, parents, splits))]
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
@@ -250,14 +262,14 @@ def _notices(recipe: Recipe, parents: Parents, splits: Splits, run: Run) -> list
 
 
 def _load(
-    recipe: Recipe, parents: Parents, splits: Splits, run: Run
-) -> tuple[Loader, Pictures, Calibration | None]:
+    recipe: Recipe, parents: ParentSet, splits: Splits, run: RunContext
+) -> tuple[Loader, Examples, Calibration | None]:
     """Return what loads pictures for these parents, the validation rows', and those for BatchNorm's
     statistics."""
     model, device, settings = parents.model, run.processes.device, recipe.evaluation
     rows = len(splits.validation)
     batch_size = choose_batch_size(
-        settings.batch_size, rows, device, model.model, model.picture_shape
+        settings.batch_size, rows, device, model.model, model.input_shape
     )
     load = Loader(model, parents.mapping, batch_size, device, settings.memory_share)
     with run.time("pictures"):
@@ -265,38 +277,38 @@ def _load(
 
 
 def _prepare_forward(
-    parents: Parents, pictures: Pictures, journal: Journal, recipe: Recipe, run: Run
-) -> Forward:
+    parents: ParentSet, examples: Examples, journal: Journal, recipe: Recipe, run: RunContext
+) -> ResidentModel:
     """Return the resident model, which runs as was asked, else as it did when the run was begun."""
     device = run.processes.device
     asked = {"eager": EAGER, "compiled": COMPILED}.get(run.how.forward)
     path = asked or (journal.header or {}).get("forward_path")
-    forward = Forward(parents.model.model, device)
+    forward = ResidentModel(parents.model.model, device)
     if path is None:
         evaluations = sum(node.evaluations for node in recipe.all_nodes().values())
-        path = choose_path(forward.model, pictures, evaluations * pictures.count, device)
+        path = choose_path(forward.model, examples, evaluations * examples.count, device)
     if path == COMPILED and journal.header is None:
         with run.time("compiling"):
-            compile_everywhere(forward, pictures, run.processes)
+            compile_everywhere(forward, examples, run.processes)
         trim()  # what the compiler needed
     else:
         forward.path = path
     return forward
 
 
-def _digests(recipe: Recipe, parents: Parents, splits: Splits) -> dict[str, Any]:
+def _digests(recipe: Recipe, parents: ParentSet, splits: Splits) -> dict[str, Any]:
     """Return the digests of what is given in the place of something absent, under its keys in the
     recipe."""
     found: dict[str, Any] = {"data.path": splits.digests}
     for name, parent in parents.identities.items():
         found |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
-    for key, place in recipe.given_again().items():
+    for key, place in recipe.substitutions().items():
         if key not in found:  # what others are only trained from
             found[key] = open_parent(key, place).parent.sha256
     return found
 
 
-def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any]:
+def _context(splits: Splits, parents: ParentSet, head: dict[str, Any]) -> list[Any]:
     """Return what decides every fitness beside weights and settings."""
     model = parents.model
     run = [head[key] for key in ("device_kind", "forward_path", "batch_size")]
@@ -311,8 +323,8 @@ def _context(splits: Splits, parents: Parents, head: dict[str, Any]) -> list[Any
 
 
 def _merge_nodes(
-    nodes: dict[str, Node], last: str, parents: Parents, run: Run, workshop: Workshop
-) -> list[Merged]:
+    nodes: dict[str, Node], last: str, parents: ParentSet, run: RunContext, workshop: MergeContext
+) -> list[MergedNode]:
     """Make the merges one after the other, each after those that it needs."""
     sources, merged, level = dict(parents.sources), [], tree.levels(inputs_of(nodes))
     for number, (name, node) in enumerate(nodes.items(), start=1):
@@ -339,19 +351,21 @@ def _merge_nodes(
 
 
 def _gather(
-    asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: Run
-) -> tuple[Parents, Recipe, Splits]:
+    asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: RunContext
+) -> tuple[ParentSet, Recipe, Splits]:
     """Open the parents, and train those that are trained here; make the run folder once every check
     has passed."""
-    to_train, models = trained_for(recipe, leaves), dict[str, OpenModel]()
-    given = Parents(splits)
-    for name in (leaf for leaf in leaves if base(leaf) not in recipe.trained):
+    to_train, models = trained_for(recipe, leaves), dict[str, LoadedModel]()
+    given = ParentSet(splits)
+    for name in (leaf for leaf in leaves if parent_name(leaf) not in recipe.trained):
         # what would end the merge ends it while there is no folder yet
-        given.admit(name, recipe.parents[name])
+        given.add_parent(name, recipe.parents[name])
     if to_train:
         run.check_room(recipe, to_train)
         models = check_training(recipe, to_train, splits)
-        given.expect({leaf: models[base(leaf)] for leaf in leaves if base(leaf) in models})
+        given.expect(
+            {leaf: models[parent_name(leaf)] for leaf in leaves if parent_name(leaf) in models}
+        )
     splits = prepared(recipe, splits, given.model if given.first else next(iter(models.values())))
     recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
     keys = train_keys(recipe, to_train, splits) if to_train else {}
@@ -364,16 +378,18 @@ def _gather(
         return given, recipe, splits
     with run.time("training"):
         run.train(recipe, keys, splits)
-    parents = Parents(splits)
+    parents = ParentSet(splits)
     for name in leaves:
-        parents.admit(name, recipe.parents[base(name)], run.parents / name)
+        parents.add_parent(name, recipe.parents[parent_name(name)], run.parents / name)
     return parents, recipe, splits
 
 
 logger = logging.getLogger(__name__)
 
 
-def hold_against(merged: list[Merged], finding: Finding, workshop: Workshop) -> list[Merged]:
+def make_baselines(
+    merged: list[MergedNode], finding: RunOutcome, workshop: MergeContext
+) -> list[MergedNode]:
     """Make a run's baselines, and choose between them, the parents and the final merge; or take all
     from its folder.
 
@@ -405,8 +421,8 @@ def hold_against(merged: list[Merged], finding: Finding, workshop: Workshop) -> 
 
 
 def _make(
-    name: str, node: Node, sources: dict[str, Source], target: Path, workshop: Workshop
-) -> Merged:
+    name: str, node: Node, sources: dict[str, ModelSource], target: Path, workshop: MergeContext
+) -> MergedNode:
     done = merge_node(
         name, node, 1, {parent: sources[parent] for parent in node.parents}, target, workshop
     )
@@ -430,11 +446,11 @@ def _make(
     return done
 
 
-def _on_other_rows(workshop: Workshop, finding: Finding, rows: Split) -> Workshop:
+def _on_other_rows(workshop: MergeContext, finding: RunOutcome, rows: Split) -> MergeContext:
     """Return a workshop that measures on the rows of the second look, and knows of no fitness on
     the others."""
     _, *context = workshop.context
     context = [finding.splits.digests["second_look"], *context]
     return replace(
-        workshop, validation=finding.load(rows), context=context, memory=Memory(len(rows))
+        workshop, validation=finding.load(rows), context=context, memory=RowDifficulty(len(rows))
     )

@@ -15,7 +15,7 @@ import torch
 
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Pictures
+from mega_hf.evaluation.forward import Examples
 from mega_hf.models.merge_inputs import is_recalibrated, open_inputs
 from mega_hf.models.references import open_parent
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
@@ -26,19 +26,19 @@ from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run.align import alignment
 from mega_hf.run.auto import choice_of
 from mega_hf.run.candidates import (
-    compared,
     count,
-    line_up,
     list_candidates,
     measure,
-    pair,
+    paired_against,
+    paired_test,
+    report_rows,
     save_baselines,
     tolerance,
 )
 from mega_hf.run.folder import RunFolder
 from mega_hf.run.journal import Journal
-from mega_hf.run.node import Merged
-from mega_hf.run.parents import Parents
+from mega_hf.run.node import MergedNode
+from mega_hf.run.parents import ParentSet
 from mega_hf.runtime.files import file_digest, remove, write_whole
 from mega_hf.runtime.processes import Processes
 from mega_hf.tasks.rows import Split
@@ -59,15 +59,15 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunOutcome:
     """What a run leaves to the report beside its merges."""
 
     recipe: Recipe
-    parents: Parents
+    parents: ParentSet
     splits: Splits
     journal: Journal
-    load: Callable[[Split], Pictures]
-    validation: Pictures
+    load: Callable[[Split], Examples]
+    validation: Examples
     calibration: Calibration | None  # of the merges that were recalibrated, if any was
     forward_path: str
     notices: list[str]
@@ -76,7 +76,7 @@ class Finding:
 
 def header(
     recipe: Recipe,
-    parents: Parents,
+    parents: ParentSet,
     splits: Splits,
     device_kind: str,
     forward_path: str,
@@ -100,9 +100,9 @@ def versions() -> dict[str, str]:
 
 
 def write_report(
-    finding: Finding,
-    merged: list[Merged],
-    beside: list[Merged],
+    finding: RunOutcome,
+    merged: list[MergedNode],
+    beside: list[MergedNode],
     folder: RunFolder,
     processes: Processes,
     seconds: dict[str, float],
@@ -133,7 +133,9 @@ def write_report(
     if processes.is_main:
         save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
     processes.wait()
-    lineup = line_up(finding.recipe, finding.ranking, treatment is not None, aligned is not None)
+    lineup = report_rows(
+        finding.recipe, finding.ranking, treatment is not None, aligned is not None
+    )
     opened = sources | {name: one.source for name, one in all_made.items()}
     candidates = list_candidates(lineup, opened, names_merged(all_made), scratch)
     test = finding.load(finding.splits.test)
@@ -148,8 +150,8 @@ def write_report(
     if processes.is_main:
         record = make_record(finding, merged, beside, models, processes, seconds)
         record |= {
-            name: pair(candidates, right, rows, other).to_dict()
-            for name, other in compared(models).items()
+            name: paired_test(candidates, right, rows, other).to_dict()
+            for name, other in paired_against(models).items()
         }
         write_run_files(folder.path, record)
     processes.wait()
@@ -170,7 +172,7 @@ def write_run_files(folder: Path, record: dict[str, Any]) -> None:
     write_whole(folder / NAME, encode_record(record))
 
 
-def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
+def _refuse_drift(made: list[MergedNode], models: list[dict[str, Any]]) -> None:
     """See that the models that were searched for count as the search did, as they were saved."""
     measured = {model["name"]: model["validation"] for model in models}
     for one in made:
@@ -184,7 +186,7 @@ def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
                 f"the saved model {one.name} answers otherwise than the one that was searched",
                 expected=f"{low} right of {rows} validation rows",
                 got=saved,
-                remedy=(
+                hint=(
                     "this is a fault of mega_hf or of the model's own save and load: please"
                     " report it"
                 ),
@@ -192,9 +194,9 @@ def _refuse_drift(made: list[Merged], models: list[dict[str, Any]]) -> None:
 
 
 def make_record(
-    finding: Finding,
-    merged: list[Merged],
-    beside: list[Merged],
+    finding: RunOutcome,
+    merged: list[MergedNode],
+    beside: list[MergedNode],
     models: list[dict[str, Any]],
     processes: Processes,
     seconds: dict[str, float],
@@ -215,7 +217,7 @@ def make_record(
         "library": parents.model.library,
         "architecture": parents.model.structure.get("architecture", ""),
         "parameters": root.record["parameters"],
-        "channels": parents.model.picture_shape[0],
+        "channels": parents.model.input_shape[0],
         "recipe": _portable(finding),
         "models": models,
         "search": nodes[-1]["search"],
@@ -223,7 +225,7 @@ def make_record(
         "nodes": nodes,
         **others,
         "parents": [
-            {"name": p.name, **p.source, **(p.licence or {}), "sha256": p.sha256}
+            {"name": p.name, **p.source, **(p.license or {}), "sha256": p.sha256}
             for p in parents.identities.values()
         ],
         "data": {
@@ -258,7 +260,7 @@ def make_record(
     }
 
 
-def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
+def _describe_second_look(last: MergedNode, journal: Journal) -> dict[str, Any]:
     known, best = journal.nodes[last.name], last.record
     counted = [known.find(1, i, None) for i in range(len(last.node.parents))]
     finalists = [
@@ -269,7 +271,7 @@ def _describe_second_look(last: Merged, journal: Journal) -> dict[str, Any]:
     return last.describe() | {"finalists": finalists, "chosen": last.node.parents[best["index"]]}
 
 
-def _copies(parents: Parents, root: Merged) -> list[str]:
+def _copies(parents: ParentSet, root: MergedNode) -> list[str]:
     """Say so where the merged model is one of the parents, or has its weights and statistics
     computed anew."""
     same = {p.name: "" for p in parents.identities.values() if p.sha256 == root.record["state"]}
@@ -286,7 +288,7 @@ def _copies(parents: Parents, root: Merged) -> list[str]:
     ]
 
 
-def _portable(finding: Finding) -> dict[str, Any]:
+def _portable(finding: RunOutcome) -> dict[str, Any]:
     """Return the recipe with {local: NAME, sha256} in the place of each local folder and file."""
     tree, identities = finding.recipe.to_dict(), finding.parents.identities
     if "local" in finding.splits.source:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.runtime.environment import theirs
 from mega_hf.runtime.processes import is_gpu
 from mega_hf.tasks.image_classification import logits
@@ -28,7 +28,7 @@ _SENT = 2**28  # bytes of pictures, at most, that the process is given
 _NAIVE_BATCH = 128
 
 
-class Bare:
+class LoopProcess:
     """A process that shows pictures to a model in a loop when it is asked to, and sleeps meanwhile.
 
     What one loop frees changes what the C library does for the next; hence one process for each.
@@ -36,14 +36,14 @@ class Bare:
     Args:
         name: of the loop, eager or naive.
         forward: whose model and device it takes.
-        pictures: of which it gets the first ones.
+        examples: of which it gets the first ones.
         most: pictures in the loop.
     """
 
-    def __init__(self, name: str, forward: Forward, pictures: Pictures, most: int) -> None:
+    def __init__(self, name: str, forward: ResidentModel, examples: Examples, most: int) -> None:
         with tempfile.TemporaryDirectory(prefix="mega_hf-bare-") as folder:
             path = Path(folder) / "work.pt"
-            _write(path, forward, pictures, most)
+            _write(path, forward, examples, most)
             command = [sys.executable, "-m", "mega_hf.run.reference_loops", name, str(path)]
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
@@ -90,20 +90,18 @@ class Bare:
                 "the process of a bare loop ended",
                 expected="an answer",
                 got=f"exit code {self._process.wait()}",
-                remedy=(
-                    "see that there is memory for a second process with a model and its pictures"
-                ),
+                hint="see that there is memory for a second process with a model and its pictures",
             )
         return float(line)
 
 
-def _write(path: Path, forward: Forward, pictures: Pictures, most: int) -> None:
-    rows = max(1, min(most, pictures.count, _SENT // (4 * pictures.images[0].numel())))
+def _write(path: Path, forward: ResidentModel, examples: Examples, most: int) -> None:
+    rows = max(1, min(most, examples.count, _SENT // (4 * examples.images[0].numel())))
     work = {  # pictures as copies: a slice would be saved with the whole that it is a view of
         "model": copy.deepcopy(forward.model).cpu(),
-        "images": pictures.images[:rows].cpu().clone(),
-        "labels": pictures.labels[:rows].cpu().clone(),
-        "batch_size": min(rows, pictures.batch_size),
+        "images": examples.images[:rows].cpu().clone(),
+        "labels": examples.labels[:rows].cpu().clone(),
+        "batch_size": min(rows, examples.batch_size),
         "device": str(forward.device),
         "threads": torch.get_num_threads(),
     }

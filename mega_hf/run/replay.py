@@ -11,41 +11,41 @@ import numpy as np
 import torch
 
 from mega_hf.evaluation.individuals import Genomes, Interval, Record
-from mega_hf.evaluation.racing import Evaluation
+from mega_hf.evaluation.racing import RacingEvaluator
 from mega_hf.run.journal import NodeRecord
 from mega_hf.runtime.processes import Processes
-from mega_hf.search.evolve import Recollection, Unfit
+from mega_hf.search.evolve import InvalidRecord, RecordedDraws
 from mega_hf.search.population import Population
 
 
-def recollect(known: NodeRecord, evaluation: Evaluation) -> Recollection:
+def record_draws(known: NodeRecord, evaluation: RacingEvaluator) -> RecordedDraws:
     """Return what a search that runs recalls of a merge, and else makes."""
-    return Recollection(
+    return RecordedDraws(
         partial(_propose, known, evaluation.processes), partial(_answer, known, evaluation)
     )
 
 
-def recollect_alone(known: NodeRecord, rows: int) -> Recollection:
+def replay_draws(known: NodeRecord, rows: int) -> RecordedDraws:
     """Return what a replay recalls of a merge whose individuals were measured on so many rows; it
     makes nothing."""
-    return Recollection(
+    return RecordedDraws(
         lambda generation, _: _proposed(known, generation), lambda _: answered(known, rows)
     )
 
 
 def _proposed(known: NodeRecord, generation: int) -> list[list[float]]:
     if generation not in known.proposed:
-        raise Unrecorded(f"what was proposed for generation {generation}")
+        raise MissingRecord(f"what was proposed for generation {generation}")
     return known.proposed[generation]
 
 
 def answered(known: NodeRecord, rows: int) -> np.ndarray:
     """Return who was right where: [individuals, rows] bool."""
     if not known.answers:
-        raise Unrecorded("who was right where")
+        raise MissingRecord("who was right where")
     packed = [np.frombuffer(bytes.fromhex(one), dtype=np.uint8) for one in known.answers]
     if any(len(one) != math.ceil(rows / 8) for one in packed):
-        raise Unfit(f"answers that are not of {rows} rows")
+        raise InvalidRecord(f"answers that are not of {rows} rows")
     return np.stack([np.unpackbits(one, count=rows).astype(bool) for one in packed])
 
 
@@ -62,17 +62,17 @@ def _propose(
     return _proposed(known, generation)
 
 
-def _answer(known: NodeRecord, evaluation: Evaluation, population: Population) -> np.ndarray:
+def _answer(known: NodeRecord, evaluation: RacingEvaluator, population: Population) -> np.ndarray:
     """Return who is right where; what was recorded holds."""
     if known.answers is None:
         right = evaluation.answers(population)
         known.answer(
             [np.packbits(row).tobytes().hex() for row in right], write=evaluation.processes.is_main
         )
-    return answered(known, evaluation.pictures.count)
+    return answered(known, evaluation.examples.count)
 
 
-class Unrecorded(Exception):
+class MissingRecord(Exception):
     """The record does not hold an individual."""
 
 
@@ -109,7 +109,7 @@ class Replay:
             if counted is None and index == 0 and elite is not None:
                 counted = elite[0], elite[1], elite[3]
             if counted is None:
-                raise Unrecorded(f"individual {index} of generation {population.generation}")
+                raise MissingRecord(f"individual {index} of generation {population.generation}")
             correct, seen, loss = counted
             known.append((correct, seen, self.rows - seen, loss, self.most * (self.rows - seen)))
         return known

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import psutil
 
 
-def quieten(no_bars: bool) -> None:
+def configure_logging(no_bars: bool) -> None:
     """Let our own lines stand alone: warnings of ours, errors of the libraries'."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     # it looks for CUDA where there is none
@@ -26,7 +26,7 @@ def quieten(no_bars: bool) -> None:
 
 
 @contextmanager
-def collect_rarely() -> Iterator[None]:
+def relax_gc() -> Iterator[None]:
     """Look for cyclic garbage less often, and not at all at the end, when the system takes
     everything back.
 
@@ -85,7 +85,7 @@ _KEPT = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1}
 
 
 @contextmanager
-def keep_freed() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Inside, keep freed memory for what is allocated next; afterwards give it back.
 
     glibc gives blocks as large as a batch's activations back at once, and the system clears them

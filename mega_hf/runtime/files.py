@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mega_hf.errors import RunError, refuse_shortage
+from mega_hf.errors import RunError, raise_if_out_of_space
 
 
-def refuse_unwritable(path: Path, what: str, remedy: str) -> None:
+def check_writable(path: Path, what: str, hint: str) -> None:
     """Raise RunError where no folder can be made at a path, or none can be written in it."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         got = "a file" if not there.is_dir() else "no right to write"
-        remedy = f"{remedy}, or the right to write there"
+        hint = f"{hint}, or the right to write there"
         raise RunError(
             f"{what} can't be written",
             where=str(path),
             expected="a folder",
             got=f"{got}: {there}",
-            remedy=remedy,
+            hint=hint,
         )
 
 
@@ -105,7 +105,7 @@ def _whole_or_gone(path: Path, temporary: Path) -> Iterator[None]:
         with suppress(OSError):  # on a disk that fails; the next run removes it
             remove(temporary)
         if isinstance(error, Exception):
-            refuse_shortage(error, path)
+            raise_if_out_of_space(error, path)
         raise
 
 

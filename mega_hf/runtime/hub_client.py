@@ -1,5 +1,5 @@
 """What the Hub's client met, in words: which of the many ways of not getting something it was, and
-the remedy."""
+the hint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMEOUT = "MEGA_HF_HUB_TIMEOUT"
 BUSY = (408, 429, 500, 502, 503, 504)  # what may pass by waiting
 
 
-def explain(
+def describe_error(
     error: Exception, repository: str, revision: str = "", reading: bool = True
 ) -> tuple[str, str]:
     """Return what an error of the Hub's client means, and what to do about it.
@@ -56,14 +56,14 @@ def explain(
                 "a valid one: hf auth login, or HF_TOKEN; or log out",
             )
         if isinstance(one, RepositoryNotFoundError) and logged_in:
-            remedy = (
+            hint = (
                 "check the name; of a private one, ask its owner for access (hf auth whoami says"
                 " who you are)"
             )
-            return "no such repository, or this account may not see it", remedy
+            return "no such repository, or this account may not see it", hint
         if isinstance(one, RepositoryNotFoundError):
-            remedy = "check the name; for a private one: hf auth login"
-            return "no such repository, or it is private and nobody is logged in", remedy
+            hint = "check the name; for a private one: hf auth login"
+            return "no such repository, or it is private and nobody is logged in", hint
         if isinstance(one, RevisionNotFoundError):
             return (
                 f"the repository has no revision {revision}",
@@ -95,14 +95,14 @@ def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]
                     "wait some minutes, or log in: hf auth login",
                 )
             if status == 403:
-                remedy = "a token that may do this (hf auth login), or another repository"
-                return f"the Hub refuses this to this account: {_say(one)}", remedy
-            remedy = (
+                hint = "a token that may do this (hf auth login), or another repository"
+                return f"the Hub refuses this to this account: {_say(one)}", hint
+            hint = (
                 "try again later"
                 if status in BUSY
                 else "mend what it names; else report it to mega_hf"
             )
-            return f"the Hub answered with an error {status}: {_say(one)}", remedy
+            return f"the Hub answered with an error {status}: {_say(one)}", hint
     name = type(met[0]).__name__
     return f"the Hub can't be reached ({name})", "check the network" + instead
 
@@ -213,7 +213,7 @@ def retry(attempt: Callable[[], T]) -> T:
             if not is_passing(error) and not _is_conflict(error):
                 raise
             wait = min(wait_asked(error) or 2.0**number, _LONGEST_WAIT)
-            reason = explain(error, "")[0]
+            reason = describe_error(error, "")[0]
             logger.warning(
                 "%s; trying again in %.0f s (%d of %d)", reason, wait, number + 1, ATTEMPTS
             )
@@ -231,7 +231,7 @@ def _is_conflict(error: Exception) -> bool:
 
 
 @contextmanager
-def saying(repository: str, revision: str = "", then: str = "") -> Iterator[None]:
+def hub_errors(repository: str, revision: str = "", then: str = "") -> Iterator[None]:
     """Turn what the Hub's client raises into a HubError; `then` ends its remedy."""
     set_timeout()
     try:
@@ -243,12 +243,12 @@ def saying(repository: str, revision: str = "", then: str = "") -> Iterator[None
             error, ConnectionError | TimeoutError | ValueError | RuntimeError
         ):
             raise  # of this machine, or a fault of ours
-        what, remedy = _explain_push(error) or explain(
+        what, hint = _explain_push(error) or describe_error(
             error, repository, revision, reading=not then
         )
         got = f"{repository}@{revision}" if revision else repository
         raise HubError(
-            what, expected="the Hub to answer, and to agree", got=got, remedy=remedy + then
+            what, expected="the Hub to answer, and to agree", got=got, hint=hint + then
         ) from None
 
 

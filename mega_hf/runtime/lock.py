@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path, remedy: str = _WAIT) -> Iterator[None]:
+def lock_folder(folder: Path, hint: str = _WAIT) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other run; the lock file is gone
     afterwards.
 
     Args:
         folder: which one.
-        remedy: what to do where another run is at work there.
+        hint: what to do where another run is at work there.
 
     Raises:
         RunError: another run is at work there.
     """
-    descriptor = _acquire(folder, remedy)
+    descriptor = _acquire(folder, hint)
     try:
         os.truncate(descriptor, 0)  # what a killed run wrote
         os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -43,7 +43,7 @@ def hold(folder: Path, remedy: str = _WAIT) -> Iterator[None]:
         os.close(descriptor)
 
 
-def refuse_held(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Raise RunError where another run is at work, before anything is loaded; it is `hold` that
     keeps it out."""
     if (folder / NAME).is_file() and os.access(folder / NAME, os.R_OK | os.W_OK):
@@ -54,7 +54,7 @@ def refuse_held(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _acquire(folder: Path, remedy: str) -> int:
+def _acquire(folder: Path, hint: str) -> int:
     """Return the open lock file, locked; `kill -9` frees it too, since the system closes what a
     process had open."""
     path = folder / NAME
@@ -62,7 +62,7 @@ def _acquire(folder: Path, remedy: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, folder, remedy)
+            _lock(descriptor, folder, hint)
             if _is_there(descriptor, path):
                 return descriptor
         except BaseException:
@@ -72,7 +72,7 @@ def _acquire(folder: Path, remedy: str) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path, remedy: str) -> None:
+def _lock(descriptor: int, folder: Path, hint: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -82,7 +82,7 @@ def _lock(descriptor: int, folder: Path, remedy: str) -> None:
             where=str(folder),
             expected="one run at a time in a folder",
             got=f"process {holder} at work" if holder.isdecimal() else "another process at work",
-            remedy=remedy,
+            hint=hint,
         ) from None
     except OSError as error:
         if error.errno not in _UNSUPPORTED:

@@ -57,7 +57,7 @@ class Processes:
         if started != self.count:
             got = f"{self.count} for each of {started} processes"
             raise LaunchError(
-                "the processes don't see each other", expected=started, got=got, remedy=CPU_COMMAND
+                "the processes don't see each other", expected=started, got=got, hint=CPU_COMMAND
             )
 
     @property
@@ -102,7 +102,7 @@ class Processes:
             try:
                 results[i] = measure(i)
             except MegaError as error:
-                error.alone = True
+                error.on_one_process = True
                 raise
         return self.add_up(results)  # all others hold zeros
 
@@ -148,7 +148,7 @@ class Processes:
             where=what,
             expected=first,
             got=other,
-            remedy=(
+            hint=(
                 "the same files, releases and kind of device on every machine; or one of its"
                 " devices is faulty"
             ),
@@ -192,9 +192,9 @@ def _others_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         got = (str(error).strip().splitlines() or ["no answer"])[0][:200]
-        remedy = "see what ended it, and mend that; then the same command goes on"
+        hint = "see what ended it, and mend that; then the same command goes on"
         raise LaunchError(
-            "another process ended", expected="an answer", got=got, remedy=remedy
+            "another process ended", expected="an answer", got=got, hint=hint
         ) from None
 
 
@@ -210,7 +210,7 @@ def check_launch(environment: os._Environ[str] | dict[str, str]) -> None:
             "accelerate launch --cpu starts one process, whatever --num_processes says",
             expected="as many processes as asked for",
             got="one",
-            remedy=f"mega-hf ... --num-processes N, or {CPU_COMMAND}",
+            hint=f"mega-hf ... --num-processes N, or {CPU_COMMAND}",
         )
 
 
@@ -239,7 +239,7 @@ def launch(count: int, arguments: list[str]) -> int:
             "too few GPUs",
             expected=f"at most {torch.cuda.device_count()} processes",
             got=count,
-            remedy="a smaller --num-processes",
+            hint="a smaller --num-processes",
         )
     flags = ["--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
     flags += [

@@ -33,7 +33,7 @@ TEXT = 100_000
 _END = object()
 
 
-class Beyond(ValueError):
+class LimitExceeded(ValueError):
     """Something is larger, deeper or stranger than what is read."""
 
 
@@ -64,7 +64,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     with path.open("rb") as opened:
         content = opened.read(most + 1)
     if len(content) > most:
-        raise Beyond(f"more than {most:,} bytes")
+        raise LimitExceeded(f"more than {most:,} bytes")
     return content
 
 
@@ -80,7 +80,7 @@ def read_json(path: Path, largest: float = WHOLE) -> Any:
         ValueError: it is not JSON, or beyond a bound.
     """
     value = parse_json(read_bytes(path, JSON_BYTES))
-    refuse_beyond(value, JSON_LEVELS, largest, VALUES)
+    check_bounds(value, JSON_LEVELS, largest, VALUES)
     return value
 
 
@@ -93,12 +93,12 @@ def parse_json(content: bytes) -> Any:
     try:
         value = json.loads(content.decode("utf-8"))
     except RecursionError:
-        raise Beyond(f"more than {JSON_LEVELS} levels") from None
-    refuse_beyond(value, JSON_LEVELS)
+        raise LimitExceeded(f"more than {JSON_LEVELS} levels") from None
+    check_bounds(value, JSON_LEVELS)
     return value
 
 
-def refuse_beyond(
+def check_bounds(
     tree: Any, levels: int, largest: float = math.inf, values: float = math.inf
 ) -> None:
     """Raise Beyond where a tree of plain values is too deep, or holds what no file of use holds.
@@ -114,14 +114,14 @@ def refuse_beyond(
             continue
         seen += 1
         if seen > values:
-            raise Beyond(f"more than {values:,} values")
+            raise LimitExceeded(f"more than {values:,} values")
         if isinstance(value, dict | list):
             inner = (
                 itertools.chain(value, value.values()) if isinstance(value, dict) else iter(value)
             )
             open_levels.append(inner)
             if len(open_levels) > levels:
-                raise Beyond(f"more than {levels} levels")
+                raise LimitExceeded(f"more than {levels} levels")
         else:
             _refuse_scalar(value, largest)
 
@@ -129,7 +129,7 @@ def refuse_beyond(
 def _refuse_scalar(value: Any, largest: float) -> None:
     if isinstance(value, str):
         if len(value) > TEXT:
-            raise Beyond(f"a text of {len(value):,} characters")
+            raise LimitExceeded(f"a text of {len(value):,} characters")
     elif isinstance(value, int):
         if value.bit_length() > 1000 or abs(value) > largest:  # more would be no float either
             shown = (
@@ -137,9 +137,9 @@ def _refuse_scalar(value: Any, largest: float) -> None:
                 if value.bit_length() < 100
                 else "a number of dozens of digits"
             )
-            raise Beyond(f"{shown}; at most {largest:,}")
+            raise LimitExceeded(f"{shown}; at most {largest:,}")
     elif isinstance(value, float) and (not math.isfinite(value) or abs(value) > largest):
-        raise Beyond(f"the number {value}; at most {largest:,}")
+        raise LimitExceeded(f"the number {value}; at most {largest:,}")
 
 
 def printable(text: object) -> str:

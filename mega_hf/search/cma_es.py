@@ -8,10 +8,10 @@ import torch
 from mega_hf.runtime.seeds import Streams
 from mega_hf.search.evolve import (
     Evaluate,
+    InvalidRecord,
     Outcome,
-    Recollection,
+    RecordedDraws,
     Search,
-    Unfit,
     best_of,
     prove,
     record_generation,
@@ -29,7 +29,7 @@ def cma_es(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Adapt a normal distribution of coefficients, from the best of the parents and their average
     on.
@@ -109,11 +109,11 @@ def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor
 
 def _checked(asked: list[list[float]], size: int, dimensions: int) -> np.ndarray:
     if {len(point) for point in asked} != {dimensions} or len(asked) != size:
-        raise Unfit(
+        raise InvalidRecord(
             f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of"
             f" {dimensions}"
         )
     points = np.array(asked, dtype=np.float64)
     if not (np.abs(points) < _LARGEST).all():
-        raise Unfit("a number that the strategy never proposes")
+        raise InvalidRecord("a number that the strategy never proposes")
     return points

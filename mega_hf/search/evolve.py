@@ -24,7 +24,7 @@ Evaluate = Callable[
 ]
 
 
-class Recollection(NamedTuple):
+class RecordedDraws(NamedTuple):
     """What a method takes from others beside fitness, made now or as a journal has it.
 
     Attributes:
@@ -37,7 +37,7 @@ class Recollection(NamedTuple):
     answers: Callable[[Population], np.ndarray]
 
 
-class Unfit(Exception):
+class InvalidRecord(Exception):
     """What was recorded can't be what a method made."""
 
 
@@ -71,7 +71,7 @@ def evolve(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection | None = None,
+    recall: RecordedDraws | None = None,
 ) -> Outcome:
     """Search the weights between and around the parents (MeGA, Algorithm 1).
 

@@ -16,10 +16,10 @@ from mega_hf.search.cma_es import cma_es
 from mega_hf.search.crossover import mix, spacings
 from mega_hf.search.evolve import (
     Evaluate,
+    InvalidRecord,
     Outcome,
-    Recollection,
+    RecordedDraws,
     Search,
-    Unfit,
     best_of,
     evolve,
     prove,
@@ -29,7 +29,7 @@ from mega_hf.search.population import Fitness, Generation, Genes, Individual, Po
 from mega_hf.search.selection import winner
 
 # parents: [parents, size] float32
-Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate, Recollection], Outcome]
+Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate, RecordedDraws], Outcome]
 
 
 def uniform_soup(
@@ -38,7 +38,7 @@ def uniform_soup(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
     return _try(parents, [_equal(len(parents))], 1, evaluate)
@@ -50,7 +50,7 @@ def choose(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Keep the best of the parents as it is; of equals the first.
 
@@ -71,7 +71,9 @@ def choose(
     ]
     counted = [0 if one.correct is None else one.correct for one in fitness]
     if right.sum(axis=1).tolist() != counted:
-        raise Unfit(f"{right.sum(axis=1).tolist()} right answers where {counted} were counted")
+        raise InvalidRecord(
+            f"{right.sum(axis=1).tolist()} right answers where {counted} were counted"
+        )
     best = winner(list(range(len(fitness))), fitness)
     apart = (right != right[best]).sum(axis=1)
     near = [i for i in range(search.prefer) if (counted[best] - counted[i]) ** 2 <= apart[i]]
@@ -86,7 +88,7 @@ def line_sweep(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Take the best of `search.budget` points at equal distances on the line between two parents,
     ends included."""
@@ -102,7 +104,7 @@ def random_search(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
     count = len(parents)
@@ -121,7 +123,7 @@ def greedy_soup(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: Recollection,
+    recall: RecordedDraws,
 ) -> Outcome:
     """Average the parents, best first, of which each is kept if the average is not worse with it
     (Wortsman et al.)."""

@@ -75,7 +75,7 @@ def winner(tournament: list[int], fitness: Sequence[Fitness]) -> int:
     """
     first, *others = contenders(tournament, fitness)
     if others:
-        raise Undecided(f"who wins is open between the individuals {[first, *others]}")
+        raise UndecidedTournament(f"who wins is open between the individuals {[first, *others]}")
     return first
 
 
@@ -88,5 +88,5 @@ def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
     return [first, *(i for i in tournament if i != first and (fitness[i].hoped, i) < ahead)]
 
 
-class Undecided(Exception):
+class UndecidedTournament(Exception):
     """The rows seen so far do not decide a tournament."""

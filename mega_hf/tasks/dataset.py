@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 
-from mega_hf.errors import DataError, refuse_shortage
+from mega_hf.errors import DataError, raise_if_out_of_space
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import is_local
-from mega_hf.runtime.hub_client import explain, is_of_hub, set_timeout
+from mega_hf.runtime.hub_client import describe_error, is_of_hub, set_timeout
 
 
 def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]]:
@@ -32,19 +32,19 @@ def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]
         whole = datasets.load_dataset(data.path, data.name, revision=revision)
     except Exception as error:  # datasets raises whatever its readers met
         # where it writes what it has read
-        refuse_shortage(error, datasets.config.HF_DATASETS_CACHE)
+        raise_if_out_of_space(error, datasets.config.HF_DATASETS_CACHE)
         what, expected = "the data set can't be read", "a data set"
         got = f"{data.path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        remedy = (
+        hint = (
             "the folder must be readable by datasets.load_dataset: parquet files or pictures by"
             " class"
         )
         if not is_local(data.path) and is_of_hub(error):  # else it is the files' own fault
-            reason, remedy = explain(error, f"datasets/{data.path}", data.revision or "main")
+            reason, hint = describe_error(error, f"datasets/{data.path}", data.revision or "main")
             what = f"{what}: {reason}"
             expected = "a data set on the Hub, or ./FOLDER"
             got = data.path
-        raise DataError(what, key="path", expected=expected, got=got, remedy=remedy) from None
+        raise DataError(what, key="path", expected=expected, got=got, hint=hint) from None
     source: dict[str, Any] = {"local": Path(data.path).name}
     if not is_local(data.path):
         _refuse_other_revision(whole, str(revision), data.path)
@@ -58,14 +58,14 @@ def _refuse_other_revision(whole: datasets.DatasetDict, revision: str, path: str
     for."""
     for rows in whole.values():
         if any(revision not in file["filename"] for file in rows.cache_files):
-            remedy = "connect once, so that this revision is cached"
+            hint = "connect once, so that this revision is cached"
             got = f"another one of {path}"
             raise DataError(
                 "another revision is cached",
                 key="revision",
                 expected=revision,
                 got=got,
-                remedy=remedy,
+                hint=hint,
             )
 
 
@@ -87,7 +87,7 @@ def find_columns(
                 key=key,
                 expected="one of " + ", ".join(features),
                 got=column,
-                remedy="data.image and data.label name the columns",
+                hint="data.image and data.label name the columns",
             )
     if not isinstance(features[image], datasets.Image):
         raise DataError(
@@ -95,7 +95,7 @@ def find_columns(
             key="image",
             expected="an Image column",
             got=features[image],
-            remedy="data.image: the name of the Image column",
+            hint="data.image: the name of the Image column",
         )
     feature = features[label]
     if isinstance(feature, datasets.ClassLabel):
@@ -106,7 +106,7 @@ def find_columns(
             key="label",
             expected="a ClassLabel or integer column",
             got=feature,
-            remedy="data.label: the name of the label column",
+            hint="data.label: the name of the label column",
         )
     return image, label, None
 
@@ -119,6 +119,6 @@ def _only(features: datasets.Features, kind: type, key: str) -> str:
             f"which column is the {key}?",
             expected=f"one {kind.__name__} column",
             got=got,
-            remedy=f"data.{key}: NAME",
+            hint=f"data.{key}: NAME",
         )
     return found[0]

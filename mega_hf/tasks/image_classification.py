@@ -60,7 +60,7 @@ def match_classes(
                 "the model lacks a class of the data set",
                 expected=", ".join(names),
                 got=f"no {missing[0]} among " + ", ".join(labels),
-                remedy="another data set, or rename the classes in the model's config.json",
+                hint="another data set, or rename the classes in the model's config.json",
             )
         return [labels.index(name) for name in names], "by name"
     if classes > num_classes:
@@ -69,13 +69,13 @@ def match_classes(
             "the model lacks a class of the data set",
             expected=f"{classes} classes",
             got=got,
-            remedy="a model or a data set with the same classes",
+            hint="a model or a data set with the same classes",
         )
     who = "the model" if not labels else "the data set"
     return list(range(classes)), f"by position, since {who} has no class names"
 
 
-def fill_pictures(
+def fill_examples(
     split: Split,
     mapping: list[int],
     transform: Callable[[Image.Image], torch.Tensor],
@@ -103,5 +103,5 @@ def check_labels(split: Split, classes: int) -> None:
             f"labels out of range in {split.spec}",
             expected=f"0 to {classes - 1}",
             got=f"{got} in row {row}, {len(wrong)} in all",
-            remedy="a split with labels",
+            hint="a split with labels",
         )

@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from mega_hf.errors import DataError
-from mega_hf.recipe.data import Calibration, Sample
+from mega_hf.recipe.data import CalibrationRows, Sample
 
 _CHUNK = 256  # rows read at once
 
@@ -67,7 +67,7 @@ class Split:
                 f"a broken picture in row {self.indices[i]} of {self.origin}",
                 expected="a picture",
                 got=got,
-                remedy="mend or drop this row",
+                hint="mend or drop this row",
             ) from None
 
     def for_each(self, work: Callable[[int, Image.Image], object]) -> None:
@@ -114,7 +114,7 @@ def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, lab
             "an empty split",
             expected="at least one row",
             got=text,
-            remedy="a slice that holds rows",
+            hint="a slice that holds rows",
         )
     rows = (
         whole[origin]
@@ -135,7 +135,7 @@ def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
             "no such split",
             expected="a slice of " + ", ".join(whole),
             got=got,
-            remedy="data.validation and data.test name the splits",
+            hint="data.validation and data.test name the splits",
         ) from None
     origins = {part.splitname for part in absolute}
     if len(origins) > 1:
@@ -143,7 +143,7 @@ def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
             "rows of several splits",
             expected="a slice of one split",
             got=spec,
-            remedy="take all rows from one split",
+            hint="take all rows from one split",
         )
     indices = np.concatenate([np.arange(part.from_, part.to, dtype=np.int64) for part in absolute])
     return origins.pop(), indices
@@ -155,7 +155,7 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "no such split",
             expected=", ".join(whole),
             got=sample.split,
-            remedy="data.validation and data.test name the splits",
+            hint="data.validation and data.test name the splits",
         )
     rows = whole[sample.split]
     if sample.size >= len(rows):
@@ -163,7 +163,7 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "a sample as large as its split",
             expected=f"fewer than {len(rows)} rows",
             got=sample.size,
-            remedy="a smaller size",
+            hint="a smaller size",
         )
     numbered = rows.select_columns([label]).add_column("row", range(len(rows)))
     generator = np.random.Generator(np.random.Philox(key=sample.seed))
@@ -177,12 +177,12 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "the sample can't be drawn",
             expected="rows of every class",
             got=error,
-            remedy="stratify: false",
+            hint="stratify: false",
         ) from None
     return np.sort(np.array(drawn["row"][:], dtype=np.int64))
 
 
-def sample_rows(split: Split, wanted: Calibration) -> Split:
+def sample_rows(split: Split, wanted: CalibrationRows) -> Split:
     """Draw some of a split's rows, or take all if it has no more, in the split's order."""
     chosen = draw_places(len(split), wanted.size, wanted.seed)
     text = wanted.model_copy(update={"size": len(chosen)}).text_of(split.spec)

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from mega_hf.errors import DataError
-from mega_hf.recipe.data import SECOND_LOOK_SEED, Calibration, Data, Sample
+from mega_hf.recipe.data import SECOND_LOOK_SEED, CalibrationRows, Data, Sample
 from mega_hf.tasks.dataset import find_columns, open_dataset
 from mega_hf.tasks.image_classification import check_labels
 from mega_hf.tasks.rows import Split, draw_places, hash_rows, sample_rows, select_rows
@@ -130,12 +130,12 @@ def add_calibration(splits: Splits) -> Splits:
             got=(
                 "none beside validation and test" if rows is None else f"{len(rows)} in {rows.spec}"
             ),
-            remedy=(
+            hint=(
                 "data.train or data.calibration: another slice; or --set merge.batchnorm=blend,"
                 " which needs none"
             ),
         )
-    entry = splits.data.calibration or Calibration()
+    entry = splits.data.calibration or CalibrationRows()
     entry = entry if isinstance(entry, str) else entry.model_copy(update={"size": len(rows)})
     data = splits.data.model_copy(update={"calibration": entry})
     return replace(splits, data=data, digests=splits.digests | {"calibration": rows.digest})
@@ -159,7 +159,7 @@ def _calibration(
         return chosen
     if train is None or not len(train):
         return None
-    return sample_rows(train, data.calibration or Calibration())
+    return sample_rows(train, data.calibration or CalibrationRows())
 
 
 def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, int]:
@@ -195,9 +195,11 @@ def load_sample(
     all_rows = select_rows(
         spec or ("validation" if "validation" in whole else data.train), whole, image, label
     )
-    rows = sample_rows(all_rows, Calibration(size=max(2, size)))
+    rows = sample_rows(all_rows, CalibrationRows(size=max(2, size)))
     rest = _remaining(data, whole, image, label, [rows])
-    calibration = sample_rows(rest, Calibration()) if rest is not None and len(rest) >= 2 else None
+    calibration = (
+        sample_rows(rest, CalibrationRows()) if rest is not None and len(rest) >= 2 else None
+    )
     classes = len(names) if names else int(all_rows.labels().max()) + 1
     check_labels(rows, classes)
     return rows, calibration, names, classes
@@ -213,7 +215,7 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
                 "no test split",
                 expected="data.test, or a split named test",
                 got=got,
-                remedy="--test SPLIT",
+                hint="--test SPLIT",
             )
         data = data.model_copy(update={"test": "test"})
     if data.validation is None and "validation" in whole:
@@ -225,7 +227,7 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
                 "no validation split",
                 expected="data.validation, or a training split",
                 got=got,
-                remedy="--validation",
+                hint="--validation",
             )
         size = min(DEFAULT_SAMPLE, len(whole[data.train]) // 10)
         sample = Sample(split=data.train, size=max(1, size))
@@ -257,7 +259,7 @@ def _divide(
             key="second_look",
             expected=f"a share of {validation.spec} that is a row or more",
             got=f"{data.second_look:g} of {count}",
-            remedy="more validation rows; or data.second_look: 0, and there is none",
+            hint="more validation rows; or data.second_look: 0, and there is none",
         )
     places = {"validation": np.setdiff1d(np.arange(count), later), "second_look": later}
     whole = hashes["validation"]
@@ -276,7 +278,7 @@ def _refuse_overlap(one: Split, other: Split, names: str = "validation and test"
                 f"{names} overlap",
                 expected="no common rows",
                 got=f"{len(both)} rows of {one.origin} in both {one.spec} and {other.spec}",
-                remedy=(
+                hint=(
                     "what has seen rows that it is measured on makes the measurement worthless:"
                     " other slices"
                 ),
@@ -291,7 +293,7 @@ def _shared_pictures(validation: list[bytes], test: list[bytes]) -> int:
             key="test",
             expected=f"at most {_SHARED_LIMIT:.0%} of the validation rows",
             got=f"{shared} of {len(validation)}",
-            remedy="choose splits that are different rows",
+            hint="choose splits that are different rows",
         )
     return shared
 

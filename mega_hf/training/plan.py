@@ -12,13 +12,13 @@ from typing import Any
 import timm
 import torch
 
-from mega_hf.errors import DataError, ParentError, refuse_shortage
+from mega_hf.errors import DataError, ParentError, raise_if_out_of_space
 from mega_hf.models.references import open_parent, open_unweighted
 from mega_hf.models.save import layout_digest, save_model
-from mega_hf.models.timm_models import OpenModel, build_timm, describe_timm, timm_structure
+from mega_hf.models.timm_models import LoadedModel, build_timm, describe_timm, timm_structure
 from mega_hf.recipe.blocks import ParentRef, ParentTrain, TrainedParent, WeightsParent
 from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.tasks.image_classification import check_labels, match_classes
 from mega_hf.tasks.splits import Splits
 from mega_hf.training.trainer import update
@@ -28,7 +28,7 @@ from mega_hf.training.trainer import update
 class Start:
     """What training starts at, and the mould for what it leaves."""
 
-    opened: OpenModel
+    opened: LoadedModel
     arguments: dict[str, Any]  # of the architecture, where no folder's config.json holds them
     mapping: list[int]  # for each class of the data set the model's output
 
@@ -37,7 +37,9 @@ def trained_source(recipe: Recipe, name: str) -> str | None:
     """Return the trained parent that a trained parent starts from, itself or one of its snapshots;
     else None."""
     source = recipe.trained[name].train.source
-    return base(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
+    return (
+        parent_name(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
+    )
 
 
 def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
@@ -82,7 +84,9 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
     return keys
 
 
-def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, OpenModel]:
+def check_training(
+    recipe: Recipe, names: Collection[str], splits: Splits
+) -> dict[str, LoadedModel]:
     """Raise what would end training later, before anything is made; no weights are read or
     downloaded.
 
@@ -103,11 +107,11 @@ def check_training(recipe: Recipe, names: Collection[str], splits: Splits) -> di
             key="train",
             expected=f"rows of {splits.data.train}",
             got="none beside validation and test",
-            remedy="a smaller validation split, or data.train: another split",
+            hint="a smaller validation split, or data.train: another split",
         )
     check_labels(splits.train, splits.classes)
-    built: dict[str, OpenModel] = {}
-    models: dict[str, OpenModel] = {}
+    built: dict[str, LoadedModel] = {}
+    models: dict[str, LoadedModel] = {}
     tried: set[tuple[int, int]] = set()
     for name in names:
         models[name] = model = _unweighted(recipe, name, splits, built)
@@ -157,10 +161,10 @@ def _source(recipe: Recipe, name: str) -> ParentRef | None:
     source = recipe.trained[name].train.source
     if source is None or source not in recipe.usable:
         return source
-    return recipe.parents[base(source)]
+    return recipe.parents[parent_name(source)]
 
 
-def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
+def _from_seed(train: ParentTrain, splits: Splits) -> LoadedModel:
     assert train.arch is not None, "a recipe has refused this"
     with torch.random.fork_rng(devices=[]):  # constructors know no other source of randomness
         torch.default_generator.manual_seed(train.seed)
@@ -170,8 +174,8 @@ def _from_seed(train: ParentTrain, splits: Splits) -> OpenModel:
 
 
 def _unweighted(
-    recipe: Recipe, name: str, splits: Splits, built: dict[str, OpenModel]
-) -> OpenModel:
+    recipe: Recipe, name: str, splits: Splits, built: dict[str, LoadedModel]
+) -> LoadedModel:
     """Build what a parent will be, or take it from what was built before."""
     train, reference = recipe.trained[name].train, _source(recipe, name)
     if isinstance(reference, TrainedParent):
@@ -188,7 +192,7 @@ def _unweighted(
     return model
 
 
-def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> list[int]:
+def _fit(name: str, train: ParentTrain, model: LoadedModel, splits: Splits) -> list[int]:
     """Map the data set's classes to a source's outputs; refuse one that is not what the recipe
     says."""
     got, asked = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
@@ -197,7 +201,7 @@ def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> lis
             f"{name} is trained from another architecture",
             expected=f"{asked}, its arch",
             got=f"{got} ({train.source})",
-            remedy=(
+            hint=(
                 "leave arch out where from is given (arch: null), or train from a model of that"
                 " architecture"
             ),
@@ -205,7 +209,9 @@ def _fit(name: str, train: ParentTrain, model: OpenModel, splits: Splits) -> lis
     try:
         return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
     except DataError as error:
-        raise error.but(what=f"{name} can't be trained from {train.source}: {error.what}") from None
+        raise error.replace(
+            what=f"{name} can't be trained from {train.source}: {error.what}"
+        ) from None
 
 
 def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -218,7 +224,9 @@ def _is_dropout(argument: str) -> bool:
     return argument.startswith("drop") or argument.endswith("drop_rate")
 
 
-def _with_dropout(opened: OpenModel, arguments: dict[str, Any], train: ParentTrain) -> OpenModel:
+def _with_dropout(
+    opened: LoadedModel, arguments: dict[str, Any], train: ParentTrain
+) -> LoadedModel:
     """Build a source of timm's again with the recipe's dropout, which is how to train and not what
     a model is."""
     dropout = {key: value for key, value in train.arch_args.items() if _is_dropout(key)}
@@ -234,23 +242,21 @@ def _with_dropout(opened: OpenModel, arguments: dict[str, Any], train: ParentTra
     return replace(opened, model=model.eval())
 
 
-def _try(name: str, model: OpenModel, rows: int) -> None:
+def _try(name: str, model: LoadedModel, rows: int) -> None:
     """Send a batch of zeros through a model, as training will."""
     optimizer = torch.optim.SGD(model.model.parameters(), lr=0.0)
     try:
         with torch.random.fork_rng(devices=[]):
-            images = torch.zeros(rows, *model.picture_shape)
+            images = torch.zeros(rows, *model.input_shape)
             labels = torch.zeros(rows, dtype=torch.int64)
             update(model.model.train(), optimizer, images, labels, 0.0)
             model.model.eval().zero_grad(set_to_none=True)
     # architectures raise whatever they met; nothing of it is our user's traceback
     except Exception as error:
-        refuse_shortage(error)
+        raise_if_out_of_space(error)
         raise ParentError(
             f"{name} can't be trained: {type(error).__name__}",
             expected="a model that takes the pictures",
             got=" ".join(str(error).split())[:300],
-            remedy=(
-                "another input_size in train.data_config, other arch_args, or a larger batch_size"
-            ),
+            hint="another input_size in train.data_config, other arch_args, or a larger batch_size",
         ) from None

@@ -14,7 +14,7 @@ from pickle import UnpicklingError
 from mega_hf.errors import RunError
 from mega_hf.models.training_stamp import STAMP, first_line, is_stamped, is_whole
 from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.runtime.files import folder_digest, remove, write_folder, write_whole
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
@@ -85,7 +85,7 @@ def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
     ]
 
 
-def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None:
+def check_not_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None:
     """Raise RunError where something that was not trained here lies where a parent or its training
     would go.
 
@@ -100,7 +100,7 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
             where=str(folder),
             expected="a folder",
             got="a file",
-            remedy="another --parents",
+            hint="another --parents",
         )
     for path in [folder / made for name in names for made in recipe.made_by(name)]:
         if path.exists() and not (path / STAMP).is_file():
@@ -109,7 +109,7 @@ def refuse_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None
                 where=str(path),
                 got="a file" if path.is_file() else "a folder",
                 expected=f"nothing, or a folder with {STAMP}",
-                remedy="another --parents, or move it away",
+                hint="another --parents, or move it away",
             )
 
 
@@ -139,7 +139,7 @@ def check_trained(folder: Path, keys: Mapping[str, str], update: bool) -> list[s
             where=str(path),
             expected=f"training {keys[name][:12]}",
             got="its settings, its rows or what it starts from were others",
-            remedy="put these back; or --update, which trains it again; or another --parents",
+            hint="put these back; or --update, which trains it again; or another --parents",
         )
     return list(found)
 
@@ -241,7 +241,7 @@ class _Trainer:
         """Return the rows as a model takes them; those of another preprocessing are let go."""
         opened = start.opened
         wanted = json.dumps(
-            [opened.library, opened.preprocessing, opened.picture_shape, start.mapping]
+            [opened.library, opened.preprocessing, opened.input_shape, start.mapping]
         )
         if wanted not in self._rows:
             assert self._splits.train is not None, "check_training has refused this"
@@ -268,7 +268,7 @@ class _Trainer:
         return is_same
 
     def _key(self, made: str) -> str:
-        return self._keys[base(made)]
+        return self._keys[parent_name(made)]
 
     def _state(self, name: str) -> Path:
         return self._folder / f"{name}@training"  # a parent's name has no @

@@ -22,10 +22,10 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mega_hf.errors import RunError
-from mega_hf.models.timm_models import OpenModel
+from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.blocks import ParentTrain, Train
 from mega_hf.runtime.seeds import named_stream
-from mega_hf.tasks.image_classification import fill_pictures
+from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.rows import Split
 
 _TIMED_ROWS = 32
@@ -42,19 +42,19 @@ class TrainingRows:
         limit: bytes that the pictures may need in memory.
     """
 
-    def __init__(self, split: Split, model: OpenModel, mapping: list[int], limit: int) -> None:
-        self.shape = model.picture_shape  # (channels, height, width)
+    def __init__(self, split: Split, model: LoadedModel, mapping: list[int], limit: int) -> None:
+        self.shape = model.input_shape  # (channels, height, width)
         self.labels = torch.tensor([mapping[label] for label in split.labels()], dtype=torch.int64)
         self._split, self._transform, self._held = split, model.transform, torch.empty(0)
         self.is_held = 4 * len(split) * math.prod(self.shape) <= limit
         if self.is_held:
             self._held = torch.empty(len(split), *self.shape)
-            fill_pictures(split, mapping, model.transform, self._held, self.labels)
+            fill_examples(split, mapping, model.transform, self._held, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pictures(self, rows: torch.Tensor) -> torch.Tensor:
+    def examples(self, rows: torch.Tensor) -> torch.Tensor:
         """Return some rows' pictures: [batch] int64 -> [batch, channels, height, width] float32."""
         if self.is_held:
             return self._held[rows]
@@ -152,7 +152,7 @@ class Fit:
         self.losses = state["losses"]
 
     def _update(self, rows: torch.Tensor, draws: Draws | None) -> float:
-        images = self._rows.pictures(rows).to(self._device)
+        images = self._rows.examples(rows).to(self._device)
         images = images if draws is None else flip_and_crop(images, draws.of(rows))
         labels = self._rows.labels[rows].to(self._device)
         return update(self._model, self._optimizer, images, labels, self._train.label_smoothing)
@@ -175,7 +175,7 @@ class Fit:
                 f"the training of {self._name} diverged",
                 expected="a finite loss",
                 got=f"{got} in epoch {epoch} of {self._name}",
-                remedy="a smaller learning_rate",
+                hint="a smaller learning_rate",
             )
 
 
@@ -248,14 +248,14 @@ def update(
     return loss.item()
 
 
-def time_training(model: OpenModel, train: ParentTrain, device: torch.device) -> float:
+def time_training(model: LoadedModel, train: ParentTrain, device: torch.device) -> float:
     """Return seconds a picture of one training step: the faster of two after a warm-up, on zeros,
     by one thread.
 
     The model is left as it is.
     """
     rows = min(train.batch_size, _TIMED_ROWS)
-    images = torch.zeros(rows, *model.picture_shape, device=device)
+    images = torch.zeros(rows, *model.input_shape, device=device)
     labels = torch.zeros(rows, dtype=torch.int64, device=device)
     copied = deepcopy(model.model).to(device).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(copied, train)

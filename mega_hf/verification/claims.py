@@ -22,7 +22,7 @@ from mega_hf.recipe.placeholders import is_found_again
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
-from mega_hf.run.candidates import ALIGNED, Lineup, line_up
+from mega_hf.run.candidates import ALIGNED, ReportRows, report_rows
 from mega_hf.run.folder import read_stored
 from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal import Journal, NodeRecord
@@ -53,7 +53,7 @@ OTHERWISE = (
 
 
 @dataclass(frozen=True)
-class Testimony:
+class RunClaims:
     """A finished run's recipe, journal and result, which agree with each other; and its model, if
     it is there."""
 
@@ -87,17 +87,17 @@ class Testimony:
         return str(self.result.record["nodes"][-1]["name"])
 
     @property
-    def lineup(self) -> Lineup:
+    def lineup(self) -> ReportRows:
         """The models that result.json must tell of."""
-        return line_up(self.recipe, self.ranking, self.is_treated, self.has_aligned)
+        return report_rows(self.recipe, self.ranking, self.is_recalibrated_run, self.has_aligned)
 
     @property
     def parents(self) -> dict[str, str]:
         """Each parent's digest."""
         return {parent["name"]: parent["sha256"] for parent in self.result.record["parents"]}
 
-    def licence_of(self, name: str) -> dict[str, Any]:
-        """Return the licence that result.json gives a parent, as its card's front matter has it."""
+    def license_of(self, name: str) -> dict[str, Any]:
+        """Return the license that result.json gives a parent, as its card's front matter has it."""
         said: dict[str, Any] = next(
             (parent for parent in self.result.record["parents"] if parent["name"] == name), {}
         )
@@ -120,10 +120,10 @@ class Testimony:
         return [split for split in named if split in self.result.record["data"]]
 
     @property
-    def is_treated(self) -> bool:
+    def is_recalibrated_run(self) -> bool:
         """Whether the final merge was recalibrated, and so were the parents and baselines that it
         is shown beside."""
-        return self.result.report.is_treated
+        return self.result.report.is_recalibrated_run
 
     @property
     def has_aligned(self) -> bool:
@@ -181,7 +181,7 @@ class Testimony:
                 where=JOURNAL,
                 expected="a merge's lines",
                 got="none",
-                remedy=_COPY,
+                hint=_COPY,
             )
         return self.journal.nodes[name]
 
@@ -202,7 +202,7 @@ class Testimony:
         return f": largest difference {largest:.3g}, in {differing:,} of {total:,} numbers"
 
 
-def read_testimony(run: str | Path) -> Testimony:
+def load_claims(run: str | Path) -> RunClaims:
     """Read a run's files and see that they belong together.
 
     Args:
@@ -220,7 +220,7 @@ def read_testimony(run: str | Path) -> Testimony:
             where=name,
             expected=f"{RESULT}, {RECIPE} and {JOURNAL}",
             got=f"no {missing[0]}",
-            remedy="a finished run folder, or what mega-hf push made of one",
+            hint="a finished run folder, or what mega-hf push made of one",
         )
     with _reading(RESULT):
         result = MergeResult.load(folder)
@@ -229,7 +229,7 @@ def read_testimony(run: str | Path) -> Testimony:
         recipe, is_whole = read_stored(folder / RECIPE)
     with _reading(JOURNAL):
         journal = Journal(folder / JOURNAL)
-    told = Testimony(name, folder, result, recipe, journal, paths)
+    told = RunClaims(name, folder, result, recipe, journal, paths)
     _refuse_models(told)
     with _reading(RESULT):
         _check_record(told)
@@ -242,7 +242,7 @@ def is_loaded(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _LOADED)
 
 
-def _refuse_models(told: Testimony) -> None:
+def _refuse_models(told: RunClaims) -> None:
     """See that it is clear which model is meant: one, and none that was not fetched."""
     if len(told.models) > 1:
         raise changed(
@@ -273,21 +273,21 @@ def _find(run: str) -> tuple[str, Path, list[str] | None]:
             where=run,
             expected="a run folder, or ORG/NAME[@REVISION]",
             got="a file" if path.exists() else "nothing",
-            remedy="check the path",
+            hint="check the path",
         )
     name, _, revision = run.partition("@")
     hub.check_name(name)
     try:
         source, commit = hub.fetch(name, revision or None, OURS)
     except HubError as error:  # or it was meant as a folder
-        raise error.advise("if a folder was meant, there is none of this name") from None
+        raise error.with_hint("if a folder was meant, there is none of this name") from None
     whole = f"{name}@{commit[:12]}"
     try:
         models = copied_models(source, whole)
     except HubError as error:
         if not (source / RESULT).is_file():
             raise
-        raise VerificationError.blaming(whole, error, error.remedy) from None
+        raise VerificationError.from_error(whole, error, error.hint) from None
     return whole, hub.fetch(name, commit, [*OURS, *models])[0], hub.list_files(name, commit)
 
 
@@ -299,15 +299,15 @@ def _reading(name: str) -> Iterator[None]:
     except VerificationError:
         raise
     except MegaError as error:
-        raise VerificationError.blaming(error.where or name, error, _COPY) from None
+        raise VerificationError.from_error(error.where or name, error, _COPY) from None
     except Exception as error:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise VerificationError(
-            "it can't be read", where=name, expected="what mega-hf wrote", got=got, remedy=_COPY
+            "it can't be read", where=name, expected="what mega-hf wrote", got=got, hint=_COPY
         ) from None
 
 
-def _check_record(told: Testimony) -> None:
+def _check_record(told: RunClaims) -> None:
     """Touch whatever will be asked of result.json, so that what is missing shows now."""
     assert told.nodes and told.parents and type(told.rows) is int and told.rows > 0, (
         "nodes, parents, rows"
@@ -345,7 +345,7 @@ def _check_record(told: Testimony) -> None:
     )
 
 
-def _compare(told: Testimony, is_whole: bool) -> None:
+def _compare(told: RunClaims, is_whole: bool) -> None:
     """See that recipe, journal and result tell of one run."""
     if not is_whole or told.recipe.sha256 != told.digests["recipe"]:
         got = told.recipe.sha256 if is_whole else "other content than its first line says"
@@ -385,5 +385,5 @@ def _compare(told: Testimony, is_whole: bool) -> None:
 def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
     """Make the error of a file that is not as the run left it."""
     return VerificationError(
-        f"changed since the run: {what}", where=where, expected=expected, got=got, remedy=_COPY
+        f"changed since the run: {what}", where=where, expected=expected, got=got, hint=_COPY
     )

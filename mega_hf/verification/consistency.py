@@ -14,31 +14,31 @@ from mega_hf.errors import HubError, RunError, VerificationError
 from mega_hf.evaluation.statistics import bootstrap_interval, sign_test
 from mega_hf.models.compatibility import disagreements
 from mega_hf.models.load import open_model
-from mega_hf.models.loaded import OpenModel, plain
+from mega_hf.models.loaded import LoadedModel, plain
 from mega_hf.models.merge_inputs import is_recalibrated
 from mega_hf.models.references import origin_of
 from mega_hf.recipe.baselines import SECOND_LOOK, is_aligned
 from mega_hf.recipe.blocks import Node
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import is_absent, is_placeholder, places
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import has_own_words, split_card, tells_of
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.table import Report
 from mega_hf.run.auto import choice_of
-from mega_hf.run.candidates import compared, tolerance, treated
+from mega_hf.run.candidates import paired_against, recalibrated, tolerance
 from mega_hf.run.folder import CARD
 from mega_hf.run.journal import NodeRecord
 from mega_hf.run.parents import needs_calibration
 from mega_hf.runtime.files import file_digest, folder_digest, merged_digest
 from mega_hf.search.evolve import Outcome
-from mega_hf.verification.claims import OTHERWISE, Testimony, changed, is_loaded
+from mega_hf.verification.claims import OTHERWISE, RunClaims, changed, is_loaded
 from mega_hf.weights.space import StateDict
 
 
 def compare_node(
-    told: Testimony,
+    told: RunClaims,
     name: str,
     made: dict[str, Any],
     outcome: Outcome,
@@ -66,7 +66,7 @@ def compare_node(
             where="journal.jsonl",
             expected=claimed[what],
             got=made[what],
-            remedy=OTHERWISE,
+            hint=OTHERWISE,
         )
     parameters = told.result.record.get("parameters")
     if parameters != made["parameters"]:
@@ -81,7 +81,7 @@ def compare_node(
     if "pictures_evaluated" in search:  # since version 4 of the journal
         node = told.recipe.all_nodes(told.ranking)[name]
         full = node.evaluations * told.shown(name, made["recomputes"])
-        found |= {"pictures_evaluated": known.pictures, "pictures_full": full}
+        found |= {"pictures_evaluated": known.examples, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
         raise changed(RESULT, f"the best individual of {name}", found, search)
@@ -93,7 +93,7 @@ def compare_node(
         _compare_validation(told, name, best.fitness.low, best.fitness.high)
 
 
-def _compare_choice(told: Testimony, known: NodeRecord, best: int) -> None:
+def _compare_choice(told: RunClaims, known: NodeRecord, best: int) -> None:
     """Compare what is said of the second look with its lines in the journal."""
     said, names = told.nodes[SECOND_LOOK], told.nodes[SECOND_LOOK]["parents"]
     counted = [(name, *(known.find(1, i, None) or (None, 0))[:2]) for i, name in enumerate(names)]
@@ -104,7 +104,7 @@ def _compare_choice(told: Testimony, known: NodeRecord, best: int) -> None:
         )
 
 
-def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None:
+def _compare_validation(told: RunClaims, name: str, low: int, high: int) -> None:
     """Compare a merge's row of the table with the search's own count: the same weights on the same
     rows."""
     wanted = "merged" if name == told.root else name
@@ -117,7 +117,7 @@ def _compare_validation(told: Testimony, name: str, low: int, high: int) -> None
         raise changed(RESULT, f"{name} on validation", expected, counted)
 
 
-def compare_intermediate(told: Testimony, name: str, made: OpenModel) -> None:
+def compare_intermediate(told: RunClaims, name: str, made: LoadedModel) -> None:
     """Compare an intermediate model, or its SHA-256 where it was not kept, with the one made again.
 
     Raises:
@@ -141,7 +141,7 @@ def compare_intermediate(told: Testimony, name: str, made: OpenModel) -> None:
         _compare_configuration(folder, made, f"nodes/{name}", os.listdir(folder))
 
 
-def compare_model(told: Testimony, made: OpenModel) -> None:
+def compare_model(told: RunClaims, made: LoadedModel) -> None:
     """Compare the final model, or its SHA-256 where it is not there, with the one made again.
 
     Raises:
@@ -166,7 +166,7 @@ def compare_model(told: Testimony, made: OpenModel) -> None:
     _compare_configuration(told.model, made, "merged", told.beside_model)
 
 
-def _refuse_changed_files(told: Testimony, model: Path) -> None:
+def _refuse_changed_files(told: RunClaims, model: Path) -> None:
     """See that the files beside the model's weights are as the run left them."""
     listed = {
         name: sha for name, sha in told.result.record.get("files", {}).items() if "/" not in name
@@ -180,7 +180,9 @@ def _refuse_changed_files(told: Testimony, model: Path) -> None:
         raise changed("merged", "the model's files", left, folder_digest(model))
 
 
-def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Iterable[str]) -> None:
+def _compare_configuration(
+    stored: Path, made: LoadedModel, where: str, names: Iterable[str]
+) -> None:
     """Compare what else decides a stored model's answers, and see that nothing lies there to be
     loaded with it."""
     differing, folder = disagreements(made, open_model(stored, "stored")), _folder_of(made)
@@ -195,7 +197,7 @@ def _compare_configuration(stored: Path, made: OpenModel, where: str, names: Ite
         )
 
 
-def _folder_of(made: OpenModel) -> Path:
+def _folder_of(made: LoadedModel) -> Path:
     assert made.folder is not None, "it was saved before it was opened"
     return made.folder
 
@@ -206,14 +208,14 @@ def _other_file(expected: str, got: str) -> VerificationError:
         where="*.safetensors",
         expected=expected,
         got=got,
-        remedy=(
+        hint=(
             "the releases of safetensors and transformers that made the run; the weights are the"
             " same"
         ),
     )
 
 
-def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel) -> list[str]:
+def compare_record(told: RunClaims, nodes: Mapping[str, Node], first: LoadedModel) -> list[str]:
     """See that nothing in result.json contradicts the recipe, the parents, or itself; nor the card
     result.json.
 
@@ -236,7 +238,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         "the name": (told.recipe.name, record.get("name")),
         "the library": (first.library, record.get("library")),
         "the architecture": (first.structure.get("architecture", ""), record.get("architecture")),
-        "the number of channels": (first.picture_shape[0], record.get("channels")),
+        "the number of channels": (first.input_shape[0], record.get("channels")),
         "the search": (searched["search"], record.get("search")),
         "the history": (searched["history"], record.get("history")),
         "the device": (header["device_kind"], environment.get("device_kind")),
@@ -247,7 +249,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
         ),
         "whether parents were recalibrated too": (
             is_recalibrated(final, first.model),
-            told.is_treated,
+            told.is_recalibrated_run,
         ),
         "whether their aligned average stands there": (is_aligned(final, leaves), told.has_aligned),
         "whether rows were kept for a second look": (
@@ -272,7 +274,7 @@ def compare_record(told: Testimony, nodes: Mapping[str, Node], first: OpenModel)
     return [*_compare_card(told), *_unchecked(told)]
 
 
-def _compare_table(told: Testimony) -> None:
+def _compare_table(told: RunClaims) -> None:
     expected = told.lineup.rows()
     got = [
         (model["name"], model["role"], model.get("level")) for model in told.result.report.models
@@ -281,10 +283,10 @@ def _compare_table(told: Testimony) -> None:
         raise changed(RESULT, "the table of models", expected, got)
 
 
-def _compare_paired(told: Testimony) -> None:
+def _compare_paired(told: RunClaims) -> None:
     """The paired tests tell of the same rows as the table, and what they conclude follows from
     their counts."""
-    report, expected = told.result.report, compared(told.result.report.models)
+    report, expected = told.result.report, paired_against(told.result.report.models)
     found = {
         key: told.result.record[key]["against"]
         for key in ("paired", "paired_soup")
@@ -314,7 +316,7 @@ def _compare_pair(report: Report, paired: dict[str, Any]) -> None:
         raise changed(RESULT, "the interval of the difference", interval, ends)
 
 
-def _compare_card(told: Testimony) -> list[str]:
+def _compare_card(told: RunClaims) -> list[str]:
     """The generated part of a card, if one lies there, is what this result gives; return what it
     says beside that."""
     release, here = told.result.record["environment"]["versions"]["mega_hf"], version("mega_hf")
@@ -325,7 +327,7 @@ def _compare_card(told: Testimony) -> list[str]:
         is_told, other_figures = tells_of(there.text, new)
     except (HubError, RunError) as error:
         where = CARD if isinstance(error, HubError) else RESULT
-        raise VerificationError.blaming(where, error, "another copy of the run") from None
+        raise VerificationError.from_error(where, error, "another copy of the run") from None
     if other_figures or (not is_told and release == here):
         raise changed(
             CARD, "the generated part of the card", "what result.json gives", "another text"
@@ -336,7 +338,7 @@ def _compare_card(told: Testimony) -> list[str]:
     return [f"what was written into {CARD} by hand"] if is_own else []
 
 
-def _unchecked(told: Testimony) -> list[str]:
+def _unchecked(told: RunClaims) -> list[str]:
     """Return what a record says that nothing here depends on."""
     trained = [parent["name"] for parent in told.result.record["parents"] if "train" in parent]
     repository = told.result.record.get("repository")
@@ -348,7 +350,7 @@ def _unchecked(told: Testimony) -> list[str]:
     if repository and not told.name.startswith(f"{repository}@"):
         unseen.append(f"{repository}, which the card says that it lies in")
     unseen += ["what else lies in the repository: it can't be asked"] if told.paths == [] else []
-    return [*unseen, "plots, times, releases, and what is said of licences and under Limits"]
+    return [*unseen, "plots, times, releases, and what is said of licenses and under Limits"]
 
 
 def _short(value: Any) -> str:
@@ -359,7 +361,7 @@ def _short(value: Any) -> str:
 _BESIDE = {"name", "sha256", "license", "license_name", "license_link"}
 
 
-def compare_origins(told: Testimony) -> None:
+def compare_origins(told: RunClaims) -> None:
     """See that result.json gives parents and data the origin that recipe.yaml gives them.
 
     Raises:
@@ -371,7 +373,7 @@ def compare_origins(told: Testimony) -> None:
         raise changed(RESULT, "its parents", ", ".join(leaves), ", ".join(names))
     for parent in parents:
         given = {key: value for key, value in parent.items() if key not in _BESIDE}
-        expected = origin_of(parent["name"], told.recipe.parents[base(parent["name"])])
+        expected = origin_of(parent["name"], told.recipe.parents[parent_name(parent["name"])])
         if given != expected:
             raise changed(RESULT, f"where the parent {parent['name']} came from", expected, given)
     wanted, data = told.recipe.data, told.result.record["data"]
@@ -387,7 +389,7 @@ def compare_origins(told: Testimony) -> None:
     _compare_placeholders(told)
 
 
-def _compare_placeholders(told: Testimony) -> None:
+def _compare_placeholders(told: RunClaims) -> None:
     """What stands in a recipe for something local names its content: that of the parents and rows
     of this run."""
     ours, data = told.recipe.to_dict(), told.result.record["data"]
@@ -410,7 +412,7 @@ def _placeholders(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[
     return ((key, inner[key[-1]]) for key, inner in places(tree) if is_placeholder(inner[key[-1]]))
 
 
-def compare_order(told: Testimony) -> None:
+def compare_order(told: RunClaims) -> None:
     """See that `order: accuracy` took the parents in the order of the accuracies that the run
     recorded.
 
@@ -430,14 +432,14 @@ def compare_order(told: Testimony) -> None:
             where="journal.jsonl",
             expected=", ".join(names),
             got=order and order["ranking"],
-            remedy="another copy of the run",
+            hint="another copy of the run",
         )
     ranking = sorted(names, key=lambda name: -order["correct"][name])
     if ranking != order["ranking"]:
         raise changed("journal.jsonl", "the parents' order", ranking, order["ranking"])
     as_listed = (
-        {treated(name): name for name in names}
-        if told.is_treated
+        {recalibrated(name): name for name in names}
+        if told.is_recalibrated_run
         else {name: name for name in names}
     )
     for model in told.result.report.models:

@@ -16,17 +16,17 @@ from mega_hf.evaluation.aligner import check_function
 from mega_hf.evaluation.individuals import Genomes, Interval
 from mega_hf.evaluation.row_difficulty import MOST_LOSS
 from mega_hf.models.load import open_model
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.merge_inputs import Inputs, Source, encode, open_inputs
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.merge_inputs import MergeInputs, ModelSource, encode, open_inputs
 from mega_hf.models.save import layout_digest, save_model
 from mega_hf.recipe.blocks import Node
 from mega_hf.run.align import aligned_inputs
 from mega_hf.run.journal import NodeRecord
 from mega_hf.run.node import search_node
-from mega_hf.run.replay import Replay, Unrecorded, answered, recollect_alone
-from mega_hf.search.evolve import Outcome, Unfit
-from mega_hf.search.selection import Undecided
-from mega_hf.verification.claims import OTHERWISE, Testimony, changed
+from mega_hf.run.replay import MissingRecord, Replay, answered, replay_draws
+from mega_hf.search.evolve import InvalidRecord, Outcome
+from mega_hf.search.selection import UndecidedTournament
+from mega_hf.verification.claims import OTHERWISE, RunClaims, changed
 from mega_hf.verification.consistency import compare_intermediate, compare_model, compare_node
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, WeightSpace, digest
@@ -43,7 +43,7 @@ class _Keeping:
     encoding: Encoding
     kept: set[tuple[int, int]]
     right: np.ndarray | None  # [individuals, rows] bool, where that decides who wins
-    chosen: list[Chosen]
+    chosen: list[SampledIndividual]
 
     def __call__(
         self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
@@ -56,24 +56,26 @@ class _Keeping:
                 lacking = self.encoding.space.recomputed
                 right = None if self.right is None else self.right[index]
                 self.chosen.append(
-                    Chosen(*at, correct, seen + unseen, unseen, state, lacking, right)
+                    SampledIndividual(*at, correct, seen + unseen, unseen, state, lacking, right)
                 )
         return known
 
 
 @dataclass(frozen=True)
-class Making:
+class RebuildContext:
     """What is made again while a run is verified."""
 
-    told: Testimony
+    told: RunClaims
     scratch: Path  # where merges go, each under its name
     wanted: list[tuple[str, int, int]]  # individuals to be kept: node, generation, index
-    first: OpenModel  # the first parent's; weights may be written into it
-    chosen: list[Chosen] = field(default_factory=list)
-    recomputed: list[Replayed] = field(default_factory=list)
+    first: LoadedModel  # the first parent's; weights may be written into it
+    chosen: list[SampledIndividual] = field(default_factory=list)
+    recomputed: list[RebuiltNode] = field(default_factory=list)
 
 
-def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> Source:
+def replay(
+    making: RebuildContext, name: str, node: Node, inputs: dict[str, ModelSource]
+) -> ModelSource:
     """Make one merge again, and compare it with what journal and result say of it."""
     told, target = making.told, making.scratch / name
     opened = open_inputs(inputs, node.recalibrates)
@@ -102,8 +104,8 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
         compare = compare_model if name == told.root else partial(compare_intermediate, name=name)
         compare(told, made=model)
     if space.recomputed:
-        making.recomputed.append(Replayed(name, target, is_known))
-    return Source(
+        making.recomputed.append(RebuiltNode(name, target, is_known))
+    return ModelSource(
         name,
         digest(model.view()),
         layout_digest(model),
@@ -113,11 +115,11 @@ def replay(making: Making, name: str, node: Node, inputs: dict[str, Source]) -> 
 
 
 def _search_again(
-    making: Making, name: str, node: Node, encoding: Encoding, known: NodeRecord
+    making: RebuildContext, name: str, node: Node, encoding: Encoding, known: NodeRecord
 ) -> Outcome:
     """Search as the run did, every fitness and every proposal from its journal."""
     told = making.told
-    recall = recollect_alone(known, told.rows_of(name))
+    recall = replay_draws(known, told.rows_of(name))
     kept = {(generation, index) for at, generation, index in making.wanted if at == name}
     most = MOST_LOSS if node.sums_losses else 0
     record = Replay(known, told.rows_of(name), encoding.digest, most)
@@ -137,11 +139,11 @@ def _search_again(
     return outcome
 
 
-def _align(node: Node, opened: Inputs, known: NodeRecord, mould: OpenModel) -> Inputs:
+def _align(node: Node, opened: MergeInputs, known: NodeRecord, mould: LoadedModel) -> MergeInputs:
     """Move the parents' channels as the journal says, and see that none computes anything else for
     it."""
     aligned = aligned_inputs(node, opened, known)
-    check_function(mould.model, opened.states, aligned, mould.picture_shape)
+    check_function(mould.model, opened.states, aligned, mould.input_shape)
     return aligned
 
 
@@ -150,7 +152,7 @@ def _refuse_few(node: Node, known: NodeRecord) -> None:
     for."""
     founders = {index for generation, index in known if generation == 1}
     if len(founders) < node.founders_count:
-        raise Unrecorded(f"the {node.founders_count - len(founders)} other founders")
+        raise MissingRecord(f"the {node.founders_count - len(founders)} other founders")
 
 
 def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
@@ -164,7 +166,7 @@ def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> N
             where="journal.jsonl",
             expected=f"{len(asked)} at most",
             got=f"{len(more)} more, the first on individual {index} of generation {generation}",
-            remedy=_COPY,
+            hint=_COPY,
         )
 
 
@@ -174,10 +176,10 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
     place."""
     try:
         yield
-    except (Unrecorded, Undecided, Unfit) as error:
+    except (MissingRecord, UndecidedTournament, InvalidRecord) as error:
         lacks = (
             f"its lines don't tell of {error} of {name}"
-            if isinstance(error, Unrecorded)
+            if isinstance(error, MissingRecord)
             else f"{name}: {error}"
         )
         raise VerificationError(
@@ -185,14 +187,14 @@ def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
             where="journal.jsonl",
             expected="lines that decide every tournament",
             got=f"{len(known)} lines",
-            remedy=_COPY,
+            hint=_COPY,
         ) from None
     except RunError as error:
-        raise VerificationError.blaming("journal.jsonl", error, OTHERWISE) from None
+        raise VerificationError.from_error("journal.jsonl", error, OTHERWISE) from None
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledIndividual:
     """An individual whose line in the journal is measured again."""
 
     node: str
@@ -207,7 +209,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class RebuiltNode:
     """A merge that was made again but for its statistics."""
 
     name: str
@@ -216,7 +218,7 @@ class Replayed:
     is_known: bool
 
 
-def known_statistics(told: Testimony, name: str, space: WeightSpace) -> StateDict | None:
+def known_statistics(told: RunClaims, name: str, space: WeightSpace) -> StateDict | None:
     """Return those statistics of a merge that do not follow from its weights alone, as its model
     here has them.
 
@@ -234,7 +236,7 @@ def known_statistics(told: Testimony, name: str, space: WeightSpace) -> StateDic
     try:
         state = open_model(folder).state()
     except ParentError as error:
-        raise VerificationError.blaming(_weights_file(folder), error, _COPY) from None
+        raise VerificationError.from_error(_weights_file(folder), error, _COPY) from None
     found, claimed = space.statistics_digest(state), told.nodes[name]["digests"]["statistics"]
     if found != claimed:
         raise changed(_weights_file(folder), f"BatchNorm's statistics of {name}", claimed, found)

@@ -12,30 +12,37 @@ import torch
 
 from mega_hf.errors import RecipeError, VerificationError
 from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Forward, Pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
 from mega_hf.models.load import open_model
-from mega_hf.models.loaded import OpenModel
-from mega_hf.models.merge_inputs import Inputs, Source
+from mega_hf.models.loaded import LoadedModel
+from mega_hf.models.merge_inputs import MergeInputs, ModelSource
 from mega_hf.models.save import save_model
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import absolute
 from mega_hf.recipe.placeholders import is_absent
-from mega_hf.run.candidates import count, list_candidates, measure, pair, save_baselines, tolerance
-from mega_hf.run.parents import refuse_unlike
-from mega_hf.runtime.environment import keep_freed
+from mega_hf.run.candidates import (
+    count,
+    list_candidates,
+    measure,
+    paired_test,
+    save_baselines,
+    tolerance,
+)
+from mega_hf.run.parents import check_mergeable
+from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.files import write_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.tasks.splits import Splits, add_calibration, load_splits
-from mega_hf.verification.claims import Testimony, changed
-from mega_hf.verification.rebuild import _COPY, Chosen, Replayed
+from mega_hf.verification.claims import RunClaims, changed
+from mega_hf.verification.rebuild import _COPY, RebuiltNode, SampledIndividual
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.space import digest
 
 
 @dataclass(frozen=True)
-class Count:
+class CountCheck:
     """Right answers, as claimed and as found here."""
 
     what: str
@@ -53,15 +60,15 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Remeasured:
+class RemeasureResult:
     """What was measured again, all of it within rounding of what was claimed; `str` is some
     lines."""
 
-    model: list[Count]  # the merged model's, on test and validation
-    others: list[Count]  # of parents, baselines and intermediates, likewise
-    paired: list[Count]  # test rows that only one of the two gets right
-    lines: list[Count]
-    second_look: list[Count]  # rows on which a model is right, or wrong, as the journal says
+    model: list[CountCheck]  # the merged model's, on test and validation
+    others: list[CountCheck]  # of parents, baselines and intermediates, likewise
+    paired: list[CountCheck]  # test rows that only one of the two gets right
+    lines: list[CountCheck]
+    second_look: list[CountCheck]  # rows on which a model is right, or wrong, as the journal says
     # BatchNorm's, as they were stored and as computed again; None if nothing was
     statistics_apart: float | None
     device_kind: str
@@ -99,21 +106,23 @@ class Remeasured:
 
 
 @dataclass(frozen=True)
-class Makings:
+class Rebuilt:
     """What the replay made, for measuring again."""
 
-    first: OpenModel  # the first parent's, into which weights are written
-    parents: list[Source]
-    merges: list[Source]  # and baselines; what gave the merged model is last
-    chosen: list[Chosen]  # of the journal
-    recomputed: list[Replayed]  # merges whose statistics were computed anew
+    first: LoadedModel  # the first parent's, into which weights are written
+    parents: list[ModelSource]
+    merges: list[ModelSource]  # and baselines; what gave the merged model is last
+    chosen: list[SampledIndividual]  # of the journal
+    recomputed: list[RebuiltNode]  # merges whose statistics were computed anew
     # puts the parents in one order, if the final merge did that
-    aligned: Callable[[Inputs], Inputs] | None
+    aligned: Callable[[MergeInputs], MergeInputs] | None
     scratch: Path  # where baselines may be written
 
 
-@keep_freed()
-def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progress) -> Remeasured:
+@keep_freed_memory()
+def remeasure(
+    told: RunClaims, made: Rebuilt, data: str | None, progress: Progress
+) -> RemeasureResult:
     """Measure some individuals again, and every model that the report tells of.
 
     Args:
@@ -135,14 +144,14 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
             f"at most {len(splits.validation)}",
             header["batch_size"],
         )
-    mapping, matched = refuse_unlike({"the first parent": first}, splits)
+    mapping, matched = check_mergeable({"the first parent": first}, splits)
     _compare_data(told, splits, matched)
     load = Loader(
         first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share
     )
     validation, test = load(splits.validation), load(splits.test)
     calibration = load.calibration(splits, told.recipe.threads)
-    forward = Forward(first.model, processes.device)
+    forward = ResidentModel(first.model, processes.device)
     apart = recompute(made.recomputed, calibration, forward) if calibration else None
     completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
     merges = [
@@ -154,24 +163,24 @@ def remeasure(told: Testimony, made: Makings, data: str | None, progress: Progre
     lines, looked = _count_lines(
         made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress
     )
-    treatment = calibration if told.is_treated else None
+    treatment = calibration if told.is_recalibrated_run else None
     models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
     here, there = processes.device_kind, str(header.get("device_kind"))
-    return Remeasured(merged, others, paired, lines, looked, apart, here, there)
+    return RemeasureResult(merged, others, paired, lines, looked, apart, here, there)
 
 
-def _as_it_lies(source: Source, folder: Path) -> Source:
+def _as_it_lies(source: ModelSource, folder: Path) -> ModelSource:
     return replace(source, sha256=digest(open_model(folder, source.name).view()))
 
 
 def _count_lines(
-    chosen: list[Chosen],
-    forward: Forward,
-    pictures_of: Callable[[str], Pictures],
+    chosen: list[SampledIndividual],
+    forward: ResidentModel,
+    pictures_of: Callable[[str], Examples],
     calibration: Calibration | None,
     progress: Progress,
-) -> tuple[list[Count], list[Count]]:
+) -> tuple[list[CountCheck], list[CountCheck]]:
     """Return what individuals count, and for those of which that is claimed, on how many rows they
     are as claimed."""
     lines, looked = [], []
@@ -183,23 +192,23 @@ def _count_lines(
                 calibration.recalibrate(forward, one.recomputed)
             found = forward.answers(shown)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            lines.append(Count(what, one.correct, found.correct, one.rows, one.unseen))
+            lines.append(CountCheck(what, one.correct, found.correct, one.rows, one.unseen))
             _refuse(lines[-1], "journal.jsonl")
             if one.right is not None:
                 alike = int((one.right == (found.right.numpy() & found.finite)).sum())
-                looked.append(Count(f"{what}, row by row,", one.rows, alike, one.rows))
+                looked.append(CountCheck(f"{what}, row by row,", one.rows, alike, one.rows))
                 _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
             advance(1, "")
     return lines, looked
 
 
 def _count_models(
-    told: Testimony,
-    made: Makings,
-    shown: tuple[Pictures, Pictures, Calibration | None],
+    told: RunClaims,
+    made: Rebuilt,
+    shown: tuple[Examples, Examples, Calibration | None],
     processes: Processes,
     progress: Progress,
-) -> tuple[list[Count], list[Count]]:
+) -> tuple[list[CountCheck], list[CountCheck]]:
     """Return each model's counts on test and validation, the merged one's last, and the paired
     test's."""
     validation, test, treatment = shown
@@ -220,18 +229,18 @@ def _count_models(
         for split in ("test", "validation"):
             said, measured = claimed[split], found[split]
             counts.append(
-                Count(f"{name} on {split}", said["correct"], measured["correct"], said["n"])
+                CountCheck(f"{name} on {split}", said["correct"], measured["correct"], said["n"])
             )
             _refuse(counts[-1], "result.json")
     paired = []
     for said in report.comparisons:
-        pairing = pair(candidates, right, validation.count, said["against"])
+        pairing = paired_test(candidates, right, validation.count, said["against"])
         for key, who in (
             ("only_merged_right", "the merged model"),
             ("only_other_right", pairing.against),
         ):
             what = f"test rows that only {who} gets right, of it and {pairing.against}"
-            paired.append(Count(what, said[key], getattr(pairing, key), test.count))
+            paired.append(CountCheck(what, said[key], getattr(pairing, key), test.count))
     for one in paired:
         _refuse(one, "result.json")
     return counts, paired
@@ -243,7 +252,7 @@ def place_of(given: str) -> str:
     return str(path.resolve()) if path.exists() else absolute(given)
 
 
-def _load(told: Testimony, data: str | None) -> Splits:
+def _load(told: RunClaims, data: str | None) -> Splits:
     wanted = told.recipe.data
     if data is not None:
         wanted = wanted.model_copy(update={"path": place_of(data)})
@@ -252,7 +261,7 @@ def _load(told: Testimony, data: str | None) -> Splits:
             "the data set was local where the run was made",
             expected="a place for it",
             got="none",
-            remedy="add --data PATH",
+            hint="add --data PATH",
         )
     splits = load_splits(wanted, told.recipe.trains_all)
     if "calibration" in told.splits:
@@ -265,23 +274,23 @@ def _load(told: Testimony, data: str | None) -> Splits:
                 where="data",
                 expected=claimed,
                 got=splits.digests[split],
-                remedy="the data set as it was: --data PATH, or its pinned revision",
+                hint="the data set as it was: --data PATH, or its pinned revision",
             )
     return splits
 
 
-def _refuse(one: Count, where: str, what: str = "right of") -> None:
+def _refuse(one: CountCheck, where: str, what: str = "right of") -> None:
     if one.difference > tolerance(one.rows):
         raise VerificationError(
             f"{one.what} is not what was claimed",
             where=where,
             expected=f"{one.claimed} {what} {one.rows}",
             got=one.found,
-            remedy="it was changed, or this device rounds otherwise than the one that made the run",
+            hint="it was changed, or this device rounds otherwise than the one that made the run",
         )
 
 
-def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
+def _compare_data(told: RunClaims, splits: Splits, matched: str) -> None:
     """Compare what the record says of the data beside its digests with what is there."""
     said: dict[str, Any] = told.result.record["data"]
     found = {
@@ -302,14 +311,14 @@ def _compare_data(told: Testimony, splits: Splits, matched: str) -> None:
             )
 
 
-def _alike(counts: list[Count]) -> str:
+def _alike(counts: list[CountCheck]) -> str:
     same = sum(one.difference == 0 for one in counts)
     largest = max((one.difference for one in counts), default=0)
     more = f", largest difference {largest:,} of {counts[0].rows:,} rows" if largest else ""
     return f"{same} of {len(counts)} measured again alike{more}"
 
 
-def _percent(count: Count, claimed: bool = False) -> str:
+def _percent(count: CountCheck, claimed: bool = False) -> str:
     correct = (count.claimed if claimed else count.found) or 0
     return f"{100 * correct / count.rows:.2f} % ({correct:,} of {count.rows:,})"
 
@@ -318,7 +327,9 @@ def _percent(count: Count, claimed: bool = False) -> str:
 _APART = 1e-3
 
 
-def recompute(merges: Sequence[Replayed], calibration: Calibration, forward: Forward) -> float:
+def recompute(
+    merges: Sequence[RebuiltNode], calibration: Calibration, forward: ResidentModel
+) -> float:
     """Compute the statistics of merges from the calibration pictures; compare them with the run's,
     or store them.
 
@@ -349,7 +360,7 @@ def recompute(merges: Sequence[Replayed], calibration: Calibration, forward: For
                     where="*.safetensors",
                     expected=f"the calibration pictures' own, up to {_APART:g} of each number",
                     got=f"up to {apart:.3g} of a number apart",
-                    remedy=_COPY,
+                    hint=_COPY,
                 )
         else:
             write_folder(merge.folder, partial(save_model, like=opened, state=state | made))

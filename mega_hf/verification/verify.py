@@ -14,19 +14,19 @@ from typing import Any
 
 from mega_hf.errors import ParentError, RecipeError, VerificationError
 from mega_hf.models.load import open_model
-from mega_hf.models.merge_inputs import Source
+from mega_hf.models.merge_inputs import ModelSource
 from mega_hf.models.references import open_parent
 from mega_hf.models.save import layout_digest
 from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.placeholders import is_absent
-from mega_hf.recipe.tree import base
+from mega_hf.recipe.tree import parent_name
 from mega_hf.run.align import alignment
 from mega_hf.runtime.files import merged_digest
 from mega_hf.runtime.progress import Progress
-from mega_hf.verification.claims import Testimony, changed, read_testimony
+from mega_hf.verification.claims import RunClaims, changed, load_claims
 from mega_hf.verification.consistency import compare_record
-from mega_hf.verification.rebuild import Making, replay
-from mega_hf.verification.remeasure import Makings, Remeasured, place_of, remeasure
+from mega_hf.verification.rebuild import RebuildContext, replay
+from mega_hf.verification.remeasure import Rebuilt, RemeasureResult, place_of, remeasure
 
 _OPEN = (
     "not made again: there is no model beside it, and BatchNorm's statistics take the data,"
@@ -47,7 +47,7 @@ class Verification:
     digests: dict[str, str]
     has_model: bool  # whether there was a model to compare with, and not its digests alone
     unchecked: list[str]  # what of the run's claims was not, in words
-    remeasured: Remeasured | None
+    remeasured: RemeasureResult | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""
@@ -55,11 +55,11 @@ class Verification:
         return {name: value for name, value in vars(self).items() if name != "remeasured"} | more
 
     def __str__(self) -> str:
-        compared = (
+        paired_against = (
             "the model's own" if self.has_model else "result.json's; there is no model beside it"
         )
         if self.digests.get("file") != self.digests["claimed_file"]:
-            compared = (
+            paired_against = (
                 f"not {self.digests['claimed_file'][:12]}..., result.json's: BatchNorm's sums round"
                 " otherwise here"
             )
@@ -70,7 +70,7 @@ class Verification:
             ),
             f"digest of the weights   {self.digests['weights']}",
         ]
-        file = f"{self.digests['file']} ({compared})" if "file" in self.digests else _OPEN
+        file = f"{self.digests['file']} ({paired_against})" if "file" in self.digests else _OPEN
         lines.insert(1, f"SHA-256 of the file     {file}")
         lines += [str(self.remeasured)] if self.remeasured else []
         return "\n".join([*lines, *(f"not checked: {what}" for what in self.unchecked)])
@@ -104,7 +104,7 @@ def verify(
         MegaError: something can't be read, or a parent's place is not known.
     """
     began = time.perf_counter()
-    told = read_testimony(run)
+    told = load_claims(run)
     references = _references(
         told, dict(parents or {}), Path(trained) if trained is not None else None
     )
@@ -118,7 +118,7 @@ def verify(
     leaves = list(sources.values())
     first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
-        making = Making(told, Path(scratch), wanted, first)
+        making = RebuildContext(told, Path(scratch), wanted, first)
         for name, node in nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
             sources[name] = replay(making, name, node, inputs)
@@ -142,7 +142,7 @@ def verify(
             names = [source.name for source in leaves]
             aligned = alignment(nodes[told.searched], names, told.record_of(told.searched))
             merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
-            made = Makings(
+            made = Rebuilt(
                 first, leaves, merges, making.chosen, making.recomputed, aligned, baselines
             )
             again = remeasure(told, made, data, Progress(progress))
@@ -160,7 +160,7 @@ def verify(
 
 
 def _references(
-    told: Testimony, given: dict[str, str], trained: Path | None
+    told: RunClaims, given: dict[str, str], trained: Path | None
 ) -> dict[str, tuple[ParentRef, Path | None]]:
     """Return where each parent is: its reference, and its folder if it was trained for the run."""
     leaves = told.recipe.leaves(None)
@@ -171,11 +171,11 @@ def _references(
             where="--parent",
             expected=f"one of {', '.join(leaves)}",
             got=unknown[0],
-            remedy="mend it",
+            hint="mend it",
         )
     found: dict[str, tuple[ParentRef, Path | None]] = {}
     for name in leaves:
-        reference, place = told.recipe.parents[base(name)], None
+        reference, place = told.recipe.parents[parent_name(name)], None
         if name in given:
             path = place_of(given[name])
             is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
@@ -201,7 +201,7 @@ def _references(
             where=told.name,
             expected="a place for each",
             got=f"none for {', '.join(missing)}",
-            remedy=f"add {shown}{more}",
+            hint=f"add {shown}{more}",
         )
     return found
 
@@ -213,13 +213,15 @@ def _is_missing(reference: ParentRef, place: Path | None) -> bool:
     return is_absent(text)
 
 
-def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path | None) -> Source:
+def _open_source(
+    told: RunClaims, name: str, reference: ParentRef, place: Path | None
+) -> ModelSource:
     try:
         opened = open_parent(name, reference, place)
     except ParentError as error:
         if place is None:
             raise
-        raise VerificationError.blaming(f"parent {name}", error, _COPY) from None
+        raise VerificationError.from_error(f"parent {name}", error, _COPY) from None
     claimed = told.parents.get(name, "none")
     if opened.parent.sha256 != claimed:
         raise VerificationError(
@@ -227,16 +229,16 @@ def _open_source(told: Testimony, name: str, reference: ParentRef, place: Path |
             where=f"parent {name}",
             expected=f"weights {claimed}",
             got=opened.parent.sha256,
-            remedy="the parent as it was then: --parent NAME=PATH, or its pinned revision",
+            hint="the parent as it was then: --parent NAME=PATH, or its pinned revision",
         )
-    licence, said = opened.parent.licence or {}, told.licence_of(name)
+    license, said = opened.parent.license or {}, told.license_of(name)
     # of another folder's card nothing follows
-    if "hub" in opened.parent.source and said != licence:
-        raise changed("result.json", f"the licence of the parent {name}", licence, said)
+    if "hub" in opened.parent.source and said != license:
+        raise changed("result.json", f"the license of the parent {name}", license, said)
     folder = opened.model.folder
     load = (
         partial(open_model, folder, name)
         if folder
         else lambda: open_parent(name, reference, place).model
     )
-    return Source(name, claimed, layout_digest(opened.model), load, opened.model.files)
+    return ModelSource(name, claimed, layout_digest(opened.model), load, opened.model.files)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
-class Piece:
+class ChannelGroup:
     """Some channels in a row that are permuted alike wherever they stand; pieces that are found to
     be one are joined.
 
@@ -22,12 +22,12 @@ class Piece:
 
     size: int
     is_fixed: bool = False
-    joined: Piece | None = None
-    parts: tuple[Piece, Piece] | None = None
-    blocks: tuple[Piece, int] | None = None
+    joined: ChannelGroup | None = None
+    parts: tuple[ChannelGroup, ChannelGroup] | None = None
+    blocks: tuple[ChannelGroup, int] | None = None
 
     @property
-    def root(self) -> Piece:
+    def root(self) -> ChannelGroup:
         """The piece that stands for this one and all that it was joined with."""
         piece = self
         while piece.joined is not None:
@@ -36,10 +36,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Run:
+class Span:
     """A piece as it stands in a dimension: each of its channels takes `block` places there."""
 
-    piece: Piece
+    piece: ChannelGroup
     block: int = 1
 
     @property
@@ -52,12 +52,12 @@ class Run:
 class Axis:
     """One dimension of a tensor: runs, one after the other."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Span] = field(default_factory=list)
 
     @classmethod
     def new(cls, size: int, is_fixed: bool = False) -> Axis:
         """Make a dimension of which nothing is known yet, or that must stay as it is."""
-        return cls([Run(Piece(size, is_fixed))])
+        return cls([Span(ChannelGroup(size, is_fixed))])
 
     @property
     def length(self) -> int:
@@ -65,7 +65,7 @@ class Axis:
         return sum(run.length for run in self.runs)
 
     @property
-    def whole(self) -> list[Run]:
+    def whole(self) -> list[Span]:
         """Its runs, each of a piece that was neither joined nor cut."""
         return [part for run in self.runs for part in _whole(run)]
 
@@ -82,17 +82,17 @@ class Axis:
     def repeat(self, block: int) -> Axis:
         """Return the dimension that comes of each place being followed by `block` - 1 of its
         own."""
-        return Axis([Run(run.piece, run.block * block) for run in self.whole])
+        return Axis([Span(run.piece, run.block * block) for run in self.whole])
 
 
-def _whole(run: Run) -> Iterable[Run]:
+def _whole(run: Span) -> Iterable[Span]:
     piece = run.piece.root
     if piece.blocks is not None:
         larger, count = piece.blocks
-        return _whole(Run(larger, run.block * count))
+        return _whole(Span(larger, run.block * count))
     if piece.parts is None:
-        return [Run(piece, run.block)]
-    return [whole for part in piece.parts for whole in _whole(Run(part, run.block))]
+        return [Span(piece, run.block)]
+    return [whole for part in piece.parts for whole in _whole(Span(part, run.block))]
 
 
 def tie(a: Axis, b: Axis) -> None:
@@ -112,11 +112,11 @@ def tie(a: Axis, b: Axis) -> None:
         _join(one.piece.root, other.piece.root)
 
 
-def _is_alike(one: Run, other: Run) -> bool:
+def _is_alike(one: Span, other: Span) -> bool:
     return one.piece.size == other.piece.size and one.block == other.block
 
 
-def _adjust(one: Run, other: Run) -> bool:
+def _adjust(one: Span, other: Span) -> bool:
     """Cut one of two runs, or take channels of one together, so that they fit; say whether that can
     be."""
     if one.length != other.length:
@@ -125,17 +125,20 @@ def _adjust(one: Run, other: Run) -> bool:
             return False
         size = shorter.length // longer.block
         piece = longer.piece
-        piece.parts = Piece(size, piece.is_fixed), Piece(piece.size - size, piece.is_fixed)
+        piece.parts = (
+            ChannelGroup(size, piece.is_fixed),
+            ChannelGroup(piece.size - size, piece.is_fixed),
+        )
         return True
     finer, coarser = sorted((one, other), key=lambda run: run.block)
     if coarser.block % finer.block:
         return False
     count = coarser.block // finer.block
-    finer.piece.blocks = Piece(finer.piece.size // count, finer.piece.is_fixed), count
+    finer.piece.blocks = ChannelGroup(finer.piece.size // count, finer.piece.is_fixed), count
     return True
 
 
-def _join(one: Piece, other: Piece) -> None:
+def _join(one: ChannelGroup, other: ChannelGroup) -> None:
     if one is not other:
         one.is_fixed |= other.is_fixed
         other.joined = one

@@ -73,8 +73,10 @@ def weight_matching(
     """
     from scipy.optimize import linear_sum_assignment
 
-    compared = set(learned)
-    places = [[place for place in group.places if place.entry in compared] for group in groups]
+    paired_against = set(learned)
+    places = [
+        [place for place in group.places if place.entry in paired_against] for group in groups
+    ]
     there = {place.entry: reference[place.entry].double() for found in places for place in found}
     orders = [np.arange(group.size) for group in groups]
     here = {entry: state[entry].double() for entry in there}

@@ -149,7 +149,7 @@ def build_space(
                     what,
                     expected="equal in all parents",
                     got=f"another value in {parent}",
-                    remedy=(
+                    hint=(
                         "this model cannot be merged with the others; mega-hf compare tells them"
                         " apart"
                     ),
@@ -173,17 +173,17 @@ def check_identical(states: Mapping[str, StateDict]) -> None:
                 f"{first_name} and {name} differ",
                 expected="identical architectures",
                 got=shown,
-                remedy="merge only models of one architecture; mega-hf compare shows what differs",
+                hint="merge only models of one architecture; mega-hf compare shows what differs",
             )
     for name, state in states.items():
         for key, tensor in state.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                remedy = "this model is broken: leave it out, or take an earlier checkpoint"
+                hint = "this model is broken: leave it out, or take an earlier checkpoint"
                 raise ParentError(
                     f"{name} holds NaN or infinity",
                     expected="finite weights",
                     got=key,
-                    remedy=remedy,
+                    hint=hint,
                 )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from mega_hf.errors import ParentError, first_line
-from mega_hf.weights.axes import Axis, Piece, Run
+from mega_hf.weights.axes import Axis, ChannelGroup, Span
 from mega_hf.weights.operations import RULES, Axes, fix, fixed, name_of, shape_of
 
 
@@ -83,7 +83,7 @@ def find_symmetry(model: nn.Module, shape: tuple[int, ...], name: str, rows: int
             where=name,
             expected="a graph",
             got=first_line(error)[:200],
-            remedy="merge.align: none",
+            hint="merge.align: none",
         ) from None
     signature = program.graph_signature
     entries = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -146,7 +146,7 @@ class _Walk:
 
     def groups(self) -> Iterator[Group]:
         """Yield the groups of two channels or more that may be permuted."""
-        places: dict[Piece, list[Place]] = defaultdict(list)
+        places: dict[ChannelGroup, list[Place]] = defaultdict(list)
         for entry, axes in self.states.items():
             for dim, start, run in _standing(axes):
                 places[run.piece].append(Place(entry, dim, start, run.block))
@@ -155,10 +155,10 @@ class _Walk:
             if not piece.is_fixed and piece.size > 1:
                 yield Group(piece.size, tuple(found), tuple(taps[piece]))
 
-    def _taps(self) -> dict[Piece, list[Place]]:
+    def _taps(self) -> dict[ChannelGroup, list[Place]]:
         """Return where each piece's activations are seen: after nonlinearities, else after sums,
         else anywhere."""
-        seen: dict[Piece, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
+        seen: dict[ChannelGroup, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
         for node, axes in self.axes.items():
             rank = _RANKS.get(name_of(node.target)) if node.op == "call_function" else None
             # of pictures, not of weights
@@ -168,7 +168,7 @@ class _Walk:
         return defaultdict(list, {piece: ranks[min(ranks)] for piece, ranks in seen.items()})
 
 
-def _standing(axes: Axes) -> Iterator[tuple[int, int, Run]]:
+def _standing(axes: Axes) -> Iterator[tuple[int, int, Span]]:
     for dim, axis in enumerate(axes):
         start = 0
         for run in axis.whole:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mega_hf import MergeResult, Recipe, merge
-from mega_hf.cli.signals import heard
+from mega_hf.cli.signals import handle_signals
 from tests.tools import soak, tiny
 from tests.tools import started as runs
 
@@ -299,7 +299,7 @@ def test_a_forked_child_that_is_ended_ends_nobody_else() -> None:
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in CODES]
     threads = threading.active_count()
-    with heard():
+    with handle_signals():
         assert [signal.getsignal(number) for number in CODES] != before
     assert [signal.getsignal(number) for number in CODES] == before
     assert threading.active_count() == threads
@@ -311,7 +311,7 @@ def test_a_command_may_run_beside_the_main_thread() -> None:
     answers: list[str] = []
 
     def run() -> None:
-        with heard():
+        with handle_signals():
             answers.append("ran")
 
     thread = threading.Thread(target=run)

@@ -45,5 +45,5 @@ def test_bad_words(
     monkeypatch.chdir(tmp_path / "empty")
     answer = mega("verify", *(str(copied) if word == "RUN" else word for word in words))
     assert (answer.code, answer.out) == (2, "")
-    for part in (said, "expected:", "got:", "remedy:"):
+    for part in (said, "expected:", "got:", "hint:"):
         assert part in answer.err

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mega_hf.evaluation.forward import Forward, place_pictures
-from mega_hf.evaluation.row_difficulty import Memory
+from mega_hf.evaluation.forward import ResidentModel, place_examples
+from mega_hf.evaluation.row_difficulty import RowDifficulty
 from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
@@ -17,8 +17,8 @@ def processes():
 
 
 @pytest.fixture
-def pictures(processes):
-    room = place_pictures(ROWS, (3, 2, 2), 8, processes.device, 0.5)
+def examples(processes):
+    room = place_examples(ROWS, (3, 2, 2), 8, processes.device, 0.5)
     generator = torch.Generator().manual_seed(3)
     room.images[:ROWS] = torch.randn(ROWS, 3, 2, 2, generator=generator)
     room.labels[:ROWS] = torch.randint(0, 3, (ROWS,), generator=generator)
@@ -33,16 +33,16 @@ def encoding():
 
 
 @pytest.fixture
-def make(processes, pictures, encoding):
+def make(processes, examples, encoding):
     """Return a function that makes an evaluation, its record, and a list of what progress was
     told."""
 
     def build(known=(), full=True, memory=None):
-        record, told, memory = Record(known), [], memory or Memory(ROWS)
-        forward = Forward(make_model(), processes.device)
+        record, told, memory = Record(known), [], memory or RowDifficulty(ROWS)
+        forward = ResidentModel(make_model(), processes.device)
         evaluation = Short(
             forward,
-            pictures,
+            examples,
             encoding,
             processes,
             record,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from mega_hf.evaluation.racing import Evaluation
+from mega_hf.evaluation.racing import RacingEvaluator
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import contenders
 
@@ -21,7 +21,7 @@ class Record:
         self.losses = {}
         self.genomes = {}
         self.added = []
-        self.pictures = 0
+        self.examples = 0
 
     def find(self, generation, index, genome):
         at = generation, index
@@ -30,18 +30,18 @@ class Record:
     def find_genome(self, genome):
         return self.genomes.get(genome)
 
-    def add(self, generation, index, genome, fitness, seconds, pictures, write):
+    def add(self, generation, index, genome, fitness, seconds, examples, write):
         there = self.known.get((generation, index))
         assert there is None or there[1] < fitness[1], "measured twice"
         assert write
         assert seconds >= 0
-        self.pictures += pictures
+        self.examples += examples
         self.known[generation, index], self.losses[generation, index] = fitness[:2], fitness[2]
         self.genomes[genome] = fitness
         self.added.append((generation, index))
 
 
-class Short(Evaluation):
+class Short(RacingEvaluator):
     """An evaluation that sums no losses, and so says nothing of them."""
 
     def __call__(self, population, tournaments, elite):
@@ -67,7 +67,7 @@ def populate(encoding, generation=1, seeds=(0, 1, 2, 3)):
     return SimpleNamespace(genomes=genomes, generation=generation, proof="00")
 
 
-def expect(pictures, seed):
+def expect(examples, seed):
     with torch.no_grad():
-        scores = make_model(seed)(pictures.images[:ROWS].cpu())
-    return int((scores.argmax(dim=1) == pictures.labels[:ROWS].cpu()).sum())
+        scores = make_model(seed)(examples.images[:ROWS].cpu())
+    return int((scores.argmax(dim=1) == examples.labels[:ROWS].cpu()).sum())

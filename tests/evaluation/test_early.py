@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.evaluation.forward import Answers
-from mega_hf.evaluation.racing import Evaluation
-from mega_hf.evaluation.row_difficulty import MOST_LOSS, Memory
+from mega_hf.evaluation.forward import Predictions
+from mega_hf.evaluation.racing import RacingEvaluator
+from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty
 from mega_hf.run.replay import Replay
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import winner
@@ -29,16 +29,16 @@ class Table:
     def __init__(self, table, draw, losses=None):
         self.table, self.draw, self.path, self.losses = table, draw, "table", losses
 
-    def tried_for_order(self, pictures):
+    def tried_for_order(self, examples):
         return 0
 
-    def is_order_free(self, pictures):
+    def is_order_free(self, examples):
         return True
 
     def write(self, state):
         ((_, self.now),) = state
 
-    def answers(self, pictures, rows):
+    def answers(self, examples, rows):
         found = torch.tensor(self.table[self.now])[rows]
         # says nothing of the answers
         margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)
@@ -47,7 +47,7 @@ class Table:
             if self.losses is not None
             else torch.zeros(len(rows))
         )
-        return Answers(found == 1, margin, not (found == 2).any(), losses)
+        return Predictions(found == 1, margin, not (found == 2).any(), losses)
 
 
 class Numbered:
@@ -109,7 +109,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
     found = []
     for full in (True, False):
         record, draw = Record(), np.random.default_rng(seed)
-        evaluation = Evaluation(
+        evaluation = RacingEvaluator(
             Table(table, draw),
             SimpleNamespace(count=rows, batch_size=size),
             Numbered(),
@@ -117,7 +117,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
             record,
             contend,
             lambda *_: None,
-            Memory(rows),
+            RowDifficulty(rows),
             chunk,
             full,
         )
@@ -137,7 +137,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
         assert all(intervals[i][2] == 0 for i in found[-1]), (
             "a winner that was not measured to its end"
         )
-        assert record.pictures <= rows * (len(table) - elite), "a row was asked twice"
+        assert record.examples <= rows * (len(table) - elite), "a row was asked twice"
     assert found[0] == found[1]
 
 
@@ -158,7 +158,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
     ]
     for full in (True, False):
         record = Record()
-        evaluation = Evaluation(
+        evaluation = RacingEvaluator(
             Table(table, np.random.default_rng(seed), losses),
             SimpleNamespace(count=rows, batch_size=size),
             Numbered(),
@@ -166,7 +166,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
             record,
             contend,
             lambda *_: None,
-            Memory(rows),
+            RowDifficulty(rows),
             chunk,
             full,
             sums_losses=True,
@@ -197,43 +197,43 @@ class Alone:
 
 
 def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(
-    make, pictures, encoding, caplog
+    make, examples, encoding, caplog
 ):
     evaluation, _, _ = make(full=False)
     evaluation.forward.is_order_free = lambda _: False
     asked, answers = [], evaluation.forward.answers
-    evaluation.forward.answers = lambda pictures, rows: (
+    evaluation.forward.answers = lambda examples, rows: (
         asked.append(rows.tolist()),
-        answers(pictures, rows),
+        answers(examples, rows),
     )[1]
     assert evaluation(populate(encoding), [[0, 1]], None) == [
-        (expect(pictures, i), ROWS, 0) for i in range(4)
+        (expect(examples, i), ROWS, 0) for i in range(4)
     ]
     assert asked == [list(range(ROWS))] * 4
     assert "depend on a row's place" in caplog.text
 
 
-def test_losers_are_not_measured_to_their_end(make, pictures, encoding):
+def test_losers_are_not_measured_to_their_end(make, examples, encoding):
     """The better half is found on few rows of the others, and fewer still once the rows are
     known."""
     evaluation, record, _ = make(full=False)
     population = populate(encoding, seeds=range(12))
-    tried = evaluation.forward.tried_for_order(pictures)
+    tried = evaluation.forward.tried_for_order(examples)
     evaluation(population, [[0, 1]], None)
-    assert ROWS < record.pictures - tried < 12 * ROWS
-    assert evaluation.forward.tried_for_order(pictures) == 0, "it is tried once"
+    assert ROWS < record.examples - tried < 12 * ROWS
+    assert evaluation.forward.tried_for_order(examples) == 0, "it is tried once"
     lines = [record.known[1, i] for i in range(12)]
     assert sum(rows == ROWS for _, rows in lines) < 12
 
 
-def test_what_another_search_measured_is_known(make, pictures, encoding):
+def test_what_another_search_measured_is_known(make, examples, encoding):
     """As the winner of a merge, who is a parent of the next."""
-    memory = Memory(ROWS)
+    memory = RowDifficulty(ROWS)
     first, _, _ = make(memory=memory)
     first(populate(encoding, seeds=(0, 1)), [], None)
     evaluation, record, _ = make(memory=memory)
     evaluation.forward = None
     assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [
-        (expect(pictures, i), ROWS, 0) for i in (1, 0)
+        (expect(examples, i), ROWS, 0) for i in (1, 0)
     ]
-    assert (record.added, record.pictures) == ([(1, 0), (1, 1)], 0)
+    assert (record.added, record.examples) == ([(1, 0), (1, 1)], 0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.compile import choose_path, compile_everywhere
-from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, Forward, place_pictures
+from mega_hf.evaluation.forward import COMPILED, EAGER, PLAIN, ResidentModel, place_examples
 from mega_hf.runtime.processes import Processes
 
 CPU = torch.device("cpu")
@@ -25,19 +25,19 @@ def _model(seed=0):
 
 
 def _pictures(rows, batch_size, seed=0):
-    pictures = place_pictures(rows, SHAPE, batch_size, CPU, 0.5)
+    examples = place_examples(rows, SHAPE, batch_size, CPU, 0.5)
     generator = torch.Generator().manual_seed(seed)
-    pictures.images[:rows] = torch.randn(rows, *SHAPE, generator=generator)
-    pictures.labels[:rows] = torch.randint(0, 5, (rows,), generator=generator)
-    return pictures
+    examples.images[:rows] = torch.randn(rows, *SHAPE, generator=generator)
+    examples.labels[:rows] = torch.randint(0, 5, (rows,), generator=generator)
+    return examples
 
 
-def _naive(model, pictures):
+def _naive(model, examples):
     model = model.eval()
     right = 0
     with torch.no_grad():
-        for i in range(pictures.count):
-            right += int(model(pictures.images[i : i + 1]).argmax()) == int(pictures.labels[i])
+        for i in range(examples.count):
+            right += int(model(examples.images[i : i + 1]).argmax()) == int(examples.labels[i])
     return right
 
 
@@ -45,8 +45,8 @@ def _naive(model, pictures):
 
 
 def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
-    model = Forward(_model(), CPU)
-    resident, mapped = _pictures(10, 4), place_pictures(10, SHAPE, 4, CPU, 1e-12)
+    model = ResidentModel(_model(), CPU)
+    resident, mapped = _pictures(10, 4), place_examples(10, SHAPE, 4, CPU, 1e-12)
     mapped.images.copy_(resident.images)
     mapped.labels.copy_(resident.labels)
     assert (resident.place, mapped.place) == ("device", "disk")
@@ -59,14 +59,14 @@ def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_count_equals_a_naive_loop(rows, batch_size, seed):
-    pictures = _pictures(rows, batch_size, seed)
-    assert Forward(_model(seed), CPU).count(pictures) == _naive(_model(seed), pictures)
+    examples = _pictures(rows, batch_size, seed)
+    assert ResidentModel(_model(seed), CPU).count(examples) == _naive(_model(seed), examples)
 
 
 def test_answers_are_those_of_each_row():
-    pictures, model = _pictures(10, 4), _model().eval()
-    right, _, finite, _ = Forward(_model(), CPU).answers(pictures)
-    expected = model(pictures.images[:10]).argmax(dim=1) == pictures.labels[:10]
+    examples, model = _pictures(10, 4), _model().eval()
+    right, _, finite, _ = ResidentModel(_model(), CPU).answers(examples)
+    expected = model(examples.images[:10]).argmax(dim=1) == examples.labels[:10]
     assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
     assert torch.equal(right, expected)
     assert 0 < right.sum() < 10  # else a constant would pass
@@ -75,9 +75,9 @@ def test_answers_are_those_of_each_row():
 @given(st.permutations(range(10)), st.integers(1, 10), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_a_row_is_answered_alike_whatever_rows_are_beside_it(order, chosen, batch_size):
-    pictures, forward = _pictures(10, batch_size), Forward(_model(), CPU)
-    whole, rows = forward.answers(pictures), torch.tensor(order[:chosen])
-    some = forward.answers(pictures, rows)
+    examples, forward = _pictures(10, batch_size), ResidentModel(_model(), CPU)
+    whole, rows = forward.answers(examples), torch.tensor(order[:chosen])
+    some = forward.answers(examples, rows)
     assert torch.equal(some.right, whole.right[rows])
     assert torch.equal(some.margin, whole.margin[rows])
 
@@ -88,15 +88,15 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_noticed():
             scores = images.flatten(1)[:, :5]
             return scores + 1e-6 * scores.cumsum(dim=0)
 
-    assert Forward(_model(), CPU).is_order_free(_pictures(40, 10))
-    assert not Forward(Mixing(), CPU).is_order_free(_pictures(40, 10))
+    assert ResidentModel(_model(), CPU).is_order_free(_pictures(40, 10))
+    assert not ResidentModel(Mixing(), CPU).is_order_free(_pictures(40, 10))
 
 
 def test_margins_are_those_of_the_right_class():
-    pictures, model = _pictures(10, 4), _model().eval()
-    found = Forward(_model(), CPU).answers(pictures)
-    scores = model(pictures.images).detach()
-    for row, label in enumerate(pictures.labels.tolist()):
+    examples, model = _pictures(10, 4), _model().eval()
+    found = ResidentModel(_model(), CPU).answers(examples)
+    scores = model(examples.images).detach()
+    for row, label in enumerate(examples.labels.tolist()):
         others = torch.cat([scores[row, :label], scores[row, label + 1 :]])
         assert found.margin[row] == pytest.approx(
             float(scores[row, label] - others.max()), abs=1e-5
@@ -107,16 +107,16 @@ def test_margins_are_those_of_the_right_class():
 def test_every_batch_has_one_shape():
     shapes, model = [], _model()
     model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    Forward(model, CPU).count(_pictures(10, 4))
+    ResidentModel(model, CPU).count(_pictures(10, 4))
     assert shapes == [(4, *SHAPE)] * 3
 
 
 @pytest.mark.parametrize("row", [0, 5, 9])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_logit_that_is_not_finite_gives_none(row, bad):
-    pictures = _pictures(10, 4)
-    pictures.images[row, 0, 0, 0] = bad
-    assert Forward(_model(), CPU).count(pictures) is None
+    examples = _pictures(10, 4)
+    examples.images[row, 0, 0, 0] = bad
+    assert ResidentModel(_model(), CPU).count(examples) is None
 
 
 def test_one_bad_logit_that_is_not_the_largest_is_enough():
@@ -124,7 +124,7 @@ def test_one_bad_logit_that_is_not_the_largest_is_enough():
         def forward(self, images):
             return torch.tensor([1.0, -torch.inf, 0.0, 0.0, 0.0]).expand(len(images), 5)
 
-    assert Forward(Broken(), CPU).count(_pictures(10, 4)) is None
+    assert ResidentModel(Broken(), CPU).count(_pictures(10, 4)) is None
 
 
 def test_a_record_with_logits_is_understood():
@@ -136,33 +136,35 @@ def test_a_record_with_logits_is_understood():
         def forward(self, images):
             return SimpleNamespace(logits=self.inner(images))
 
-    pictures = _pictures(10, 4)
-    assert Forward(Wrapped(), CPU).count(pictures) == Forward(_model(), CPU).count(pictures)
+    examples = _pictures(10, 4)
+    assert ResidentModel(Wrapped(), CPU).count(examples) == ResidentModel(_model(), CPU).count(
+        examples
+    )
 
 
 # --- The resident model
 
 
 def test_written_weights_are_those_that_count():
-    forward, pictures = Forward(_model(0), CPU), _pictures(40, 10)
+    forward, examples = ResidentModel(_model(0), CPU), _pictures(40, 10)
     counts = []
     for seed in (1, 2, 0, 1):
         forward.write(_model(seed).state_dict().items())
-        counts.append(forward.count(pictures))
-        assert counts[-1] == _naive(_model(seed), pictures)
+        counts.append(forward.count(examples))
+        assert counts[-1] == _naive(_model(seed), examples)
     assert counts[0] == counts[3]
     assert len(set(counts)) > 1
 
 
 def test_buffers_are_written_too():
-    forward, state = Forward(_model(), CPU), _model().state_dict()
+    forward, state = ResidentModel(_model(), CPU), _model().state_dict()
     state["1.running_mean"] = torch.full((4,), 7.0)
     forward.write(state.items())
     assert torch.equal(forward.model[1].running_mean, torch.full((4,), 7.0))
 
 
 def test_writing_copies_and_rounds_to_nothing_new():
-    forward = Forward(_model(), CPU)
+    forward = ResidentModel(_model(), CPU)
     state = {k: v.clone() for k, v in _model(1).state_dict().items()}
     state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
     forward.write(state.items())
@@ -175,18 +177,18 @@ def test_writing_copies_and_rounds_to_nothing_new():
 def test_an_incomplete_state_is_not_written_in_silence():
     state = {k: v for k, v in _model().state_dict().items() if k != "4.bias"}
     with pytest.raises(AssertionError, match=r"4\.bias"):
-        Forward(_model(), CPU).write(state.items())
+        ResidentModel(_model(), CPU).write(state.items())
 
 
 def test_measuring_changes_nothing_and_twice_gives_the_same():
-    forward, pictures = Forward(_model().train(), CPU), _pictures(10, 4)
+    forward, examples = ResidentModel(_model().train(), CPU), _pictures(10, 4)
     before = {k: v.clone() for k, v in forward.model.state_dict().items()}
-    assert forward.count(pictures) == forward.count(pictures)
+    assert forward.count(examples) == forward.count(examples)
     assert all(torch.equal(v, before[k]) for k, v in forward.model.state_dict().items())
 
 
 def test_the_path_decides_the_memory_format():
-    fast, plain = Forward(_model(), CPU), Forward(_model(), CPU, PLAIN)
+    fast, plain = ResidentModel(_model(), CPU), ResidentModel(_model(), CPU, PLAIN)
     assert fast.path == EAGER
     assert fast.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.model[0].weight.is_contiguous()
@@ -197,23 +199,23 @@ def test_the_path_decides_the_memory_format():
 
 
 def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypatch):
-    pictures = _pictures(40, 10)
-    eager = Forward(_model(), CPU)
-    fast = Forward(_model(), CPU, COMPILED)
+    examples = _pictures(40, 10)
+    eager = ResidentModel(_model(), CPU)
+    fast = ResidentModel(_model(), CPU, COMPILED)
     shapes = []
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: (shapes.append(1), compiler(*a, **k))[1])
     for seed in (0, 1, 2, 0):
         for forward in (eager, fast):
             forward.write(_model(seed).state_dict().items())
-        slow, quick = eager.answers(pictures), fast.answers(pictures)
+        slow, quick = eager.answers(examples), fast.answers(examples)
         assert torch.allclose(slow.margin, quick.margin, atol=1e-5)
         assert torch.equal(slow.right, quick.right)
     assert (fast.path, len(shapes)) == (COMPILED, 1)
 
 
 def test_another_shape_is_not_compiled_in_silence():
-    forward = Forward(_model(), CPU, COMPILED)
+    forward = ResidentModel(_model(), CPU, COMPILED)
     forward.count(_pictures(40, 10))
     with pytest.raises(RuntimeError, match="recompile"):
         forward.count(_pictures(40, 8))
@@ -223,22 +225,22 @@ def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, capl
     def fail(*_, **__):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
-    pictures, forward = _pictures(40, 10), Forward(_model(), CPU)
-    expected = forward.count(pictures)
+    examples, forward = _pictures(40, 10), ResidentModel(_model(), CPU)
+    expected = forward.count(examples)
     monkeypatch.setattr(torch, "compile", fail)
-    assert compile_everywhere(forward, pictures, Processes()) is False
+    assert compile_everywhere(forward, examples, Processes()) is False
     assert "No working C++ compiler found" in caplog.text
-    assert (forward.path, forward.count(pictures)) == (EAGER, expected)
+    assert (forward.path, forward.count(examples)) == (EAGER, expected)
     with pytest.raises(
         RunError,
         match=r"can't be compiled here[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager",
     ):
-        Forward(_model(), CPU, COMPILED).count(pictures)
+        ResidentModel(_model(), CPU, COMPILED).count(examples)
 
 
 def test_a_compiler_that_miscalculates_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, **_: lambda images: run(images) * 1.1)
-    forward = Forward(_model(), CPU)
+    forward = ResidentModel(_model(), CPU)
     with pytest.raises(ArithmeticError, match="apart"):
         forward.compile(_pictures(40, 10))
     assert forward.count(_pictures(40, 10)) == _naive(_model(), _pictures(40, 10))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from mega_hf.evaluation.individuals import Seen
-from mega_hf.evaluation.racing import Evaluation
-from mega_hf.run.replay import Replay, Unrecorded
+from mega_hf.evaluation.individuals import PartialResult
+from mega_hf.evaluation.racing import RacingEvaluator
+from mega_hf.run.replay import MissingRecord, Replay
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.evolve import Search, evolve
@@ -16,21 +16,21 @@ from mega_hf.search.population import Genes
 from tests.evaluation.measuring import ROWS, Record, expect, make_model, populate
 
 
-def test_every_individual_gets_its_own_count(make, pictures, encoding):
+def test_every_individual_gets_its_own_count(make, examples, encoding):
     evaluation, record, _ = make()
     counted = evaluation(populate(encoding), [], None)
-    assert counted == [(expect(pictures, seed), ROWS, 0) for seed in range(4)]
+    assert counted == [(expect(examples, seed), ROWS, 0) for seed in range(4)]
     assert len(set(counted)) > 1
     assert record.added == [(1, 0), (1, 1), (1, 2), (1, 3)]
 
 
-def test_what_the_record_knows_is_used_and_not_measured(make, pictures, encoding):
+def test_what_the_record_knows_is_used_and_not_measured(make, examples, encoding):
     evaluation, record, _ = make({(1, 1): (29, ROWS), (1, 3): (None, ROWS)})
     counted = evaluation(populate(encoding), [], None)
     assert counted == [
-        (expect(pictures, 0), 30, 0),
+        (expect(examples, 0), 30, 0),
         (29, 30, 0),
-        (expect(pictures, 2), 30, 0),
+        (expect(examples, 2), 30, 0),
         (None, 30, 0),
     ]
     assert record.added == [(1, 0), (1, 2)]
@@ -40,13 +40,13 @@ def test_a_full_record_needs_no_forward_pass(make, encoding):
     evaluation, record, _ = make({(1, i): (i, ROWS) for i in range(4)})
     evaluation.forward = None
     assert evaluation(populate(encoding), [], None) == [(i, ROWS, 0) for i in range(4)]
-    assert (record.added, record.pictures) == ([], 0)
+    assert (record.added, record.examples) == ([], 0)
 
 
-def test_the_record_of_another_generation_is_not_used(make, pictures, encoding):
+def test_the_record_of_another_generation_is_not_used(make, examples, encoding):
     evaluation, record, _ = make({(1, i): (0, ROWS) for i in range(4)})
     assert evaluation(populate(encoding, generation=2), [], None)[1] == (
-        expect(pictures, 1),
+        expect(examples, 1),
         ROWS,
         0,
     )
@@ -80,7 +80,7 @@ def test_weights_that_nobody_gets_right_have_the_fitness_0(make, encoding):
     """0 right answers and no fitness are different things, in the record too."""
     evaluation, record, _ = make()
     with torch.no_grad():
-        evaluation.pictures.labels.copy_(make_model(0)(evaluation.pictures.images).argmin(dim=1))
+        evaluation.examples.labels.copy_(make_model(0)(evaluation.examples.images).argmin(dim=1))
     assert evaluation(populate(encoding, seeds=[0]), [], None) == [(0, ROWS, 0)]
     assert record.known[1, 0] == (0, ROWS)
 
@@ -93,11 +93,11 @@ def test_genomes_are_not_written_to(make, encoding):
     assert torch.equal(population.genomes, before)
 
 
-def test_progress_adds_up_to_the_individuals_that_need_a_fitness(make, pictures, encoding):
+def test_progress_adds_up_to_the_individuals_that_need_a_fitness(make, examples, encoding):
     evaluation, _, told = make({(1, 1): (3, ROWS)})
     evaluation(populate(encoding), [], None)
     assert sum(measured for measured, _ in told) == 4
-    best = max(3, *(expect(pictures, seed) for seed in (0, 2, 3)))
+    best = max(3, *(expect(examples, seed) for seed in (0, 2, 3)))
     assert told[-1][1] == best
     told.clear()
     evaluation(populate(encoding, generation=2), [], (best, ROWS, 0))
@@ -127,21 +127,21 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_result(make, encoding):
 # --- Genomes that were measured before
 
 
-def test_one_genome_is_measured_once(make, pictures, encoding, monkeypatch):
+def test_one_genome_is_measured_once(make, examples, encoding, monkeypatch):
     evaluation, record, told = make()
     measured = []
-    measure = Evaluation._measure
+    measure = RacingEvaluator._measure
     monkeypatch.setattr(
-        Evaluation,
+        RacingEvaluator,
         "_measure",
         lambda self, *words: (measured.append(words[1]), measure(self, *words))[1],
     )
     counted = evaluation(populate(encoding, seeds=(0, 1, 0, 2, 1)), [], None)
-    assert counted == [(expect(pictures, seed), ROWS, 0) for seed in (0, 1, 0, 2, 1)]
+    assert counted == [(expect(examples, seed), ROWS, 0) for seed in (0, 1, 0, 2, 1)]
     assert measured == [0, 1, 3]
     assert sorted(record.added) == [(1, i) for i in range(5)], "a replay needs a line for each"
     again = evaluation(populate(encoding, generation=2, seeds=(3, 2)), [], None)
-    assert again == [(expect(pictures, seed), ROWS, 0) for seed in (3, 2)]
+    assert again == [(expect(examples, seed), ROWS, 0) for seed in (3, 2)]
     assert measured == [0, 1, 3, 0]
     assert sum(shown for shown, _ in told) == 7
 
@@ -170,20 +170,20 @@ def test_rows_are_seen_where_they_decide(make, encoding, known, tournaments, mea
     assert all(intervals[i] == (*known[i], ROWS - known[i][1]) for i in untouched)
 
 
-def test_full_evaluation_sees_them_all(make, pictures, encoding):
+def test_full_evaluation_sees_them_all(make, examples, encoding):
     evaluation, record, _ = make({(1, 0): (20, ROWS), (1, 1): (5, 20)})
     assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == (
-        expect(pictures, 1),
+        expect(examples, 1),
         ROWS,
         0,
     )
     assert record.added == [(1, 1)]
 
 
-def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, pictures, encoding):
+def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, examples, encoding):
     evaluation, record, _ = make({(2, 1): (9, ROWS), (2, 2): (1, ROWS)}, full=False)
     population = populate(encoding, generation=2, seeds=(0, 1, 2))
-    assert evaluation(population, [], (2, 20, 10))[0] == (expect(pictures, 0), ROWS, 0)
+    assert evaluation(population, [], (2, 20, 10))[0] == (expect(examples, 0), ROWS, 0)
     assert record.added == [(2, 0)]
 
 
@@ -200,7 +200,7 @@ def test_a_replay_takes_what_is_recorded_and_names_what_is_missing(encoding):
         (None, 30, 0),
         (4, 30, 0),
     ]
-    with pytest.raises(Unrecorded, match="individual 0 of generation 2"):
+    with pytest.raises(MissingRecord, match="individual 0 of generation 2"):
         replay(population, [], None)
 
 
@@ -223,7 +223,7 @@ class Many:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
 @pytest.mark.parametrize("individuals", [1, 2, 3, 4])
 def test_the_parts_of_all_processes_are_the_whole(
-    make, pictures, encoding, count, individuals, full
+    make, examples, encoding, count, individuals, full
 ):
     """The last of a generation are cut into batches, so that no process waits for another's whole
     individual."""
@@ -238,12 +238,12 @@ def test_the_parts_of_all_processes_are_the_whole(
             mine.append(len(r)),
             measure(p, i, r),
         )[1]
-        seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in indices]
+        seen = [PartialResult(str(i), np.ones(ROWS, dtype=bool)) for i in indices]
         evaluation._round(population, indices, seen)
         total = total + np.array([one.correct for one in seen])
-        parts.append(-(-sum(mine) // pictures.batch_size))
+        parts.append(-(-sum(mine) // examples.batch_size))
     if full or count >= 4 * individuals:
-        assert total.tolist() == [expect(pictures, seed) for seed in indices]
+        assert total.tolist() == [expect(examples, seed) for seed in indices]
     assert max(parts) - min(parts) <= 1
 
 
@@ -256,5 +256,5 @@ def test_while_many_may_still_win_each_of_several_processes_measures_two_before_
 ):
     evaluation, _, _ = make(full=False)
     evaluation.processes = Many(0, count)
-    seen = [Seen(str(i), np.ones(ROWS, dtype=bool)) for i in range(left)]
+    seen = [PartialResult(str(i), np.ones(ROWS, dtype=bool)) for i in range(left)]
     assert evaluation._choose(set(range(left)), seen) == list(range(chosen))

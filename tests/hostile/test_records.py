@@ -18,7 +18,7 @@ from mega_hf.report.card import render_card
 from mega_hf.report.plots import plot_fitness
 from mega_hf.report.result import MergeResult
 from mega_hf.verification import consistency as claims
-from mega_hf.verification.claims import _check_record, _reading, read_testimony
+from mega_hf.verification.claims import _check_record, _reading, load_claims
 from tests.hostile.cases import DEEP, bounded, cases, mutated, used
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -114,7 +114,7 @@ def test_any_value_that_verify_holds_against_a_run(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """Past the digests, which a forger sets: whatever the replay does not need."""
-    told = read_testimony(CARDS / KINDS[1])
+    told = load_claims(CARDS / KINDS[1])
     nodes, first = told.recipe.nodes(None), open_model(folders["timm"])
 
     def doubted(record: Any) -> None:

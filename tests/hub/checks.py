@@ -32,7 +32,7 @@ def commits(hub: Hub, name: str) -> int:
 
 def refused(answer: Answer, *words: str) -> None:
     assert answer.code == 2, answer.out + answer.err
-    missing = [word for word in (*words, "expected:", "got:", "remedy:") if word not in answer.err]
+    missing = [word for word in (*words, "expected:", "got:", "hint:") if word not in answer.err]
     assert not missing, f"{missing} not in:\n{answer.err}"
 
 

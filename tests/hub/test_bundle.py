@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from mega_hf import MergeResult, Recipe
 from mega_hf.errors import HubError, MegaError, RunError
-from mega_hf.hub.bundle import portable_files, refuse_changed, restore
-from mega_hf.hub.privacy import refuse_private
+from mega_hf.hub.bundle import check_unchanged, portable_files, restore
+from mega_hf.hub.privacy import check_no_private_paths
 from mega_hf.report.card import render_card
 from tests.tools import tiny
 
@@ -85,7 +85,7 @@ def test_making_it_leaves_the_run_as_it_was(copied: Path) -> None:
         if path.is_file()
     }
     files = portable_files(MergeResult.load(copied), "me/x", MIT)
-    refuse_private(files, None)
+    check_no_private_paths(files, None)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert {path for path in copied.rglob("*") if path.is_file()} == before.keys()
 
@@ -176,7 +176,7 @@ def test_a_run_that_was_changed_is_not_copied(change: str, copied: Path) -> None
     else:
         (copied / "result.json").unlink()
     with pytest.raises(RunError) as caught:
-        refuse_changed(result)
+        check_unchanged(result)
     assert "the same mega-hf merge command" in str(caught.value)
 
 
@@ -244,7 +244,7 @@ def test_a_strangers_record_is_not_trusted(case: str, copy: Path, tmp_path: Path
     (copy / "result.json").write_text(json.dumps(DAMAGE[case](record)))
     with pytest.raises(HubError) as caught:
         restore(copy, tmp_path / "run", "me/x")
-    assert "remedy" in str(caught.value)
+    assert "hint" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

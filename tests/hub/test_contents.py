@@ -1,4 +1,4 @@
-"""What is pushed: licence, card, no path and no token; and what an earlier push left."""
+"""What is pushed: license, card, no path and no token; and what an earlier push left."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.tools import tiny
 from tests.tools.commands import Commands
 
 
-def test_without_a_licence_nothing_is_guessed(run: Commands, hub: Hub, name: str) -> None:
+def test_without_a_license_nothing_is_guessed(run: Commands, hub: Hub, name: str) -> None:
     refused(run("push", "run", name), "a: none; b: none", "--license")
-    refused(run("push", "run", name, "--license", "my-own"), "no licence that the Hub knows")
+    refused(run("push", "run", name, "--license", "my-own"), "no license that the Hub knows")
     assert ("models", name) not in hub.repositories
 
 
@@ -77,7 +77,7 @@ def test_a_strangers_record_in_the_target_is_no_hindrance(
             '{"name": "x", "models": [], "paired": {}}',
             "[" * 10_000,
             "text",
-            '{"licence": {"license": 1}}',
+            '{"license": {"license": 1}}',
         ]
     ):
         (tmp_path / "result.json").write_text(record)
@@ -167,11 +167,11 @@ def test_two_processes_push_once(
     assert b"push:" not in hub.repositories["models", name].files("main")["recipe.yaml"]
 
 
-@pytest.mark.parametrize("how", ["licence", "token", "name", "public"])
+@pytest.mark.parametrize("how", ["license", "token", "name", "public"])
 def test_what_would_keep_a_merge_from_its_push_is_said_before_it(
     how: str, run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path
 ) -> None:
-    push = {"repo": "me" if how == "name" else name, "license": None if how == "licence" else "mit"}
+    push = {"repo": "me" if how == "name" else name, "license": None if how == "license" else "mit"}
     if how == "token":
         run.set(HF_TOKEN=None)
     elif how == "public":

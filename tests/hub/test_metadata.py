@@ -23,7 +23,12 @@ def test_what_we_make_is_taken(front: dict[str, Any]) -> None:
     check_front(front)
     check_front(
         front
-        | {"license": "mit", "base_model": ["o/a", "gpt2"], "datasets": ["o/d"], "co2": {"x": 1}}
+        | {
+            "license": "mit",
+            "base_model": ["o/a", "gpt2"],
+            "datasets": ["o/d"],
+            "co2": {"x": 1},
+        }
     )
     check_front(front | {"license": "other", "license_name": "mine", "license_link": "LICENSE"})
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mega_hf.errors import HubError, RunError
-from mega_hf.hub.privacy import refuse_private
+from mega_hf.hub.privacy import check_no_private_paths
 
 TOKEN = "hf_" + "a" * 34
 
@@ -41,7 +41,7 @@ TOKEN = "hf_" + "a" * 34
 )
 def test_a_path_is_found_with_file_and_line(text: str) -> None:
     with pytest.raises(HubError, match="a path of a machine") as caught:
-        refuse_private({"config.json": f"first\n{text}".encode()}, None)
+        check_no_private_paths({"config.json": f"first\n{text}".encode()}, None)
     assert re.search(r"config\.json:[24]: ", str(caught.value))
 
 
@@ -65,13 +65,13 @@ def test_a_path_is_found_with_file_and_line(text: str) -> None:
     ],
 )
 def test_what_is_no_path_passes(text: str) -> None:
-    refuse_private({"config.json": text.encode()}, None)
+    check_no_private_paths({"config.json": text.encode()}, None)
 
 
 def test_a_token_is_found_and_not_shown() -> None:
     for token, text in ((None, TOKEN), ("short-secret", "xshort-secretx")):
         with pytest.raises(HubError, match="a token stands there") as caught:
-            refuse_private({"recipe.yaml": f"a\nb\n{text}".encode()}, token)
+            check_no_private_paths({"recipe.yaml": f"a\nb\n{text}".encode()}, token)
         assert "recipe.yaml:3" in str(caught.value)
         assert text not in str(caught.value)
 
@@ -80,9 +80,9 @@ def test_the_header_of_weights_is_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"w": torch.zeros(1)}, file, metadata={"from": "/home/me/x"})
     with pytest.raises(HubError, match="header"):
-        refuse_private({"model.safetensors": file}, None)
+        check_no_private_paths({"model.safetensors": file}, None)
     save_file({"w": torch.zeros(1)}, file, metadata={"format": "pt"})
-    refuse_private({"model.safetensors": file}, None)
+    check_no_private_paths({"model.safetensors": file}, None)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(RunError, match="unreadable weights"):
-        refuse_private({"model.safetensors": file}, None)
+        check_no_private_paths({"model.safetensors": file}, None)

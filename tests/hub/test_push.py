@@ -73,7 +73,7 @@ class Place:
 
 
 def parents(kind: str, folder: Path) -> tiny.Pair:
-    """Make two parents, with a licence, of an architecture that timm or transformers has itself."""
+    """Make two parents, with a license, of an architecture that timm or transformers has itself."""
     if kind == "timm":
         pair = tiny.make_pair(
             folder, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.4
@@ -180,7 +180,7 @@ def test_the_cards_snippet_runs(place: Place, pushed: dict[str, Any], tmp_path: 
 
     text = place.hub.repositories["models", "me/m"].files("main")["README.md"].decode()
     snippet = text.split("```python\n")[1].split("```")[0]
-    Image.fromarray(tiny.pictures(1, 0)[0][0]).save(tmp_path / "picture.png")
+    Image.fromarray(tiny.examples(1, 0)[0][0]).save(tmp_path / "picture.png")
     environment = os.environ | place.environment(tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", snippet],

@@ -83,7 +83,7 @@ def _as_nobody(place: Place) -> None:
 
 def check(answer: Answer, *words: str) -> None:
     assert answer.code == 2, answer.err
-    missing = [word for word in [*words, "expected:", "got:", "remedy:"] if word not in answer.err]
+    missing = [word for word in [*words, "expected:", "got:", "hint:"] if word not in answer.err]
     assert not missing, f"{missing} not in:\n{answer.err}"
 
 

@@ -91,7 +91,7 @@ def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str
         assert part in answer.out
     assert not [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
     assert ("models", name) not in hub.repositories
-    refused(run("push", "run", name, "--dry-run"), "under which licence")
+    refused(run("push", "run", name, "--dry-run"), "under which license")
 
 
 def test_the_card_of_a_branch_names_the_branch(
@@ -130,7 +130,7 @@ def test_another_merges_pull_request_is_left_alone(
     assert first != second
 
 
-def test_the_licence_that_a_merge_is_under_is_not_asked_for_again(
+def test_the_license_that_a_merge_is_under_is_not_asked_for_again(
     run: Commands, hub: Hub, name: str, tmp_path: Path
 ) -> None:
     assert run("push", "run", name, *MIT).code == 0

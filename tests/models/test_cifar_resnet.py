@@ -89,9 +89,10 @@ print(sum(p.numel() for p in timm.create_model("local-dir:{tmp_path / "model"}",
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n")[:2] == ["[]", str(3_489_050 - 7 * 65)], (
-        "three classes instead of ten"
-    )
+    assert done.stdout.split("\n")[:2] == [
+        "[]",
+        str(3_489_050 - 7 * 65),
+    ], "three classes instead of ten"
 
 
 def test_a_block_against_its_formula() -> None:

@@ -1,4 +1,4 @@
-"""Licences: read from cards, agreed upon or asked for, never guessed."""
+"""Licenses: read from cards, agreed upon or asked for, never guessed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mega_hf.errors import HubError
-from mega_hf.models.licenses import KNOWN, agreed_licence, choose_licence, read_licence
+from mega_hf.models.licenses import KNOWN, agreed_license, choose_license, read_license
 
 MIT, APACHE = {"license": "mit"}, {"license": "apache-2.0"}
 OTHER = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
@@ -28,61 +28,61 @@ OTHER = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
         ("\xff\xfe", None),
     ],
 )
-def test_a_models_licence_is_what_its_card_says(
+def test_a_models_license_is_what_its_card_says(
     card: str, expected: object, tmp_path: Path
 ) -> None:
     (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
-    assert read_licence(tmp_path) == expected
+    assert read_license(tmp_path) == expected
 
 
 def test_a_model_without_a_card_has_none(tmp_path: Path) -> None:
-    assert read_licence(tmp_path) is None
-    assert read_licence(None) is None
+    assert read_license(tmp_path) is None
+    assert read_license(None) is None
 
 
 def test_agreement() -> None:
-    assert agreed_licence({"a": MIT, "b": dict(MIT)}) == MIT
-    assert agreed_licence({"a": OTHER, "b": dict(OTHER)}) == OTHER
-    assert agreed_licence({"a": MIT, "b": APACHE}) is None
-    assert agreed_licence({"a": MIT, "b": None}) is None
-    assert agreed_licence({"a": None, "b": None}) is None
-    assert agreed_licence({}) is None
+    assert agreed_license({"a": MIT, "b": dict(MIT)}) == MIT
+    assert agreed_license({"a": OTHER, "b": dict(OTHER)}) == OTHER
+    assert agreed_license({"a": MIT, "b": APACHE}) is None
+    assert agreed_license({"a": MIT, "b": None}) is None
+    assert agreed_license({"a": None, "b": None}) is None
+    assert agreed_license({}) is None
 
 
 def test_what_parents_agree_on_is_taken_and_what_is_given_counts_more() -> None:
-    assert choose_licence(None, {"a": MIT, "b": MIT}, None) == MIT
-    assert choose_licence(None, {"a": MIT, "b": MIT}, {"license": "mit", "tags": []}) == MIT
-    assert choose_licence("apache-2.0", {"a": MIT, "b": None}, {"license": "mit"}) == APACHE
+    assert choose_license(None, {"a": MIT, "b": MIT}, None) == MIT
+    assert choose_license(None, {"a": MIT, "b": MIT}, {"license": "mit", "tags": []}) == MIT
+    assert choose_license("apache-2.0", {"a": MIT, "b": None}, {"license": "mit"}) == APACHE
 
 
 @pytest.mark.parametrize(
-    "licences", [{"a": MIT, "b": APACHE}, {"a": MIT, "b": None}, {"a": OTHER, "b": None}]
+    "licenses", [{"a": MIT, "b": APACHE}, {"a": MIT, "b": None}, {"a": OTHER, "b": None}]
 )
-def test_where_they_do_not_agree_it_is_asked_who_says_what(licences: dict) -> None:
-    with pytest.raises(HubError, match="under which licence") as caught:
-        choose_licence(None, licences, None)
+def test_where_they_do_not_agree_it_is_asked_who_says_what(licenses: dict) -> None:
+    with pytest.raises(HubError, match="under which license") as caught:
+        choose_license(None, licenses, None)
     text = str(caught.value)
-    for name, licence in licences.items():
-        said = "none" if licence is None else licence["license"]
+    for name, license in licenses.items():
+        said = "none" if license is None else license["license"]
         assert f"{name}: {said}" in text
     assert "--license" in text
 
 
-def test_another_licence_in_the_repositorys_card_is_a_conflict_too() -> None:
+def test_another_license_in_the_repositorys_card_is_a_conflict_too() -> None:
     unknown = {"license": "MIT"}
     with pytest.raises(HubError, match="a: MIT; b: MIT"):
-        choose_licence(None, {"a": unknown, "b": unknown}, None)
+        choose_license(None, {"a": unknown, "b": unknown}, None)
     with pytest.raises(HubError, match=r"the repository's card: apache-2\.0"):
-        choose_licence(None, {"a": MIT, "b": MIT}, APACHE)
+        choose_license(None, {"a": MIT, "b": MIT}, APACHE)
 
 
 def test_only_the_hubs_identifiers_are_taken() -> None:
-    with pytest.raises(HubError, match="no licence that the Hub knows"):
-        choose_licence("my own", {}, None)
+    with pytest.raises(HubError, match="no license that the Hub knows"):
+        choose_license("my own", {}, None)
     assert {"mit", "apache-2.0", "unknown", "other"} <= KNOWN
 
 
 def test_other_takes_its_name_from_the_card_that_is_there() -> None:
-    assert choose_licence("other", {"a": None}, OTHER | {"tags": []}) == OTHER
+    assert choose_license("other", {"a": None}, OTHER | {"tags": []}) == OTHER
     with pytest.raises(HubError, match="needs a name"):
-        choose_licence("other", {"a": OTHER}, None)
+        choose_license("other", {"a": OTHER}, None)

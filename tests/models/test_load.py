@@ -34,7 +34,7 @@ def test_a_model_and_its_record(kind: str, folders: dict[str, Path]) -> None:
     original = tiny.timm_model() if kind == "timm" else tiny.transformers_model(kind)
     assert opened.library == ("timm" if kind == "timm" else "transformers")
     assert (opened.labels, opened.num_classes) == (tiny.NAMES, 3)
-    assert opened.picture_shape == (3, 8, 8)
+    assert opened.input_shape == (3, 8, 8)
     assert not opened.model.training
     state = opened.state()
     assert state.keys() == original.state_dict().keys()
@@ -51,7 +51,7 @@ def test_pictures_are_transformed_as_configured(
     kind: str, mode: str, folders: dict[str, Path]
 ) -> None:
     """By hand: mean 0.5, standard deviation 0.25; whatever mode the picture is stored in."""
-    picture = Image.fromarray(tiny.pictures(1, 5)[0][0]).convert(mode)
+    picture = Image.fromarray(tiny.examples(1, 5)[0][0]).convert(mode)
     expected = (
         torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5
     ) / 0.25

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from mega_hf.models.load import open_model
-from mega_hf.models.merge_inputs import Source, open_inputs
+from mega_hf.models.merge_inputs import ModelSource, open_inputs
 from mega_hf.weights.mapped import map_files
 from mega_hf.weights.space import digest
 from tests.tools import tiny
@@ -15,7 +15,7 @@ def test_genes_stand_in_the_models_order_whatever_that_of_its_file(pair: tiny.Pa
     sources = {}
     for name, folder in (("a", pair.a), ("b", pair.b)):
         sha256 = digest(open_model(folder).view())
-        sources[name] = Source(
+        sources[name] = ModelSource(
             name, sha256, "", partial(open_model, folder), tuple(folder.glob("*.safetensors"))
         )
     order = list(open_model(pair.a).view())

@@ -111,4 +111,4 @@ def test_bare_weights_have_the_preprocessing_that_the_recipe_says(pair: tiny.Pai
     bare = WeightsParent(arch="cifar_resnet8", weights=file, num_classes=3, data_config=said)
     model = open_parent("z", bare).model
     assert {key: model.preprocessing[key] for key in said} == said
-    assert model.picture_shape == (3, 8, 8)
+    assert model.input_shape == (3, 8, 8)

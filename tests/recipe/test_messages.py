@@ -1,4 +1,4 @@
-"""Recipes that can't be right: every error names file and line, expected, got and remedy."""
+"""Recipes that can't be right: every error names file and line, expected, got and hint."""
 
 import re
 

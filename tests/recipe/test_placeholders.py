@@ -13,7 +13,13 @@ import pytest
 from mega_hf import MergeResult
 from mega_hf.errors import RecipeError
 from mega_hf.hub.bundle import portable_files
-from mega_hf.recipe.placeholders import absent_keys, is_found_again, mark, refuse_absent, unmark
+from mega_hf.recipe.placeholders import (
+    absent_keys,
+    check_no_placeholders,
+    is_found_again,
+    mark,
+    unmark,
+)
 from mega_hf.recipe.schema import Recipe
 from tests.tools import tiny, trainings
 
@@ -73,7 +79,7 @@ def test_marks_are_undone_and_stand_only_for_places() -> None:
 
 def test_running_it_says_what_to_add() -> None:
     with pytest.raises(RecipeError) as caught:
-        refuse_absent(Recipe.from_dict(portable()).to_dict())
+        check_no_placeholders(Recipe.from_dict(portable()).to_dict())
     for key in KEYS:
         assert f"--set {key}=PATH" in str(caught.value)
 

@@ -132,9 +132,10 @@ def test_a_folder_is_relative_to_the_recipe_or_to_the_working_folder(
     assert recipe.parents["b"].train.source == beside
     same_after_yaml(recipe, tmp_path)
     both = load(tmp_path, TWO.replace("arch: x", "from: ./start"))
-    assert [parent.train.source for parent in both.trained.values()] == [beside, beside], (
-        "arch is the model's own"
-    )
+    assert [parent.train.source for parent in both.trained.values()] == [
+        beside,
+        beside,
+    ], "arch is the model's own"
     assert load(tmp_path, TWO, ["parents.b.train.from=./start"]).parents["b"].train.source == here
     assert load(tmp_path, TWO, ["train.from=./start"]).train.source == here
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from mega_hf.recipe.tree import (
     arrange,
-    draw,
-    join,
+    check_tree,
     leaves_of,
     levels,
     needed_for,
+    node_name,
     pair_up,
-    refuse_broken,
+    render_tree,
     stand_in,
 )
 
@@ -96,18 +96,20 @@ def test_every_name_is_below_the_root_once_whatever_their_number(names):
 @settings(max_examples=50, deadline=None)
 def test_a_node_is_named_after_its_leaves(names):
     nodes = pair_up(names)
-    assert all(node == join(leaves_of(nodes, node)) for node in nodes)
+    assert all(node == node_name(leaves_of(nodes, node)) for node in nodes)
 
 
 # --- Names
 
 
 def test_a_long_name_shows_its_first_and_last_leaf():
-    assert join(["seed44", "seed45"]) == "seed44+seed45"
-    name = join([c * 49 for c in "ab"] + ["c"])
+    assert node_name(["seed44", "seed45"]) == "seed44+seed45"
+    name = node_name([c * 49 for c in "ab"] + ["c"])
     assert re.fullmatch(r"a{40}\+\.\.\.\+c-[0-9a-f]{8}", name)
-    assert join([c * 49 for c in "ax"] + ["c"]) != name, "what lies between is in the digest"
-    assert join(["a" * 49, "b" * 50]) == "a" * 49 + "+" + "b" * 50  # 100 characters: not too long
+    assert node_name([c * 49 for c in "ax"] + ["c"]) != name, "what lies between is in the digest"
+    assert (
+        node_name(["a" * 49, "b" * 50]) == "a" * 49 + "+" + "b" * 50
+    )  # 100 characters: not too long
 
 
 @given(st.integers(2, 60), st.integers(1, 45))
@@ -124,16 +126,16 @@ def test_long_names_are_shortened_and_stay_unique(count, length):
 
 
 @st.composite
-def _graphs(draw):
+def _graphs(render_tree):
     """Nodes in any written order, each of which merges earlier nodes and leaves, some of them
     several times over."""
     graph = {}
-    for i in range(draw(st.integers(1, 8))):
+    for i in range(render_tree(st.integers(1, 8))):
         choices = [*graph, "p", "q", "r"]
-        graph[f"n{i}"] = draw(
+        graph[f"n{i}"] = render_tree(
             st.lists(st.sampled_from(choices), min_size=2, max_size=3, unique=True)
         )
-    return {node: graph[node] for node in draw(st.permutations(list(graph)))}
+    return {node: graph[node] for node in render_tree(st.permutations(list(graph)))}
 
 
 @given(_graphs())
@@ -223,10 +225,10 @@ def test_known_answers_below_a_node():
 
 
 def _refused(nodes, parents="abcde", usable="abcde"):
-    """Return (key, expected, got, remedy) of what refuse_broken raises; fail if it raises
+    """Return (key, expected, got, hint) of what refuse_broken raises; fail if it raises
     nothing."""
     with pytest.raises(KeyError) as caught:
-        refuse_broken(nodes, list(parents), list(usable), KeyError)
+        check_tree(nodes, list(parents), list(usable), KeyError)
     return caught.value.args
 
 
@@ -245,9 +247,9 @@ def _refused(nodes, parents="abcde", usable="abcde"):
     ],
 )
 def test_what_is_no_tree_is_refused_at_its_place(changed, key, got):
-    at, expected, found, remedy = _refused({**NODES, **changed})
+    at, expected, found, hint = _refused({**NODES, **changed})
     assert (at, found) == (key, got)
-    assert expected and remedy
+    assert expected and hint
 
 
 def test_an_unknown_name_is_shown_all_that_could_be_meant():
@@ -255,25 +257,25 @@ def test_an_unknown_name_is_shown_all_that_could_be_meant():
 
 
 def test_two_roots_are_shown_how_to_become_one():
-    remedy = _refused({"ab": ["a", "b"], "cde": ["c", "d", "e"]})[3]
-    assert "{parents: [ab, cde]}" in remedy
+    hint = _refused({"ab": ["a", "b"], "cde": ["c", "d", "e"]})[3]
+    assert "{parents: [ab, cde]}" in hint
 
 
 def test_a_tree_is_left_alone():
-    refuse_broken(NODES, list("abcde"), list("abcde"), KeyError)
+    check_tree(NODES, list("abcde"), list("abcde"), KeyError)
     shared = {"top": ["a", "x"], "x": ["a", "b"]}  # a parent may be merged at several places
-    refuse_broken(shared, ["a", "b"], ["a", "b"], KeyError)
+    check_tree(shared, ["a", "b"], ["a", "b"], KeyError)
 
 
 def test_a_parent_is_used_where_its_snapshot_is():
-    refuse_broken({"soup": ["a@2", "a@4"]}, ["a"], ["a", "a@2", "a@4"], KeyError)
+    check_tree({"soup": ["a@2", "a@4"]}, ["a"], ["a", "a@2", "a@4"], KeyError)
     assert _refused({"soup": ["a@2", "a@4"]}, "ab", ["a", "b", "a@2", "a@4"])[2] == "b, in no node"
 
 
 @given(_names(8))
 @settings(max_examples=50, deadline=None)
 def test_pairs_are_always_a_tree(names):
-    refuse_broken(pair_up(names), names, names, AssertionError)
+    check_tree(pair_up(names), names, names, AssertionError)
 
 
 # --- Names that are hard to join
@@ -309,7 +311,7 @@ def test_a_shortened_name_may_be_any_of_them():
 
 def test_a_tree_is_drawn():
     nodes = {"ab": ["a", "b"], "all": ["ab", "c", "ab"]}
-    assert draw(nodes, "all", {"ab": "first", "c": "given"}) == [
+    assert render_tree(nodes, "all", {"ab": "first", "c": "given"}) == [
         "all",
         "├─ ab  first",
         "│  ├─ a",

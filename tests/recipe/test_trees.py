@@ -35,7 +35,7 @@ def refused(folder, text, overrides=()):
     with pytest.raises(RecipeError) as caught:
         load(folder, text, overrides)
     message = str(caught.value)
-    assert all(f"  {word}:" in message for word in ("expected", "got", "remedy")), message
+    assert all(f"  {word}:" in message for word in ("expected", "got", "hint")), message
     return message
 
 

@@ -107,7 +107,7 @@ def test_a_mark_of_byte_order_hides_nothing() -> None:
     assert split_card("\ufeff" + card(1))[0]["license"] == "mit"
 
 
-def test_of_a_licence_nothing_of_the_old_card_is_kept() -> None:
+def test_of_a_license_nothing_of_the_old_card_is_kept() -> None:
     old = card(1, "license: other\nlicense_name: mine\nlicense_link: https://x.y/z\ntags: [merge]")
     assert split_card(update(card(2), old))[0] == {"license": "mit", "tags": ["merge"]}
 

@@ -15,7 +15,7 @@ import timm
 import torch
 
 from mega_hf import MergeResult, ParentError, Recipe, VerificationError, merge, verify
-from mega_hf.evaluation.aligner import Tracer
+from mega_hf.evaluation.aligner import Aligner
 from mega_hf.run.journal import Journal
 from mega_hf.weights.symmetry import find_symmetry
 from tests.tools import tiny
@@ -86,8 +86,8 @@ def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
 def test_baselines_are_aligned_as_the_merge_was_and_nothing_is_found_twice(
     scattered: tiny.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, find = [], Tracer.find
-    monkeypatch.setattr(Tracer, "find", lambda self, *words: found.append(1) or find(self, *words))
+    found, find = [], Aligner.find
+    monkeypatch.setattr(Aligner, "find", lambda self, *words: found.append(1) or find(self, *words))
     more = {
         "baselines": ["greedy_soup", "line-sweep"],
         "data": scattered.recipe()["data"] | {"second_look": 0.5},
@@ -258,7 +258,7 @@ def test_a_model_that_cant_be_traced_is_refused_before_anything_is_made(
     for words in (("merge", file, "--out", tmp_path / "out"), ("merge", file, "--dry-run")):
         answer = mega(*words)
         assert answer.code == 2 and "can't be aligned: torch.export can't trace it" in answer.err
-        assert "remedy:   merge.align: none" in answer.err
+        assert "hint:     merge.align: none" in answer.err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ParentError):
         merge(Recipe.from_dict(json.loads(file.read_text())), tmp_path / "out")

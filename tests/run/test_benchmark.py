@@ -70,7 +70,7 @@ def test_an_interrupted_one_leaves_nothing(pair: tiny.Pair, tmp_path: Path, monk
         assert (tmp_path / "out").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mega_hf.run.benchmark._Turns.take", interrupt)
+    monkeypatch.setattr("mega_hf.run.benchmark._InterleavedTimer.take", interrupt)
     with pytest.raises(KeyboardInterrupt):
         bench(Recipe.from_dict(recipe(pair)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mega_hf.run.context import Run
+from mega_hf.run.context import RunContext
 
 
 def test_a_stage_inside_another_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +14,6 @@ def test_a_stage_inside_another_is_not_counted_twice(monkeypatch: pytest.MonkeyP
     ticks = iter([10.0, 11.0, 15.0, 17.0])
     monkeypatch.setattr("mega_hf.run.context.time.perf_counter", lambda: next(ticks))
     run = SimpleNamespace(seconds={})
-    with Run.time(run, "parents"), Run.time(run, "training"):  # type: ignore[arg-type]
+    with RunContext.time(run, "parents"), RunContext.time(run, "training"):  # type: ignore[arg-type]
         pass
     assert run.seconds == {"training": 4.0, "parents": 3.0}

@@ -260,7 +260,7 @@ def test_a_damaged_line_is_an_error_that_names_it(path, damage):
         RunError, match=r"journal\.jsonl:3: a damaged line[\s\S]*head -n 2[\s\S]*--overwrite"
     ):
         Journal(path)
-    path.write_bytes(b"".join(lines[:2]))  # what the remedy says
+    path.write_bytes(b"".join(lines[:2]))  # what the hint says
     assert len(_known(path)) == 0
 
 

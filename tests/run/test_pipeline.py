@@ -242,5 +242,5 @@ def test_a_result_that_cannot_be_read(damage: str, copied: Path) -> None:
         )
     with pytest.raises(RunError) as refusal:
         MergeResult.load(copied)
-    for part in ("expected:", "got:", "remedy:"):
+    for part in ("expected:", "got:", "hint:"):
         assert part in str(refusal.value), str(refusal.value)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mega_hf import DataError, MergeResult, Recipe, RecipeError, VerificationError, merge, verify
-from mega_hf.recipe.data import Calibration, Data
+from mega_hf.recipe.data import CalibrationRows, Data
 from mega_hf.runtime.files import merged_digest
 from mega_hf.tasks.splits import add_calibration, load_splits
 from tests.tools import tiny
@@ -94,14 +94,14 @@ def test_a_model_without_batchnorm_needs_no_training_picture(tmp_path: Path) -> 
 
 
 def test_calibration_rows_are_drawn_from_what_training_has(data: Path) -> None:
-    spec = Data(path=str(data), train="train[:80]", calibration=Calibration(size=50, seed=3))
+    spec = Data(path=str(data), train="train[:80]", calibration=CalibrationRows(size=50, seed=3))
     first, again = (add_calibration(load_splits(spec)) for _ in range(2))
     assert first.calibration is not None and again.calibration is not None
     rows = first.calibration.indices.tolist()
     assert len(set(rows)) == 50 and rows == sorted(rows) and max(rows) < 80
     assert rows == again.calibration.indices.tolist() and first.digests == again.digests
     other = load_splits(
-        spec.model_copy(update={"calibration": Calibration(size=50, seed=4)})
+        spec.model_copy(update={"calibration": CalibrationRows(size=50, seed=4)})
     ).calibration
     assert other is not None and other.indices.tolist() != rows
     assert first.data.calibration == spec.calibration
@@ -236,18 +236,18 @@ def test_a_file_that_rounds_otherwise_is_said_to_be_another(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on another processor: a last bit of a statistic differs, and every weight is the same."""
-    from mega_hf.evaluation.calibration import Calibration
+    from mega_hf.evaluation.calibration import CalibrationRows
 
     shutil.rmtree(copied / "merged")
-    recalibrate = Calibration.recalibrate
+    recalibrate = CalibrationRows.recalibrate
 
-    def rounded(self: Calibration, forward: Any, dtypes: Any) -> Any:
+    def rounded(self: CalibrationRows, forward: Any, dtypes: Any) -> Any:
         found = recalibrate(self, forward, dtypes)
         name = next(iter(found))
         found[name] = torch.nextafter(found[name], torch.full_like(found[name], torch.inf))
         return found
 
-    monkeypatch.setattr(Calibration, "recalibrate", rounded)
+    monkeypatch.setattr(CalibrationRows, "recalibrate", rounded)
     verified = verify(copied, evaluate=1)
     assert verified.digests["file"] != verified.digests["claimed_file"]
     assert "result.json's: BatchNorm's sums round otherwise here" in str(verified)

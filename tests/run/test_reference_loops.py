@@ -7,27 +7,27 @@ import pytest
 import torch
 
 from mega_hf import RunError
-from mega_hf.evaluation.forward import Forward, place_pictures
-from mega_hf.run.reference_loops import Bare, _write
+from mega_hf.evaluation.forward import ResidentModel, place_examples
+from mega_hf.run.reference_loops import LoopProcess, _write
 from tests.tools import tiny
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def forward(pair: tiny.Pair) -> Forward:
+def forward(pair: tiny.Pair) -> ResidentModel:
     from mega_hf.models.load import open_model
 
-    return Forward(open_model(pair.a).model, CPU)
+    return ResidentModel(open_model(pair.a).model, CPU)
 
 
 def _pictures(forward, rows):
-    return place_pictures(rows, (3, 32, 32), 10, CPU, 0.5)
+    return place_examples(rows, (3, 32, 32), 10, CPU, 0.5)
 
 
 @pytest.mark.parametrize(("name", "shown"), [("eager", 30), ("naive", 35)])
 def test_a_loop_shows_whole_batches_or_every_picture(forward, name, shown):
-    with Bare(name, forward, _pictures(forward, 60), 35) as bare:
+    with LoopProcess(name, forward, _pictures(forward, 60), 35) as bare:
         assert bare.shown == shown
         assert bare.run() > 0
         assert bare.run() > 0
@@ -43,7 +43,7 @@ def test_a_few_pictures_of_many_are_sent_without_the_others(forward, tmp_path):
 
 
 def test_fewer_pictures_than_a_batch(forward):
-    with Bare("eager", forward, _pictures(forward, 7), 35) as bare:
+    with LoopProcess("eager", forward, _pictures(forward, 7), 35) as bare:
         assert bare.shown == 7
 
 
@@ -53,11 +53,11 @@ def test_a_process_that_ends_is_said(forward, monkeypatch, tmp_path):
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(RunError, match=r"bare loop ended[\s\S]*exit code 3[\s\S]*memory"):
-        Bare("eager", forward, _pictures(forward, 7), 35)
+        LoopProcess("eager", forward, _pictures(forward, 7), 35)
 
 
 def test_a_process_that_is_killed_later_is_said(forward):
-    with Bare("eager", forward, _pictures(forward, 20), 35) as bare:
+    with LoopProcess("eager", forward, _pictures(forward, 20), 35) as bare:
         bare._process.kill()
         with pytest.raises(RunError, match="exit code -9"):
             bare.run()

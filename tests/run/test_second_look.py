@@ -333,9 +333,10 @@ def test_a_tree_is_held_against_as_many_mixtures_at_random(
         <= recipe.all_nodes()["random"].evaluations
     )
     told = merge(recipe, tmp_path / "run").record
-    assert [node["name"] for node in told["baselines"]] == ["uniform_soup", "random"], (
-        "no line between four"
-    )
+    assert [node["name"] for node in told["baselines"]] == [
+        "uniform_soup",
+        "random",
+    ], "no line between four"
     assert verify(tmp_path / "run").parents == 4
     searched = next(model for model in told["models"] if model["role"] == "searched")
     assert tree_rows(told)[searched["name"]] == searched, (

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from mega_hf.runtime import environment as allocator
-from mega_hf.runtime.environment import keep_freed
+from mega_hf.runtime.environment import keep_freed_memory
 
 HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
 
@@ -62,7 +62,7 @@ def library(monkeypatch):
 
 
 def test_an_error_inside_gives_it_back_too(library):
-    with pytest.raises(ValueError, match="broken"), keep_freed():
+    with pytest.raises(ValueError, match="broken"), keep_freed_memory():
         assert len(library.told) == 2
         raise ValueError("broken")
     assert len(library.told) == 5
@@ -72,13 +72,13 @@ def test_an_error_inside_gives_it_back_too(library):
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_what_the_user_says_stays(library, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    with keep_freed():
+    with keep_freed_memory():
         pass
     assert library.told == []
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
-    with keep_freed():
+    with keep_freed_memory():
         pass
     allocator.trim()

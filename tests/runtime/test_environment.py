@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mega_hf.runtime import environment
-from mega_hf.runtime.environment import collect_rarely, let_threads_sleep, theirs
+from mega_hf.runtime.environment import let_threads_sleep, relax_gc, theirs
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_a_machine_is_busy_when_another_process_is_at_work():
 
 
 def test_garbage_is_looked_for_rarely_and_at_the_end_no_more():
-    with collect_rarely():
+    with relax_gc():
         assert gc.get_threshold()[0] == 100_000
         assert gc.get_freeze_count() == 0
     assert gc.get_freeze_count() > 1000

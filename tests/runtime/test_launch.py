@@ -126,7 +126,7 @@ def test_a_process_that_computes_otherwise_stops_the_run(
         f"{where}: process 1 computes otherwise than process 0",
         "expected:",
         "got:",
-        "remedy:",
+        "hint:",
         *said,
     ):
         assert part in done.stderr, done.stderr

@@ -51,41 +51,41 @@ def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
 def test_it_is_taken_once_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
     for _ in range(2):
-        with lock.hold(folder):
+        with lock.lock_folder(folder):
             said = rf"at work here\n.*one run[\s\S]*process {os.getpid()} [\s\S]*wait"
-            with pytest.raises(RunError, match=said), lock.hold(folder):
+            with pytest.raises(RunError, match=said), lock.lock_folder(folder):
                 pytest.fail("held twice")
             assert (folder / lock.NAME).exists(), "who is refused removes nothing"
         assert list(folder.iterdir()) == []
 
 
 def test_it_is_asked_for_without_being_taken(tmp_path: Path) -> None:
-    lock.refuse_held(tmp_path / "none")
-    lock.refuse_held(tmp_path)
+    lock.check_unlocked(tmp_path / "none")
+    lock.check_unlocked(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with lock.hold(tmp_path), pytest.raises(RunError, match="at work here"):
-        lock.refuse_held(tmp_path)
+    with lock.lock_folder(tmp_path), pytest.raises(RunError, match="at work here"):
+        lock.check_unlocked(tmp_path)
     (tmp_path / lock.NAME).write_text("7\n")  # a killed run's
-    lock.refuse_held(tmp_path)
+    lock.check_unlocked(tmp_path)
 
 
 def test_a_second_command_loads_nothing(mega, pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("mega_hf.run.pipeline.merge", lambda *_, **__: pytest.fail("it was begun"))
     recipe = pair.write(tmp_path)
-    with lock.hold(tmp_path / "out"):
+    with lock.lock_folder(tmp_path / "out"):
         answer = mega("merge", recipe, "--out", tmp_path / "out")
         assert answer.code == 2 and f"{tmp_path / 'out'}: another run is at work here" in answer.err
 
 
 def test_an_error_lets_it_go(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), lock.hold(tmp_path):
+    with pytest.raises(KeyboardInterrupt), lock.lock_folder(tmp_path):
         raise KeyboardInterrupt
-    with lock.hold(tmp_path):
+    with lock.lock_folder(tmp_path):
         pass
 
 
 def test_the_folder_may_be_removed_meanwhile(tmp_path: Path) -> None:
-    with lock.hold(tmp_path / "run"):
+    with lock.lock_folder(tmp_path / "run"):
         shutil.rmtree(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -101,7 +101,7 @@ def test_of_several_at_one_moment_in_a_folder_that_is_not_there_one_wins(tmp_pat
         for number in range(ROUNDS):
             begin.wait(60)
             try:
-                with lock.hold(tmp_path / str(number) / "run"):
+                with lock.lock_folder(tmp_path / str(number) / "run"):
                     won.append(number)
                     tried.wait(60)
             except RunError:
@@ -149,7 +149,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch, caplog
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with lock.hold(tmp_path):
+    with lock.lock_folder(tmp_path):
         pass
     assert "no locks in this file system" in caplog.text
 
@@ -171,7 +171,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(
     for words in (command, [*command, "--overwrite"]):
         refused = mega(*words)
         assert refused.code == 2
-        for part in ("another run is at work here", "expected:", "process ", "remedy:", "--out"):
+        for part in ("another run is at work here", "expected:", "process ", "hint:", "--out"):
             assert part in refused.err, refused.err
     assert first.poll() is None, (tmp_path / "err").read_text()
     for process in everyone:
@@ -201,13 +201,13 @@ def test_a_run_that_comes_second_to_a_new_folder_is_refused(
 ) -> None:
     """The other came, and perhaps went, between this one's first look and its lock."""
     taken = tmp_path / "out"
-    hold = lock.hold
+    hold = lock.lock_folder
 
-    def late(folder: Path, *remedy: str):
+    def late(folder: Path, *hint: str):
         if folder == taken and not taken.exists():
             taken.mkdir()
             (taken / "recipe.yaml").write_text("# Every default")
-        return hold(folder, *remedy)
+        return hold(folder, *hint)
 
     monkeypatch.setattr("mega_hf.run.folder.hold", late)
     answer = mega("merge", pair.write(tmp_path), "--out", taken, "--quiet")
@@ -219,7 +219,10 @@ def test_a_finished_run_answers_where_nothing_can_be_written(
     copied: Path, pair, tmp_path, mega, monkeypatch
 ) -> None:
     before, recipe = contents(copied), pair.write(tmp_path)
-    with monkeypatch.context() as patch, lock.hold(copied):  # held by another: it is not asked for
+    with (
+        monkeypatch.context() as patch,
+        lock.lock_folder(copied),
+    ):  # held by another: it is not asked for
         patch.setattr(os, "access", lambda path, mode: False)
         assert mega("merge", recipe, "--out", copied, "--quiet").code == 0
         assert mega("merge", recipe, "--out", copied, "--quiet", "--keep", "final").code == 0
@@ -254,7 +257,7 @@ def test_what_writes_into_a_finished_run_waits_for_others(
             *words[1:],
         ]
     before = contents(treed_copy)
-    with lock.hold(treed_copy):
+    with lock.lock_folder(treed_copy):
         answer = mega(*command)
     assert answer.code == 2 and "another run is at work here" in answer.err
     assert contents(treed_copy) == before
@@ -279,14 +282,14 @@ def test_one_run_at_a_time_trains_into_a_folder_and_reading_is_free(
     kept = tmp_path / "kept"
     words = [recipe, "--parents", kept, "--quiet"]
     kept.mkdir()
-    with lock.hold(kept):
+    with lock.lock_folder(kept):
         refused = mega("train", *words, "--out", tmp_path / "one")
         assert refused.code == 2
         assert "another run is at work here" in refused.err and "another --parents" in refused.err
         assert trainings.names_in(kept) == {lock.NAME}
     assert mega("train", *words, "--out", tmp_path / "one").code == 0
     assert trainings.names_in(kept) == {"a", "b"}
-    with lock.hold(kept):
+    with lock.lock_folder(kept):
         assert mega("train", *words, "--out", tmp_path / "two").code == 0, (
             "they are there: they are only read"
         )
@@ -302,7 +305,7 @@ def test_parents_that_another_run_trains_are_not_removed(
     recipe, out = pair.write(tmp_path, **trainings.tree(pair.data)), tmp_path / "out"
     assert mega("train", recipe, "--out", out, "--quiet").code == 0
     before = contents(out)
-    with lock.hold(out / "parents"):  # by a run with --parents out/parents
+    with lock.lock_folder(out / "parents"):  # by a run with --parents out/parents
         refused = mega("merge", recipe, "--out", out, "--overwrite", "--quiet")
         assert refused.code == 2 and "another run is at work here" in refused.err
     assert contents(out) == before
@@ -322,5 +325,5 @@ def test_a_training_that_is_killed_frees_its_folder(
     assert mega(*words, tmp_path / "two").code == 2
     first.send_signal(signal.SIGKILL)
     first.wait()
-    with lock.hold(kept):
+    with lock.lock_folder(kept):
         pass

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mega_hf.recipe.blocks import Node
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.cma_es import _directions
-from mega_hf.search.evolve import Unfit
+from mega_hf.search.evolve import InvalidRecord
 from mega_hf.search.methods import METHODS
 from mega_hf.search.population import Genes
 from tests.search.test_evolve_oracle import NOTHING, Evaluator, settings_of
@@ -114,5 +114,5 @@ def test_what_was_recorded_holds():
 @pytest.mark.parametrize("asked", [[], [[0.0] * 4], [[0.0] * 3] * 12, [[1e7] + [0.0] * 3] * 12])
 def test_what_can_be_no_proposal_is_refused(asked):
     parents, genes = mixtures()
-    with pytest.raises(Unfit):
+    with pytest.raises(InvalidRecord):
         run(lambda g: 1, parents, genes, 60, propose=lambda generation, make: asked)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mega_hf.runtime.seeds import streams
-from mega_hf.search.evolve import Recollection, Search, evolve
+from mega_hf.search.evolve import RecordedDraws, Search, evolve
 from mega_hf.search.mutation import Gaussian
 from mega_hf.search.population import Genes
 
 GENES = Genes(bounds=((0, 4), (4, 5), (5, 7)), learned=2, scales=(0.5, 2.0, 1.0))
 
-NOTHING = Recollection(lambda _, make: make(), lambda _: np.empty((0, 0), dtype=bool))
+NOTHING = RecordedDraws(lambda _, make: make(), lambda _: np.empty((0, 0), dtype=bool))
 
 
 class Evaluator:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.runtime.seeds import streams
-from mega_hf.search.evolve import Recollection, Unfit
+from mega_hf.search.evolve import InvalidRecord, RecordedDraws
 from mega_hf.search.methods import METHODS
 from tests.search.test_evolve_oracle import (
     GENES,
@@ -66,9 +66,13 @@ def test_random_mixtures_are_drawn_as_founders_are():
     assert evaluator.measured == 30 and all(
         torch.equal(a, b) for a, b in zip(genomes, parents, strict=False)
     )
-    assert {len(call[1]) for call in evaluator.calls} <= {6, 5, 4, 3, 2}, (
-        "no more at a time than a population has"
-    )
+    assert {len(call[1]) for call in evaluator.calls} <= {
+        6,
+        5,
+        4,
+        3,
+        2,
+    }, "no more at a time than a population has"
     others = tried(run("random", parents=parents, budget=30, seed=47)[1])
     again = tried(run("random", parents=parents, budget=30)[1])
     assert all(torch.equal(a, b) for a, b in zip(genomes, again, strict=True))
@@ -136,7 +140,7 @@ def chosen(right, prefer):
     parents = torch.arange(float(len(right)))[:, None]
     score = lambda genome: int(right[int(genome[0])].sum())  # noqa: E731
     evaluator = Evaluator(score)
-    recall = Recollection(lambda _, make: make(), lambda _: right)
+    recall = RecordedDraws(lambda _, make: make(), lambda _: right)
     search = settings_of(prefer=prefer)
     return METHODS["choose"](parents, GENES, search, streams(46, "a+b"), evaluator, recall)
 
@@ -167,8 +171,8 @@ def test_how_often_two_differ_decides_what_is_chance():
 
 
 def test_answers_that_are_not_those_that_were_counted_are_refused():
-    recall = Recollection(lambda _, make: make(), lambda _: rows_of(1, 1))
-    with pytest.raises(Unfit):
+    recall = RecordedDraws(lambda _, make: make(), lambda _: rows_of(1, 1))
+    with pytest.raises(InvalidRecord):
         METHODS["choose"](
             parents_of(2), GENES, settings_of(), streams(46, "a+b"), Evaluator(lambda g: 5), recall
         )

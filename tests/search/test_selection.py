@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mega_hf.runtime.seeds import named_stream, streams
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import (
-    Undecided,
+    UndecidedTournament,
     contenders,
     draw_tournament,
     plan,
@@ -122,7 +122,7 @@ def test_who_may_win_is_who_wins_in_some_completion(fitness):
     if len(winners) == 1:
         assert contenders(tournament, fitness) == [winner(tournament, fitness)] == list(winners)
     else:
-        with pytest.raises(Undecided, match="open between"):
+        with pytest.raises(UndecidedTournament, match="open between"):
             winner(tournament, fitness)
 
 

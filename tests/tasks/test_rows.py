@@ -16,7 +16,7 @@ from PIL import Image
 from mega_hf.errors import DataError
 from mega_hf.recipe.data import Data
 from mega_hf.tasks import rows
-from mega_hf.tasks.image_classification import fill_pictures
+from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.rows import Split, hash_rows
 from mega_hf.tasks.splits import load_split
 from tests.tools import tiny
@@ -69,10 +69,10 @@ def test_each_picture_comes_to_its_own_place(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images, labels = torch.zeros(600, 8, 8, 3), torch.zeros(600, dtype=torch.int64)
-    fill_pictures(
+    fill_examples(
         split, [2, 0, 1], lambda picture: torch.from_numpy(np.array(picture)), images, labels
     )
-    expected, classes = tiny.pictures(600, 1)
+    expected, classes = tiny.examples(600, 1)
     assert np.array_equal(images.numpy(), expected)
     assert labels.tolist() == [[2, 0, 1][label] for label in classes]
 

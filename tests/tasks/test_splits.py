@@ -33,7 +33,7 @@ def test_the_defaults(folder: Path) -> None:
 
 def test_pictures_and_labels_are_those_of_the_files(folder: Path) -> None:
     splits = load_splits(Data(path=str(folder), validation="validation[10:20]", second_look=0.0))
-    images, labels = tiny.pictures(60, 2)
+    images, labels = tiny.examples(60, 2)
     assert np.array_equal(np.array(splits.validation.picture(3)), images[13])
     assert splits.validation.labels().tolist() == labels[10:20].tolist()
     assert splits.validation.indices.tolist() == list(range(10, 20))
@@ -110,7 +110,7 @@ def test_a_few_shared_pictures_are_said_and_many_refused(tmp_path: Path) -> None
 
 def test_pictures_by_class_in_folders(tmp_path: Path) -> None:
     for seed, (name, rows) in enumerate({"train": 9, "validation": 9, "test": 9}.items()):
-        images, labels = tiny.pictures(rows, seed)
+        images, labels = tiny.examples(rows, seed)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             file = tmp_path / "data" / name / tiny.NAMES[label] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from tests.tools import tiny
 
 Change = Callable[[Any], None]
 # what the design asks of every error that a user can cause
-PARTS = ("expected:", "got:", "remedy:")
+PARTS = ("expected:", "got:", "hint:")
 
 
 def copy_model(

@@ -162,16 +162,16 @@ class Killer:
 def _log_measures(file: Path) -> None:
     """Write down every individual that is begun to be measured; what is shared by batches is one by
     each process."""
-    from mega_hf.evaluation.racing import Evaluation
+    from mega_hf.evaluation.racing import RacingEvaluator
 
-    measure = Evaluation._measure
+    measure = RacingEvaluator._measure
 
-    def spy(self: Evaluation, population: Any, index: int, rows: Any) -> Any:
+    def spy(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
         with file.open("a") as log:
             log.write(f"{self.record.node} {population.generation} {index} {rows.tolist()}\n")  # type: ignore[attr-defined]
         return measure(self, population, index, rows)
 
-    Evaluation._measure = spy  # type: ignore[method-assign]
+    RacingEvaluator._measure = spy  # type: ignore[method-assign]
 
 
 def _die_at(access: int, out: str) -> None:

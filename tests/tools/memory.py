@@ -82,10 +82,10 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
     import mega_hf.report.plots
     import mega_hf.run.pipeline
     from mega_hf import Recipe
-    from mega_hf.runtime.environment import collect_rarely
+    from mega_hf.runtime.environment import relax_gc
 
     before = psutil.Process().memory_info().rss
-    with collect_rarely():  # as the command does
+    with relax_gc():  # as the command does
         mega_hf.run.pipeline.merge(Recipe.from_dict(recipe), out, forward=forward, overwrite=True)
     return {"imports": before, "peak": _peak()}
 
@@ -96,11 +96,11 @@ def measure_batch(recipe: dict[str, Any]) -> dict[str, int]:
     from mega_hf.models.load import open_model
 
     model = open_model(Path(recipe["parents"]["a"]))
-    pictures = torch.randn(recipe["evaluation"]["batch_size"], *model.picture_shape)
+    examples = torch.randn(recipe["evaluation"]["batch_size"], *model.input_shape)
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
     with torch.inference_mode():
-        model.model(pictures)
+        model.model(examples)
     return {"activations": _peak() - before}
 
 
@@ -150,7 +150,7 @@ def main() -> None:
 def _show(words: argparse.Namespace, found: dict[str, int]) -> None:
     model = (Path(words.folder) / "1" / "model.safetensors").stat().st_size
     genomes = 0 if words.encoding == "mixing" else model * (2 + words.individuals + 4 + 2)
-    pictures = 4 * 2 * words.rows * 3 * 224 * 224
+    examples = 4 * 2 * words.rows * 3 * 224 * 224
     bound = 2 * model + 2 * model + genomes + found["activations"] + int(_ALLOWANCE)
     above = found["peak"] - found["imports"]
     print(
@@ -166,7 +166,7 @@ def _show(words: argparse.Namespace, found: dict[str, int]) -> None:
         "  genomes": genomes,
         "  a batch's activations": found["activations"],
         "  allowance": int(_ALLOWANCE),
-        "of which pictures, if all are held": pictures,
+        "of which pictures, if all are held": examples,
     }
     for name, size in parts.items():
         print(f"{name:36} {size / 1e6:8,.0f}")

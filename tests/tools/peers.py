@@ -23,13 +23,13 @@ import torch
 
 from mega_hf import Recipe, bench
 from mega_hf.evaluation.batch_size import choose_batch_size
-from mega_hf.evaluation.forward import Forward, Pictures, place_pictures
+from mega_hf.evaluation.forward import Examples, ResidentModel, place_examples
 from mega_hf.evaluation.individuals import Genomes
 from mega_hf.models.merge_inputs import encode, open_inputs
 from mega_hf.run.node import search_node
-from mega_hf.run.parents import Parents
-from mega_hf.search.evolve import Recollection
-from mega_hf.tasks.image_classification import fill_pictures
+from mega_hf.run.parents import ParentSet
+from mega_hf.search.evolve import RecordedDraws
+from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.splits import load_splits
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ class Ran(NamedTuple):
     name: str
     seconds: float
     individuals: int
-    pictures: int
+    examples: int
     accuracy: float
 
 
@@ -50,9 +50,9 @@ class Task:
 
     def __init__(self, recipe: Recipe) -> None:
         splits = load_splits(recipe.data)
-        parents = Parents(splits)
+        parents = ParentSet(splits)
         for name in recipe.leaves(None):
-            parents.admit(name, recipe.parents[name])
+            parents.add_parent(name, recipe.parents[name])
         ((self.name, self.node),) = recipe.nodes().items()
         if self.node.batchnorm != "blend":
             raise SystemExit("the peers compute no statistics anew: --set merge.batchnorm=blend")
@@ -60,13 +60,13 @@ class Task:
         self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
         size = choose_batch_size(
-            recipe.evaluation.batch_size, len(rows), CPU, model.model, model.picture_shape
+            recipe.evaluation.batch_size, len(rows), CPU, model.model, model.input_shape
         )
-        self.pictures: Pictures = place_pictures(len(rows), model.picture_shape, size, CPU, 0.5)
-        fill_pictures(
-            rows, parents.mapping, model.transform, self.pictures.images, self.pictures.labels
+        self.examples: Examples = place_examples(len(rows), model.input_shape, size, CPU, 0.5)
+        fill_examples(
+            rows, parents.mapping, model.transform, self.examples.images, self.examples.labels
         )
-        self.forward = Forward(model.model, CPU)
+        self.forward = ResidentModel(model.model, CPU)
         self.asked = 0
         tensors = [self.encoding.parents[:, a:b] for a, b in self.encoding.bounds if b - a > 1]
         self.std = float(np.mean([tensor.std() for tensor in tensors]))
@@ -85,7 +85,7 @@ class Task:
             alone,
             self.encoding,
             keep,
-            Recollection(lambda _, make: make(), lambda _: np.empty((0, 0))),
+            RecordedDraws(lambda _, make: make(), lambda _: np.empty((0, 0))),
         )
         return bred[0]
 
@@ -93,7 +93,7 @@ class Task:
         """Return right answers of a genome ([size] float32) on all rows."""
         self.asked += 1
         self.forward.write(self.encoding.entries(genome))
-        return float(self.forward.count(self.pictures) or 0)
+        return float(self.forward.count(self.examples) or 0)
 
 
 def run_pygad(task: Task) -> float:
@@ -171,7 +171,7 @@ def run_peer(name: str, recipe: Recipe) -> Ran:
     ours."""
     task = Task(recipe)
     began = time.perf_counter()
-    best, rows = PEERS[name](task), task.pictures.count
+    best, rows = PEERS[name](task), task.examples.count
     return Ran(name, time.perf_counter() - began, task.asked, task.asked * rows, best / rows)
 
 
@@ -220,7 +220,7 @@ def main() -> None:
     for ran in found:
         print(
             f"| {ran.name} | {ran.seconds:,.0f} | {ran.seconds / found[0].seconds:.2f} |"
-            f" {ran.individuals:,} | {ran.pictures:,} | {100 * ran.accuracy:.2f} % |"
+            f" {ran.individuals:,} | {ran.examples:,} | {100 * ran.accuracy:.2f} % |"
         )
 
 

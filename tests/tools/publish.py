@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mega_hf.hub.bundle import parent_files, portable_record, refuse_changed, trained_parents
+from mega_hf.hub.bundle import check_unchanged, parent_files, portable_record, trained_parents
 from mega_hf.report.card import write_card
 from mega_hf.report.result import NAME, MergeResult, encode_record
 from mega_hf.runtime.files import file_digest, write_whole
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def publish(run: Path, name: str, parents: Path | None = None) -> Path:
     """Write the folder of a published run and return it."""
     result, folder = MergeResult.load(run), ROOT / "model_cards" / name
-    refuse_changed(result)
+    check_unchanged(result)
     record, written = portable_record(result)
     found, lost = trained_parents(result, parents)
     assert not lost, f"where are {lost}?"

@@ -36,7 +36,7 @@ MERGE: dict[str, Any] = {
 }
 
 
-def pictures(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def examples(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return noisy lines of three directions: [rows, 8, 8, 3] uint8, and which direction: [rows]
     int64."""
     draw = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def pictures(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def split(rows: int, seed: int, names: Sequence[str] | None = NAMES) -> datasets.Dataset:
     """Return pictures and labels as a `datasets` split; without names the labels are plain
     integers."""
-    images, labels = pictures(rows, seed)
+    images, labels = examples(rows, seed)
     label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
     columns = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
@@ -212,7 +212,7 @@ def recalibrate(model: nn.Module) -> nn.Module:
 def as_tensors(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pictures as the tiny models take them, by hand: mean 0.5 and standard deviation
     0.25."""
-    images, labels = pictures(rows, seed)
+    images, labels = examples(rows, seed)
     return (
         torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5
     ) / 0.25, torch.from_numpy(labels)

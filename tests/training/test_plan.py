@@ -332,7 +332,7 @@ def test_what_would_end_training_later(changes, words, data: Path, folders: Path
     with pytest.raises((ParentError, DataError)) as caught:
         check(made)
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
-    assert caught.value.expected and caught.value.remedy
+    assert caught.value.expected and caught.value.hint
 
 
 def test_bare_weights_are_looked_at(data: Path, tmp_path: Path) -> None:
@@ -365,9 +365,9 @@ def test_a_broken_picture_among_the_training_rows(tmp_path: Path) -> None:
         name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
     }
     encoded = rows["train"].cast_column("image", datasets.Image(decode=False))
-    pictures = [one["image"] for one in encoded]
-    pictures[7] = {"bytes": pictures[7]["bytes"][:60], "path": None}
-    columns = {"image": pictures, "label": rows["train"]["label"][:]}
+    examples = [one["image"] for one in encoded]
+    examples[7] = {"bytes": examples[7]["bytes"][:60], "path": None}
+    columns = {"image": examples, "label": rows["train"]["label"][:]}
     rows["train"] = datasets.Dataset.from_dict(columns, features=rows["train"].features)
     with pytest.raises(DataError, match="a broken picture in row 7 of train"):
         check(trainings.recipe(tiny.write_splits(tmp_path / "data", rows)))

@@ -207,9 +207,10 @@ def test_what_a_killed_process_left_is_removed(data: Path, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     made = trainings.recipe(data, epochs=1)
     trainings.train(tmp_path, made, ["a"])
-    assert trainings.names_in(tmp_path) == {"a", ".mega-b@7"}, (
-        "another process may be at the other parent"
-    )
+    assert trainings.names_in(tmp_path) == {
+        "a",
+        ".mega-b@7",
+    }, "another process may be at the other parent"
     (tmp_path / "a@training").write_bytes(
         b"of a process that was killed before it could remove this"
     )
@@ -286,5 +287,5 @@ def test_a_training_that_diverges(what: str, data: Path, tmp_path: Path, monkeyp
         caught.value.got
         == {"loss": "nan", "weights": "weights that are not finite"}[what] + " in epoch 2 of a"
     )
-    assert caught.value.remedy == "a smaller learning_rate"
+    assert caught.value.hint == "a smaller learning_rate"
     assert trainings.names_in(tmp_path) == {"a@1", "a@training"}, "of the first epoch, and whole"

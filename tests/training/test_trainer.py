@@ -185,11 +185,11 @@ def test_rows_held_and_rows_decoded_again_are_the_same(
     )
     assert (held.is_held, again.is_held) == (True, False)
     some = torch.tensor([3, 119, 0, 3])
-    assert torch.equal(held.pictures(some), again.pictures(some))
-    assert held.pictures(some).stride() == again.pictures(some).stride()
+    assert torch.equal(held.examples(some), again.examples(some))
+    assert held.examples(some).stride() == again.examples(some).stride()
     assert held.labels.tolist() == again.labels.tolist()
     images, labels = tiny.as_tensors(120, 1)
-    torch.testing.assert_close(held.pictures(some), images[some])
+    torch.testing.assert_close(held.examples(some), images[some])
     assert held.labels.tolist() == labels.tolist()
 
 

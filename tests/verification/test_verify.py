@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mega_hf import MergeResult, ParentError, Recipe, RecipeError, VerificationError, merge, verify
-from mega_hf.evaluation.forward import Forward
+from mega_hf.evaluation.forward import ResidentModel
 from mega_hf.hub.bundle import portable_files
 from mega_hf.report.card import write_card
 from mega_hf.search.crossover import blend, mix
@@ -29,7 +29,7 @@ from tests.tools.run_files import EVALUATIONS, journal
 
 def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, monkeypatch) -> None:
     for name in ("answers", "write"):
-        monkeypatch.setattr(Forward, name, lambda *_: pytest.fail("something was measured"))
+        monkeypatch.setattr(ResidentModel, name, lambda *_: pytest.fail("something was measured"))
     monkeypatch.setattr(
         "mega_hf.tasks.splits.load_splits", lambda *_: pytest.fail("the data was read")
     )
