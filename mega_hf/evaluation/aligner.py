@@ -15,7 +15,7 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import ResidentModel
 from mega_hf.models.merge_inputs import MergeInputs
-from mega_hf.recipe.blocks import Merge
+from mega_hf.recipe.merge import Merge
 from mega_hf.runtime.processes import Processes
 from mega_hf.tasks.image_classification import logits
 from mega_hf.weights.matching import activation_matching, permute, weight_matching

@@ -17,8 +17,8 @@ from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
 from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import MergeInputs
-from mega_hf.recipe.blocks import Merge
 from mega_hf.recipe.data import Data
+from mega_hf.recipe.merge import Merge
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.tasks.image_classification import match_classes

@@ -16,9 +16,8 @@ from mega_hf.hub.metadata import check_front
 from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens
 from mega_hf.hub.repository import Pushed, Remote, Target
 from mega_hf.models.licenses import choose_license, license_of, read_license
-from mega_hf.recipe.blocks import Push
 from mega_hf.recipe.placeholders import check_no_placeholders
-from mega_hf.recipe.schema import Recipe
+from mega_hf.recipe.schema import Push, Recipe
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import Card, split_card, update_card
 from mega_hf.report.result import MergeResult

@@ -12,7 +12,7 @@ from torch import nn
 
 from mega_hf.errors import RunError
 from mega_hf.models.timm_models import LoadedModel
-from mega_hf.recipe.blocks import Merge, Node
+from mega_hf.recipe.merge import Merge, Node
 from mega_hf.runtime.environment import trim
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Direct, Encoding, Mixing

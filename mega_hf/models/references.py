@@ -22,7 +22,7 @@ from mega_hf.models.timm_models import (
     timm_structure,
 )
 from mega_hf.models.weight_files import allowance, read_dtypes, stored_dtypes
-from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
+from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.paths import check_parent, is_local
 from mega_hf.recipe.placeholders import is_absent, name_there
 from mega_hf.runtime.hub_client import describe_error, set_timeout

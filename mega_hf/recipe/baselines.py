@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from mega_hf.recipe import tree
-from mega_hf.recipe.blocks import Node, inputs_of
+from mega_hf.recipe.merge import Node, inputs_of
 
 Baseline = Literal["greedy_soup", "line-sweep", "random", "ensemble"]
 BASELINES: tuple[Baseline, ...] = ("greedy_soup", "line-sweep", "random", "ensemble")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from mega_hf.recipe.blocks import Count, Seed, Strict
+from mega_hf.recipe.fields import Count, Seed, Strict
 
 SECOND_LOOK_SEED = 46  # draws the validation rows that no search sees
 

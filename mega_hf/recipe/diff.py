@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mega_hf.recipe.blocks import TrainedParent
 from mega_hf.recipe.data import Data
+from mega_hf.recipe.parents import TrainedParent
 from mega_hf.recipe.schema import Recipe
 
 

@@ -29,23 +29,12 @@ from mega_hf.recipe.baselines import (
     baseline_nodes,
     second_look,
 )
-from mega_hf.recipe.blocks import (
-    Evaluation,
-    Merge,
-    Name,
-    Node,
-    ParentRef,
-    Push,
-    Strict,
-    Train,
-    TrainedParent,
-    apply_auto,
-    impossible,
-    inputs_of,
-    without_later,
-)
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.document import Document, Origin, dump, read
+from mega_hf.recipe.fields import Count, Name, Strict, impossible
+from mega_hf.recipe.merge import Merge, Node, apply_auto, inputs_of, without_later
+from mega_hf.recipe.parents import ParentRef, Train, TrainedParent
+from mega_hf.recipe.shared_blocks import apply_shared_blocks, strip_shared_blocks
 
 Merges = Annotated[
     Annotated[Literal["joint", "pairwise"], Tag("shape")]
@@ -55,6 +44,27 @@ Merges = Annotated[
 
 MOST_SNAPSHOTS = 10_000
 RESERVED = ("merged", *NAMES)  # what a report calls models of its own
+
+
+class Push(Strict):
+    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own
+    recipe holds it."""
+
+    repo: Annotated[str, Field(min_length=1)]
+    private: bool = False
+    branch: str | None = None
+    license: str | None = None
+
+
+class Evaluation(Strict):
+    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the
+    model, and 512 on a GPU.
+
+    Pictures that need more than `memory_share` of the device's memory are streamed to it.
+    """
+
+    batch_size: Count | None = None
+    memory_share: Annotated[float, Field(gt=0, le=0.9)] = 0.5
 
 
 class Recipe(Strict):
@@ -383,50 +393,3 @@ def _decisive(parent: ParentRef) -> Any:
     if isinstance(parent, TrainedParent):
         return parent.train.model_dump(mode="json", exclude={"checkpoints"})
     return parent if isinstance(parent, str) else parent.model_dump(mode="json")
-
-
-def apply_shared_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
-    filled = dict(values)
-    merges, merge, parents, train = (
-        values.get(key) for key in ("merges", "merge", "parents", "train")
-    )
-    if isinstance(merges, dict):
-        filled["merges"] = {name: _over(merge, node) for name, node in merges.items()}
-    if isinstance(parents, dict):
-        filled["parents"] = {
-            name: (
-                {**parent, "train": _over(train, parent["train"], nested=())}
-                if isinstance(parent, dict) and "train" in parent
-                else parent
-            )
-            for name, parent in parents.items()
-        }
-    return filled
-
-
-def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
-    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the
-    checks."""
-    if not isinstance(own, dict) or not isinstance(shared, dict):
-        return own
-    inner = {key: _over(shared[key], own[key]) for key in nested if key in own and key in shared}
-    return {**shared, **own, **inner}
-
-
-def strip_shared_blocks(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a recipe's tree, in place, what nodes and trained parents would inherit all the
-    same."""
-    shared_merge, shared_train = tree["merge"], tree["train"] or {}
-    for parent in tree["parents"].values():
-        if isinstance(parent, dict) and "train" in parent:
-            parent["train"] = _differing(parent["train"], shared_train)
-    if isinstance(tree["merges"], dict):
-        tree["merges"] = {
-            name: _differing(node, shared_merge) for name, node in tree["merges"].items()
-        }
-    return tree
-
-
-def _differing(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in own.items() if key not in shared or shared[key] != value}

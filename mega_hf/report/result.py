@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mega_hf.errors import RunError
 from mega_hf.recipe.baselines import names_merged
-from mega_hf.recipe.blocks import Input, Name
+from mega_hf.recipe.fields import Input, Name
 from mega_hf.report.table import Report
 from mega_hf.runtime.untrusted import RESULT_BYTES, parse_json, printable, read_bytes
 

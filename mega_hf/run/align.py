@@ -13,7 +13,7 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.aligner import Aligner, move, reference_of
 from mega_hf.models.merge_inputs import MergeInputs, digest_without
 from mega_hf.recipe.baselines import is_aligned
-from mega_hf.recipe.blocks import Merge, Node
+from mega_hf.recipe.merge import Merge, Node
 from mega_hf.run.journal import NodeRecord
 from mega_hf.weights.matching import check_orders
 from mega_hf.weights.symmetry import Group, Place

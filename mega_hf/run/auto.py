@@ -12,7 +12,7 @@ from mega_hf.evaluation.aligner import Aligner
 from mega_hf.evaluation.forward import Examples
 from mega_hf.evaluation.interpolation import align_models, count_right, mix_models
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
-from mega_hf.recipe.blocks import Merge
+from mega_hf.recipe.merge import Merge
 from mega_hf.recipe.schema import Recipe
 from mega_hf.run.context import RunContext
 from mega_hf.run.journal import Journal

@@ -21,7 +21,7 @@ from mega_hf.models.save import save_model
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK
-from mega_hf.recipe.blocks import inputs_of
+from mega_hf.recipe.merge import inputs_of
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.table import recalibrated
 from mega_hf.runtime.files import remove, write_folder

@@ -20,7 +20,7 @@ from mega_hf.models.references import open_unweighted
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK
-from mega_hf.recipe.blocks import Node, inputs_of
+from mega_hf.recipe.merge import Node, inputs_of
 from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name

@@ -32,7 +32,7 @@ from mega_hf.models.merge_inputs import (
 )
 from mega_hf.models.save import save_model
 from mega_hf.models.weight_files import weight_files
-from mega_hf.recipe.blocks import Node
+from mega_hf.recipe.merge import Node
 from mega_hf.run.align import align_inputs
 from mega_hf.run.folder import RunFolder
 from mega_hf.run.journal import Journal, NodeRecord

@@ -26,7 +26,8 @@ from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
 from mega_hf.models.references import LoadedParent, ParentInfo, open_parent, resolve
 from mega_hf.models.save import layout_digest
 from mega_hf.models.timm_models import open_weights
-from mega_hf.recipe.blocks import Merge, ParentRef, WeightsParent
+from mega_hf.recipe.merge import Merge
+from mega_hf.recipe.parents import ParentRef, WeightsParent
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name

@@ -22,7 +22,7 @@ from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
 from mega_hf.models.references import open_parent
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
-from mega_hf.recipe.blocks import Node, inputs_of
+from mega_hf.recipe.merge import Node, inputs_of
 from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name

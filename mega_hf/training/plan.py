@@ -16,7 +16,7 @@ from mega_hf.errors import DataError, ParentError, raise_if_out_of_space
 from mega_hf.models.references import open_parent, open_unweighted
 from mega_hf.models.save import layout_digest, save_model
 from mega_hf.models.timm_models import LoadedModel, build_timm, describe_timm, timm_structure
-from mega_hf.recipe.blocks import ParentRef, ParentTrain, TrainedParent, WeightsParent
+from mega_hf.recipe.parents import ParentRef, ParentTrain, TrainedParent, WeightsParent
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
 from mega_hf.tasks.image_classification import check_labels, match_classes

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mega_hf.errors import RunError
 from mega_hf.models.timm_models import LoadedModel
-from mega_hf.recipe.blocks import ParentTrain, Train
+from mega_hf.recipe.parents import ParentTrain, Train
 from mega_hf.runtime.seeds import named_stream
 from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.rows import Split

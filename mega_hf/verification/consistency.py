@@ -18,7 +18,7 @@ from mega_hf.models.loaded import LoadedModel, plain
 from mega_hf.models.merge_inputs import is_recalibrated
 from mega_hf.models.references import origin_of
 from mega_hf.recipe.baselines import SECOND_LOOK, is_aligned
-from mega_hf.recipe.blocks import Node
+from mega_hf.recipe.merge import Node
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import is_absent, is_placeholder, places
 from mega_hf.recipe.tree import parent_name

@@ -19,7 +19,7 @@ from mega_hf.models.load import open_model
 from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, encode, open_inputs
 from mega_hf.models.save import layout_digest, save_model
-from mega_hf.recipe.blocks import Node
+from mega_hf.recipe.merge import Node
 from mega_hf.run.align import aligned_inputs
 from mega_hf.run.journal import NodeRecord
 from mega_hf.run.node import search_node

@@ -17,7 +17,7 @@ from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import ModelSource
 from mega_hf.models.references import open_parent
 from mega_hf.models.save import layout_digest
-from mega_hf.recipe.blocks import ParentRef, TrainedParent, WeightsParent
+from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.placeholders import is_absent
 from mega_hf.recipe.tree import parent_name
 from mega_hf.run.align import alignment

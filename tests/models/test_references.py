@@ -11,7 +11,7 @@ from mega_hf.errors import ParentError
 from mega_hf.models.compatibility import disagreements
 from mega_hf.models.load import open_model
 from mega_hf.models.references import open_parent, resolve
-from mega_hf.recipe.blocks import WeightsParent
+from mega_hf.recipe.parents import WeightsParent
 from tests.tools import broken, tiny
 
 

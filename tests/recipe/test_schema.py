@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mega_hf.recipe.blocks import Node
 from mega_hf.recipe.data import Sample
+from mega_hf.recipe.merge import Node
 from mega_hf.recipe.schema import Recipe
 
 BASE = """\

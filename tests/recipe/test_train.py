@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.recipe.blocks import Train
+from mega_hf.recipe.parents import Train
 from mega_hf.recipe.schema import Recipe
 from tests.recipe.test_schema import load, make_parent
 from tests.recipe.test_trees import inputs, lines, refused, same_after_yaml

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mega_hf.recipe.blocks import Node
+from mega_hf.recipe.merge import Node
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.cma_es import _directions
 from mega_hf.search.evolve import InvalidRecord

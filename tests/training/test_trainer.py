@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from mega_hf.recipe.blocks import ParentTrain
+from mega_hf.recipe.parents import ParentTrain
 from mega_hf.runtime.seeds import named_stream
 from mega_hf.tasks.splits import Splits
 from mega_hf.training import trainer as fitting

@@ -1,13 +1,13 @@
-"""The blocks of a recipe: frozen records that refuse what they do not know, every default written
-out."""
+"""The recipe's `merge` and `merges` blocks: how models are merged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from mega_hf.recipe.fields import Input, Seed, Share, Strict, impossible
 
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
@@ -35,130 +35,6 @@ _OPEN = {
     "align_to": None,
     "batchnorm": "recalibrate",
 }
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
-# NAME or NAME@EPOCH
-Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}(@[0-9]{1,9})?$")]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """A frozen record that refuses what it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_keys(cls, tree: Any) -> Any:
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        unknown = [key for key in tree if key not in known] if isinstance(tree, dict) else []
-        if unknown:
-            raise PydanticCustomError("unknown", "unknown key", {"keys": unknown, "known": known})
-        return tree
-
-
-def impossible(
-    key: str | list[str], expected: str, got: object, hint: str = ""
-) -> PydanticCustomError:
-    """Make the error of values that are each right and wrong together; `key` is where, inside the
-    block."""
-    at = key.split(".") if isinstance(key, str) else key
-    context = {"key": at, "expected": expected, "got": str(got), "hint": hint}
-    return PydanticCustomError("impossible", "impossible", context)
-
-
-class Train(Strict):
-    """How parents are trained: on the training rows alone, each by one process.
-
-    `from` names another parent, or a model as a parent is named: training starts at its weights,
-        and `arch` and
-    `data_config` are its own. `checkpoints: K` keeps K snapshots at equal distances, the last at
-        the end; each is a
-    parent named after its epoch, as `seed44@10`.
-    """
-
-    arch: str | None = None
-    arch_args: dict[str, Any] = {}
-    data_config: dict[str, Any] = {}  # timm's input_size, mean, std, interpolation, crop_pct
-    source: Annotated[str | None, Field(alias="from")] = None
-    epochs: Count = 50
-    batch_size: Count = 256
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd alone
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.01
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    warmup_epochs: Annotated[int, Field(ge=0, le=10**9)] = 0
-    weight_decay: Share = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augmentation: Literal["none", "flip-and-crop"] = "none"
-    checkpoints: Annotated[int, Field(ge=0, le=10**9)] = 0
-
-    @model_validator(mode="after")
-    def _possible(self) -> Train:
-        if self.warmup_epochs >= self.epochs:
-            raise impossible(
-                "warmup_epochs", f"fewer than epochs, {self.epochs}", self.warmup_epochs, "fewer"
-            )
-        if self.warmup_epochs and self.schedule == "one-cycle":
-            raise impossible(
-                "warmup_epochs", "0: one-cycle rises by itself", self.warmup_epochs, "or cosine"
-            )
-        if self.checkpoints > self.epochs:
-            raise impossible(
-                "checkpoints", f"at most one an epoch, {self.epochs}", self.checkpoints, "fewer"
-            )
-        return self
-
-    @property
-    def snapshots(self) -> list[int]:
-        """The epochs after which a snapshot is kept."""
-        return [round(self.epochs * i / self.checkpoints) for i in range(1, self.checkpoints + 1)]
-
-
-class ParentTrain(Train):
-    """How one parent is trained: its seed (initial weights, order of the rows, augmentation), and
-    the rest.
-
-    In a recipe it takes from the shared `train` block what it does not say itself.
-    """
-
-    seed: Seed
-
-
-class TrainedParent(Strict):
-    """A parent that is trained here."""
-
-    train: ParentTrain
-
-
-class WeightsParent(Strict):
-    """A parent given as a timm architecture and a safetensors file of its weights.
-
-    `data_config` is its preprocessing (timm's input_size, mean, std, interpolation, crop_pct); the
-    architecture's own where it says nothing.
-    """
-
-    arch: str
-    weights: str
-    arch_args: dict[str, Any] = {}
-    data_config: dict[str, Any] = {}
-    num_classes: Count
-
-
-def _parent_form(value: Any) -> str:
-    if isinstance(value, TrainedParent) or (isinstance(value, dict) and "train" in value):
-        return "trained"
-    return "file" if isinstance(value, dict | BaseModel) else "reference"
-
-
-ParentRef = Annotated[
-    Annotated[str, Tag("reference")]
-    | Annotated[TrainedParent, Tag("trained")]
-    | Annotated[WeightsParent, Tag("file")],
-    Discriminator(_parent_form),
-]
 
 
 class Mutation(Strict):
@@ -338,24 +214,3 @@ def apply_auto(merge: _AnyMerge, chosen: Mapping[str, str]) -> _AnyMerge:
 def inputs_of(nodes: Mapping[str, Node]) -> dict[str, list[str]]:
     """Return what each node merges: the tree by names alone."""
     return {name: node.parents for name, node in nodes.items()}
-
-
-class Push(Strict):
-    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own
-    recipe holds it."""
-
-    repo: Annotated[str, Field(min_length=1)]
-    private: bool = False
-    branch: str | None = None
-    license: str | None = None
-
-
-class Evaluation(Strict):
-    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the
-    model, and 512 on a GPU.
-
-    Pictures that need more than `memory_share` of the device's memory are streamed to it.
-    """
-
-    batch_size: Count | None = None
-    memory_share: Annotated[float, Field(gt=0, le=0.9)] = 0.5
