@@ -6,21 +6,85 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, ResidentModel
-from mega_hf.evaluation.individuals import Counted, Genomes, Interval, PartialResult, Record
 from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty, quantize, quantize_losses
 from mega_hf.runtime.processes import Processes
+from mega_hf.search.population import Fitness, Population
+from mega_hf.search.selection import contenders
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict
 
 logger = logging.getLogger(__name__)
 
-Contenders = Callable[[list[list[int]], list[Interval]], set[int]]
+
+class Record(Protocol):
+    """Where every fitness is kept before it is used: the journal of a run.
+
+    A record does not know how many rows there are: its fitnesses have no unseen rows.
+    """
+
+    def find(self, generation: int, index: int, genome: str | None) -> Fitness | None:
+        """Return the recorded fitness of an individual, or None.
+
+        Raises:
+            RunError: another genome is recorded there; `genome` is a digest, None skips the check.
+        """
+
+    def find_genome(self, genome: str) -> Fitness | None:
+        """Return the recorded fitness of a genome, in any generation, by its digest; or None."""
+
+    def add(
+        self,
+        generation: int,
+        index: int,
+        genome: str,
+        fitness: Fitness,
+        seconds: float,
+        examples: int,
+        write: bool,
+    ) -> None:
+        """Keep a fitness, the seconds and the examples that it cost; only one process writes."""
+
+
+@dataclass
+class PartialResult:
+    """What is known so far of one genome of a generation.
+
+    Attributes:
+        genome: the digest of the genome.
+        unseen: [rows] bool, rows that are not evaluated yet.
+        correct: correct predictions on the rows seen; None where a logit was not finite.
+        loss: the sum of the losses of the rows seen, in units of 2⁻¹⁶ nats.
+        row_loss: the largest loss that one row can have; 0 where losses are not summed.
+        recorded: the fitness from the journal, which does not say which rows were seen; None once
+            rows are evaluated here.
+        seconds: evaluation time since the last record.
+        examples: forwarded since the last record.
+    """
+
+    genome: str
+    unseen: np.ndarray
+    correct: int | None = 0
+    loss: int = 0
+    row_loss: int = 0
+    recorded: Fitness | None = None
+    seconds: float = 0.0
+    examples: int = 0
+
+    @property
+    def fitness(self) -> Fitness:
+        """The fitness on the rows seen."""
+        if self.recorded is not None:
+            return self.recorded
+        rows, seen = len(self.unseen), int(len(self.unseen) - self.unseen.sum())
+        return Fitness(self.correct, seen, loss=self.loss).out_of(rows, self.row_loss)
 
 
 class RacingEvaluator:
@@ -42,7 +106,6 @@ class RacingEvaluator:
         encoding: turns a genome into weights.
         processes: who takes part.
         record: the journal: what it knows is not measured again.
-        contenders: says which individuals may win some contest, given what was seen of each.
         progress: called with (individuals measured or known, best right answers so far).
         memory: what is known of the rows, and of genomes that were measured elsewhere.
         chunk: how many rows an individual is shown before it is asked whether it may still win.
@@ -59,7 +122,6 @@ class RacingEvaluator:
         encoding: Encoding,
         processes: Processes,
         record: Record,
-        contenders: Contenders,
         progress: Callable[[int, int], None],
         memory: RowDifficulty,
         chunk: int,
@@ -73,7 +135,6 @@ class RacingEvaluator:
         self.encoding = encoding
         self.processes = processes
         self.record = record
-        self.contenders = contenders
         self.progress = progress
         self.memory = memory
         self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
@@ -82,8 +143,8 @@ class RacingEvaluator:
         self._statistics: dict[str, StateDict] = {}  # of this generation's genomes
 
     def __call__(
-        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
-    ) -> list[Interval]:
+        self, population: Population, tournaments: list[list[int]], elite: Fitness | None
+    ) -> list[Fitness]:
         """Return for each individual what was seen of it: enough to decide every tournament and the
         elite.
 
@@ -115,10 +176,10 @@ class RacingEvaluator:
             waiting, counted = (waiting | needed) - {*settled}, counted | {*settled}
             if not needed:
                 self.memory.fade()
-                return [one.interval for one in seen]
+                return [one.fitness for one in seen]
             self._round(population, self._choose(needed, seen), seen)
 
-    def answers(self, population: Genomes) -> np.ndarray:
+    def answers(self, population: Population) -> np.ndarray:
         """Measure all of a population to its end; return who is right where: [individuals, rows]
         bool.
 
@@ -134,13 +195,13 @@ class RacingEvaluator:
         found = self.processes.share(len(genomes), head + len(rows), measure)
         for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
             # losses decide nothing between these
-            counted = (None if failed else sum(right), len(rows), 0)
+            fitness = Fitness(None if failed else sum(right), len(rows))
             self._record(
-                population.generation, i, genomes[i], counted, microseconds / 1e6, shown + len(rows)
+                population.generation, i, genomes[i], fitness, microseconds / 1e6, shown + len(rows)
             )
         return found[:, head:].astype(bool)
 
-    def _digest(self, population: Genomes) -> list[str]:
+    def _digest(self, population: Population) -> list[str]:
         """Return the digest of each genome; each process makes its share of them."""
 
         def words(i: int) -> list[int]:
@@ -152,24 +213,21 @@ class RacingEvaluator:
         return [row.astype(">u4").tobytes().hex() for row in made]
 
     def _recall(
-        self, generation: int, index: int, genome: str, elite: Interval | None
+        self, generation: int, index: int, genome: str, elite: Fitness | None
     ) -> PartialResult:
         """Return what the record, or the memory, has of an individual."""
-        counted = self.record.find(generation, index, genome)
-        counted = (
-            counted
-            or ((elite[0], elite[1], elite[3]) if elite else None)
-            or self.record.find_genome(genome)
-        )
+        found = self.record.find(generation, index, genome)
+        found = found or elite or self.record.find_genome(genome)
         rows = self.examples.count
-        if counted is None or counted[1] < rows:
-            counted = self.memory.find(genome, bool(self.most)) or counted
+        if found is None or found.seen < rows:
+            found = self.memory.find(genome, bool(self.most)) or found
         unseen = np.ones(rows, dtype=bool)
-        if counted is not None and counted[1] == rows:
-            correct, _, loss = counted if self.most else (*counted[:2], 0)
-            self._remember(genome, correct, loss)
-            return PartialResult(genome, ~unseen, correct, loss, self.most)
-        return PartialResult(genome, unseen, most=self.most, told=counted)
+        if found is not None and found.seen == rows:
+            loss = found.loss if self.most else 0
+            self._remember(genome, found.correct, loss)
+            return PartialResult(genome, ~unseen, found.correct, loss, self.most)
+        recorded = found and found.out_of(rows, self.most)
+        return PartialResult(genome, unseen, row_loss=self.most, recorded=recorded)
 
     def _remember(self, genome: str, correct: int | None, loss: int) -> None:
         self.memory.keep(genome, correct, loss if self.most else None)
@@ -177,9 +235,11 @@ class RacingEvaluator:
     def _needed(self, contests: list[list[int]], seen: list[PartialResult]) -> set[int]:
         """Return the individuals whose unseen rows may decide a contest, and all that are the
         same."""
-        intervals = [one.interval for one in seen]
-        may = set(range(len(seen))) if self.full else self.contenders(contests, intervals)
-        genomes = {seen[i].genome for i in may if intervals[i][2]}
+        fitness = [one.fitness for one in seen]
+        may = set(range(len(seen)))
+        if not self.full:
+            may = {i for contest in contests for i in contenders(contest, fitness)}
+        genomes = {seen[i].genome for i in may if fitness[i].unseen}
         return {i for i, one in enumerate(seen) if one.genome in genomes}
 
     def _is_order_bound(self, one: PartialResult) -> bool:
@@ -204,15 +264,15 @@ class RacingEvaluator:
         """
 
         def order(i: int) -> tuple[int, int]:
-            correct, _, unseen, *_ = seen[i].interval
-            return -(correct or 0) - unseen, i
+            fitness = seen[i].fitness
+            return -(fitness.correct or 0) - fitness.unseen, i
 
         first = {seen[i].genome: i for i in sorted(needed, reverse=True)}
         processes = self.processes.count
         each = 2 if processes > 1 and len(first) >= 4 * processes else 1
         return sorted(first.values(), key=order)[: each * processes]
 
-    def _round(self, population: Genomes, indices: list[int], seen: list[PartialResult]) -> None:
+    def _round(self, population: Population, indices: list[int], seen: list[PartialResult]) -> None:
         """Show individuals their next rows.
 
         The batches of all are one row of work, cut into equal parts: with as many individuals as
@@ -222,9 +282,8 @@ class RacingEvaluator:
         size, rows = self.examples.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for one in (seen[i] for i in indices):
-            one.correct, one.loss, one.told = (
-                (0, 0, None) if one.told else (one.correct, one.loss, None)
-            )
+            if one.recorded is not None:
+                one.correct, one.loss, one.recorded = 0, 0, None
             left = one.unseen
             rows.append(
                 np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size)
@@ -250,7 +309,7 @@ class RacingEvaluator:
             self._take(seen[indices[row]], rows[row], answers[:head], right, margins, losses)
 
     def _measure(
-        self, population: Genomes, index: int, rows: np.ndarray
+        self, population: Population, index: int, rows: np.ndarray
     ) -> tuple[bool, float, int, np.ndarray, np.ndarray, np.ndarray]:
         """Measure an individual on some rows.
 
@@ -267,7 +326,7 @@ class RacingEvaluator:
         seconds = time.perf_counter() - began
         return not finite, seconds, shown, right.numpy(), quantize(margin.numpy()), losses
 
-    def _place(self, population: Genomes, index: int) -> int:
+    def _place(self, population: Population, index: int) -> int:
         """Write an individual into the resident model; return how many pictures its statistics
         took."""
         entries = self.encoding.entries(population.genomes[index])
@@ -311,7 +370,7 @@ class RacingEvaluator:
             one = seen[i]
             carried = i == 0 and is_elite_known and not one.examples
             if not carried and self._record(
-                generation, i, one.genome, one.counted, one.seconds, one.examples
+                generation, i, one.genome, one.fitness, one.seconds, one.examples
             ):
                 one.seconds, one.examples = 0.0, 0  # another of the same genome has cost nothing
 
@@ -320,15 +379,16 @@ class RacingEvaluator:
         generation: int,
         index: int,
         genome: str,
-        counted: Counted,
+        fitness: Fitness,
         seconds: float,
         examples: int,
     ) -> bool:
         """Record a fitness unless it stands there; return whether it did not."""
-        is_new = self.record.find(generation, index, genome) != counted
+        found = self.record.find(generation, index, genome)
+        is_new = found is None or found.out_of(self.examples.count, self.most) != fitness
         if is_new:
             self.record.add(
-                generation, index, genome, counted, seconds, examples, write=self.processes.is_main
+                generation, index, genome, fitness, seconds, examples, write=self.processes.is_main
             )
         return is_new
 
@@ -336,6 +396,6 @@ class RacingEvaluator:
         if not settled:
             return
         self._best = max(
-            [self._best, *(one.correct or 0 for one in settled if not one.interval[2])]
+            [self._best, *(one.correct or 0 for one in settled if not one.fitness.unseen)]
         )
         self.progress(count, self._best)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mega_hf.search.population import Fitness
+
 _FADING = 0.5  # what one generation's answers weigh beside those of the next
 _LIMIT = 1 << 20  # of a margin
 # of a row, in 2⁻¹⁶: 16 nats, as of a class that is given one part in nine million
@@ -50,13 +52,13 @@ class RowDifficulty:
         if loss is not None or digest not in self._whole:
             self._whole[digest] = correct, loss
 
-    def find(self, digest: str, needs_loss: bool = False) -> tuple[int | None, int, int] | None:
-        """Return right answers (None where a logit was not finite), rows seen, and loss; None
-        unless it saw all."""
+    def find(self, digest: str, needs_loss: bool = False) -> Fitness | None:
+        """Return the fitness on all rows; None where it is not known, or its loss is needed and is
+        not."""
         correct, loss = self._whole.get(digest, (None, None))
         if digest not in self._whole or (needs_loss and loss is None):
             return None
-        return correct, len(self._asked), loss or 0
+        return Fitness(correct, len(self._asked), loss=loss or 0)
 
 
 def cache_key(sha256: str, is_recalibrated_run: bool) -> str:

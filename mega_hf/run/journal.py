@@ -19,15 +19,13 @@ from mega_hf.run.journal_format import (
     seal,
     unseal,
 )
+from mega_hf.search.population import Fitness
 
 logger = logging.getLogger(__name__)
 
 NAME = "journal.jsonl"
 # bytes of a line; the longest, permutations, have some bytes a channel and place
 _LONGEST = 1 << 24
-
-# right answers (None where a logit was not finite), rows seen, loss
-Counted = tuple[int | None, int, int]
 
 
 @dataclass
@@ -57,8 +55,8 @@ class NodeRecord:
     aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     proposed: dict[int, list[list[float]]] = field(default_factory=dict)
     answers: list[str] | None = None
-    _known: dict[tuple[int, int], tuple[Counted, str]] = field(default_factory=dict)
-    _genomes: dict[str, Counted] = field(default_factory=dict)
+    _known: dict[tuple[int, int], tuple[Fitness, str]] = field(default_factory=dict)
+    _genomes: dict[str, Fitness] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -68,7 +66,7 @@ class NodeRecord:
         lines."""
         return iter(self._known)
 
-    def find(self, generation: int, index: int, genome: str | None) -> Counted | None:
+    def find(self, generation: int, index: int, genome: str | None) -> Fitness | None:
         """Return what was recorded of an individual, or None.
 
         Args:
@@ -82,7 +80,7 @@ class NodeRecord:
         known = self._known.get((generation, index))
         if known is None:
             return None
-        counted, there = known
+        fitness, there = known
         if genome is not None and there != genome:
             raise RunError(
                 f"individual {index} of generation {generation} of {self.node} is not the one that"
@@ -95,13 +93,13 @@ class NodeRecord:
                     " began the run: go on there; or --overwrite starts afresh"
                 ),
             )
-        return counted
+        return fitness
 
     def genome(self, generation: int, index: int) -> str | None:
         """Return the digest of the genome that was recorded there, or None."""
         return self._known[generation, index][1] if (generation, index) in self._known else None
 
-    def find_genome(self, genome: str) -> Counted | None:
+    def find_genome(self, genome: str) -> Fitness | None:
         """Return what was recorded of a genome, by its digest, in whatever generation; or None."""
         return self._genomes.get(genome)
 
@@ -110,7 +108,7 @@ class NodeRecord:
         generation: int,
         index: int,
         genome: str,
-        fitness: Counted,
+        fitness: Fitness,
         seconds: float,
         examples: int = 0,
         write: bool = True,
@@ -122,7 +120,7 @@ class NodeRecord:
             generation: 1 for the founders.
             index: its place in the generation.
             genome: its digest.
-            fitness: right answers, rows seen, loss.
+            fitness: correct predictions, rows seen and loss; what is unseen is not written.
             seconds: that it took.
             examples: that were forwarded for it: none where its genome was known.
             write: on the main process; the others keep it in memory.
@@ -132,15 +130,15 @@ class NodeRecord:
             "node": self.node,
             "generation": generation,
             "index": index,
-            "correct": fitness[0],
+            "correct": fitness.correct,
         }
         line |= {
-            "n": fitness[1],
+            "n": fitness.seen,
             "genome": genome,
             "seconds": round(seconds, 4),
             "pictures": examples,
         }
-        line |= {"loss": fitness[2]} if fitness[2] else {}
+        line |= {"loss": fitness.loss} if fitness.loss else {}
         self._keep(line, write)
 
     def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
@@ -181,9 +179,9 @@ class NodeRecord:
             self._take_fitness(line)
 
     def _take_fitness(self, line: dict[str, Any]) -> None:
-        counted = (line["correct"], line["n"], line.get("loss", 0))
-        self._known[line["generation"], line["index"]] = (counted, line["genome"])
-        self._genomes[line["genome"]] = counted
+        fitness = Fitness(line["correct"], line["n"], loss=line.get("loss", 0))
+        self._known[line["generation"], line["index"]] = (fitness, line["genome"])
+        self._genomes[line["genome"]] = fitness
         self.seconds += line["seconds"]
         examples = line.get("pictures")
         self.examples += examples if examples is not None else line["n"] if line["seconds"] else 0

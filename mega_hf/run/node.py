@@ -18,7 +18,6 @@ from mega_hf.errors import RunError
 from mega_hf.evaluation.aligner import Aligner, Orders
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, ResidentModel
-from mega_hf.evaluation.individuals import Interval
 from mega_hf.evaluation.racing import RacingEvaluator
 from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
 from mega_hf.models.load import open_model
@@ -44,8 +43,8 @@ from mega_hf.runtime.seeds import streams
 from mega_hf.search.evolve import Evaluate, Outcome, RecordedDraws, Search
 from mega_hf.search.methods import METHODS
 from mega_hf.search.mutation import Gaussian, spread
-from mega_hf.search.population import Fitness, Genes
-from mega_hf.search.selection import contenders, plan, plan_reference
+from mega_hf.search.population import Genes
+from mega_hf.search.selection import plan, plan_reference
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
@@ -266,7 +265,9 @@ def _search(
         )
         if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
             workshop.memory.keep(
-                encoding.digest(parent), counted[0], counted[2] if node.sums_losses else None
+                encoding.digest(parent),
+                counted.correct,
+                counted.loss if node.sums_losses else None,
             )
     with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         report = _accuracy_of(workshop.validation, advance)
@@ -282,7 +283,6 @@ def _search(
             encoding,
             workshop.processes,
             known,
-            _contenders,
             settled,
             workshop.memory,
             workshop.chunk,
@@ -359,11 +359,6 @@ def search_node(
     return METHODS[node.method](
         encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, recall
     )
-
-
-def _contenders(contests: list[list[int]], intervals: list[Interval]) -> set[int]:
-    fitness = [Fitness(*interval) for interval in intervals]
-    return {i for contest in contests for i in contenders(contest, fitness)}
 
 
 def _accuracy_of(

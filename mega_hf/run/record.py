@@ -264,7 +264,7 @@ def _describe_second_look(last: MergedNode, journal: Journal) -> dict[str, Any]:
     known, best = journal.nodes[last.name], last.record
     counted = [known.find(1, i, None) for i in range(len(last.node.parents))]
     finalists = [
-        {"name": name, "correct": one[0], "n": one[1]}
+        {"name": name, "correct": one.correct, "n": one.seen}
         for name, one in zip(last.node.parents, counted, strict=True)
         if one
     ]

@@ -10,12 +10,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from mega_hf.evaluation.individuals import Genomes, Interval, Record
-from mega_hf.evaluation.racing import RacingEvaluator
+from mega_hf.evaluation.racing import RacingEvaluator, Record
 from mega_hf.run.journal import NodeRecord
 from mega_hf.runtime.processes import Processes
 from mega_hf.search.evolve import InvalidRecord, RecordedDraws
-from mega_hf.search.population import Population
+from mega_hf.search.population import Fitness, Population
 
 
 def record_draws(known: NodeRecord, evaluation: RacingEvaluator) -> RecordedDraws:
@@ -94,8 +93,8 @@ class Replay:
         self.asked: set[tuple[int, int]] = set()
 
     def __call__(
-        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
-    ) -> list[Interval]:
+        self, population: Population, tournaments: list[list[int]], elite: Fitness | None
+    ) -> list[Fitness]:
         """Return what the record holds of each individual.
 
         Raises:
@@ -105,11 +104,10 @@ class Replay:
         for index, genome in enumerate(population.genomes):
             digest = self.digest(genome) if self.digest else None
             self.asked.add((population.generation, index))
-            counted = self.record.find(population.generation, index, digest)
-            if counted is None and index == 0 and elite is not None:
-                counted = elite[0], elite[1], elite[3]
-            if counted is None:
+            fitness = self.record.find(population.generation, index, digest)
+            if fitness is None and index == 0:
+                fitness = elite
+            if fitness is None:
                 raise MissingRecord(f"individual {index} of generation {population.generation}")
-            correct, seen, loss = counted
-            known.append((correct, seen, self.rows - seen, loss, self.most * (self.rows - seen)))
+            known.append(fitness.out_of(self.rows, self.most))
         return known

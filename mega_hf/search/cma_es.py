@@ -16,7 +16,7 @@ from mega_hf.search.evolve import (
     prove,
     record_generation,
 )
-from mega_hf.search.population import Fitness, Generation, Genes, Individual, Population
+from mega_hf.search.population import Generation, Genes, Individual, Population
 
 # where it begins: two parents are 1.41 apart, and their middle half of that from each
 _SIGMA = 0.25
@@ -61,14 +61,14 @@ def cma_es(
         genomes = torch.cat([elite.genome[None], _genomes(points, basis, parents.shape[1])])
         population = Population(genomes, generation, elite, prove(asked, genomes, generation))
         alone = [[i] for i in range(len(genomes))]  # each to its end: the strategy ranks them all
-        fitness = [Fitness(*counted) for counted in evaluate(population, alone, elite.fitness)]
+        fitness = evaluate(population, alone, elite.fitness)
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
         # the strategy looks at who is better than whom alone
-        places = sorted({one.sure for one in fitness})
+        places = sorted({one.worst_key for one in fitness})
         strategy.tell(
             [
-                (point, float(places.index(one.sure)))
+                (point, float(places.index(one.worst_key)))
                 for point, one in zip(points, fitness[1:], strict=True)
             ]
         )
@@ -77,7 +77,7 @@ def cma_es(
 
 def _first(genomes: torch.Tensor, evaluate: Evaluate) -> tuple[Individual, list[Generation]]:
     population = Population(genomes, 1, None, prove("average and parents", genomes, 1))
-    fitness = [Fitness(*counted) for counted in evaluate(population, [], None)]
+    fitness = evaluate(population, [], None)
     return best_of(population, fitness), [record_generation(1, fitness)]
 
 

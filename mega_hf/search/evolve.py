@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,11 +17,9 @@ from mega_hf.search.mutation import Gaussian, mutate
 from mega_hf.search.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.search.selection import Plan, Planner, plan, winner
 
-# (population, tournaments, elite's fitness or None) -> a fitness for each individual, enough to
-# decide all of these: what a `Fitness` is made of
-Evaluate = Callable[
-    [Population, list[list[int]], Fitness | None], Sequence[tuple[int | None, int, int, int, int]]
-]
+# (population, tournaments, the elite's fitness or None) -> the fitness of each individual, known
+# well enough to decide every tournament and the next elite
+Evaluate = Callable[[Population, list[list[int]], Fitness | None], list[Fitness]]
 
 
 class RecordedDraws(NamedTuple):
@@ -104,7 +102,7 @@ def evolve(
         # nobody is bred from it: only who is best matters
         is_last = population.generation == search.generations
         contests = [] if is_last else drawn.tournaments
-        fitness = [Fitness(*counted) for counted in evaluate(population, contests, elite)]
+        fitness = evaluate(population, contests, elite)
         history.append(record_generation(population.generation, fitness))
         if is_last:
             return Outcome(best_of(population, fitness), tuple(history))

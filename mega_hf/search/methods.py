@@ -65,10 +65,7 @@ def choose(
     """
     population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
     right = recall.answers(population)
-    fitness = [
-        Fitness(*counted)
-        for counted in evaluate(population, [[i] for i in range(len(parents))], None)
-    ]
+    fitness = evaluate(population, [[i] for i in range(len(parents))], None)
     counted = [0 if one.correct is None else one.correct for one in fitness]
     if right.sum(axis=1).tolist() != counted:
         raise InvalidRecord(
@@ -133,12 +130,12 @@ def greedy_soup(
         population = Population(genomes, generation, None, prove(what, genomes, generation))
         # each to its end: who is better by how much decides
         alone = [[i] for i in range(len(genomes))]
-        fitness = [Fitness(*counted) for counted in evaluate(population, alone, None)]
+        fitness = evaluate(population, alone, None)
         history.append(record_generation(generation, fitness))
         return fitness
 
     fitness = measure(parents.clone(), "parents")
-    first, *others = sorted(range(len(parents)), key=lambda i: fitness[i].sure)
+    first, *others = sorted(range(len(parents)), key=lambda i: fitness[i].worst_key)
     kept: list[int] = [first]
     best = Individual(parents[first].clone(), fitness[first], 1, first)
     for other in others:
@@ -171,10 +168,7 @@ def _try(
             mix(list(parents), list(chosen), out=genome)
         generation = len(history) + 1
         population = Population(genomes, generation, elite, prove(taken, genomes, generation))
-        fitness = [
-            Fitness(*counted)
-            for counted in evaluate(population, [], elite.fitness if elite else None)
-        ]
+        fitness = evaluate(population, [], elite.fitness if elite else None)
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
         if not left:

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 
 
-class Fitness(NamedTuple):
-    """Right answers on the validation rows seen; `correct` is None where a logit was not finite:
-    the worst of all.
+@dataclass(frozen=True)
+class Fitness:
+    """Correct predictions of one individual on the validation rows that it has seen.
 
-    With rows unseen it is an interval: what they would add is not known. Of individuals with as
-        many right answers the
-    one with the smaller loss is fitter, where losses are summed.
+    With unseen rows a fitness is an interval: these rows may be correct or not. Of two individuals
+    with equally many correct predictions the one with the smaller loss is fitter, where losses are
+    summed. Losses are integers in units of 2⁻¹⁶ nats, so that their sums are exact in any order.
     """
 
-    correct: int | None
-    seen: int
-    unseen: int = 0
-    loss: int = 0  # the sum over the rows seen, of each row's in 2⁻¹⁶
-    more: int = 0  # what the rows not seen may add to it
+    correct: int | None  # None where a logit was not finite, which is worse than 0
+    seen: int  # rows
+    unseen: int = 0  # rows
+    loss: int = 0  # sum over the rows seen; 0 where losses are not summed
+    unseen_loss: int = 0  # the most that the unseen rows may add to the loss
+
+    def out_of(self, rows: int, row_loss: int = 0) -> Fitness:
+        """Return the same fitness out of all `rows`, each with a loss of at most `row_loss`."""
+        unseen = rows - self.seen
+        return replace(self, unseen=unseen, unseen_loss=row_loss * unseen)
 
     @property
     def low(self) -> int:
-        """What it is at least: higher is better."""
+        """The number of correct predictions if every unseen row is wrong; -1 for a failure."""
         return -1 if self.correct is None else self.correct
 
     @property
     def high(self) -> int:
-        """What it is at most."""
+        """The number of correct predictions if every unseen row is correct; -1 for a failure."""
         return -1 if self.correct is None else self.correct + self.unseen
 
     @property
-    def sure(self) -> tuple[int, int]:
-        """Where it stands at worst: smaller is better."""
-        return -self.low, self.loss + self.more
+    def worst_key(self) -> tuple[int, int]:
+        """Sort key (ascending, fittest first) if the unseen rows turn out as bad as possible."""
+        return -self.low, self.loss + self.unseen_loss
 
     @property
-    def hoped(self) -> tuple[int, int]:
-        """Where it stands at best."""
+    def best_key(self) -> tuple[int, int]:
+        """Sort key (ascending, fittest first) if the unseen rows turn out as good as possible."""
         return -self.high, self.loss
 
 

@@ -83,9 +83,9 @@ def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
     """Return the indices of those that may win a tournament, whatever the rows that they have not
     seen will say."""
     # If one is sure to win, it is the one that is ahead already.
-    first = min(tournament, key=lambda i: (fitness[i].sure, i))
-    ahead = (fitness[first].sure, first)
-    return [first, *(i for i in tournament if i != first and (fitness[i].hoped, i) < ahead)]
+    first = min(tournament, key=lambda i: (fitness[i].worst_key, i))
+    ahead = (fitness[first].worst_key, first)
+    return [first, *(i for i in tournament if i != first and (fitness[i].best_key, i) < ahead)]
 
 
 class UndecidedTournament(Exception):

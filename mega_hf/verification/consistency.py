@@ -33,6 +33,7 @@ from mega_hf.run.journal import NodeRecord
 from mega_hf.run.parents import needs_calibration
 from mega_hf.runtime.files import file_digest, folder_digest, merged_digest
 from mega_hf.search.evolve import Outcome
+from mega_hf.search.population import Fitness
 from mega_hf.verification.claims import OTHERWISE, RunClaims, changed, is_loaded
 from mega_hf.weights.space import StateDict
 
@@ -96,7 +97,8 @@ def compare_node(
 def _compare_choice(told: RunClaims, known: NodeRecord, best: int) -> None:
     """Compare what is said of the second look with its lines in the journal."""
     said, names = told.nodes[SECOND_LOOK], told.nodes[SECOND_LOOK]["parents"]
-    counted = [(name, *(known.find(1, i, None) or (None, 0))[:2]) for i, name in enumerate(names)]
+    recorded = [known.find(1, i, None) or Fitness(None, 0) for i in range(len(names))]
+    counted = [(name, one.correct, one.seen) for name, one in zip(names, recorded, strict=True)]
     got = [(one["name"], one["correct"], one["n"]) for one in said["finalists"]]
     if counted != got or said["chosen"] != names[best]:
         raise changed(

@@ -13,7 +13,6 @@ import torch
 
 from mega_hf.errors import ParentError, RunError, VerificationError
 from mega_hf.evaluation.aligner import check_function
-from mega_hf.evaluation.individuals import Genomes, Interval
 from mega_hf.evaluation.row_difficulty import MOST_LOSS
 from mega_hf.models.load import open_model
 from mega_hf.models.loaded import LoadedModel
@@ -25,6 +24,7 @@ from mega_hf.run.journal import NodeRecord
 from mega_hf.run.node import search_node
 from mega_hf.run.replay import MissingRecord, Replay, answered, replay_draws
 from mega_hf.search.evolve import InvalidRecord, Outcome
+from mega_hf.search.population import Fitness, Population
 from mega_hf.search.selection import UndecidedTournament
 from mega_hf.verification.claims import OTHERWISE, RunClaims, changed
 from mega_hf.verification.consistency import compare_intermediate, compare_model, compare_node
@@ -46,18 +46,16 @@ class _Keeping:
     chosen: list[SampledIndividual]
 
     def __call__(
-        self, population: Genomes, tournaments: list[list[int]], elite: Interval | None
-    ) -> list[Interval]:
+        self, population: Population, tournaments: list[list[int]], elite: Fitness | None
+    ) -> list[Fitness]:
         known = self.replay(population, tournaments, elite)
-        for index, (correct, seen, unseen, *_) in enumerate(known):
+        for index, fitness in enumerate(known):
             if (population.generation, index) in self.kept:
                 state = dict(self.encoding.entries(population.genomes[index].clone()))
                 at = (self.node, population.generation, index)
                 lacking = self.encoding.space.recomputed
                 right = None if self.right is None else self.right[index]
-                self.chosen.append(
-                    SampledIndividual(*at, correct, seen + unseen, unseen, state, lacking, right)
-                )
+                self.chosen.append(SampledIndividual(*at, fitness, state, lacking, right))
         return known
 
 
@@ -200,9 +198,7 @@ class SampledIndividual:
     node: str
     generation: int
     index: int
-    correct: int | None
-    rows: int
-    unseen: int  # of these, when it was measured: they may have been right or wrong
+    fitness: Fitness  # as recorded
     state: StateDict
     recomputed: Mapping[str, torch.dtype]  # statistics that it lacks
     right: np.ndarray | None  # [rows] bool: where it is right, if that is claimed

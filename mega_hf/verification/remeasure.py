@@ -192,11 +192,12 @@ def _count_lines(
                 calibration.recalibrate(forward, one.recomputed)
             found = forward.answers(shown)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
-            lines.append(CountCheck(what, one.correct, found.correct, one.rows, one.unseen))
+            known, rows = one.fitness, one.fitness.seen + one.fitness.unseen
+            lines.append(CountCheck(what, known.correct, found.correct, rows, known.unseen))
             _refuse(lines[-1], "journal.jsonl")
             if one.right is not None:
                 alike = int((one.right == (found.right.numpy() & found.finite)).sum())
-                looked.append(CountCheck(f"{what}, row by row,", one.rows, alike, one.rows))
+                looked.append(CountCheck(f"{what}, row by row,", rows, alike, rows))
                 _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
             advance(1, "")
     return lines, looked

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from mega_hf.evaluation.forward import ResidentModel, place_examples
+from mega_hf.evaluation.racing import RacingEvaluator
 from mega_hf.evaluation.row_difficulty import RowDifficulty
 from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
-from tests.evaluation.measuring import ROWS, Record, Short, contend, make_model
+from tests.evaluation.measuring import ROWS, Record, make_model
 
 
 @pytest.fixture
@@ -40,13 +41,12 @@ def make(processes, examples, encoding):
     def build(known=(), full=True, memory=None):
         record, told, memory = Record(known), [], memory or RowDifficulty(ROWS)
         forward = ResidentModel(make_model(), processes.device)
-        evaluation = Short(
+        evaluation = RacingEvaluator(
             forward,
             examples,
             encoding,
             processes,
             record,
-            contend,
             lambda *seen: told.append(seen),
             memory,
             8,

@@ -5,59 +5,44 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from mega_hf.evaluation.racing import RacingEvaluator
 from mega_hf.search.population import Fitness
-from mega_hf.search.selection import contenders
 
 ROWS = 30
 
 
 class Record:
-    """A journal in memory, which counts what it is told: right answers and rows, and apart from
-    them losses."""
+    """A journal in memory that counts what is added to it.
+
+    Attributes:
+        known: (generation, index) -> (correct, seen[, loss]).
+    """
 
     def __init__(self, known=()):
-        self.known = dict(known)
-        self.losses = {}
+        self.known = {at: Fitness(*numbers) for at, numbers in dict(known).items()}
         self.genomes = {}
         self.added = []
         self.examples = 0
 
     def find(self, generation, index, genome):
-        at = generation, index
-        return (*self.known[at], self.losses.get(at, 0)) if at in self.known else None
+        return self.known.get((generation, index))
 
     def find_genome(self, genome):
         return self.genomes.get(genome)
 
     def add(self, generation, index, genome, fitness, seconds, examples, write):
-        there = self.known.get((generation, index))
-        assert there is None or there[1] < fitness[1], "measured twice"
+        existing = self.known.get((generation, index))
+        assert existing is None or existing.seen < fitness.seen, "evaluated twice"
         assert write
         assert seconds >= 0
         self.examples += examples
-        self.known[generation, index], self.losses[generation, index] = fitness[:2], fitness[2]
-        self.genomes[genome] = fitness
+        fitness = Fitness(fitness.correct, fitness.seen, loss=fitness.loss)
+        self.known[generation, index] = self.genomes[genome] = fitness
         self.added.append((generation, index))
-
-
-class Short(RacingEvaluator):
-    """An evaluation that sums no losses, and so says nothing of them."""
-
-    def __call__(self, population, tournaments, elite):
-        intervals = super().__call__(population, tournaments, elite and (*elite, 0, 0)[:5])
-        assert all(interval[3:] == (0, 0) for interval in intervals)
-        return [interval[:3] for interval in intervals]
 
 
 def make_model(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-
-
-def contend(contests, intervals):
-    fitness = [Fitness(*interval) for interval in intervals]
-    return {i for contest in contests for i in contenders(contest, fitness)}
 
 
 def populate(encoding, generation=1, seeds=(0, 1, 2, 3)):

@@ -13,12 +13,11 @@ from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty
 from mega_hf.run.replay import Replay
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import winner
-from tests.evaluation.measuring import ROWS, Record, contend, expect, populate
+from tests.evaluation.measuring import ROWS, Record, expect, populate
 
 
-def _decide(tournaments, intervals):
-    """Return who wins each tournament and the elite; raise Undecided if that is open."""
-    fitness = [Fitness(*interval) for interval in intervals]
+def _decide(tournaments, fitness):
+    """Return who wins each tournament and the elite; raise UndecidedTournament if that is open."""
     return [winner(contest, fitness) for contest in [*tournaments, list(range(len(fitness)))]]
 
 
@@ -105,7 +104,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
     rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
     right = [None if 2 in line else int((line == 1).sum()) for line in table]
-    first = (right[0], rows, 0, 0, 0) if elite else None
+    first = Fitness(right[0], rows) if elite else None
     found = []
     for full in (True, False):
         record, draw = Record(), np.random.default_rng(seed)
@@ -115,26 +114,22 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
             Numbered(),
             Alone(count),
             record,
-            contend,
             lambda *_: None,
             RowDifficulty(rows),
             chunk,
             full,
         )
-        intervals = evaluation(population, tournaments, first)
-        found.append(_decide(tournaments, intervals))
-        for index, interval in enumerate(intervals):
-            if interval[2] == 0:
-                assert interval[0] == right[index]
+        fitness = evaluation(population, tournaments, first)
+        found.append(_decide(tournaments, fitness))
+        for index, one in enumerate(fitness):
+            if one.unseen == 0:
+                assert one.correct == right[index]
             else:
-                assert (
-                    interval[0] <= (right[index] or 0) <= interval[0] + interval[2]
-                    or right[index] is None
-                )
-            assert record.known.get((2, index), first and first[:2]) == interval[:2], (
-                "not what a replay would read"
-            )
-        assert all(intervals[i][2] == 0 for i in found[-1]), (
+                assert one.low <= (right[index] or 0) <= one.high or right[index] is None
+            recorded = record.known.get((2, index), first)
+            assert recorded.out_of(rows) == one, "not what a replay would read"
+            assert one.loss == one.unseen_loss == 0
+        assert all(fitness[i].unseen == 0 for i in found[-1]), (
             "a winner that was not measured to its end"
         )
         assert record.examples <= rows * (len(table) - elite), "a row was asked twice"
@@ -150,7 +145,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
     right = [None if 2 in line else int((line == 1).sum()) for line in table]
     units = np.rint(np.minimum(losses.astype(np.float64), 16) * 65536).astype(int)
     summed = [0 if right[i] is None else int(units[i].sum()) for i in range(len(table))]
-    first = (right[0], rows, 0, summed[0], 0) if elite else None
+    first = Fitness(right[0], rows, loss=summed[0]) if elite else None
     contests = [*tournaments, list(range(len(table)))]
     fittest = [
         min(one, key=lambda i: (-(-1 if right[i] is None else right[i]), summed[i], i))
@@ -164,16 +159,15 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
             Numbered(),
             Alone(count),
             record,
-            contend,
             lambda *_: None,
             RowDifficulty(rows),
             chunk,
             full,
             sums_losses=True,
         )
-        intervals = evaluation(population, tournaments, first)
-        assert _decide(tournaments, intervals) == fittest
-        assert all(intervals[i][3] == summed[i] for i in fittest), "to the last unit"
+        fitness = evaluation(population, tournaments, first)
+        assert _decide(tournaments, fitness) == fittest
+        assert all(fitness[i].loss == summed[i] for i in fittest), "to the last unit"
         again = Replay(record, rows, None, MOST_LOSS)
         assert _decide(tournaments, again(population, tournaments, first)) == fittest, (
             "from the record alone"
@@ -207,7 +201,7 @@ def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(
         answers(examples, rows),
     )[1]
     assert evaluation(populate(encoding), [[0, 1]], None) == [
-        (expect(examples, i), ROWS, 0) for i in range(4)
+        Fitness(expect(examples, i), ROWS) for i in range(4)
     ]
     assert asked == [list(range(ROWS))] * 4
     assert "depend on a row's place" in caplog.text
@@ -222,8 +216,7 @@ def test_losers_are_not_measured_to_their_end(make, examples, encoding):
     evaluation(population, [[0, 1]], None)
     assert ROWS < record.examples - tried < 12 * ROWS
     assert evaluation.forward.tried_for_order(examples) == 0, "it is tried once"
-    lines = [record.known[1, i] for i in range(12)]
-    assert sum(rows == ROWS for _, rows in lines) < 12
+    assert sum(record.known[1, i].seen == ROWS for i in range(12)) < 12
 
 
 def test_what_another_search_measured_is_known(make, examples, encoding):
@@ -234,6 +227,6 @@ def test_what_another_search_measured_is_known(make, examples, encoding):
     evaluation, record, _ = make(memory=memory)
     evaluation.forward = None
     assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [
-        (expect(examples, i), ROWS, 0) for i in (1, 0)
+        Fitness(expect(examples, i), ROWS) for i in (1, 0)
     ]
     assert (record.added, record.examples) == ([(1, 0), (1, 1)], 0)

@@ -5,21 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from mega_hf.evaluation.individuals import PartialResult
-from mega_hf.evaluation.racing import RacingEvaluator
+from mega_hf.evaluation.racing import PartialResult, RacingEvaluator
 from mega_hf.run.replay import MissingRecord, Replay
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.evolve import Search, evolve
 from mega_hf.search.mutation import Gaussian
-from mega_hf.search.population import Genes
+from mega_hf.search.population import Fitness, Genes
 from tests.evaluation.measuring import ROWS, Record, expect, make_model, populate
 
 
 def test_every_individual_gets_its_own_count(make, examples, encoding):
     evaluation, record, _ = make()
     counted = evaluation(populate(encoding), [], None)
-    assert counted == [(expect(examples, seed), ROWS, 0) for seed in range(4)]
+    assert counted == [Fitness(expect(examples, seed), ROWS) for seed in range(4)]
     assert len(set(counted)) > 1
     assert record.added == [(1, 0), (1, 1), (1, 2), (1, 3)]
 
@@ -28,10 +27,10 @@ def test_what_the_record_knows_is_used_and_not_measured(make, examples, encoding
     evaluation, record, _ = make({(1, 1): (29, ROWS), (1, 3): (None, ROWS)})
     counted = evaluation(populate(encoding), [], None)
     assert counted == [
-        (expect(examples, 0), 30, 0),
-        (29, 30, 0),
-        (expect(examples, 2), 30, 0),
-        (None, 30, 0),
+        Fitness(expect(examples, 0), ROWS),
+        Fitness(29, ROWS),
+        Fitness(expect(examples, 2), ROWS),
+        Fitness(None, ROWS),
     ]
     assert record.added == [(1, 0), (1, 2)]
 
@@ -39,30 +38,30 @@ def test_what_the_record_knows_is_used_and_not_measured(make, examples, encoding
 def test_a_full_record_needs_no_forward_pass(make, encoding):
     evaluation, record, _ = make({(1, i): (i, ROWS) for i in range(4)})
     evaluation.forward = None
-    assert evaluation(populate(encoding), [], None) == [(i, ROWS, 0) for i in range(4)]
+    assert evaluation(populate(encoding), [], None) == [Fitness(i, ROWS) for i in range(4)]
     assert (record.added, record.examples) == ([], 0)
 
 
 def test_the_record_of_another_generation_is_not_used(make, examples, encoding):
     evaluation, record, _ = make({(1, i): (0, ROWS) for i in range(4)})
-    assert evaluation(populate(encoding, generation=2), [], None)[1] == (
-        expect(examples, 1),
-        ROWS,
-        0,
+    assert evaluation(populate(encoding, generation=2), [], None)[1] == Fitness(
+        expect(examples, 1), ROWS
     )
     assert len(record.added) == 4
 
 
 def test_the_elite_keeps_its_fitness_and_is_not_measured(make, encoding):
     evaluation, record, _ = make()
-    counted = evaluation(populate(encoding, generation=2), [], (17, ROWS, 0))
-    assert counted[0] == (17, ROWS, 0)
+    counted = evaluation(populate(encoding, generation=2), [], Fitness(17, ROWS))
+    assert counted[0] == Fitness(17, ROWS)
     assert record.added == [(2, 1), (2, 2), (2, 3)]
 
 
 def test_an_elite_without_a_fitness_is_not_measured_either(make, encoding):
     evaluation, record, _ = make()
-    assert evaluation(populate(encoding, generation=2), [], (None, ROWS, 0))[0] == (None, ROWS, 0)
+    assert evaluation(populate(encoding, generation=2), [], Fitness(None, ROWS))[0] == Fitness(
+        None, ROWS
+    )
     assert (2, 0) not in record.added
 
 
@@ -71,9 +70,9 @@ def test_weights_that_give_no_finite_logit_have_no_fitness(make, encoding):
     population = populate(encoding)
     population.genomes[2, 0] = float("inf")
     counted = evaluation(population, [], None)
-    assert counted[2] == (None, ROWS, 0)
-    assert record.known[1, 2] == (None, ROWS)
-    assert None not in [c for i, (c, *_) in enumerate(counted) if i != 2]
+    assert counted[2] == Fitness(None, ROWS)
+    assert record.known[1, 2] == Fitness(None, ROWS)
+    assert None not in [one.correct for i, one in enumerate(counted) if i != 2]
 
 
 def test_weights_that_nobody_gets_right_have_the_fitness_0(make, encoding):
@@ -81,8 +80,8 @@ def test_weights_that_nobody_gets_right_have_the_fitness_0(make, encoding):
     evaluation, record, _ = make()
     with torch.no_grad():
         evaluation.examples.labels.copy_(make_model(0)(evaluation.examples.images).argmin(dim=1))
-    assert evaluation(populate(encoding, seeds=[0]), [], None) == [(0, ROWS, 0)]
-    assert record.known[1, 0] == (0, ROWS)
+    assert evaluation(populate(encoding, seeds=[0]), [], None) == [Fitness(0, ROWS)]
+    assert record.known[1, 0] == Fitness(0, ROWS)
 
 
 def test_genomes_are_not_written_to(make, encoding):
@@ -100,7 +99,7 @@ def test_progress_adds_up_to_the_individuals_that_need_a_fitness(make, examples,
     best = max(3, *(expect(examples, seed) for seed in (0, 2, 3)))
     assert told[-1][1] == best
     told.clear()
-    evaluation(populate(encoding, generation=2), [], (best, ROWS, 0))
+    evaluation(populate(encoding, generation=2), [], Fitness(best, ROWS))
     assert sum(measured for measured, _ in told) == 3
     assert min(shown for _, shown in told) >= best
 
@@ -117,7 +116,9 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_result(make, encoding):
     best, record = run({})
     assert len(record.added) == 5 + 3 * 4
     for kept in (0, 3, 5, 8, 17):
-        known = {key: record.known[key] for key in record.added[:kept]}
+        known = {
+            at: (record.known[at].correct, record.known[at].seen) for at in record.added[:kept]
+        }
         again, rest = run(known)
         assert torch.equal(again.genome, best.genome)
         assert rest.added == record.added[kept:]
@@ -137,11 +138,11 @@ def test_one_genome_is_measured_once(make, examples, encoding, monkeypatch):
         lambda self, *words: (measured.append(words[1]), measure(self, *words))[1],
     )
     counted = evaluation(populate(encoding, seeds=(0, 1, 0, 2, 1)), [], None)
-    assert counted == [(expect(examples, seed), ROWS, 0) for seed in (0, 1, 0, 2, 1)]
+    assert counted == [Fitness(expect(examples, seed), ROWS) for seed in (0, 1, 0, 2, 1)]
     assert measured == [0, 1, 3]
     assert sorted(record.added) == [(1, i) for i in range(5)], "a replay needs a line for each"
     again = evaluation(populate(encoding, generation=2, seeds=(3, 2)), [], None)
-    assert again == [(expect(examples, seed), ROWS, 0) for seed in (3, 2)]
+    assert again == [Fitness(expect(examples, seed), ROWS) for seed in (3, 2)]
     assert measured == [0, 1, 3, 0]
     assert sum(shown for shown, _ in told) == 7
 
@@ -167,15 +168,13 @@ def test_rows_are_seen_where_they_decide(make, encoding, known, tournaments, mea
     intervals = evaluation(populate(encoding, seeds=range(len(known))), tournaments, None)
     assert {i for _, i in record.added} == {*measured}
     untouched = [i for i in range(len(known)) if i not in measured]
-    assert all(intervals[i] == (*known[i], ROWS - known[i][1]) for i in untouched)
+    assert all(intervals[i] == Fitness(*known[i]).out_of(ROWS) for i in untouched)
 
 
 def test_full_evaluation_sees_them_all(make, examples, encoding):
     evaluation, record, _ = make({(1, 0): (20, ROWS), (1, 1): (5, 20)})
-    assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == (
-        expect(examples, 1),
-        ROWS,
-        0,
+    assert evaluation(populate(encoding, seeds=(0, 1)), [], None)[1] == Fitness(
+        expect(examples, 1), ROWS
     )
     assert record.added == [(1, 1)]
 
@@ -183,7 +182,7 @@ def test_full_evaluation_sees_them_all(make, examples, encoding):
 def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, examples, encoding):
     evaluation, record, _ = make({(2, 1): (9, ROWS), (2, 2): (1, ROWS)}, full=False)
     population = populate(encoding, generation=2, seeds=(0, 1, 2))
-    assert evaluation(population, [], (2, 20, 10))[0] == (expect(examples, 0), ROWS, 0)
+    assert evaluation(population, [], Fitness(2, 20, 10))[0] == Fitness(expect(examples, 0), ROWS)
     assert record.added == [(2, 0)]
 
 
@@ -193,12 +192,11 @@ def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, examples, encod
 def test_a_replay_takes_what_is_recorded_and_names_what_is_missing(encoding):
     population = populate(encoding, generation=2)
     replay = Replay(Record({(2, 1): (3, 20), (2, 2): (None, 30), (2, 3): (4, ROWS)}), ROWS, None)
-    found = replay(population, [], (9, 30, 0, 0, 0))
-    assert [interval[:3] for interval in found] == [
-        (9, 30, 0),
-        (3, 20, 10),
-        (None, 30, 0),
-        (4, 30, 0),
+    assert replay(population, [], Fitness(9, ROWS)) == [
+        Fitness(9, ROWS),
+        Fitness(3, 20, 10),
+        Fitness(None, ROWS),
+        Fitness(4, ROWS),
     ]
     with pytest.raises(MissingRecord, match="individual 0 of generation 2"):
         replay(population, [], None)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mega_hf.errors import RunError
 from mega_hf.run.journal import Journal
+from mega_hf.search.population import Fitness
 from tests.tools.run_files import OUTCOME
 
 HEADER = {
@@ -21,7 +22,9 @@ HEADER = {
     "batch_size": 4,
     "versions": {"torch": "2"},
 }
-COUNTED = st.tuples(st.none() | st.integers(0, 100), st.just(100), st.integers(0, 9999))
+FITNESS = st.builds(
+    Fitness, st.none() | st.integers(0, 100), st.just(100), loss=st.integers(0, 9999)
+)
 
 
 @pytest.fixture
@@ -44,14 +47,14 @@ def _known(path, node="a+b", key="k"):
 def _begun(path, lines=3):
     node = _opened(path)
     for index in range(lines):
-        node.add(1, index, f"1{index}", (index, 9, 0), 0.5)
+        node.add(1, index, f"1{index}", Fitness(index, 9), 0.5)
     return node
 
 
 # --- There and back
 
 
-@given(st.dictionaries(st.tuples(st.integers(1, 9), st.integers(0, 9)), COUNTED, max_size=12))
+@given(st.dictionaries(st.tuples(st.integers(1, 9), st.integers(0, 9)), FITNESS, max_size=12))
 @settings(max_examples=40, deadline=None)
 def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
     path = tmp_path_factory.mktemp("j") / "journal.jsonl"
@@ -73,8 +76,8 @@ def test_what_was_measured_under_another_key_is_void(path):
     assert _known(path).merged["file"] == "f"
     again = _opened(path, key="other")
     assert (len(again), again.merged, again.seconds) == (0, None, 0.0)
-    again.add(1, 0, "10", (7, 9, 0), 0.5)
-    assert _known(path, key="other").find(1, 0, "10") == (7, 9, 0)
+    again.add(1, 0, "10", Fitness(7, 9), 0.5)
+    assert _known(path, key="other").find(1, 0, "10") == Fitness(7, 9)
     back = _opened(path)
     assert len(back) == 0, (
         "what was void stays void: the journal tells what is good now by its last key alone"
@@ -86,11 +89,11 @@ def test_nodes_may_be_mixed(path):
     journal.begin(HEADER)
     first, second = journal.node("a+b", "k"), journal.node("c+d", "l")
     for index in range(2):
-        first.add(1, index, f"1{index}", (index, 9, 0), 1.0)
-        second.add(1, index, f"1{index}", (index + 5, 9, 0), 2.0)
+        first.add(1, index, f"1{index}", Fitness(index, 9), 1.0)
+        second.add(1, index, f"1{index}", Fitness(index + 5, 9), 2.0)
     assert [_known(path, "c+d", "l").find(1, i, f"1{i}") for i in range(2)] == [
-        (5, 9, 0),
-        (6, 9, 0),
+        Fitness(5, 9),
+        Fitness(6, 9),
     ]
     assert (_known(path).seconds, _known(path, "c+d", "l").seconds) == (2.0, 4.0)
 
@@ -115,7 +118,7 @@ def test_the_order_is_read_back(path):
 def test_every_line_is_on_the_disk_at_once(path):
     journal = _begun(path, 0)
     for index in range(3):
-        journal.add(2, index, f"2{index}", (None, 9, 0), 1.23456, 4)
+        journal.add(2, index, f"2{index}", Fitness(None, 9), 1.23456, 4)
         last = json.loads(path.read_text().splitlines()[-1])
         assert len(last.pop("crc")) == 8
         assert last == {"kind": "fitness", "node": "a+b", "generation": 2, "index": index} | {
@@ -136,7 +139,7 @@ def test_the_system_is_asked_to_keep_each_line_once_it_is_whole(path, monkeypatc
         lambda descriptor: (seen.append(path.read_text().splitlines()), sync(descriptor)),
     )
     for index in range(2):
-        journal.add(1, index, f"1{index}", (index, 9, 0), 0)
+        journal.add(1, index, f"1{index}", Fitness(index, 9), 0)
     assert [len(lines) for lines in seen] == [3, 4]
 
 
@@ -145,7 +148,7 @@ def test_a_journal_is_only_ever_appended_to(path):
     before = path.read_bytes()
     again = _opened(path)
     assert path.read_bytes() == before
-    again.add(2, 0, "20", (1, 9, 0), 0)
+    again.add(2, 0, "20", Fitness(1, 9), 0)
     assert path.read_bytes().startswith(before)
 
 
@@ -223,9 +226,9 @@ def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
     known = _known(path)
     assert (len(known), known.find(1, 2, "12")) == (2, None)
     again = _opened(path)
-    again.add(1, 2, "12", (2, 9, 0), 0.5)
+    again.add(1, 2, "12", Fitness(2, 9), 0.5)
     assert path.read_bytes() == whole
-    assert _known(path).find(1, 2, "12") == (2, 9, 0)
+    assert _known(path).find(1, 2, "12") == Fitness(2, 9)
 
 
 @pytest.mark.parametrize("kept", [1, 10, 0, -1])
@@ -234,9 +237,9 @@ def test_a_torn_header_is_written_again(path, kept):
     header = path.read_bytes()
     path.write_bytes(header[:kept])
     again = _opened(path)
-    again.add(1, 0, "10", (5, 9, 0), 0.5)
+    again.add(1, 0, "10", Fitness(5, 9), 0.5)
     assert path.read_bytes().startswith(header)
-    assert _known(path).find(1, 0, "10") == (5, 9, 0)
+    assert _known(path).find(1, 0, "10") == Fitness(5, 9)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_a_torn_line_is_said(path, caplog):
 
 def test_a_genome_is_found_wherever_it_was_measured(path):
     journal = _begun(path)
-    assert journal.find_genome("11") == _known(path).find_genome("11") == (1, 9, 0)
+    assert journal.find_genome("11") == _known(path).find_genome("11") == Fitness(1, 9)
     assert journal.find_genome("99") is None
 
 
@@ -293,16 +296,16 @@ def test_another_genome_at_a_known_place_is_an_error(path):
 
 def test_the_later_of_two_lines_on_one_individual_holds(path):
     journal = _begun(path, 1)
-    journal.add(1, 0, "10", (3, 9, 0), 0.1)
-    assert _known(path).find(1, 0, "10") == (3, 9, 0)
+    journal.add(1, 0, "10", Fitness(3, 9), 0.1)
+    assert _known(path).find(1, 0, "10") == Fitness(3, 9)
     assert len(_known(path)) == 1
 
 
 def test_who_does_not_write_keeps_it_in_memory(path):
     journal = _begun(path, 0)
     before = path.read_bytes()
-    journal.add(1, 0, "10", (3, 9, 0), 0.1, write=False)
-    assert journal.find(1, 0, "10") == journal.find_genome("10") == (3, 9, 0)
+    journal.add(1, 0, "10", Fitness(3, 9), 0.1, write=False)
+    assert journal.find(1, 0, "10") == journal.find_genome("10") == Fitness(3, 9)
     assert path.read_bytes() == before
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.evolve import RecordedDraws, Search, evolve
 from mega_hf.search.mutation import Gaussian
-from mega_hf.search.population import Genes
+from mega_hf.search.population import Fitness, Genes
 
 GENES = Genes(bounds=((0, 4), (4, 5), (5, 7)), learned=2, scales=(0.5, 2.0, 1.0))
 
@@ -28,7 +28,7 @@ class Evaluator:
     def __call__(self, population, tournaments, elite):
         genomes = population.genomes.clone()
         fitness = [elite] if elite is not None else []
-        fitness += [(self.score(g.numpy()), 100) for g in genomes[len(fitness) :]]
+        fitness += [Fitness(self.score(g.numpy()), 100) for g in genomes[len(fitness) :]]
         self.measured += len(genomes) - (elite is not None)
         self.calls.append((population, genomes, tournaments, elite, fitness))
         return fitness
@@ -171,7 +171,7 @@ def test_evolve_equals_the_slow_implementation_bit_for_bit(drawn, seed, node):
         generation,
         index,
     )
-    assert [[f[0] for f in call[4]] for call in evaluator.calls] == history
+    assert [[f.correct for f in call[4]] for call in evaluator.calls] == history
 
 
 def test_the_slow_implementation_meets_ties_failures_and_equal_mates():

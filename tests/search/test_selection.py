@@ -141,7 +141,12 @@ def test_who_may_win_by_its_loss_is_who_wins_in_some_completion(fitness):
     """Rows that were not seen are right or wrong, and have a loss of 0 to 3."""
     tournament = list(range(len(fitness)))
     ends = [
-        {(f.low, f.loss + f.more), (f.high, f.loss), (f.low, f.loss), (f.high, f.loss + f.more)}
+        {
+            (f.low, f.loss + f.unseen_loss),
+            (f.high, f.loss),
+            (f.low, f.loss),
+            (f.high, f.loss + f.unseen_loss),
+        }
         for f in fitness
     ]
     winners = {

@@ -24,11 +24,11 @@ import torch
 from mega_hf import Recipe, bench
 from mega_hf.evaluation.batch_size import choose_batch_size
 from mega_hf.evaluation.forward import Examples, ResidentModel, place_examples
-from mega_hf.evaluation.individuals import Genomes
 from mega_hf.models.merge_inputs import encode, open_inputs
 from mega_hf.run.node import search_node
 from mega_hf.run.parents import ParentSet
 from mega_hf.search.evolve import RecordedDraws
+from mega_hf.search.population import Fitness, Population
 from mega_hf.tasks.image_classification import fill_examples
 from mega_hf.tasks.splits import load_splits
 
@@ -75,9 +75,9 @@ class Task:
         """Return the recipe's first population: [population_size, size] float32."""
         bred: list[torch.Tensor] = []
 
-        def keep(population: Genomes, *_: object) -> list[tuple[int, int, int]]:
+        def keep(population: Population, *_: object) -> list[Fitness]:
             bred.append(population.genomes.clone())
-            return [(0, 1, 0)] * len(population.genomes)
+            return [Fitness(0, 1)] * len(population.genomes)
 
         alone = self.node.model_copy(update={"generations": 1})
         search_node(
