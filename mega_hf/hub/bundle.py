@@ -116,7 +116,7 @@ def trained_parents(
     from mega_hf.models.training_stamp import is_unchanged
 
     # not above: it loads timm, which most pushes do not need
-    from mega_hf.run.parents import trained_for
+    from mega_hf.run.prepare import trained_for
 
     folder = elsewhere or result.folder / "parents"
     recipe = Recipe.from_dict(result.record["recipe"])

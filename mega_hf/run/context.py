@@ -16,14 +16,14 @@ from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import IN_TRAINING, RunFolder
 from mega_hf.run.journal import Journal
+from mega_hf.run.prepare import check_room
 from mega_hf.runtime.environment import keep_freed_memory
-from mega_hf.runtime.files import check_writable
 from mega_hf.runtime.lock import NAME as LOCK
 from mega_hf.runtime.lock import lock_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.tasks.splits import Splits
-from mega_hf.training.train import check_not_foreign, check_trained, is_trained, train_missing
+from mega_hf.training.train import check_trained, is_trained, train_missing
 
 _PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
 
@@ -90,21 +90,11 @@ class RunContext:
         self.processes.wait()  # everyone has looked before anything is written
         return known
 
-    def check_room(self, recipe: Recipe, names: list[str]) -> None:
-        """Refuse to train where something else lies; what --overwrite removes is no hindrance."""
-        if not self.removes_parents:
-            check_not_foreign(recipe, self.parents, names)
-            check_writable(self.parents, "the folder of trained parents", "another --parents")
-
     @property
-    def removes_parents(self) -> bool:
-        """Whether what lies where parents go is removed first."""
-        return self.overwrite and self.parents == self.folder.path / "parents"
-
-    def check_trained(self, keys: dict[str, str]) -> list[str]:
-        """Return the parents that lie there, trained otherwise than `keys` say; refuse to replace
-        them unasked."""
-        return [] if self.removes_parents else check_trained(self.parents, keys, self.update)
+    def kept(self) -> Path | None:
+        """The folder of trained parents; None where --overwrite empties it first."""
+        is_own = self.parents == self.folder.path / "parents"
+        return None if self.overwrite and is_own else self.parents
 
     def create(self, asked: Recipe, recipe: Recipe, replaced: list[str]) -> None:
         """Make the run folder; of parents that will be replaced nothing is claimed any more."""
@@ -176,8 +166,9 @@ class RunContext:
         with lock_folder(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
             self.processes.wait()
             # again: until now another run may have written there
-            self.check_room(recipe, list(keys))
-            self.check_trained(keys)
+            check_room(recipe, self.kept, list(keys))
+            if self.kept is not None:
+                check_trained(self.kept, keys, self.update)
             train_missing(recipe, self.parents, keys, splits, self.processes, self.progress)
 
     @contextmanager

@@ -16,21 +16,18 @@ from mega_hf.evaluation.batch_size import choose_batch_size
 from mega_hf.evaluation.forward import ResidentModel
 from mega_hf.models.load import try_model
 from mega_hf.models.merge_inputs import genomes_bytes
-from mega_hf.models.references import open_unweighted
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.merge import Node, inputs_of
-from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
 from mega_hf.run.candidates import BASELINES, ENSEMBLE
-from mega_hf.run.parents import check_mergeable, pin, prepared, trained_for
+from mega_hf.run.prepare import prepare
 from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.processes import Processes, is_gpu
-from mega_hf.tasks.splits import Splits, load_splits
-from mega_hf.training.plan import check_training, train_keys
-from mega_hf.training.train import check_trained, is_trained, training_levels
+from mega_hf.tasks.splits import Splits
+from mega_hf.training.train import is_trained, training_levels
 from mega_hf.training.trainer import time_training
 
 
@@ -277,24 +274,17 @@ def estimate(
     Raises:
         MegaError: what would have ended the merge before its search.
     """
-    check_no_placeholders(recipe.to_dict())
-    splits = load_splits(recipe.data, recipe.trains_all)
-    nodes = recipe.chosen_nodes(only)
-    leaves = recipe.leaves(only)
-    to_train = trained_for(recipe, leaves)
-    models = check_training(recipe, to_train, splits)
-    models |= {
-        leaf: open_unweighted(leaf, recipe.parents[leaf])
-        for leaf in leaves
-        if parent_name(leaf) not in to_train
-    }
-    matched = check_mergeable(models, splits)[1]
-    first, model = next(iter(models.items()))
-    splits = prepared(recipe, splits, model)
+    nodes, leaves = recipe.chosen_nodes(only), recipe.leaves(only)
+    prepared = prepare(recipe, leaves, kept, update, dry_run=True)
+    splits, model, to_train = prepared.splits, prepared.model, prepared.to_train
+    try_model(model, leaves[0])
     calibration = len(splits.calibration or ()) if "calibration" in splits.digests else 0
-    try_model(model, first)
     device = Processes().device
-    trained = _find_trained(recipe, to_train, splits, kept, update)
+    trained = {
+        name: kept / name
+        for name, key in prepared.keys.items()
+        if kept is not None and is_trained(prepared.recipe, kept, {name: key})
+    }
     training = _train(
         recipe, [name for name in to_train if name not in trained], model, splits, device
     )
@@ -310,7 +300,7 @@ def estimate(
         recipe,
         nodes,
         splits,
-        matched,
+        prepared.matched,
         str(model.structure.get("architecture", "")),
         numbers,
         picture=math.prod(shape),
@@ -323,28 +313,6 @@ def estimate(
         calibration=calibration,
         beside=beside,
     )
-
-
-def _find_trained(
-    recipe: Recipe, names: list[str], splits: Splits, kept: Path | None, update: bool
-) -> dict[str, Path]:
-    """Return the parents that lie there as the recipe would train them; the training rows are read
-    if any do.
-
-    Raises:
-        RunError: one was trained otherwise, and must not be replaced.
-    """
-    if kept is None or not any(
-        (kept / made).exists() for name in names for made in recipe.made_by(name)
-    ):
-        return {}
-    keys = train_keys(
-        pin(recipe.model_copy(update={"data": splits.data}), {}, names), names, splits
-    )
-    check_trained(kept, keys, update)
-    return {
-        name: kept / name for name, key in keys.items() if is_trained(recipe, kept, {name: key})
-    }
 
 
 def _train(

@@ -1,11 +1,10 @@
-"""The parents of a run: found, checked against each other, ranked; their weights are held one at a
-time."""
+"""Open the parents of a run, check them against each other, and rank them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 
 from mega_hf.errors import ParentError
-from mega_hf.evaluation.aligner import check_alignable
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
@@ -23,34 +21,32 @@ from mega_hf.models.compatibility import check_distinct, check_layouts, check_va
 from mega_hf.models.load import open_model, try_model
 from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
-from mega_hf.models.references import LoadedParent, ParentInfo, open_parent, resolve
+from mega_hf.models.references import LoadedParent, ParentInfo, open_parent
 from mega_hf.models.save import layout_digest
 from mega_hf.models.timm_models import open_weights
 from mega_hf.recipe.merge import Merge
 from mega_hf.recipe.parents import ParentRef, WeightsParent
-from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.schema import Recipe
-from mega_hf.recipe.tree import parent_name
 from mega_hf.run.journal import Journal
 from mega_hf.runtime.environment import trim
 from mega_hf.runtime.processes import Processes
 from mega_hf.tasks.image_classification import match_classes
-from mega_hf.tasks.splits import Splits, add_calibration
+from mega_hf.tasks.splits import Splits
 from mega_hf.weights.batchnorm import statistics_names
 
 
 @dataclass
 class ParentSet:
-    """The parents that a run merges, each checked against the first; weights are read again where
-    they are needed.
+    """The parents of a run, each checked against the first one.
+
+    Only the first parent's model stays in memory; a merge reads the others again.
 
     Attributes:
-        splits: whose classes they must know.
-        identities: name -> what it is and where it came from.
-        sources: name -> how a merge opens it.
-        pinned: name -> its reference, the revision pinned.
-        first: the first that was admitted, whose model stays in memory.
-        mapping: for each class of the data set the models' output.
+        splits: the splits, whose classes every parent must know.
+        identities: name -> digest, source and license.
+        sources: name -> the parent as an input of a merge.
+        pinned: name -> the reference with its revision pinned.
+        first: the first parent that was added.
+        mapping: for each class of the data set, the models' output.
         matched: how classes were matched, in words.
     """
 
@@ -65,16 +61,21 @@ class ParentSet:
     def add_parent(self, name: str, reference: ParentRef, trained: Path | None = None) -> None:
         """Open one parent and check it.
 
+        Args:
+            name: its name in the recipe, `NAME@EPOCH` for a snapshot.
+            reference: its entry in the recipe.
+            trained: the folder of its weights, if it was trained here.
+
         Raises:
-            ParentError: it can't be read, or can't be merged with the others.
-            DataError: it lacks a class of the data set.
+            ParentError: the parent can't be read, or can't be merged with the others.
+            DataError: the parent lacks a class of the data set.
         """
         opened = open_parent(name, reference, trained)
         if self.first is None:
-            try_model(opened.model, name)  # the others are refused unless they are as it is
+            try_model(opened.model, name)  # the others must have the same architecture
         self.first = self.first or opened
-        self.mapping, self.matched = self.expect({name: opened.model})
-        check_values(self.first, opened)  # of the first itself: weights that are not finite
+        self.mapping, self.matched = self.check_compatible({name: opened.model})
+        check_values(self.first, opened)  # the first one against itself: for non-finite weights
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
         model = opened.model
         load = _opener(name, reference, model.folder)
@@ -83,13 +84,8 @@ class ParentSet:
         )
         check_distinct(self.identities.values())
 
-    def expect(self, models: dict[str, LoadedModel]) -> tuple[list[int], str]:
-        """Check models, by name, against the first parent and each other, whatever their weights;
-        as `refuse_unlike`.
-
-        Raises:
-            MegaError: they can't be merged.
-        """
+    def check_compatible(self, models: dict[str, LoadedModel]) -> tuple[list[int], str]:
+        """Check models, by name, against the first parent and each other, as `check_mergeable`."""
         first = {self.first.parent.name: self.first.model} if self.first else {}
         return check_mergeable({**first, **models}, self.splits)
 
@@ -100,92 +96,57 @@ class ParentSet:
         return self.first.model
 
     def release(self, was_compiled: bool) -> None:
-        """Give up the first parent's weights, once no search needs them: others are read where they
-        are needed."""
+        """Free the first parent's weights, once no search needs them."""
         self.model.model.to("meta")
         if was_compiled:
-            torch.compiler.reset()  # what was compiled holds them too
+            torch.compiler.reset()  # compiled code holds the weights too
         trim()
 
 
 def check_mergeable(models: dict[str, LoadedModel], splits: Splits) -> tuple[list[int], str]:
-    """Raise MegaError unless all models, by name, can be merged for this data set; their weights
-    are not looked at.
+    """Check that models, by name, can be merged for a data set, whatever their weights.
 
     Returns:
         for each class of the data set the models' output, and how classes were matched, in words.
+
+    Raises:
+        ParentError: layouts or the order of classes differ.
+        DataError: a model lacks a class of the data set.
     """
     check_layouts(models)
-    names, classes = splits.class_names, splits.classes
-    found = {
-        name: match_classes(one.labels, one.num_classes, names, classes)
-        for name, one in models.items()
+    matches = {
+        name: match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)
+        for name, model in models.items()
     }
-    first = next(iter(found))
-    for name in found:
-        if found[name][0] != found[first][0]:
+    first = next(iter(matches))
+    for name in matches:
+        if matches[name][0] != matches[first][0]:
             expected, got = (
-                f"{found[one][0]} ({one}, matched {found[one][1]})" for one in (first, name)
+                f"{matches[n][0]} ({n}, matched {matches[n][1]})" for n in (first, name)
             )
             raise ParentError(
-                f"{first} and {name} number the classes otherwise",
+                f"{first} and {name} have their classes in a different order",
                 expected=expected,
                 got=got,
-                hint=(
-                    "give the parents the class names of the data set (label_names in config.json)"
-                ),
+                hint="use the class names of the data set in the parents' config.json"
+                " (label_names)",
             )
-    return found[first]
+    return matches[first]
 
 
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], LoadedModel]:
     if folder is not None:
         return partial(open_model, folder, name)
-    # its user loads it into the architecture
-    assert isinstance(reference, WeightsParent), "all others are folders"
-    one = reference
+    assert isinstance(reference, WeightsParent), "all other parents are folders"
     return partial(
         open_weights,
-        one.arch,
-        Path(one.weights),
-        one.num_classes,
-        one.arch_args,
+        reference.arch,
+        Path(reference.weights),
+        reference.num_classes,
+        reference.arch_args,
         name,
-        one.data_config,
+        reference.data_config,
     )
-
-
-def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) -> Recipe:
-    """Return the recipe with revisions pinned: of the parents opened, and of what others are
-    trained from."""
-    parents = recipe.parents | opened
-    for name in trained:
-        parent = recipe.trained[name]
-        source = parent.train.source
-        reference = parents.get(source, source) if source else None
-        if not isinstance(reference, str) or is_local(reference) or source in opened:
-            continue
-        if source in parents:
-            parents[source] = resolve(reference, source, only_configuration=True)[1]
-        elif source not in recipe.usable:
-            pinned = resolve(reference, name, only_configuration=True)[1]
-            parents[name] = parent.model_copy(
-                update={"train": parent.train.model_copy(update={"source": pinned})}
-            )
-    return recipe.model_copy(update={"parents": parents})
-
-
-def trained_for(recipe: Recipe, leaves: Sequence[str]) -> list[str]:
-    """Return the parents that must be trained so that `leaves` are there, in the recipe's order."""
-    wanted: set[str] = set()
-    waiting = [parent_name(leaf) for leaf in leaves]
-    while waiting:
-        name = waiting.pop()
-        if name in recipe.trained and name not in wanted:
-            wanted.add(name)
-            source = recipe.trained[name].train.source
-            waiting += [parent_name(source)] if source in recipe.usable else []
-    return [name for name in recipe.trained if name in wanted]
 
 
 def rank(
@@ -253,24 +214,6 @@ def _remember(correct: dict[str, int], known: dict[str, str], memory: RowDifficu
         memory.keep(key, correct[name] if correct[name] >= 0 else None)
 
 
-def prepared(recipe: Recipe, splits: Splits, parent: LoadedModel) -> Splits:
-    """See that parents of a kind can be treated as their merges ask; return splits with the rows
-    for that.
-
-    Raises:
-        DataError: there are none.
-        ParentError: the model can't be aligned.
-    """
-    nodes = recipe.nodes().values()
-    check_alignable(
-        nodes, parent.model, parent.input_shape, parent.structure.get("architecture", "model")
-    )
-    wanted = needs_calibration(nodes, parent.model)
-    if recipe.is_auto:  # what is there may be used; what is not is no error
-        wanted = splits.calibration is not None and len(splits.calibration) > 1
-    return add_calibration(splits) if wanted else splits
-
-
 def needs_calibration(nodes: Iterable[Merge], model: nn.Module) -> bool:
-    """Say whether merges need pictures beside those that individuals are measured on."""
+    """Return whether merges need images beside the validation images."""
     return any(node.align == "activations" or is_recalibrated(node, model) for node in nodes)

@@ -17,13 +17,11 @@ from mega_hf.evaluation.compile import choose_path, compile_everywhere
 from mega_hf.evaluation.forward import COMPILED, EAGER, Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
 from mega_hf.evaluation.row_difficulty import RowDifficulty
-from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import ModelSource, is_recalibrated
 from mega_hf.models.references import open_parent
 from mega_hf.recipe import tree
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
 from mega_hf.recipe.merge import Node, inputs_of
-from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
 from mega_hf.report.result import MergeResult
@@ -31,12 +29,12 @@ from mega_hf.run.auto import decide_recipe, write_choice
 from mega_hf.run.context import EvaluationOptions, ForwardPath, RunContext, open_run
 from mega_hf.run.journal import Journal
 from mega_hf.run.node import MergeContext, MergedNode, Pause, merge_node
-from mega_hf.run.parents import ParentSet, pin, prepared, rank, trained_for
+from mega_hf.run.parents import ParentSet, rank
+from mega_hf.run.prepare import Preparation, add_calibration_rows, prepare, trained_for
 from mega_hf.run.record import RunOutcome, header, write_report
 from mega_hf.runtime.environment import trim
 from mega_hf.tasks.rows import Split
-from mega_hf.tasks.splits import Splits, load_splits
-from mega_hf.training.plan import check_training, train_keys
+from mega_hf.tasks.splits import Splits
 
 logger = logging.getLogger(__name__)
 
@@ -162,16 +160,11 @@ def train(
         raise RecipeError("nothing to train", expected=known_names, got=parent or "none", hint=hint)
     with open_run(recipe, out, False, update, parents, progress) as run:
         known = run.acquire(recipe)
-        check_no_placeholders(known.to_dict())
         names = trained_for(known, [parent] if parent else list(known.trained))
-        splits = load_splits(known.data, known.trains_all)
-        run.check_room(known, names)
-        splits = prepared(known, splits, next(iter(check_training(known, names, splits).values())))
-        pinned = pin(known.model_copy(update={"data": splits.data}), {}, names)
-        keys = train_keys(pinned, names, splits)
-        run.create(recipe, pinned, run.check_trained(keys))
-        run.train(pinned, keys, splits)
-        wanted = [name for name in pinned.usable if parent_name(name) in names]
+        prepared = prepare(known, names, run.kept, run.update, time=run.time)
+        run.create(recipe, prepared.recipe, prepared.replaced)
+        run.train(prepared.recipe, prepared.keys, prepared.splits)
+        wanted = [name for name in prepared.recipe.usable if parent_name(name) in names]
         return {name: run.parents / name for name in wanted}
 
 
@@ -189,11 +182,15 @@ def search(
         MegaError: as `merge`.
     """
     recipe = run.acquire(asked)
-    check_no_placeholders(recipe.to_dict())
-    with run.time("data"):
-        loaded = load_splits(recipe.data, recipe.trains_all)
-    with run.time("parents"):
-        parents, recipe, splits = _gather(asked, recipe, recipe.leaves(only), loaded, run)
+    leaves = recipe.leaves(only)
+    prepared = prepare(recipe, leaves, run.kept, run.update, time=run.time)
+    recipe, splits = prepared.recipe, prepared.splits
+    run.create(asked, recipe, prepared.replaced)
+    if run.processes.is_main and run.is_kept:
+        logger.info(
+            "merging into %s; press Ctrl-C to stop, run the same command to resume", run.folder.path
+        )
+    parents = _train_parents(prepared, leaves, run)
     notices = _notices(recipe, parents, splits, run)
     load, examples, calibration = _load(recipe, parents, splits, run)
     journal, model = Journal(run.folder.journal), parents.model
@@ -203,8 +200,9 @@ def search(
     if recipe.is_auto:
         tracer = Aligner(forward, model.input_shape, calibration, run.processes)
         choice = decide_recipe(recipe, parents.sources, tracer, examples)
-        splits = prepared(recipe.with_auto(choice.settings), loaded, model)
-        recipe = recipe.with_auto(choice.settings).model_copy(update={"data": splits.data})
+        recipe = recipe.with_auto(choice.settings)
+        splits = add_calibration_rows(recipe, prepared.loaded, model)
+        recipe = recipe.model_copy(update={"data": splits.data})
         calibration = calibration if "calibration" in splits.digests else None
     head = header(recipe, parents, splits, run.processes.device_kind, forward.path, load.batch_size)
     for what, value in (head | {"journal": journal.checksum}).items():
@@ -350,41 +348,17 @@ def _merge_nodes(
     return merged
 
 
-def _gather(
-    asked: Recipe, recipe: Recipe, leaves: Sequence[str], splits: Splits, run: RunContext
-) -> tuple[ParentSet, Recipe, Splits]:
-    """Open the parents, and train those that are trained here; make the run folder once every check
-    has passed."""
-    to_train, models = trained_for(recipe, leaves), dict[str, LoadedModel]()
-    given = ParentSet(splits)
-    for name in (leaf for leaf in leaves if parent_name(leaf) not in recipe.trained):
-        # what would end the merge ends it while there is no folder yet
-        given.add_parent(name, recipe.parents[name])
-    if to_train:
-        run.check_room(recipe, to_train)
-        models = check_training(recipe, to_train, splits)
-        given.expect(
-            {leaf: models[parent_name(leaf)] for leaf in leaves if parent_name(leaf) in models}
-        )
-    splits = prepared(recipe, splits, given.model if given.first else next(iter(models.values())))
-    recipe = pin(recipe.model_copy(update={"data": splits.data}), given.pinned, to_train)
-    keys = train_keys(recipe, to_train, splits) if to_train else {}
-    run.create(asked, recipe, run.check_trained(keys))
-    if run.processes.is_main and run.is_kept:
-        logger.info(
-            "merging into %s; Ctrl-C leaves a run that the same command resumes", run.folder.path
-        )
-    if not to_train:
-        return given, recipe, splits
+def _train_parents(prepared: Preparation, leaves: Sequence[str], run: RunContext) -> ParentSet:
+    """Train the missing parents, and return all parents."""
+    if not prepared.to_train:
+        return prepared.parents
     with run.time("training"):
-        run.train(recipe, keys, splits)
-    parents = ParentSet(splits)
-    for name in leaves:
-        parents.add_parent(name, recipe.parents[parent_name(name)], run.parents / name)
-    return parents, recipe, splits
-
-
-logger = logging.getLogger(__name__)
+        run.train(prepared.recipe, prepared.keys, prepared.splits)
+    with run.time("parents"):
+        parents, references = ParentSet(prepared.splits), prepared.recipe.parents
+        for name in leaves:
+            parents.add_parent(name, references[parent_name(name)], run.parents / name)
+    return parents
 
 
 def make_baselines(
