@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
 from mega_hf.hub.bundle import check_unchanged, portable_files, trained_parents
-from mega_hf.hub.metadata import check_front
 from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens
 from mega_hf.hub.repository import Pushed, Remote, Target
 from mega_hf.models.licenses import choose_license, license_of, read_license
@@ -148,9 +149,9 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
     with hub_errors(wanted.repo):
         remote = retry(lambda: hub.look(target))
     there = Card.read(remote.card, _THERE) if remote.card else None
-    choose_license(
-        wanted.license, licenses, split_card(there.text, there.where)[0] if there else None
-    )
+    front = split_card(there.text, there.where)[0] if there else None
+    license = choose_license(wanted.license, licenses, front)
+    hub.check_card(f"---\n{yaml.safe_dump(license)}---\n")
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class _Packing:
         text = update_card(card.decode(), [old for old in (there, here) if old])
         # what others wrote there may name paths
         check_no_tokens({CARD: text.encode()}, hub.get_token())
-        check_front(split_card(text)[0])
+        hub.check_card(text)
         files[CARD] = text.encode()
         return files
 

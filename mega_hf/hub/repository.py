@@ -14,13 +14,19 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    RepoCard,
     get_token,
     hf_hub_download,
     snapshot_download,
 )
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from yaml import YAMLError
 
 from mega_hf.errors import HubError
 from mega_hf.report.result import NAME as RESULT
@@ -124,6 +130,32 @@ def check_account(target: Target) -> str:
             hint="another name, or --create-pr to propose it to its owner",
         )
     return name
+
+
+def check_card(text: str) -> None:
+    """Ask the Hub whether it accepts a card, as it does before it takes any file.
+
+    Raises:
+        HubError: the Hub refuses the card's front matter, or can't be reached.
+    """
+
+    def ask() -> None:
+        """Ask once."""
+        try:
+            RepoCard(text).validate("model")
+        except HfHubHTTPError:
+            raise
+        except (ValueError, YAMLError) as error:
+            raise HubError(
+                "the Hub does not accept the card's front matter",
+                where="README.md",
+                expected="keys as in https://huggingface.co/docs/hub/model-cards",
+                got=" ".join(str(error).split())[:500],
+                hint="correct it on the repository's page, or push with --overwrite-card",
+            ) from None
+
+    with hub_errors("README.md", then=AGAIN):
+        retry(ask)
 
 
 def look(target: Target) -> Remote:

@@ -108,7 +108,8 @@ def test_front_matter_that_the_hub_would_refuse_stops_the_push(
     )
     asked = len(hub.requests)
     refused(run("push", "run", name, *MIT), "front matter", "base_model")
-    assert not [line for line in hub.requests[asked:] if line.startswith(("POST", "PUT"))]
+    written = [line for line in hub.requests[asked:] if line.startswith(("POST", "PUT"))]
+    assert written == ["POST /api/validate-yaml"]
 
 
 def test_models_of_an_earlier_push_are_not_left_beside(

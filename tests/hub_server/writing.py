@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from starlette.responses import PlainTextResponse
+
 from tests.hub_server.access import Call, Refusal
 from tests.hub_server.card import check_card
 from tests.hub_server.faults import damaged
@@ -77,6 +79,8 @@ def settings(call: Call) -> Any:
 def validate_yaml(call: Call) -> Any:
     """Check a card that is not uploaded yet."""
     errors, warnings = check_card(call.tree().get("content", ""))
+    if errors and call.headers.get("accept") == "text/plain":  # as `RepoCard.validate` asks
+        return PlainTextResponse("\n".join(f"- {error}" for error in errors), 400)
     if errors:
         raise _bad_card(errors, warnings)
     return {"errors": [], "warnings": _messages(warnings)}
