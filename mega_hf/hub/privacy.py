@@ -1,105 +1,116 @@
-"""What must not leave this machine: paths and tokens, in whatever is about to be pushed."""
+"""Check that the files of a push contain no local path and no token."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
 
 from mega_hf.errors import HubError, RunError
+from mega_hf.recipe.document import read
+from mega_hf.recipe.paths import is_local
+from mega_hf.recipe.placeholders import places
+from mega_hf.recipe.schema import Recipe
 
-# path in the repository -> a file here, or what is to stand in it
+# path in the repository -> a local file, or its content
 Files = Mapping[str, Path | bytes]
 
 _TOKEN = re.compile(r"\bhf_\w{20,}|\bapi_org_\w{20,}")
-# Two parts at least, not inside a word, an address or a relative path.
-_PATH = re.compile(r"(?<![\w./@~+%-])(?!(?<=:)//)(/+[\w.+@-]+(?:/+[\w.+@~ -]+)+)")
-_OTHER_PATH = re.compile(r"(?<![\w/])(~\w*/[\w.]+|file:/+[\w.]+|[A-Za-z]:[\\/]\w\w+|\\\\\w+\\\w+)")
 _ESCAPED = re.compile(r"\\(.)")  # in JSON
-_USUAL = """
-    home Users root mnt tmp var media Volumes private scratch content kaggle workspace data work opt srv usr etc
-    gpfs lustre nfs"""  # noqa: E501
-_ROOTS = frozenset(_USUAL.split())
-_HOMES = frozenset(("home", "Users", "users"))
 
 
-def check_no_private_paths(files: Files, token: str | None) -> None:
-    """Raise HubError, naming file and line, where a path of some machine or a token stands in a
-    file.
+def local_paths(run: Path) -> set[str]:
+    """Return the paths of this machine that a run knows.
+
+    These are the home folder, the working folder, the run folder and the recipe's local paths.
 
     Args:
-        files: what is about to be sent; of weights the header is looked at.
-        token: the one that is in use, if there is one.
+        run: the run folder.
+    """
+    recipe = Recipe.from_document(read(run / "recipe.yaml"), check_files=False).to_dict()
+    references = [block[key[-1]] for key, block in places(recipe)]
+    known = [Path.home(), Path.cwd(), run]
+    known += [Path(path) for path in references if isinstance(path, str) and is_local(path)]
+    return {str(path) for one in known for path in (one.absolute(), one.resolve())}
+
+
+def check_no_private_paths(files: Files, paths: Iterable[str], token: str | None) -> None:
+    """Raise HubError, with file and line, if a file contains a local path or a token.
+
+    Args:
+        files: the files to be sent. Of weights the header is searched.
+        paths: the local paths to search for, see `local_paths`. Absolute paths with the user's name
+            in them are found too.
+        token: the token in use, if there is one.
     """
     check_no_tokens(files, token)
+    private = _pattern(paths)
     for name, content in files.items():
-        # those bytes may look like one
+        # compressed bytes may look like a path
         for where, text in _texts(name, content) if not name.endswith(".png") else ():
-            found = _path_in(_ESCAPED.sub(_unescaped, text) if ".json" in name else text)
-            if found:
+            plain = _ESCAPED.sub(_unescape, text) if ".json" in name else text
+            if found := private.search(_with_single_slashes(plain)):
                 raise HubError(
-                    "a path of a machine stands there",
+                    "this file contains a local path",
                     where=where,
                     expected="names and digests",
-                    got=found,
+                    got=found[0],
                     hint=(
-                        "take it out where it comes from (a parent's configuration, a class name),"
-                        " and merge again"
+                        "remove it from its source (a parent's config or a class name) and merge"
+                        " again"
                     ),
                 )
 
 
 def check_no_tokens(files: Files, token: str | None) -> None:
-    """Raise HubError where a token stands in a file. Args: as `refuse_private`."""
+    """Raise HubError if a file contains a token. Args: see `check_no_private_paths`."""
     for name, content in files.items():
         for where, text in _texts(name, content):
-            # A token of a few letters is none of the Hub's, and would be found everywhere.
+            # Tokens of the Hub are longer than 8 letters; a shorter text would be found everywhere.
             if (token and len(token) >= 8 and token in text) or _TOKEN.search(text):
                 raise HubError(
-                    "a token stands there",
+                    "this file contains a token",
                     where=where,
-                    expected="no token in anything that is pushed",
+                    expected="no token in the files of a push",
                     got="a token",
-                    hint="take it out where it comes from, and revoke it: others may have seen it",
+                    hint="remove it from its source, and revoke it: others may have seen it",
                 )
 
 
-def _unescaped(found: re.Match[str]) -> str:
+def _pattern(paths: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches these paths, and any absolute path with the user's name in it."""
+    known = [re.escape(_with_single_slashes(path)) for path in paths if path != "/"]
+    with suppress(Exception):  # in some containers a user has no name
+        # not after a word or a colon, where it is part of an address
+        known.append(rf"(?<!:)(?:/|~|[A-Za-z]:/)(?:[\w.+@-]+/)*{re.escape(getpass.getuser())}")
+    return re.compile(rf"(?<![\w.])(?:{'|'.join(sorted(known, reverse=True))})(?![\w-])")
+
+
+def _with_single_slashes(text: str) -> str:
+    return re.sub(r"[\\/]+", "/", text)
+
+
+def _unescape(found: re.Match[str]) -> str:
     return " " if found[1] in "bfnrt" else found[1]
 
 
-def _path_in(text: str) -> str | None:
-    other = _OTHER_PATH.search(text)
-    if other:
-        return other[1]
-    # a class may be called /m/0abc: only what is a folder here, or often is
-    for match in _PATH.finditer(text):
-        first, *more = [part for part in match[1].split("/") if part]
-        if (
-            first in _ROOTS
-            or _HOMES.intersection([first, *more[:-1]])
-            or Path(f"/{first}").exists()
-        ):
-            return match[1]
-    return None
-
-
 def _texts(name: str, content: Path | bytes) -> Iterator[tuple[str, str]]:
-    """Yield (where, text) of all text in a file."""
+    """Yield (where, text) for all text in a file."""
     if name.endswith(".safetensors"):
-        yield f"{name} (its header)", json.dumps(_header(name, content))
+        yield f"{name} (its header)", json.dumps(_header(content))
         return
     raw = content if isinstance(content, bytes) else content.read_bytes()
     for number, line in enumerate(raw.decode("utf-8", errors="replace").splitlines(), start=1):
         yield f"{name}:{number}", line
 
 
-def _header(name: str, content: Path | bytes) -> dict[str, str]:
-    """Return the free text of a safetensors file's header, once the library has checked header and
-    length."""
+def _header(content: Path | bytes) -> dict[str, str]:
+    """Return the free text in the header of a safetensors file."""
     assert isinstance(content, Path), "weights are never made in memory"
     try:
         with safetensors.safe_open(content, framework="np") as opened:
@@ -110,5 +121,5 @@ def _header(name: str, content: Path | bytes) -> dict[str, str]:
             where=str(content),
             expected="safetensors",
             got=error,
-            hint="the same mega-hf merge command makes them again",
+            hint="run the same mega-hf merge command to make them again",
         ) from None

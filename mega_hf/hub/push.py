@@ -14,7 +14,7 @@ import yaml
 from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
 from mega_hf.hub.bundle import check_unchanged, portable_files, trained_parents
-from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens
+from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens, local_paths
 from mega_hf.hub.repository import Pushed, Remote, Target
 from mega_hf.models.licenses import choose_license, license_of, read_license
 from mega_hf.recipe.placeholders import check_no_placeholders
@@ -178,7 +178,9 @@ class _Packing:
             self.parents,
         )
         check_no_private_paths(
-            {**files, "the commit's message": self.target.message.encode()}, hub.get_token()
+            {**files, "the commit's message": self.target.message.encode()},
+            local_paths(self.result.folder),
+            hub.get_token(),
         )
         card = files[CARD]
         assert isinstance(card, bytes)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mega_hf import MergeResult, Recipe
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.hub.bundle import check_unchanged, portable_files, restore
-from mega_hf.hub.privacy import check_no_private_paths
+from mega_hf.hub.privacy import check_no_private_paths, local_paths
 from mega_hf.report.card import render_card
 from tests.tools import tiny
 
@@ -85,7 +85,7 @@ def test_making_it_leaves_the_run_as_it_was(copied: Path) -> None:
         if path.is_file()
     }
     files = portable_files(MergeResult.load(copied), "me/x", MIT)
-    check_no_private_paths(files, None)
+    check_no_private_paths(files, local_paths(copied), None)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert {path for path in copied.rglob("*") if path.is_file()} == before.keys()
 

@@ -11,7 +11,7 @@ import pytest
 
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.hub.bundle import portable_files, restore
-from mega_hf.hub.privacy import check_no_private_paths
+from mega_hf.hub.privacy import check_no_private_paths, local_paths
 from mega_hf.recipe.placeholders import absent_keys
 from tests.hub.test_bundle import MIT, write
 from tests.tools import tiny
@@ -69,7 +69,7 @@ def test_it_is_made_again_elsewhere(
     result: MergeResult, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     files = portable_files(result, "me/x", MIT, with_nodes=True)
-    check_no_private_paths(files, None)
+    check_no_private_paths(files, local_paths(result.folder), None)
     restored = restore(write(files, tmp_path / "copy"), tmp_path / "run", "me/x")
     here = str(result.folder.parent)
     assert not [
