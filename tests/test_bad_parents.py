@@ -90,10 +90,10 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
     [
         (
             {"data_config": {"interpolation": "foo"}},
-            ["pictures can't be prepared", "mend data_config"],
+            ["images can't be prepared", "correct data_config"],
         ),
-        ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "mend data_config"]),
-        ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet8", "mend them (arch_args"]),
+        ({"data_config": {"mean": "x"}}, ["images can't be prepared", "correct data_config"]),
+        ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet8", "correct arch_args"]),
     ],
 )
 def test_bare_weights_with_wrong_arguments(

@@ -1,4 +1,4 @@
-"""Load a model from a folder, whichever library it is of."""
+"""Load a model from a folder in timm's or transformers' layout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from PIL import Image
 
 from mega_hf.errors import ParentError, library_errors
 from mega_hf.models.loaded import LoadedModel
-from mega_hf.models.safety import Allowance, check_depth, check_pictures
-from mega_hf.models.timm_models import _open_timm, _unweighted_timm
-from mega_hf.models.transformers_models import open_transformers, unweighted_transformers
-from mega_hf.models.weight_files import allowance, read_config, stored_dtypes, weight_files
+from mega_hf.models.timm_models import build_timm_from_folder, open_timm
+from mega_hf.models.transformers_models import build_transformers, open_transformers
+from mega_hf.models.weight_files import read_config, stored_dtypes
 from mega_hf.weights.space import digest
 
 
 def open_model(folder: Path, name: str = "") -> LoadedModel:
-    """Load a folder in timm's or transformers' layout, whichever its config.json is.
+    """Load a folder in timm's or transformers' layout, whichever its config.json has.
 
     Args:
         folder: config.json and *.safetensors.
@@ -35,25 +34,18 @@ def open_model(folder: Path, name: str = "") -> LoadedModel:
         "a classifier",
         "load it with timm or transformers alone to see what is missing",
     ):
-        allowed = allowance(weight_files(folder, name), name)
-        check_depth(config, allowed)
-        is_timm = "model_type" not in config
-        opened = (
-            _open_timm(folder, config, dtypes, allowed)
-            if is_timm
-            else open_transformers(folder, dtypes, allowed)
-        )
-        check_pictures(list(opened.input_shape))
-        return opened
+        if "model_type" in config:
+            return open_transformers(folder, dtypes)
+        return open_timm(folder, config, dtypes)
 
 
-def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> LoadedModel:
+def build_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> LoadedModel:
     """Build what a folder's config.json describes, with random weights, e.g. to time it.
 
     Args:
         folder: config.json.
         name: what errors call the model.
-        dtypes: of the floating entries, as stored.
+        dtypes: of the floating-point entries, as stored.
 
     Raises:
         ParentError: the configuration can't be read, or its library can't build it.
@@ -65,40 +57,34 @@ def unweighted_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) ->
         "a classifier's config.json",
         "save it with its own library",
     ):
-        files = sorted(folder.glob("*.safetensors"))
-        allowed = allowance(files, name) if files else Allowance()
-        check_depth(config, allowed)
         if "model_type" in config:
-            built = unweighted_transformers(folder, dtypes, allowed)
-        else:
-            built = _unweighted_timm(folder, config, dtypes, allowed)
-        check_pictures(list(built.input_shape))
-        return built
+            return build_transformers(folder, dtypes)
+        return build_timm_from_folder(folder, config, dtypes)
 
 
 def try_model(opened: LoadedModel, name: str) -> None:
-    """Show a model one picture, before a run depends on it.
+    """Run a model on one image, before a run depends on it.
 
     Raises:
-        ParentError: it can't take pictures as its preprocessing makes them, or does not answer with
-            its classes.
+        ParentError: the model does not take images as its preprocessing makes them, or does not
+            return one number for each of its classes.
     """
-    expected = (
-        f"{opened.num_classes} numbers for a picture of the size that its preprocessing makes"
-    )
     with library_errors(
-        f"the model {name} can't be run", str(opened.folder or ""), expected, "mend its config.json"
+        f"the model {name} can't be run",
+        str(opened.folder or ""),
+        f"{opened.num_classes} numbers for an image of the size that its preprocessing makes",
+        "correct its config.json",
     ):
-        picture = opened.transform(Image.new("RGB", (32, 32)))[None]
+        image = opened.transform(Image.new("RGB", (32, 32)))[None]
         with torch.inference_mode():
-            answer = opened.model.eval()(picture)
-        shape = tuple(getattr(answer, "logits", answer).shape)
+            output = opened.model.eval()(image)
+        shape = tuple(getattr(output, "logits", output).shape)
         if shape != (1, opened.num_classes):
-            raise ValueError(f"an answer of shape {shape}")
+            raise ValueError(f"an output of shape {shape}")
 
 
 def holds_weights(folder: Path, sha256: str) -> bool:
-    """Say whether a folder holds a model whose state dict has this digest."""
+    """Return whether a folder holds a model whose state dict has this digest."""
     try:
         return folder.is_dir() and digest(open_model(folder).view()) == sha256
     except ParentError:

@@ -13,7 +13,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from mega_hf.errors import ParentError, raise_if_out_of_space
 from mega_hf.models.licenses import read_license
-from mega_hf.models.load import open_model, unweighted_model
+from mega_hf.models.load import build_model, open_model
 from mega_hf.models.timm_models import (
     LoadedModel,
     build_timm,
@@ -21,7 +21,7 @@ from mega_hf.models.timm_models import (
     open_weights,
     timm_structure,
 )
-from mega_hf.models.weight_files import allowance, read_dtypes, stored_dtypes
+from mega_hf.models.weight_files import read_dtypes, stored_dtypes
 from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.paths import check_parent, is_local
 from mega_hf.recipe.placeholders import is_absent, name_there
@@ -171,14 +171,9 @@ def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
         ParentError: as `open_parent`.
     """
     if isinstance(reference, WeightsParent):
-        weights = Path(reference.weights)
-        dtypes, allowed = read_dtypes(weights, name), allowance([weights], name)
+        dtypes = read_dtypes(Path(reference.weights), name)
         model = build_timm(
-            reference.arch,
-            reference.num_classes,
-            reference.arch_args,
-            reference.data_config,
-            allowed,
+            reference.arch, reference.num_classes, reference.arch_args, reference.data_config
         )
         return describe_timm(
             model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None
@@ -186,8 +181,8 @@ def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
     assert isinstance(reference, str), "parents that are trained here are built by train.py"
     folder, _ = resolve(reference, name, only_configuration=True)
     if is_local(reference):
-        return unweighted_model(folder, name, stored_dtypes(folder, name))
-    return replace(unweighted_model(folder, name, {}), dtypes={})
+        return build_model(folder, name, stored_dtypes(folder, name))
+    return replace(build_model(folder, name, {}), dtypes={})
 
 
 def _hub_repository(reference: str) -> str:

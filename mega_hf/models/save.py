@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mega_hf.models.timm_models import LoadedModel
-from mega_hf.models.transformers_models import without_bars
+from mega_hf.models.transformers_models import without_progress_bars
 from mega_hf.weights.mapped import apart
 
 _KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -80,7 +80,7 @@ def _save_transformers(folder: Path, like: LoadedModel, state: dict[str, torch.T
     assert like.folder is not None, "transformers models come from folders"
     # A model of its own: the resident one stays float32. save_pretrained knows the names on disk,
     # we don't.
-    with without_bars():
+    with without_progress_bars():
         model = AutoModelForImageClassification.from_pretrained(
             like.folder, dtype="auto", local_files_only=True
         )

@@ -1,4 +1,4 @@
-"""A classifier of transformers' from a folder, no code of the folder's run."""
+"""Load transformers image classifiers from folders, without running code from them."""
 
 from __future__ import annotations
 
@@ -8,70 +8,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from mega_hf.errors import ParentError
 from mega_hf.models.loaded import IRRELEVANT, LoadedModel, by_entry, plain
-from mega_hf.models.safety import Allowance, check_pictures, rehearsal
 
-# else it may ask whether to run the folder's code
+# without trust_remote_code=False, transformers may ask whether to run the folder's code
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-def unweighted_transformers(
-    folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> LoadedModel:
+def build_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
     """Build what a folder's config.json describes, with random weights."""
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
-    config = _rehearse(folder, allowed)
+    config = AutoConfig.from_pretrained(folder, **_LOCAL)
     model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     return _describe_transformers(model.float(), folder, dtypes)
 
 
-def open_transformers(
-    folder: Path, dtypes: dict[str, torch.dtype], allowed: Allowance
-) -> LoadedModel:
-    """Load a folder.
+def open_transformers(folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
+    """Load a folder in transformers' layout.
 
     Raises:
-        ParentError: weights are missing, or the model is larger than `allowed`.
+        ParentError: weights are missing.
     """
     from transformers import AutoModelForImageClassification
 
-    _rehearse(folder, allowed)
-    with without_bars():
+    with without_progress_bars():
         model, info = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **_LOCAL
         )
-    lost = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
-    if lost:
+    # transformers initializes these and only logs a warning
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if missing:
         raise ParentError(
             "weights are missing",
             where=str(folder),
-            expected="all of the model's",
-            got=f"no {lost[0]}",
+            expected="all of the model's weights",
+            got=f"no {', '.join(missing[:5])}",
             hint="save the whole model, head included, with save_pretrained",
         )
     return _describe_transformers(model, folder, dtypes)
-
-
-def _rehearse(folder: Path, allowed: Allowance) -> Any:
-    """Return a folder's configuration, once the model that it describes was seen to be as small as
-    allowed."""
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    config = AutoConfig.from_pretrained(folder, **_LOCAL)
-    with rehearsal(allowed) as built:
-        built.append(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
-    return AutoConfig.from_pretrained(folder, **_LOCAL)  # the model may have changed its own
 
 
 def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dtype]) -> LoadedModel:
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder, **_LOCAL)
-    check_pictures(processor.to_dict())
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     unnamed = all(str(name) == f"LABEL_{i}" for i, name in enumerate(names))
     structure = {k: v for k, v in model.config.to_dict().items() if k not in IRRELEVANT}
@@ -85,19 +67,17 @@ def _describe_transformers(model: Any, folder: Path, dtypes: dict[str, torch.dty
         preprocessing={
             k: v for k, v in plain(processor.to_dict()).items() if not k.startswith("_")
         },
-        transform=lambda picture: _processed(processor, picture),
+        transform=lambda image: processor(images=image.convert("RGB"), return_tensors="pt")[
+            "pixel_values"
+        ][0],
         folder=folder,
         dtypes=by_entry(model, dtypes, default=kind),
     )
 
 
-def _processed(processor: Any, picture: Image.Image) -> torch.Tensor:
-    return processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-
-
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each file that it reads or writes."""
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar for each file."""
     from transformers.utils import logging
 
     were_on = logging.is_progress_bar_enabled()

@@ -1,5 +1,4 @@
-"""What a model's folder holds, read before any library sees it: configuration, and dtypes of the
-weights."""
+"""Read a model folder's configuration, and the headers of its weights, before a library does."""
 
 from __future__ import annotations
 
@@ -12,13 +11,7 @@ import safetensors
 import torch
 
 from mega_hf.errors import ParentError
-from mega_hf.models.safety import (
-    Allowance,
-    check_reach,
-    check_shards,
-    open_header,
-    stored_allowance,
-)
+from mega_hf.models.safety import check_reach, check_shards
 from mega_hf.runtime.untrusted import read_json
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -34,20 +27,18 @@ _ALSO_READ = (
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read config.json, which must be timm's (`architecture`) or transformers' (`model_type`).
 
-    What else a library would read beside the weights is looked at too.
+    The other JSON files that a library would read beside the weights are checked too.
 
     Raises:
-        ParentError: a file is no JSON, out of bounds (`runtime.untrusted`), or names what lies
-            outside the folder.
+        ParentError: a file is not JSON, is too long, or names something outside the folder.
     """
     with _readable(name, folder / "config.json", "JSON"):
         config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not ("model_type" in config or "architecture" in config):
-        expected = "timm's (with architecture) or transformers' (with model_type)"
         raise ParentError(
             f"{name}: not a model's configuration",
             where=str(folder / "config.json"),
-            expected=expected,
+            expected="timm's (with architecture) or transformers' (with model_type)",
             got="neither key",
             hint="save the model with its own library",
         )
@@ -59,7 +50,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
                 read_json(folder / other)
     if (folder / _INDEX).exists():
         with _readable(name, folder / _INDEX, "shards in this folder"):
-            check_shards(read_json(folder / _INDEX, largest=2**60), folder)
+            check_shards(read_json(folder / _INDEX), folder)
     return config
 
 
@@ -78,7 +69,7 @@ def _readable(name: str, file: Path, expected: str) -> Iterator[None]:
 
 
 def stored_dtypes(folder: Path, name: str) -> dict[str, torch.dtype]:
-    """Return the dtype of every floating entry in a folder's safetensors files.
+    """Return the dtype of every floating-point entry in a folder's safetensors files.
 
     Raises:
         ParentError: there are none, or one is truncated or damaged.
@@ -109,29 +100,22 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def read_dtypes(file: Path, name: str) -> dict[str, torch.dtype]:
-    """Read the dtypes of a file's floating tensors; a truncated file fails here, before a library
-    sees it."""
-    with _whole(file, name), open_header(file) as opened:
-        stored = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-    return {key: _DTYPES[kind] for key, kind in stored.items() if kind in _DTYPES}
+    """Read the dtypes of a safetensors file's floating-point entries from its header.
 
-
-def allowance(files: list[Path], name: str) -> Allowance:
-    """Return how large the model of these safetensors files may be. Raises: as `read_dtypes`."""
-    with _whole(files[0], name):
-        return stored_allowance(files)
-
-
-@contextmanager
-def _whole(file: Path, name: str) -> Iterator[None]:
+    Raises:
+        ParentError: the file is truncated, damaged, or not a safetensors file.
+    """
     try:
-        yield
+        if file.exists() and not file.is_file():  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
+        with safetensors.safe_open(file, framework="pt") as opened:
+            stored = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        hint = "download it again: it is truncated, damaged, or no safetensors file"
         raise ParentError(
             f"{name}: unreadable weights",
             where=str(file),
             expected="safetensors",
             got=error,
-            hint=hint,
+            hint="download it again: it is truncated, damaged, or not a safetensors file",
         ) from None
+    return {key: _DTYPES[kind] for key, kind in stored.items() if kind in _DTYPES}

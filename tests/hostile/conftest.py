@@ -1,21 +1,13 @@
-"""Valid folders to damage, and the bound on memory for every module."""
+"""Valid folders to damage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hostile.cases import little_memory
 from tests.tools import tiny
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _memory(folders: dict[str, Path]) -> Iterator[None]:
-    with little_memory():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -133,9 +133,6 @@ HEADERS = {
     "a long name": lambda header: json.dumps(
         {"a" * 10**6: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
     ),
-    "long metadata": lambda header: json.dumps(
-        header | {"__metadata__": {"format": "x" * 3 * 10**7}}
-    ),
     "no text": lambda header: b"\xff\xfe" * 100,
 }
 
@@ -154,15 +151,12 @@ def test_a_header_of_gigabytes_is_not_read(folder: Path) -> None:
     with (folder / NAME).open("wb") as opened:
         opened.write(struct.pack("<Q", 90_000_000) + b'{"a":' + b"[" * 1000)
         opened.truncate(2**33)
-    with (
-        bounded(),
-        pytest.raises(ParentError, match=r"a header of 90,000,000 bytes; at most 25,000,000"),
-    ):
+    with bounded(), pytest.raises(ParentError, match="unreadable weights"):
         open_model(folder)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"depth": 10**6}, {"layers": [10**6]}, {"pretrained": True}, {"num_classes": 4}]
+    "arguments", [{"depth": 3}, {"layers": [3]}, {"pretrained": True}, {"num_classes": 4}]
 )
 def test_an_architecture_that_its_weights_do_not_explain(
     arguments: dict[str, Any], folders: dict[str, Path]
@@ -171,11 +165,7 @@ def test_an_architecture_that_its_weights_do_not_explain(
         open_weights("test_vit", folders["timm vit"] / NAME, 3, arguments, "x")
 
 
-@pytest.mark.parametrize(
-    "arch", ["hf-hub:org/model", "local-dir:/etc", "../x", "", "a" * 10**6, "vit_7b_patch16_dinov3"]
-)
-def test_an_architecture_that_is_none_of_timms_or_too_large(
-    arch: str, folders: dict[str, Path]
-) -> None:
+@pytest.mark.parametrize("arch", ["hf-hub:org/model", "local-dir:/etc", "../x", "", "a" * 10**6])
+def test_an_architecture_that_timm_does_not_have(arch: str, folders: dict[str, Path]) -> None:
     with bounded(), pytest.raises(ParentError):
         open_weights(arch, folders["timm"] / NAME, 3, {}, "x")

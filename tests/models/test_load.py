@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mega_hf.errors import ParentError
-from mega_hf.models.load import open_model, unweighted_model
+from mega_hf.models.load import build_model, open_model
 from mega_hf.models.timm_models import open_weights
 from tests.tools import tiny
 
@@ -70,7 +70,7 @@ def test_half_precision_is_computed_in_float32_and_remembered(folders: dict[str,
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 def test_nothing_is_drawn_that_is_loaded(arch: str, tmp_path: Path) -> None:
-    """Neither in the rehearsal nor for the model; what is no parameter is what a new model has."""
+    """Parameters are not initialized twice; buffers are those of a new model."""
     torch.manual_seed(3)
     arguments = {"img_size": 32} if arch == "test_vit" else {}
     new = tiny.timm_model(arch, **arguments)
@@ -104,7 +104,7 @@ def test_a_model_without_its_weights(kind: str, folders: dict[str, Path], tmp_pa
     needed."""
     for file in folders[kind].glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    built, opened = unweighted_model(tmp_path, "x", {}), open_model(folders[kind])
+    built, opened = build_model(tmp_path, "x", {}), open_model(folders[kind])
     assert built.structure == opened.structure
     assert (built.labels, built.num_classes, built.preprocessing) == (
         opened.labels,
@@ -122,18 +122,43 @@ def test_bare_weights(folders: dict[str, Path]) -> None:
     assert (opened.labels, opened.folder) == (None, None)
 
 
-def test_weights_that_are_missing_are_not_random(folders: dict[str, Path], tmp_path: Path) -> None:
-    """transformers only prints a report and leaves them random."""
+@pytest.mark.parametrize("kind", ["timm", "resnet", "vit"])
+@pytest.mark.parametrize("head", [True, False])
+def test_missing_weights_are_an_error_that_names_them(
+    kind: str, head: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """transformers only logs a warning and initializes them; nothing else may be left as it was."""
     from safetensors.torch import load_file, save_file
 
-    for file in folders["resnet"].iterdir():
+    for file in folders[kind].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
-    gone = next(name for name in state if "classifier" in name)
-    del state[gone]
+    names = {True: ("classifier", "fc."), False: ("embed", "conv1")}[head]
+    missing = [name for name in state if any(part in name for part in names)]
+    for name in missing:
+        del state[name]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ParentError, match="missing"):
+    with pytest.raises(ParentError) as raised:
         open_model(tmp_path)
+    assert any(name in str(raised.value) for name in missing), raised.value
+    if kind == "timm":
+        with pytest.raises(ParentError) as raised:
+            open_weights("cifar_resnet8", tmp_path / "model.safetensors", 3, {}, "x")
+        assert any(name in str(raised.value) for name in missing), raised.value
+
+
+def test_weights_that_timm_leaves_out_without_an_error(tmp_path: Path, monkeypatch) -> None:
+    """As it does where it can't adapt a first layer to another number of channels."""
+    folder = tiny.save_timm(tmp_path / "model", tiny.timm_model())
+    load = torch.nn.Module.load_state_dict
+
+    def lenient(self, state, *_, **__):
+        del state["conv1.weight"]
+        return load(self, state, strict=False)
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lenient)
+    with pytest.raises(ParentError, match=r"missing or NaN[\s\S]*conv1\.weight"):
+        open_model(folder)
 
 
 def test_a_model_that_asks_for_strangers_code(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -299,18 +299,18 @@ def test_each_architecture_is_built_once(
     ("changes", "words"),
     [
         ({"arch": "cifar_resnet21"}, ["cifar_resnet21", "cifar_resnet8"]),
-        ({"arch_args": {"widht": 3}}, ["widht", "mend them (arch_args"]),
+        ({"arch_args": {"widht": 3}}, ["widht", "correct arch_args"]),
         (
             {"arch": "resnet18", "arch_args": {"global_pool": "mean"}},
             ["can't build resnet18", "AssertionError"],
         ),
         ({"arch": "test_vit", "arch_args": {"act_layer": "foo"}}, ["can't build test_vit", "foo"]),
-        ({"data_config": {"mean": "x"}}, ["pictures can't be prepared", "data_config"]),
+        ({"data_config": {"mean": "x"}}, ["images can't be prepared", "data_config"]),
         ({"data_config": {"interpolation": "cubist"}}, ["data_config"]),
-        ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 colour channels"]),
+        ({"data_config": {"input_size": [2, 8, 8]}}, ["1 or 3 color channels"]),
         (
             {"data_config": {"input_size": [1, 8, 8]}},
-            ["pictures can't be prepared", "RuntimeError", "input_size"],
+            ["images can't be prepared", "RuntimeError", "input_size"],
         ),
         ({"arch": "test_vit", "arch_args": {"img_size": 32}}, ["a can't be trained", "arch_args"]),
         (
