@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
 from mega_hf.hub.bundle import check_unchanged, portable_files, trained_parents
 from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens, local_paths
 from mega_hf.hub.repository import Pushed, Remote, Target
 from mega_hf.models.licenses import choose_license, license_of, read_license
+from mega_hf.recipe.document import dump
 from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Push, Recipe
 from mega_hf.report.card import card_there, render_card
@@ -151,7 +150,7 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
     there = Card.read(remote.card, _THERE) if remote.card else None
     front = split_card(there.text, there.where)[0] if there else None
     license = choose_license(wanted.license, licenses, front)
-    hub.check_card(f"---\n{yaml.safe_dump(license)}---\n")
+    hub.check_card(f"---\n{dump(license)}---\n")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
-from yaml import YAMLError
 
 from mega_hf.errors import HubError
 from mega_hf.report.result import NAME as RESULT
@@ -145,7 +144,7 @@ def check_card(text: str) -> None:
             RepoCard(text).validate("model")
         except HfHubHTTPError:
             raise
-        except (ValueError, YAMLError) as error:
+        except ValueError as error:
             raise HubError(
                 "the Hub does not accept the card's front matter",
                 where="README.md",
