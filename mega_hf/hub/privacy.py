@@ -14,7 +14,7 @@ import safetensors
 from mega_hf.errors import HubError, RunError
 from mega_hf.recipe.document import read
 from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.placeholders import places
+from mega_hf.recipe.placeholders import references
 from mega_hf.recipe.schema import Recipe
 
 # path in the repository -> a local file, or its content
@@ -33,9 +33,9 @@ def local_paths(run: Path) -> set[str]:
         run: the run folder.
     """
     recipe = Recipe.from_document(read(run / "recipe.yaml"), check_files=False).to_dict()
-    references = [block[key[-1]] for key, block in places(recipe)]
+    values = [block[key[-1]] for key, block in references(recipe)]
     known = [Path.home(), Path.cwd(), run]
-    known += [Path(path) for path in references if isinstance(path, str) and is_local(path)]
+    known += [Path(path) for path in values if isinstance(path, str) and is_local(path)]
     return {str(path) for one in known for path in (one.absolute(), one.resolve())}
 
 

@@ -24,7 +24,7 @@ from mega_hf.models.timm_models import (
 from mega_hf.models.weight_files import read_dtypes, stored_dtypes
 from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.paths import check_parent, is_local
-from mega_hf.recipe.placeholders import is_absent, name_there
+from mega_hf.recipe.placeholders import LocalPlaceholder, existing
 from mega_hf.runtime.hub_client import describe_error, set_timeout
 from mega_hf.weights.space import digest
 
@@ -112,7 +112,7 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
     """
     pinned: ParentRef = reference
     if isinstance(reference, WeightsParent):
-        file = Path(reference.weights)
+        file = Path(existing(reference.weights))
         model = open_weights(
             reference.arch,
             file,
@@ -125,7 +125,7 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
         assert trained is not None, "trained parents are made before they are opened"
         model = open_model(trained, name)
     else:
-        folder, pinned = resolve(reference, name)
+        folder, pinned = resolve(existing(reference), name)
         model = open_model(folder, name)
     license = read_license(model.folder) if isinstance(reference, str) else None
     return LoadedParent(
@@ -147,17 +147,19 @@ def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
         epoch, start = name.partition("@")[2], reference.train.source
         said: dict[str, Any] = {"seed": reference.train.seed}
         said |= {"epoch": int(epoch)} if epoch else {}
-        is_here = start and (is_local(start) or is_absent(start))
-        return {"train": said | ({"from": _called(start) if is_here else start} if start else {})}
-    if is_local(reference) or is_absent(reference):
+        if start is not None:
+            is_on_hub = isinstance(start, str) and not is_local(start)
+            said["from"] = start if is_on_hub else _called(start)
+        return {"train": said}
+    if isinstance(reference, LocalPlaceholder) or is_local(reference):
         return {"local": _called(reference)}
     repository, _, commit = reference.partition("@")
     return {"hub": repository, "revision": commit}
 
 
-def _called(place: str) -> str:
-    """Return the name of a folder or a file, here or where the recipe was run."""
-    return name_there(place) if is_absent(place) else Path(place).name
+def _called(path: str | LocalPlaceholder) -> str:
+    """Return the name of a local folder or file, without its path."""
+    return path.local if isinstance(path, LocalPlaceholder) else Path(path).name
 
 
 def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
@@ -171,7 +173,7 @@ def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
         ParentError: as `open_parent`.
     """
     if isinstance(reference, WeightsParent):
-        dtypes = read_dtypes(Path(reference.weights), name)
+        dtypes = read_dtypes(Path(existing(reference.weights)), name)
         model = build_timm(
             reference.arch, reference.num_classes, reference.arch_args, reference.data_config
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag
 
 from mega_hf.recipe.fields import Count, Seed, Strict
+from mega_hf.recipe.placeholders import Reference
 
 SECOND_LOOK_SEED = 46  # draws the validation rows that no search sees
 
@@ -49,7 +50,7 @@ class Data(Strict):
         look.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Reference
     name: str | None = None
     revision: str | None = None
     image: str | None = None

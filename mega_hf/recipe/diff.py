@@ -62,7 +62,7 @@ def _references(recipe: Recipe) -> dict[str, str]:
     found |= {
         f"parents.{name}.from": s
         for name, s in sources.items()
-        if s is not None and s not in recipe.usable
+        if isinstance(s, str) and s not in recipe.usable
     }
     return found | ({"data.revision": recipe.data.revision} if recipe.data.revision else {})
 

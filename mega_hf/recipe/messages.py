@@ -222,6 +222,7 @@ def _without_tags(location: tuple[Any, ...], tree: Any) -> Location:
                 "slice",
                 "sample",
                 "reference",
+                "placeholder",
                 "file",
                 "trained",
                 "shape",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from mega_hf.recipe.fields import Count, Seed, Share, Strict, impossible
+from mega_hf.recipe.placeholders import LocalPlaceholder, Reference
 
 
 class Train(Strict):
@@ -24,7 +25,7 @@ class Train(Strict):
     data_config: dict[str, Any] = Field(
         default_factory=dict
     )  # timm's input_size, mean, std, interpolation, crop_pct
-    source: Annotated[str | None, Field(alias="from")] = None
+    source: Annotated[Reference | None, Field(alias="from")] = None
     epochs: Count = 50
     batch_size: Count = 256
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -83,7 +84,7 @@ class WeightsParent(Strict):
     """
 
     arch: str
-    weights: str
+    weights: Reference
     arch_args: dict[str, Any] = Field(default_factory=dict)
     data_config: dict[str, Any] = Field(default_factory=dict)
     num_classes: Count
@@ -92,12 +93,15 @@ class WeightsParent(Strict):
 def _parent_form(value: Any) -> str:
     if isinstance(value, TrainedParent) or (isinstance(value, dict) and "train" in value):
         return "trained"
+    if isinstance(value, LocalPlaceholder) or (isinstance(value, dict) and "local" in value):
+        return "placeholder"
     return "file" if isinstance(value, dict | BaseModel) else "reference"
 
 
 ParentRef = Annotated[
     Annotated[str, Tag("reference")]
     | Annotated[TrainedParent, Tag("trained")]
-    | Annotated[WeightsParent, Tag("file")],
+    | Annotated[WeightsParent, Tag("file")]
+    | Annotated[LocalPlaceholder, Tag("placeholder")],
     Discriminator(_parent_form),
 ]

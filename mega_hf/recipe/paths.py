@@ -11,6 +11,7 @@ from typing import Any
 from mega_hf.errors import RecipeError
 from mega_hf.recipe.document import Document, Location
 from mega_hf.recipe.messages import _finding
+from mega_hf.recipe.placeholders import references
 from mega_hf.recipe.tree import parent_name
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)[\w./-]+)?$")
@@ -44,48 +45,22 @@ def _home(text: str) -> Path:
 
 
 def resolve_paths(document: Document) -> None:
-    """Make every local path of the tree absolute, relative to the file or folder that it was
-    written in."""
-
-    def placed(at: Location, text: Any, always: bool = False) -> Any:
-        if not isinstance(text, str) or not (always or is_local(text)):
-            return text
-        path = _home(text)
-        # links are followed when it is read, not here
-        return os.path.abspath(document.origin(at).base / path)
-
-    data, parents, train = (document.tree.get(key) for key in ("data", "parents", "train"))
-    if isinstance(data, dict) and "path" in data:
-        data["path"] = placed(("data", "path"), data["path"])
-    if isinstance(train, dict) and "from" in train:
-        train["from"] = placed(("train", "from"), train["from"])
-    if not isinstance(parents, dict):
-        return
-    for name, parent in parents.items():
-        if isinstance(parent, dict) and "weights" in parent:
-            parent["weights"] = placed(("parents", name, "weights"), parent["weights"], always=True)
-        elif isinstance(parent, dict) and isinstance(parent.get("train"), dict):
-            if "from" in parent["train"]:
-                parent["train"]["from"] = placed(
-                    ("parents", name, "train", "from"), parent["train"]["from"]
-                )
-        else:
-            parents[name] = placed(("parents", name), parent)
+    """Make the tree's local paths absolute; a relative one starts at the folder of its file."""
+    for key, block in references(document.tree):
+        path = block[key[-1]]
+        if isinstance(path, str) and (key[-1] == "weights" or is_local(path)):
+            # not resolve(): links are followed when the path is read
+            block[key[-1]] = os.path.abspath(document.origin(key).base / _home(path))
 
 
 def check_sources(
-    sources: dict[str, str | None], usable: list[str], error: Callable[..., Exception]
+    sources: dict[str, str], usable: list[str], error: Callable[..., Exception]
 ) -> None:
     """Raise `error` where training starts `from` a name that is no parent, or in the end from
     itself."""
     for name, source in sources.items():
         where = ["parents", name, "train", "from"]
-        if (
-            source is not None
-            and source not in usable
-            and not is_local(source)
-            and not re.search("[/:]", source)
-        ):
+        if source not in usable and not is_local(source) and not re.search("[/:]", source):
             raise error(
                 where,
                 f"one of {', '.join(usable)}, or {_FORMS}",
@@ -93,7 +68,7 @@ def check_sources(
                 "name a parent or a model",
             )
         path, step = [name], source
-        while step is not None and (above := parent_name(step)) in sources:
+        while (above := parent_name(step)) in sources:
             path.append(above)
             if path.count(above) > 1 and above != name:
                 break  # the cycle is another's: it is said there
@@ -114,7 +89,7 @@ def check_files(recipe: dict[str, Any], document: Document) -> None:
     findings = []
     path = recipe["data"]["path"]
     if isinstance(path, dict):
-        pass  # absent: said where it is needed
+        pass  # a placeholder: check_no_placeholders raises where the data is needed
     elif is_local(path) and not Path(path).is_dir():
         findings.append(
             _finding(

@@ -109,7 +109,13 @@ class Recipe(Strict):
             {name: _decisive(parent) for name, parent in self.parents.items()}, impossible
         )
         paths.check_sources(
-            {n: p.train.source for n, p in self.trained.items()}, self.usable, impossible
+            {
+                name: parent.train.source
+                for name, parent in self.trained.items()
+                if isinstance(parent.train.source, str)
+            },
+            self.usable,
+            impossible,
         )
         if isinstance(self.merges, str) and len(self.parents) < 2:
             raise impossible("parents", "two parents or more", len(self.parents), "add one")
@@ -144,7 +150,9 @@ class Recipe(Strict):
         """Return the parents that nodes must use: all but those that others are only trained
         from."""
         started = {
-            tree.parent_name(p.train.source) for p in self.trained.values() if p.train.source
+            tree.parent_name(parent.train.source)
+            for parent in self.trained.values()
+            if isinstance(parent.train.source, str)
         }
         return [name for name in self.parents if name not in started]
 
@@ -289,27 +297,16 @@ class Recipe(Strict):
             return list(self.parents)
         return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
 
-    def substitutions(self) -> dict[str, Any]:
-        """Return what was given in the place of something absent: key, as `parents.a` ->
-        reference."""
-        places = {
-            ".".join(key): inner[key[-1]] for key, inner in placeholders.places(self.to_dict())
-        }
-        return {key: place for key, place in places.items() if key in self._document.substituted}
+    def substitutions(self) -> dict[str, tuple[str, Any]]:
+        """Return what was given for each placeholder: key, as `parents.a` -> (path, digest).
 
-    def others(self, found: Mapping[str, Any]) -> list[str]:
-        """Return in words what was given in the place of something absent, and is not it.
-
-        Args:
-            found: key, as `parents.a` or `data.path` -> digest of what was given.
+        The digest is the placeholder's, and need not be that of the file at the path.
         """
-        wrong = [
-            key for key in self.substitutions() if found[key] != self._document.substituted[key]
-        ]
-        return [
-            f"{key} is not what the recipe names by its digest: the weights will be others"
-            for key in wrong
-        ]
+        digests = self._document.substituted
+        given = {
+            ".".join(key): block[key[-1]] for key, block in placeholders.references(self.to_dict())
+        }
+        return {key: (path, digests[key]) for key, path in given.items() if key in digests}
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -349,7 +346,7 @@ class Recipe(Strict):
         messages.check_characters(document)
         paths.resolve_paths(document)
         try:
-            recipe = cls.model_validate(placeholders.mark(document.tree))
+            recipe = cls.model_validate(document.tree)
         except ValidationError as error:
             raise RecipeError.join(messages.all_findings(error.errors(), document)) from None
         recipe._document = document
@@ -368,9 +365,9 @@ class Recipe(Strict):
         before.
         """
         tree = strip_shared_blocks(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
-        return placeholders.unmark(
-            tree | {block: without_later(tree[block], written=True) for block in ("data", "merge")}
-        )
+        return tree | {
+            block: without_later(tree[block], written=True) for block in ("data", "merge")
+        }
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""

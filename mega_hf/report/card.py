@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mega_hf.errors import MegaError, RunError
 from mega_hf.models.licenses import agreed_license, license_of
 from mega_hf.recipe.document import dump
-from mega_hf.recipe.placeholders import absent_keys
+from mega_hf.recipe.placeholders import placeholder_keys
 from mega_hf.report.card_edits import Card, seal, split_card, update_card
 from mega_hf.report.plots import plot_fitness, plot_tree
 from mega_hf.report.result import MergeResult, tree_rows
@@ -99,7 +99,7 @@ def _rendered(result: MergeResult) -> str:
         places=[plain(p["name"]) for p in record["parents"] if not {"hub", "train"} & p.keys()],
         trained=any("train" in p for p in record["parents"]),
         with_parents=_has_parents(record),
-        local=[".".join(key) for key in absent_keys(record["recipe"])],
+        local=[".".join(key) for key in placeholder_keys(record["recipe"])],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
         data_source=_data_source,

@@ -13,7 +13,7 @@ from pathlib import Path
 from mega_hf.errors import HubError, RunError
 from mega_hf.recipe.diff import changed_nodes, changed_trainings, fill_open, names_of_pinned
 from mega_hf.recipe.document import read
-from mega_hf.recipe.placeholders import absent_keys, is_found_again
+from mega_hf.recipe.placeholders import placeholder_keys, same_but_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card_edits import has_own_words
 from mega_hf.report.result import NAME as RESULT
@@ -144,7 +144,7 @@ class RunFolder:
         filled = fill_open(recipe, known, _names(body) if is_ours else {})
         if is_ours and filled.sha256 == known.sha256:
             return known
-        if is_ours and is_found_again(filled.to_dict(), known.to_dict()):
+        if is_ours and same_but_placeholders(filled.to_dict(), known.to_dict()):
             return filled  # a copy of someone's run, with places for what was local there
         if not update:
             self._refuse_other(known, filled)
@@ -317,7 +317,7 @@ def portable_recipe(stored: Path, recipe: Recipe) -> bytes:
     """
     head, body = _split(stored)
     asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
-    asked = recipe.sha256 if absent_keys(recipe.to_dict()) else asked
+    asked = recipe.sha256 if placeholder_keys(recipe.to_dict()) else asked
     return _stamped(asked, _with_names(_names(body), recipe.to_yaml()))
 
 

@@ -26,6 +26,7 @@ from mega_hf.models.save import layout_digest
 from mega_hf.models.timm_models import open_weights
 from mega_hf.recipe.merge import Merge
 from mega_hf.recipe.parents import ParentRef, WeightsParent
+from mega_hf.recipe.placeholders import existing
 from mega_hf.run.journal import Journal
 from mega_hf.runtime.environment import trim
 from mega_hf.runtime.processes import Processes
@@ -141,7 +142,7 @@ def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[]
     return partial(
         open_weights,
         reference.arch,
-        Path(reference.weights),
+        Path(existing(reference.weights)),
         reference.num_classes,
         reference.arch_args,
         name,

@@ -252,7 +252,7 @@ def search(
 
 def _notices(recipe: Recipe, parents: ParentSet, splits: Splits, run: RunContext) -> list[str]:
     """Return what is to be said of parents and data, having said it."""
-    notices = [*splits.notices, *recipe.others(_digests(recipe, parents, splits))]
+    notices = [*splits.notices, *_check_substitutions(recipe, parents, splits)]
     notices += [] if parents.matched == "by name" else [f"classes are matched {parents.matched}"]
     for notice in notices if run.processes.is_main else ():
         logger.warning(notice)
@@ -294,16 +294,21 @@ def _prepare_forward(
     return forward
 
 
-def _digests(recipe: Recipe, parents: ParentSet, splits: Splits) -> dict[str, Any]:
-    """Return the digests of what is given in the place of something absent, under its keys in the
-    recipe."""
-    found: dict[str, Any] = {"data.path": splits.digests}
+def _check_substitutions(recipe: Recipe, parents: ParentSet, splits: Splits) -> list[str]:
+    """Return a warning for each path given for a placeholder that has another content."""
+    digests: dict[str, Any] = {"data.path": splits.digests}
     for name, parent in parents.identities.items():
-        found |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
-    for key, place in recipe.substitutions().items():
-        if key not in found:  # what others are only trained from
-            found[key] = open_parent(key, place).parent.sha256
-    return found
+        digests |= {f"parents.{name}": parent.sha256, f"parents.{name}.weights": parent.sha256}
+    warnings = []
+    for key, (path, expected) in recipe.substitutions().items():
+        # A model that parents are only trained from has not been opened yet.
+        got = digests[key] if key in digests else open_parent(key, path).parent.sha256
+        if got != expected:
+            warnings.append(
+                f"{key} is not the model or data that the recipe names by its digest: the weights"
+                " will differ from the original run's"
+            )
+    return warnings
 
 
 def _context(splits: Splits, parents: ParentSet, head: dict[str, Any]) -> list[Any]:

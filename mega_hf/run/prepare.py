@@ -145,7 +145,7 @@ def pin(recipe: Recipe, opened: dict[str, ParentRef], trained: Sequence[str]) ->
     for name in trained:
         parent = recipe.trained[name]
         source = parent.train.source
-        reference = parents.get(source, source) if source else None
+        reference = parents.get(source, source) if isinstance(source, str) else None
         if not isinstance(reference, str) or is_local(reference) or source in opened:
             continue
         if source in parents:

@@ -20,6 +20,7 @@ from mega_hf.models.merge_inputs import is_recalibrated, open_inputs
 from mega_hf.models.references import open_parent
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
 from mega_hf.recipe.paths import is_local
+from mega_hf.recipe.placeholders import references
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import write_card
 from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
@@ -294,22 +295,16 @@ def _portable(finding: RunOutcome) -> dict[str, Any]:
     if "local" in finding.splits.source:
         tree["data"]["path"] = {**finding.splits.source, "sha256": finding.splits.digests}
 
-    def hide(block: dict[str, Any], key: str, name: str = "") -> None:
-        place = block.get(key)
-        if isinstance(place, str) and is_local(place):
+    for key, block in references(tree):
+        path = block[key[-1]]
+        if isinstance(path, str) and is_local(path):
+            name = "" if key[-1] == "from" else key[1]
             known = (
                 identities[name].sha256
                 if name in identities
-                else _digest(finding.recipe, name, place)
+                else _digest(finding.recipe, name, path)
             )
-            block[key] = {"local": Path(place).name} | ({"sha256": known} if known else {})
-
-    for name, written in tree["parents"].items():
-        hide(tree["parents"], name, name)
-        if isinstance(written, dict):
-            hide(written, "weights", name)
-            hide(written.get("train", {}), "from")
-    hide(tree["train"] or {}, "from")
+            block[key[-1]] = {"local": Path(path).name} | ({"sha256": known} if known else {})
     return tree
 
 

@@ -11,44 +11,44 @@ import datasets
 from mega_hf.errors import DataError, raise_if_out_of_space
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import is_local
+from mega_hf.recipe.placeholders import existing
 from mega_hf.runtime.hub_client import describe_error, is_of_hub, set_timeout
 
 
 def open_dataset(data: Data) -> tuple[datasets.DatasetDict, Data, dict[str, Any]]:
     """Load all splits, undecoded; the returned Data has the commit pinned where the data set is on
     the Hub."""
+    path = existing(data.path)
     # One HEAD request a load goes to a counter elsewhere; a merge of local files has no business on
     # the network.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         revision = None
-        if not is_local(data.path):
+        if not is_local(path):
             from huggingface_hub import resolve_revision
 
             set_timeout()
-            revision = resolve_revision(
-                data.path, revision=data.revision, repo_type="dataset"
-            ).resolved
-        whole = datasets.load_dataset(data.path, data.name, revision=revision)
+            revision = resolve_revision(path, revision=data.revision, repo_type="dataset").resolved
+        whole = datasets.load_dataset(path, data.name, revision=revision)
     except Exception as error:  # datasets raises whatever its readers met
         # where it writes what it has read
         raise_if_out_of_space(error, datasets.config.HF_DATASETS_CACHE)
         what, expected = "the data set can't be read", "a data set"
-        got = f"{data.path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        got = f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         hint = (
             "the folder must be readable by datasets.load_dataset: parquet files or pictures by"
             " class"
         )
-        if not is_local(data.path) and is_of_hub(error):  # else it is the files' own fault
-            reason, hint = describe_error(error, f"datasets/{data.path}", data.revision or "main")
+        if not is_local(path) and is_of_hub(error):  # else it is the files' own fault
+            reason, hint = describe_error(error, f"datasets/{path}", data.revision or "main")
             what = f"{what}: {reason}"
             expected = "a data set on the Hub, or ./FOLDER"
-            got = data.path
+            got = path
         raise DataError(what, key="path", expected=expected, got=got, hint=hint) from None
-    source: dict[str, Any] = {"local": Path(data.path).name}
-    if not is_local(data.path):
-        _refuse_other_revision(whole, str(revision), data.path)
-        source = {"hub": data.path, "revision": revision}
+    source: dict[str, Any] = {"local": Path(path).name}
+    if not is_local(path):
+        _refuse_other_revision(whole, str(revision), path)
+        source = {"hub": path, "revision": revision}
         data = data.model_copy(update={"revision": revision})
     return whole, data, source
 

@@ -17,6 +17,7 @@ from mega_hf.models.references import open_parent, open_unweighted
 from mega_hf.models.save import layout_digest, save_model
 from mega_hf.models.timm_models import LoadedModel, build_timm, describe_timm, timm_structure
 from mega_hf.recipe.parents import ParentRef, ParentTrain, TrainedParent, WeightsParent
+from mega_hf.recipe.placeholders import existing
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
 from mega_hf.tasks.image_classification import check_labels, match_classes
@@ -37,9 +38,9 @@ def trained_source(recipe: Recipe, name: str) -> str | None:
     """Return the trained parent that a trained parent starts from, itself or one of its snapshots;
     else None."""
     source = recipe.trained[name].train.source
-    return (
-        parent_name(source) if source and isinstance(_source(recipe, name), TrainedParent) else None
-    )
+    if isinstance(source, str) and isinstance(_source(recipe, name), TrainedParent):
+        return parent_name(source)
+    return None
 
 
 def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
@@ -61,6 +62,7 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
         source, reference = recipe.trained[name].train.source, _source(recipe, name)
         if source is None or reference is None:
             return None
+        source = existing(source)
         if isinstance(reference, TrainedParent):
             above, _, epoch = source.partition("@")
             return [key(above), epoch]
@@ -139,7 +141,8 @@ def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start
     if train.source is None or reference is None:
         opened, arguments = _from_seed(train, splits), _lasting(train.arch_args)
     else:
-        opened = open_parent(train.source, reference, folder / train.source).model
+        source = existing(train.source)
+        opened = open_parent(source, reference, folder / source).model
         arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
         opened = _with_dropout(opened, arguments, train)
     return Start(opened, arguments, _fit(name, train, opened, splits))

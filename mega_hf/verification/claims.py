@@ -18,7 +18,7 @@ from mega_hf.hub.bundle import OURS, RECIPE, copied_models
 from mega_hf.models.load import open_model
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
 from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.placeholders import is_found_again
+from mega_hf.recipe.placeholders import same_but_placeholders
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
@@ -350,7 +350,7 @@ def _compare(told: RunClaims, is_whole: bool) -> None:
     if not is_whole or told.recipe.sha256 != told.digests["recipe"]:
         got = told.recipe.sha256 if is_whole else "other content than its first line says"
         raise changed(RECIPE, "the recipe", told.digests["recipe"], got)
-    if not is_found_again(told.recipe.to_dict(), told.result.record["recipe"]):
+    if not same_but_placeholders(told.recipe.to_dict(), told.result.record["recipe"]):
         raise changed(RESULT, "the recipe in it", "recipe.yaml's", "another")
     journal = file_digest(told.folder / JOURNAL)
     if journal != told.digests["journal"]:

@@ -20,7 +20,7 @@ from mega_hf.models.references import origin_of
 from mega_hf.recipe.baselines import SECOND_LOOK, is_aligned
 from mega_hf.recipe.merge import Node
 from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.placeholders import is_absent, is_placeholder, places
+from mega_hf.recipe.placeholders import LocalPlaceholder, is_placeholder, references
 from mega_hf.recipe.tree import parent_name
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import has_own_words, split_card, tells_of
@@ -380,7 +380,7 @@ def compare_origins(told: RunClaims) -> None:
             raise changed(RESULT, f"where the parent {parent['name']} came from", expected, given)
     wanted, data = told.recipe.data, told.result.record["data"]
     source: dict[str, Any] = {"hub": wanted.path, "revision": wanted.revision}
-    if is_local(wanted.path) or is_absent(wanted.path):
+    if isinstance(wanted.path, LocalPlaceholder) or is_local(wanted.path):
         source = origin_of("data", wanted.path)
     if data["source"] != source:
         raise changed(RESULT, "where the data came from", source, data["source"])
@@ -398,7 +398,7 @@ def _compare_placeholders(told: RunClaims) -> None:
     known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in told.splits}}
     for name, sha256 in told.parents.items():
         known |= {f"parents.{name}": sha256, f"parents.{name}.weights": sha256}
-    here = {key: inner[key[-1]] for key, inner in places(ours)}
+    here = {key: inner[key[-1]] for key, inner in references(ours)}
     for where, tree in (("recipe.yaml", ours), (RESULT, told.result.record["recipe"])):
         for key, value in _placeholders(tree):
             name, content = ".".join(key), value.get("sha256")
@@ -411,7 +411,9 @@ def _compare_placeholders(told: RunClaims) -> None:
 
 
 def _placeholders(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    return ((key, inner[key[-1]]) for key, inner in places(tree) if is_placeholder(inner[key[-1]]))
+    return (
+        (key, inner[key[-1]]) for key, inner in references(tree) if is_placeholder(inner[key[-1]])
+    )
 
 
 def compare_order(told: RunClaims) -> None:

@@ -20,7 +20,7 @@ from mega_hf.models.merge_inputs import MergeInputs, ModelSource
 from mega_hf.models.save import save_model
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import absolute
-from mega_hf.recipe.placeholders import is_absent
+from mega_hf.recipe.placeholders import LocalPlaceholder
 from mega_hf.run.candidates import (
     count,
     list_candidates,
@@ -257,7 +257,7 @@ def _load(told: RunClaims, data: str | None) -> Splits:
     wanted = told.recipe.data
     if data is not None:
         wanted = wanted.model_copy(update={"path": place_of(data)})
-    if is_absent(wanted.path):
+    if isinstance(wanted.path, LocalPlaceholder):
         raise RecipeError(
             "the data set was local where the run was made",
             expected="a place for it",

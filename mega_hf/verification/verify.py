@@ -18,7 +18,7 @@ from mega_hf.models.merge_inputs import ModelSource
 from mega_hf.models.references import open_parent
 from mega_hf.models.save import layout_digest
 from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
-from mega_hf.recipe.placeholders import is_absent
+from mega_hf.recipe.placeholders import LocalPlaceholder
 from mega_hf.recipe.tree import parent_name
 from mega_hf.run.align import alignment
 from mega_hf.runtime.files import merged_digest
@@ -209,8 +209,8 @@ def _references(
 def _is_missing(reference: ParentRef, place: Path | None) -> bool:
     if isinstance(reference, TrainedParent):
         return place is None
-    text = reference.weights if isinstance(reference, WeightsParent) else reference
-    return is_absent(text)
+    path = reference.weights if isinstance(reference, WeightsParent) else reference
+    return isinstance(path, LocalPlaceholder)
 
 
 def _open_source(

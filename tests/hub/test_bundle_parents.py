@@ -12,7 +12,7 @@ import pytest
 from mega_hf import MergeResult, Recipe, merge
 from mega_hf.hub.bundle import portable_files, restore
 from mega_hf.hub.privacy import check_no_private_paths, local_paths
-from mega_hf.recipe.placeholders import absent_keys
+from mega_hf.recipe.placeholders import placeholder_keys
 from tests.hub.test_bundle import MIT, write
 from tests.tools import tiny
 
@@ -47,7 +47,7 @@ def result(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeRe
 
 def test_each_is_named_by_its_digest(result: MergeResult) -> None:
     recipe = result.record["recipe"]
-    keys = [".".join(key) for key in absent_keys(recipe)]
+    keys = [".".join(key) for key in placeholder_keys(recipe)]
     assert keys == [
         "data.path",
         "parents.folder",

@@ -14,11 +14,10 @@ from mega_hf import MergeResult
 from mega_hf.errors import RecipeError
 from mega_hf.hub.bundle import portable_files
 from mega_hf.recipe.placeholders import (
-    absent_keys,
+    LocalPlaceholder,
     check_no_placeholders,
-    is_found_again,
-    mark,
-    unmark,
+    placeholder_keys,
+    same_but_placeholders,
 )
 from mega_hf.recipe.schema import Recipe
 from tests.tools import tiny, trainings
@@ -56,7 +55,7 @@ def test_such_a_recipe_is_read_and_written_as_it_is() -> None:
     assert tree["parents"]["b"]["weights"]["local"] == "b.safetensors"
     assert tree["parents"]["d"]["train"]["from"] == {"local": "start", "sha256": SHA}
     assert Recipe.from_dict(tree).sha256 == recipe.sha256
-    assert [".".join(key) for key in absent_keys(tree)] == KEYS
+    assert [".".join(key) for key in placeholder_keys(tree)] == KEYS
 
 
 def test_another_digest_is_another_recipe() -> None:
@@ -65,16 +64,39 @@ def test_another_digest_is_another_recipe() -> None:
     assert Recipe.from_dict(other).sha256 != Recipe.from_dict(portable()).sha256
 
 
-def test_marks_are_undone_and_stand_only_for_places() -> None:
-    assert unmark(mark(portable())) == portable()
-    names = {
-        "name": "x",
-        "data": {"path": "o/d", "image": "absent:x"},
-        "parents": {"local": "o/a", "sha256": "o/b"},
-    }
-    assert mark(names) == unmark(names) == names
-    with pytest.raises(RecipeError, match=r"parents\.a"):
-        mark({"parents": {"a": "absent:x"}})
+def test_placeholders_become_a_type() -> None:
+    recipe = Recipe.from_dict(portable())
+    assert recipe.data.path == LocalPlaceholder(
+        local="pictures", sha256={"validation": SHA, "test": SHA}
+    )
+    assert recipe.parents["a"] == LocalPlaceholder(local="a", sha256=SHA)
+    assert recipe.trained["d"].train.source == LocalPlaceholder(local="start", sha256=SHA)
+
+
+def test_a_placeholder_without_a_digest_stays_without() -> None:
+    tree = portable()
+    tree["parents"]["a"] = {"local": "a"}
+    assert Recipe.from_dict(tree).to_dict()["parents"]["a"] == {"local": "a"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"local": 5}, r"parents\.a\.local: not usable"),
+        ({"local": "a", "sha256": 5}, r"parents\.a\.sha256: not usable"),
+        ({"local": "a", "arch": "resnet18"}, r"parents\.a\.arch: unknown key"),
+    ],
+)
+def test_a_wrong_placeholder_is_named(wrong: dict[str, Any], message: str) -> None:
+    tree = portable()
+    tree["parents"]["a"] = wrong
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(tree)
+
+
+def test_parents_may_be_called_as_a_placeholders_keys() -> None:
+    tree = portable() | {"parents": {"local": "o/a", "sha256": "o/b"}, "merges": "joint"}
+    assert placeholder_keys(Recipe.from_dict(tree).to_dict()) == [("data", "path")]
 
 
 def test_running_it_says_what_to_add() -> None:
@@ -88,15 +110,15 @@ def test_a_place_for_each_makes_it_the_same_again() -> None:
     known = Recipe.from_dict(portable()).to_dict()
     found = copy.deepcopy(known)
     found["data"]["path"], found["parents"]["a"] = "/pictures", "/a"
-    assert is_found_again(found, known)
+    assert same_but_placeholders(found, known)
     found["merge"]["seed"] = 7
-    assert not is_found_again(found, known)
+    assert not same_but_placeholders(found, known)
     found = copy.deepcopy(known)
     found["parents"]["b"] = "/models/b"  # another form of parent
-    assert not is_found_again(found, known)
+    assert not same_but_placeholders(found, known)
     found = copy.deepcopy(known)
     found["parents"] = dict(reversed(found["parents"].items()))
-    assert not is_found_again(found, known), "the order of the parents decides"
+    assert not same_but_placeholders(found, known), "the order of the parents decides"
 
 
 @pytest.mark.parametrize("command", ["merge", "merge --dry-run", "train"])
@@ -148,7 +170,7 @@ def test_what_is_given_is_compared_with_what_is_named(
     words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
     answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
     assert answer.code == 0, answer.err
-    said = f"{wrong} is not what the recipe names by its digest"
+    said = f"{wrong} is not the model or data that the recipe names by its digest"
     assert (said in caplog.text) == (wrong is not None)
     assert (tmp_path / "out" / "README.md").read_text().count("by its digest") == (
         wrong is not None
