@@ -1,5 +1,4 @@
-"""The results table of README.md and model_cards/README.md: `python -m
-tests.tools.results_table`."""
+"""Write the tables of docs/results.md and README.md: `python -m tests.tools.results_table`."""
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ from mega_hf.evaluation.statistics import wilson_interval
 from mega_hf.report.result import MergeResult
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"README.md": "model_cards/", "model_cards/README.md": ""}
+PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 SETTINGS = ("strict", "reference", "default")
 PAIR = "80.1 → 82.2 (ResNet-56)"
 # experiment -> the paper's claim in per cent, and the published run in each setting
@@ -49,8 +49,8 @@ def results() -> dict[str, MergeResult]:
     return {folder.name: MergeResult.load(folder) for folder in folders}
 
 
-def render(prefix: str) -> str:
-    """Return the table; links to cards begin with `prefix`. What was not run is not in it."""
+def render() -> str:
+    """Return the table of the published runs; experiments that were not run are left out."""
     published = results()
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for experiment, (claim, runs) in ROWS.items():
@@ -61,7 +61,8 @@ def render(prefix: str) -> str:
             soup = {_test(r, "uniform_soup") for r in there.values()}
             assert len(parents) == len(soup) == 1, f"{experiment}: the settings have other parents"
             cells = [
-                _cell(there[s], f"{prefix}{runs[s]}") if s in there else "not run" for s in SETTINGS
+                _cell(there[s], f"../model_cards/{runs[s]}") if s in there else "not run"
+                for s in SETTINGS
             ]
             row = [
                 experiment,
@@ -93,13 +94,23 @@ def _cell(result: MergeResult, link: str) -> str:
     )
 
 
+def quickstart() -> str:
+    """Return the report that the published quickstart printed."""
+    return str(MergeResult.load(ROOT / "model_cards" / "quickstart").report)
+
+
 def write() -> None:
-    """Put the table into both pages, in the place of the one that is there."""
-    for page, prefix in PAGES.items():
-        text = (ROOT / page).read_text(encoding="utf-8")
-        found = re.search(r"^\| experiment \|.*\n(\|.*\n)+", text, flags=re.M)
-        assert found is not None, f"{page} has no table that begins with | experiment |"
-        (ROOT / page).write_text(text.replace(found[0], render(prefix) + "\n"), encoding="utf-8")
+    """Replace the results table and the README's report of the quickstart."""
+    _replace(PAGE, r"^\| experiment \|[^\n]*\n(\|[^\n]*\n)+", render() + "\n")
+    _replace(README, r"^```\nmodel  .*?^```\n", f"```\n{quickstart()}\n```\n")
+
+
+def _replace(page: Path, pattern: str, new: str) -> None:
+    text, count = re.subn(
+        pattern, lambda _: new, page.read_text(encoding="utf-8"), count=1, flags=re.M | re.S
+    )
+    assert count == 1, f"{page.name} has nothing like {pattern}"
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The study's table and figure, from the committed results: `python -m tests.tools.study_table`."""
+"""Write the tables and the figure of docs/study.md: `python -m tests.tools.study_table`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mega_hf.report.result import MergeResult
 from mega_hf.report.table import format_p
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "model_cards" / "study.md"
-FIGURE = ROOT / "model_cards" / "study.png"
+PAGE = ROOT / "docs" / "study.md"
+FIGURE = ROOT / "docs" / "study.png"
 KINDS = {
     "seeds": "two seeds",
     "finetunes": "three fine-tunes of one trunk",
@@ -94,7 +94,7 @@ def render() -> str:
         chosen = record["second_look"]["chosen"]
         chosen = "the search's" if chosen == record["nodes"][-1]["name"] else chosen
         against = [_against(paired) for paired in (result.report.paired, result.report.paired_soup)]
-        name = f"[{searched_by(result)}](study-{kind}-{how})"
+        name = f"[{searched_by(result)}](../model_cards/study-{kind}-{how})"
         seed = str(record["nodes"][-1]["merge"]["seed"])
         lines.append(f"| {' | '.join([KINDS[kind], name, seed, *cells, chosen, *against])} |")
     return "\n".join(lines)
