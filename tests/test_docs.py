@@ -19,6 +19,7 @@ import yaml
 from mega_hf import MergeResult, Recipe
 from mega_hf.cli.main import build_parser
 from tests.hub_server.server import serve
+from tests.test_architecture import HOMES, LAYERS
 from tests.tools import results_table, study_table, tiny
 from tests.tools.commands import commands
 
@@ -92,6 +93,28 @@ def test_the_tables_of_the_study_are_those_of_the_published_runs():
     assert len(study_table.runs()) >= 3 and study_table.FIGURE.is_file()
     for table in (study_table.render(), study_table.summarize()):
         assert table in PAGES["docs/study.md"], "python -m tests.tools.study_table"
+
+
+def test_contributing_is_short_and_its_table_says_what_is_tested():
+    page = PAGES["CONTRIBUTING.md"]
+    assert len(page.split()) <= 900
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*?) ?\| (.*?) ?\|$", page, flags=re.M)
+    order = list(LAYERS)
+    assert [folder for folder, *_ in rows] == order
+    for folder, below, libraries in rows:
+        everything = [name for name in order[order.index(folder) + 1 :] if name != "runtime"]
+        named = everything if below == "all below" else re.findall(r"`([\w.]+)`", below)
+        assert sorted(named) == sorted(LAYERS[folder]), folder
+        alone = {library for library, homes in HOMES.items() if homes == (folder,)}
+        assert set(filter(None, libraries.split(", "))) == alone, folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_every_file_that_the_text_names_exists(page):
+    folders = ("mega_hf", "tests", "recipes", "model_cards/quickstart")
+    files = [f"/{path.relative_to(ROOT)}" for top in folders for path in (ROOT / top).rglob("*.*")]
+    for name in re.findall(r"`([\w./-]+\.(?:py|yaml|json|jsonl|png))`", PAGES[page]):
+        assert name == "config.json" or any(file.endswith(f"/{name}") for file in files), name
 
 
 @pytest.mark.parametrize("page", PAGES)
