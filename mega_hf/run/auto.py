@@ -63,19 +63,20 @@ def decide_recipe(
 
 
 def write_choice(
-    choice: AutoChoice, asked: Recipe, recipe: Recipe, journal: Journal, run: RunContext
+    choice: AutoChoice, requested: Recipe, recipe: Recipe, journal: Journal, run: RunContext
 ) -> None:
     """Say what was chosen, in the journal and in the run's recipe, which from now on is the one
     that is run."""
     if run.processes.is_main:
         if journal.chosen != choice.line:
             journal.append(choice.line)
+        run.folder.create(requested, recipe, overwrite=False)
         for reason in [
             *choice.why,
             ", ".join(f"{key}: {value}" for key, value in choice.settings.items()),
         ]:
             logger.info("auto: %s", reason)
-    run.write_out(asked, recipe)
+    run.processes.wait()
 
 
 def choice_of(journal: Journal, recipe: Recipe) -> dict[str, Any] | None:

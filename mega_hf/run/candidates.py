@@ -3,7 +3,7 @@ user runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,7 @@ from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.models.save import save_model
 from mega_hf.models.timm_models import LoadedModel
-from mega_hf.recipe import tree
-from mega_hf.recipe.baselines import SECOND_LOOK
-from mega_hf.recipe.merge import inputs_of
-from mega_hf.recipe.schema import Recipe
+from mega_hf.recipe.plan import MergePlan
 from mega_hf.report.table import recalibrated
 from mega_hf.runtime.files import remove, write_folder
 from mega_hf.runtime.processes import Processes
@@ -114,66 +111,38 @@ def _apart(
 
 @dataclass(frozen=True)
 class ReportRows:
-    """Which models a report tells of, by name.
+    """The rows of a report.
 
     Attributes:
-        parents: in the recipe's order.
-        merges: each with its level, the final one last.
-        is_treated: whether the final merge was recalibrated, and the parents are shown recalibrated
-            too.
-        is_aligned: whether it aligned all parents, and their aligned average is shown.
-        baselines: those that were searched for.
-        has_ensemble: whether the parents' ensemble is shown.
-        has_second_look: whether the merged model was chosen among the final merge, the baselines
-            and the parents.
+        plan: parents, merges, baselines and held-out selection of the run.
+        is_recalibrated_run: whether the final merge was recalibrated, and the report shows the
+            parents recalibrated too.
+        is_aligned: whether it aligned all parents, and the report shows their aligned average.
     """
 
-    parents: list[str]
-    merges: list[tuple[str, int]]
+    plan: MergePlan
     is_recalibrated_run: bool
     is_aligned: bool
-    baselines: list[str]
-    has_ensemble: bool
-    has_second_look: bool
 
     def rows(self) -> list[tuple[str, str, int | None]]:
         """Return (name, role, level) of each row of the report, the merged model last."""
-        *intermediates, (final, top) = self.merges
-        rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in self.parents]
+        plan, top = self.plan, self.plan.levels[self.plan.final]
+        rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in plan.leaves]
         rows += [
             (recalibrated(name), "treated_parent", None)
-            for name in self.parents
+            for name in plan.leaves
             if self.is_recalibrated_run
         ]
         soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
-        rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *self.baselines])]
-        rows += [(ENSEMBLE, "ceiling", None)] if self.has_ensemble else []
+        rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *plan.baselines])]
+        rows += [(ENSEMBLE, "ceiling", None)] if plan.has_ensemble else []
+        intermediates = [(name, plan.levels[name]) for name in plan.merges if name != plan.final]
         rows += [
             (name, "intermediate", level)
             for name, level in sorted(intermediates, key=lambda one: one[1])
         ]
-        rows += [(final, "searched", top)] if self.has_second_look else []
+        rows += [(plan.final, "searched", top)] if plan.selection else []
         return [*rows, ("merged", "merged", top)]
-
-
-def report_rows(
-    recipe: Recipe, ranking: Sequence[str] | None, is_recalibrated_run: bool, is_aligned: bool
-) -> ReportRows:
-    """Return the models that a recipe's report tells of; arguments as the attributes and in
-    `Recipe.nodes`."""
-    levels, nodes = tree.levels(inputs_of(recipe.nodes(ranking))), recipe.all_nodes(ranking)
-    merges = [(name, levels[name]) for name in recipe.nodes(ranking)]
-    searched = [name for name in nodes if name not in levels and name != SECOND_LOOK]
-    has_ensemble, has_second_look = ENSEMBLE in recipe.baselines, SECOND_LOOK in nodes
-    return ReportRows(
-        recipe.leaves(None),
-        merges,
-        is_recalibrated_run,
-        is_aligned,
-        searched,
-        has_ensemble,
-        has_second_look,
-    )
 
 
 def list_candidates(
@@ -193,7 +162,7 @@ def list_candidates(
         load = source.open if source else partial(open_model, scratch / name)
         shown = [
             recalibrated(parent) if lineup.is_recalibrated_run else parent
-            for parent in lineup.parents
+            for parent in lineup.plan.leaves
         ]
         members = tuple(found[member] for member in shown) if role == "ceiling" else ()
         found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)

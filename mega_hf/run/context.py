@@ -1,9 +1,10 @@
-"""One run at work: its folder, its processes, where its trained parents lie, and what it may
-replace."""
+"""A run in progress: its folder, its processes and its options."""
 
 from __future__ import annotations
 
+import logging
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -16,108 +17,131 @@ from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import IN_TRAINING, RunFolder
 from mega_hf.run.journal import Journal
-from mega_hf.run.prepare import check_room
+from mega_hf.run.prepare import Preparation, check_room
 from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.lock import NAME as LOCK
 from mega_hf.runtime.lock import lock_folder
 from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
-from mega_hf.tasks.splits import Splits
 from mega_hf.training.train import check_trained, is_trained, train_missing
 
-_PATIENCE = 60  # seconds until a network file system shows every machine what another one wrote
-
+# seconds until a network file system shows every machine a file that another one wrote
+_FOLDER_TIMEOUT = 60
 
 ForwardPath = Literal["auto", "eager", "compiled"]
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
-    """How a search computes; its winner is the same for each way of evaluating, and for one forward
-    path.
+class RunOptions:
+    """The options of a run that do not change its result.
 
     Attributes:
-        forward: `compiled`, `eager`, or `auto`: as the run was begun, else compiled where that
-            saves time.
-        full: measure every individual on every row.
+        overwrite: start again where an earlier run is.
+        update: rerun what changed since an earlier run, and keep the rest.
+        parents: the folder of trained parents; that of the run folder by default.
+        forward: run the model `compiled` or `eager`; `auto` keeps the path that the run began
+            with, and begins compiled where that saves time.
+        full_evaluation: evaluate every individual on every row.
+        progress: show progress bars.
     """
 
+    overwrite: bool = False
+    update: bool = False
+    parents: str | Path | None = None
     forward: ForwardPath = "auto"
-    full: bool = False
+    full_evaluation: bool = False
+    progress: bool = False
 
 
 @dataclass
 class RunContext:
-    """One run at work: where, with whom, and what it was asked for."""
+    """A run in progress.
+
+    Attributes:
+        folder: the run folder.
+        processes: all processes of the run.
+        progress: progress bars.
+        parents: the folder of trained parents.
+        locks: releases the run folder.
+        options: how the run was started.
+        is_kept: False for a benchmark, whose folder is removed at the end.
+        seconds: time spent, by stage.
+    """
 
     folder: RunFolder
     processes: Processes
     progress: Progress
-    parents: Path  # where trained parents are kept
-    held: ExitStack  # lets the folder go
-    overwrite: bool = False
-    update: bool = False
-    how: EvaluationOptions = EvaluationOptions()
-    is_kept: bool = True  # whether the folder stays, so that an interrupted run is resumed
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    parents: Path
+    locks: ExitStack
+    options: RunOptions
+    is_kept: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def finished(self) -> MergeResult | None:
-        """Return the result if the run was finished before: then nothing is written, and nothing
-        needs to be held.
+        """Return the result if the run was finished before; nothing is locked or written.
 
-        The main process answers for all: another run may finish between two looks.
+        The main process decides for all: another run may finish in the meantime.
         """
-        if self.overwrite or self.update:
+        if self.options.overwrite or self.options.update:
             return None
-        is_done = self.processes.share(1, 1, lambda _: [int(self.folder.finished() is not None)])[
-            0, 0
-        ]
-        return MergeResult.load(self.folder.path) if is_done else None
+        is_finished = self.processes.share(
+            1, 1, lambda _: [int(self.folder.finished() is not None)]
+        )[0, 0]
+        return MergeResult.load(self.folder.path) if is_finished else None
 
-    def acquire(self, asked: Recipe) -> Recipe:
-        """Let nobody else write to a folder that is there, and return the recipe to run, as
-        `RunFolder.check` does.
-
-        One that is not there yet is held when `create` makes it.
+    def acquire(self, recipe: Recipe) -> Recipe:
+        """Lock the run folder if it exists, and return the recipe to run, as `RunFolder.check`.
 
         Raises:
-            RunError: another run is at work there; or as `RunFolder.check`.
+            RunError: another run is using the folder; or as `RunFolder.check`.
         """
         if self.processes.is_main and self.folder.path.is_dir():
-            self.held.enter_context(self.folder.acquire())
+            self.locks.enter_context(self.folder.acquire())
         self.processes.wait()
-        known = self.folder.check(asked, self.overwrite, self.update)
-        self.processes.wait()  # everyone has looked before anything is written
-        return known
+        stored = self.folder.check(recipe, self.options.overwrite, self.options.update)
+        self.processes.wait()  # all processes have read the folder before anything is written
+        return stored
 
     @property
     def kept(self) -> Path | None:
         """The folder of trained parents; None where --overwrite empties it first."""
         is_own = self.parents == self.folder.path / "parents"
-        return None if self.overwrite and is_own else self.parents
+        return None if self.options.overwrite and is_own else self.parents
 
-    def create(self, asked: Recipe, recipe: Recipe, replaced: list[str]) -> None:
-        """Make the run folder; of parents that will be replaced nothing is claimed any more."""
+    def create(self, requested: Recipe, prepared: Preparation) -> None:
+        """Create the run folder with its recipe, or update it.
+
+        Args:
+            requested: the recipe as the user gave it.
+            prepared: the recipe as it runs, and the trained parents that it replaces.
+        """
         if self.processes.is_main:
-            self._hold_new(asked)
-            self.folder.create(asked, recipe, self.overwrite, self.update)
-            if replaced:
+            self._lock_new_folder()
+            options = self.options
+            self.folder.create(requested, prepared.recipe, options.overwrite, options.update)
+            if prepared.replaced:
                 self.folder.drop_report()
-                Journal(self.folder.journal).forget(replaced)
+                Journal(self.folder.journal).forget(prepared.replaced)
         self.processes.wait()
-        self._refuse_unshared()
+        self._check_shared()
 
-    def write_out(self, asked: Recipe, recipe: Recipe) -> None:
-        """Write what was chosen for `method: auto` into the run's recipe, which stays the one that
-        was asked for."""
-        if self.processes.is_main:
-            self.folder.create(asked, recipe, overwrite=False)
-        self.processes.wait()
+    def _lock_new_folder(self) -> None:
+        """Lock the run folder, if it did not exist when the run began."""
+        if self.folder.is_held:
+            return
+        self.locks.enter_context(self.folder.acquire())
+        if not self.folder.is_new:
+            raise RunError(
+                "another run has started in this folder in the meantime",
+                where=str(self.folder.path),
+                expected="a new folder, as before",
+                got="a run",
+                hint="run the same command again to resume that run, or use another --out",
+            )
 
-    def _refuse_unshared(self) -> None:
-        """Raise LaunchError where this process does not see the folder that the main process
-        made."""
-        end = time.monotonic() + (_PATIENCE if self.processes.span_machines else 0)
+    def _check_shared(self) -> None:
+        """Raise LaunchError where this process does not see the run folder of the main process."""
+        end = time.monotonic() + (_FOLDER_TIMEOUT if self.processes.span_machines else 0)
         while not (self.folder.path / "recipe.yaml").is_file():
             if time.monotonic() > end:
                 error = LaunchError(
@@ -125,55 +149,42 @@ class RunContext:
                     " folder",
                     where=str(self.folder.path),
                     expected="a folder that all machines share",
-                    got="no recipe there",
-                    hint="--out on a file system that all machines share, by the same path",
+                    got="no recipe.yaml in it",
+                    hint="choose an --out that all machines share under the same path",
                 )
                 error.on_one_process = True
                 raise error
             time.sleep(1)
 
-    def _hold_new(self, asked: Recipe) -> None:
-        """Hold the folder if it was not there before; refuse one that another run has begun to fill
-        since."""
-        if self.folder.is_held:
-            return
-        self.held.enter_context(self.folder.acquire())
-        if not self.folder.is_new:
-            raise RunError(
-                "another run was here meanwhile",
-                where=str(self.folder.path),
-                expected="a new folder, as before",
-                got="a run",
-                hint="the same command again, which goes on with it; or another --out",
-            )
-
-    def train(self, recipe: Recipe, keys: dict[str, str], splits: Splits) -> None:
-        """Train the parents that are missing; meanwhile nobody else may train where they are kept.
+    def train(self, prepared: Preparation) -> None:
+        """Train the missing parents; the folder of trained parents is locked meanwhile.
 
         Raises:
-            MegaError: as `train_missing`; RunError if another run trains there.
+            MegaError: as `train_missing`; RunError if another run trains in this folder.
         """
-        missing = self.processes.share(
-            1, 1, lambda _: [int(not is_trained(recipe, self.parents, keys))]
+        recipe, keys = prepared.recipe, prepared.keys
+        is_done = self.processes.share(
+            1, 1, lambda _: [int(is_trained(recipe, self.parents, keys))]
         )[0, 0]
-        if not missing:
+        if is_done:
             if self.processes.is_main and (self.parents / LOCK).exists():
+                # the lock of a run that was killed at the end of its training, or of one at work
                 with suppress(RunError, OSError), lock_folder(self.parents):
-                    # of a run that was killed at the end of its training; who is at work there
-                    # keeps it
                     pass
             return
         with lock_folder(self.parents, IN_TRAINING) if self.processes.is_main else nullcontext():
             self.processes.wait()
-            # again: until now another run may have written there
+            # again: another run may have trained here before the lock
             check_room(recipe, self.kept, list(keys))
             if self.kept is not None:
-                check_trained(self.kept, keys, self.update)
-            train_missing(recipe, self.parents, keys, splits, self.processes, self.progress)
+                check_trained(self.kept, keys, self.options.update)
+            train_missing(
+                recipe, self.parents, keys, prepared.splits, self.processes, self.progress
+            )
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Add what runs inside to a stage, less what it adds to others."""
+        """Add the time spent inside to a stage, less the time of stages inside it."""
         began, before = time.perf_counter(), sum(self.seconds.values())
         yield
         others = sum(self.seconds.values()) - before
@@ -183,46 +194,44 @@ class RunContext:
 
 
 @contextmanager
-def open_run(
-    recipe: Recipe,
-    out: str | Path | None,
-    overwrite: bool,
-    update: bool,
-    parents: str | Path | None,
-    progress: bool,
-    how: EvaluationOptions | None = None,
-) -> Iterator[RunContext]:
-    """Check the run folder, and gather the processes; what the run holds is let go at the end."""
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    folder.check(recipe, overwrite, update)
+def open_run(recipe: Recipe, folder: RunFolder, options: RunOptions) -> Iterator[RunContext]:
+    """Check the run folder and start the processes; release both at the end.
+
+    Raises:
+        RunError: the folder belongs to a different recipe, or can't be used.
+    """
+    _log_to_stderr()
+    folder.check(recipe, options.overwrite, options.update)
+    parents = Path(options.parents) if options.parents else folder.path / "parents"
+    _check_parents_folder(parents, folder.path)
     processes = Processes()
     try:
-        kept = Path(parents) if parents is not None else folder.path / "parents"
-        _refuse_mixture(kept, folder.path)
         with (
-            ExitStack() as held,
-            _shortage_said(folder.path),
+            ExitStack() as locks,
+            _out_of_space_errors(folder.path),
             keep_freed_memory(),
             recipe.document.placing(),
         ):
-            yield RunContext(
-                folder,
-                processes,
-                Progress(progress and processes.is_main),
-                kept,
-                held,
-                overwrite,
-                update,
-                how or EvaluationOptions(),
-            )
+            progress = Progress(options.progress and processes.is_main)
+            yield RunContext(folder, processes, progress, parents, locks, options)
         processes.leave()
     finally:
         processes.close()
 
 
+def _log_to_stderr() -> None:
+    """Show the log of mega_hf on stderr, unless the application has configured logging."""
+    logger = logging.getLogger("mega_hf")
+    if logger.level == logging.NOTSET and not logger.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
 @contextmanager
-def _shortage_said(folder: Path) -> Iterator[None]:
-    """Say a full disk or a lack of memory as an error of ours, wherever in the run it was met."""
+def _out_of_space_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a lack of memory, anywhere in the run, into a MegaError."""
     try:
         yield
     except Exception as error:
@@ -230,8 +239,8 @@ def _shortage_said(folder: Path) -> Iterator[None]:
         raise
 
 
-def _refuse_mixture(parents: Path, run: Path) -> None:
-    """Refuse to keep trained parents among the run's own files, which it replaces and removes."""
+def _check_parents_folder(parents: Path, run: Path) -> None:
+    """Check that trained parents are not kept among files that the run replaces and removes."""
     kept, own = parents.resolve(), run.resolve()
     if kept == own or (own in kept.parents and kept != own / "parents"):
         raise RunError(
@@ -239,5 +248,5 @@ def _refuse_mixture(parents: Path, run: Path) -> None:
             where=str(parents),
             expected="a folder outside the run's",
             got=f"within {run}",
-            hint="another --parents, or leave it out",
+            hint="choose another --parents, or leave it out",
         )

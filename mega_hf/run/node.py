@@ -1,5 +1,4 @@
-"""One merge of the tree: taken from the run folder if nothing that decides it changed, else
-searched and saved."""
+"""Make one merge: search its weights and save the best, or keep the model of an earlier run."""
 
 from __future__ import annotations
 
@@ -33,12 +32,11 @@ from mega_hf.models.save import save_model
 from mega_hf.models.weight_files import weight_files
 from mega_hf.recipe.merge import Node
 from mega_hf.run.align import align_inputs
-from mega_hf.run.folder import RunFolder
+from mega_hf.run.context import RunContext
 from mega_hf.run.journal import Journal, NodeRecord
 from mega_hf.run.replay import record_draws
 from mega_hf.runtime.files import folder_digest, merged_digest, write_folder
 from mega_hf.runtime.processes import Processes
-from mega_hf.runtime.progress import Progress
 from mega_hf.runtime.seeds import streams
 from mega_hf.search.evolve import Evaluate, Outcome, RecordedDraws, Search
 from mega_hf.search.methods import METHODS
@@ -48,69 +46,89 @@ from mega_hf.search.selection import plan, plan_reference
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
-# called before each generation is evaluated, and after the last
-Pause = Callable[[ResidentModel, Examples], None]
-
 
 @dataclass(frozen=True)
 class MergeContext:
-    """What all merges of a run share."""
+    """The state that all merges of a run share.
 
-    folder: RunFolder
+    Attributes:
+        run: folder, processes, progress bars and options.
+        journal: the record of every fitness.
+        forward: the resident model.
+        validation: the examples that individuals are evaluated on.
+        calibration: examples for BatchNorm statistics; None where no merge recalibrates, or can.
+        chunk: rows that an individual sees before the search asks whether it can still win.
+        fitness_key: everything, beside weights and settings, that decides a fitness: data,
+            classes, preprocessing, device, forward path.
+        difficulty: the validation rows by difficulty, and the counts of known weights.
+        orders: permutations of channels that were found for other merges.
+    """
+
+    run: RunContext
+    journal: Journal
     forward: ResidentModel
     validation: Examples
-    journal: Journal
-    processes: Processes
-    progress: Progress
-    # what decides every fitness beside weights: data, classes, preprocessing, device, path
-    context: list[Any]
-    memory: RowDifficulty  # of the validation rows
-    chunk: int  # rows shown to an individual before it is asked whether it may still win
-    full: bool  # measure every individual on every row
-    calibration: Calibration | None  # for merges that recalibrate; None where none does, or can
-    # what a benchmark does whenever individuals are measured, on all processes
-    pause: Pause | None = None
-    # of channels, found for other merges
+    calibration: Calibration | None
+    chunk: int
+    fitness_key: list[Any]
+    difficulty: RowDifficulty
     orders: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
     @property
-    def tracer(self) -> Aligner:
-        """What finds the permutations of parents' channels."""
-        return Aligner(
-            self.forward,
-            tuple(self.validation.images.shape[1:]),
-            self.calibration,
-            self.processes,
-            self.orders,
-        )
+    def aligner(self) -> Aligner:
+        """The aligner of the parents' channels."""
+        shape = tuple(self.validation.images.shape[1:])
+        return Aligner(self.forward, shape, self.calibration, self.run.processes, self.orders)
+
+    def calibration_of(self, node: Node) -> Calibration | None:
+        """Return the examples for a merge's statistics; None if the merge blends statistics."""
+        return self.calibration if is_recalibrated(node, self.forward.model) else None
 
 
 @dataclass(frozen=True)
 class MergedNode:
-    """A merge that is done: `record` is its line in the journal."""
+    """A finished merge.
+
+    Attributes:
+        name: the name of the merge.
+        node: its settings.
+        level: its level in the tree.
+        folder: the folder of the merged model.
+        record: its `merged` line in the journal: digests, count, best individual, history.
+        evaluations: individuals that were evaluated, in all runs.
+        measured: individuals that this run evaluated; the journal had the others.
+        examples: examples forwarded for all evaluations.
+        pictures_full: examples that full evaluation would have forwarded.
+        seconds: time spent on evaluations, in all runs.
+        reused: whether the model was in the run folder already.
+    """
 
     name: str
     node: Node
     level: int
     folder: Path
-    # digests: file, weights, statistics, state, layout; correct, n, generation, index, history
     record: dict[str, Any]
     evaluations: int
-    measured: int  # of these, in this run; the others stood in the journal
-    examples: int  # that were forwarded for them
-    pictures_full: int  # that full evaluation would have forwarded
-    seconds: float  # spent on evaluations
-    reused: bool  # taken from the run folder
+    measured: int
+    examples: int
+    pictures_full: int
+    seconds: float
+    reused: bool
+
+    @property
+    def percent(self) -> float:
+        """The accuracy on the rows of the search, in percent."""
+        return 100 * self.record["correct"] / self.record["n"]
 
     @property
     def source(self) -> ModelSource:
-        """The merged model as an input of other merges, and of the report."""
+        """The merged model as an input of other merges and of the report."""
         load = partial(open_model, self.folder, self.name)
         files = weight_files(self.folder, self.name)
         return ModelSource(self.name, self.record["state"], self.record["layout"], load, files)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result says of it."""
+        """Return the node's entry in result.json."""
         best = {key: self.record[key] for key in ("correct", "n", "generation", "index")}
         best |= {"pictures_evaluated": self.examples, "pictures_full": self.pictures_full}
         return {
@@ -133,29 +151,29 @@ def merge_node(
     level: int,
     inputs: dict[str, ModelSource],
     target: Path,
-    workshop: MergeContext,
+    context: MergeContext,
 ) -> MergedNode:
-    """Make one merge, or take it from the run folder; its model is then whole at `target`.
+    """Make one merge and save its model, or take it from the run folder if it is there already.
 
     Args:
-        name: the node: its random streams bear this name, whatever its place in the tree.
+        name: the name of the merge, which its random streams are derived from.
         node: its settings.
-        level: how far above the parents it stands.
-        inputs: what it merges, in the recipe's order.
-        target: where the merged model goes.
-        workshop: what all merges share.
+        level: its level in the tree.
+        inputs: the models that it merges, in the recipe's order.
+        target: the folder of the merged model.
+        context: what all merges share.
 
     Raises:
-        RunError: no individual gave finite logits, or a replay gives other weights than the journal
-            says.
+        RunError: no individual had finite logits, or the weights are not those of the journal.
     """
+    calibration, processes = context.calibration_of(node), context.run.processes
     contents = [source.sha256 for source in inputs.values()]
-    calibration = _calibration(node, workshop)
-    shown = workshop.calibration if node.align == "activations" else calibration
-    context = [*workshop.context, *(shown.key if shown else ())]
-    key = hashlib.sha256(json.dumps([name, node.settings, contents, context]).encode()).hexdigest()
-    known = workshop.journal.node(name, key, write=workshop.processes.is_main)
-    # decides no fitness: where it alone has changed, nothing is evaluated
+    used = context.calibration if node.align == "activations" else calibration
+    fitness_key = [*context.fitness_key, *(used.key if used else ())]
+    decisive = json.dumps([name, node.settings, contents, fitness_key])
+    key = hashlib.sha256(decisive.encode()).hexdigest()
+    known = context.journal.node(name, key, write=processes.is_main)
+    # no part of the key, since it decides no fitness
     layout = next(iter(inputs.values())).layout
     reused = (
         known.merged is not None
@@ -164,68 +182,66 @@ def merge_node(
         and folder_digest(target) == known.merged.get("folder")
     )
     before = len(known)
-    # and so nothing is written before all have looked
-    workshop.processes.compare(f"{name} in the run folder", reused)
-    record = known.merged if reused else _make(name, node, inputs, target, known, workshop)
+    # all processes look before the main process writes
+    processes.compare(f"{name} in the run folder", reused)
+    record = known.merged if reused else _make(name, node, inputs, target, known, context)
     assert record is not None
-    if record["n"] == workshop.validation.count:
-        # a founder of the next merge: not measured again
+    rows = context.validation.count
+    if record["n"] == rows:  # as a founder of the next merge it is not evaluated again
         for is_recalibrated_run in {False, calibration is not None}:
-            workshop.memory.keep(cache_key(record["state"], is_recalibrated_run), record["correct"])
-    full = node.evaluations * (
-        workshop.validation.count + (calibration.examples.count if calibration else 0)
-    )
-    made = len(known) - before
+            state_key = cache_key(record["state"], is_recalibrated_run)
+            context.difficulty.keep(state_key, record["correct"])
+    full = node.evaluations * (rows + (calibration.examples.count if calibration else 0))
     return MergedNode(
         name,
         node,
         level,
         target,
         record,
-        len(known),
-        made,
-        known.examples,
-        full,
-        known.seconds,
-        reused,
+        evaluations=len(known),
+        measured=len(known) - before,
+        examples=known.examples,
+        pictures_full=full,
+        seconds=known.seconds,
+        reused=reused,
     )
 
 
 def _make(
     name: str,
     node: Node,
-    inputs: dict[str, ModelSource],
+    sources: dict[str, ModelSource],
     target: Path,
     known: NodeRecord,
-    workshop: MergeContext,
+    context: MergeContext,
 ) -> dict[str, Any]:
-    opened = open_inputs(inputs, _calibration(node, workshop) is not None)
-    opened = align_inputs(node, opened, known, workshop.tracer)
-    first, space, layout = opened.first, opened.space, next(iter(inputs.values())).layout
-    outcome, state = _search(name, node, inputs, opened, known, workshop)
-    del opened  # what is mapped goes before a copy of all weights is made to be saved
-    best, was = outcome.best, known.merged
+    """Search, save the best individual, and return its line of the journal."""
+    inputs = open_inputs(sources, context.calibration_of(node) is not None)
+    inputs = align_inputs(node, inputs, known, context.aligner)
+    first, space, layout = inputs.first, inputs.space, next(iter(sources.values())).layout
+    outcome, state = _search(name, node, sources, inputs, known, context)
+    del inputs  # unmap the parents before all weights are copied to be saved
+    best, recorded = outcome.best, known.merged
     if best.fitness.correct is None:
         raise RunError(
-            f"no individual of {name} gave finite logits",
-            expected="a measurable model",
+            f"every individual of {name} produced NaN or infinite logits",
+            expected="at least one individual with finite logits",
             got="none",
-            hint="a smaller mutation.std",
+            hint="try a smaller mutation.std",
         )
     weights = space.learned_digest(state)
-    if was is not None and was["weights"] != weights:
+    if recorded is not None and recorded["weights"] != weights:
         raise RunError(
-            f"{name}: the replay gives other weights than the run did",
-            where=str(workshop.journal.path),
-            expected=was["weights"],
+            f"{name}: the search gives different weights from those in the journal",
+            where=str(context.journal.path),
+            expected=recorded["weights"],
             got=weights,
-            hint=(
-                "the journal was changed, or this is a fault of mega_hf: --overwrite starts afresh"
-            ),
+            hint="the journal was changed, or this is a bug in mega_hf; use --overwrite to start"
+            " again",
         )
-    if workshop.processes.is_main:
+    if context.run.processes.is_main:
         write_folder(target, lambda path: save_model(path, first, state))
-    workshop.processes.wait()
+    context.run.processes.wait()
     record = {
         "weights": weights,
         "statistics": space.statistics_digest(state),
@@ -240,9 +256,9 @@ def _make(
         "index": best.index,
         "history": [asdict(generation) for generation in outcome.history],
     }
-    if workshop.processes.is_main:
-        if was is None or was["folder"] != record["folder"]:
-            workshop.folder.drop_report()  # it tells of what was there before
+    if context.run.processes.is_main:
+        if recorded is None or recorded["folder"] != record["folder"]:
+            context.run.folder.drop_report()  # it describes the model that was there before
         known.finish(record)
     return record
 
@@ -250,77 +266,57 @@ def _make(
 def _search(
     name: str,
     node: Node,
-    inputs: dict[str, ModelSource],
-    opened: MergeInputs,
+    sources: dict[str, ModelSource],
+    inputs: MergeInputs,
     known: NodeRecord,
-    workshop: MergeContext,
+    context: MergeContext,
 ) -> tuple[Outcome, StateDict]:
-    """Return what came of a search, and the best individual's weights."""
-    _refuse_shortage(name, node, opened, workshop.processes)
-    encoding = encode(opened, node)
-    calibration = _calibration(node, workshop)
-    for parent, source in zip(encoding.parents, inputs.values(), strict=True):
-        counted = workshop.memory.find(
-            cache_key(source.sha256, calibration is not None), node.sums_losses
-        )
-        if counted is not None and source.name not in opened.moved:  # moved, it may round otherwise
-            workshop.memory.keep(
-                encoding.digest(parent),
-                counted.correct,
-                counted.loss if node.sums_losses else None,
-            )
-    with workshop.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
-        report = _accuracy_of(workshop.validation, advance)
-        pause = partial(workshop.pause or (lambda *_: None), workshop.forward, workshop.validation)
-
-        def settled(count: int, best: int) -> None:
-            report(count, best)
-            pause()
-
-        evaluation = RacingEvaluator(
-            workshop.forward,
-            workshop.validation,
+    """Return the outcome of a search, and the state dict of its best individual."""
+    run, difficulty, calibration = context.run, context.difficulty, context.calibration_of(node)
+    _check_memory(name, node, inputs, run.processes)
+    encoding = encode(inputs, node)
+    for parent, source in zip(encoding.parents, sources.values(), strict=True):
+        state_key = cache_key(source.sha256, calibration is not None)
+        fitness = difficulty.find(state_key, node.sums_losses)
+        # a parent whose channels were moved may round differently
+        if fitness is not None and source.name not in inputs.moved:
+            loss = fitness.loss if node.sums_losses else None
+            difficulty.keep(encoding.digest(parent), fitness.correct, loss)
+    with run.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
+        evaluator = RacingEvaluator(
+            context.forward,
+            context.validation,
             encoding,
-            workshop.processes,
+            run.processes,
             known,
-            settled,
-            workshop.memory,
-            workshop.chunk,
-            workshop.full,
+            _accuracy_of(context.validation, advance),
+            difficulty,
+            context.chunk,
+            run.options.full_evaluation,
             calibration,
             node.sums_losses,
         )
-        recall = record_draws(known, evaluation)
-        outcome = search_node(name, node, encoding, evaluation, recall)
+        outcome = search_node(name, node, encoding, evaluator, record_draws(known, evaluator))
     state = dict(encoding.entries(outcome.best.genome))
     if calibration:
-        workshop.forward.write(state.items(), part=True)
-        state |= calibration.recalibrate(workshop.forward, opened.space.recomputed)
-        workshop.processes.compare(f"statistics of {name}", opened.space.statistics_digest(state))
+        context.forward.write(state.items(), part=True)
+        state |= calibration.recalibrate(context.forward, inputs.space.recomputed)
+        run.processes.compare(f"statistics of {name}", inputs.space.statistics_digest(state))
     return outcome, state
 
 
-def _calibration(node: Node, workshop: MergeContext) -> Calibration | None:
-    """Return the pictures from which a merge's statistics follow; None where they are blended, or
-    there are none."""
-    return workshop.calibration if is_recalibrated(node, workshop.forward.model) else None
-
-
-def _refuse_shortage(name: str, node: Node, opened: MergeInputs, processes: Processes) -> None:
-    """Refuse, on all processes or on none, a population that the machine has no memory for."""
-    needed = genomes_bytes(node, len(node.parents), opened.space.size)
+def _check_memory(name: str, node: Node, inputs: MergeInputs, processes: Processes) -> None:
+    """Raise RunError on all processes if one has no memory for its population."""
+    needed = genomes_bytes(node, len(node.parents), inputs.space.size)
     free = psutil.virtual_memory().available // processes.on_this_machine
     if processes.add_up(np.array([needed > free], dtype=np.int64)).any():
-        each = (
-            ""
-            if processes.on_this_machine == 1
-            else f" for each of {processes.on_this_machine} processes"
-        )
+        count = processes.on_this_machine
+        each = f" for each of {count} processes" if count > 1 else ""
         raise RunError(
-            f"there is no memory for the population of {name}",
-            expected=f"{_gib(needed)}{each}, free",
+            f"not enough memory for the population of {name}",
+            expected=f"{_gib(needed)} free{each}",
             got=_gib(free),
-            hint="merge.encoding: mixing, whose genomes are small; or a smaller population_size"
+            hint="use merge.encoding: mixing, which has small genomes, or a smaller population_size"
             + (", or fewer processes" if each else ""),
         )
 
@@ -330,16 +326,16 @@ def _gib(size: int) -> str:
 
 
 def search_node(
-    name: str, node: Node, encoding: Encoding, evaluate: Evaluate, recall: RecordedDraws
+    name: str, node: Node, encoding: Encoding, evaluate: Evaluate, draws: RecordedDraws
 ) -> Outcome:
-    """Search the weights of one node.
+    """Search the weights of one merge.
 
     Args:
-        name: the node, whose random streams bear this name.
+        name: the name of the merge, which its random streams are derived from.
         node: its settings.
-        encoding: what a genome means; it holds what is merged.
-        evaluate: gives each individual its fitness, measured or from a journal.
-        recall: gives what else a method needs, made or from a journal.
+        encoding: turns a genome into weights; it holds the parents.
+        evaluate: returns the fitness of each individual, evaluated or from the journal.
+        draws: proposals and predictions, made now or read from the journal.
     """
     mutation, reference = node.mutation, node.variant == "reference"
     gaussian = Gaussian(
@@ -357,14 +353,14 @@ def search_node(
         node.prefer,
     )
     return METHODS[node.method](
-        encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, recall
+        encoding.parents, _genes(encoding), search, streams(node.seed, name), evaluate, draws
     )
 
 
 def _accuracy_of(
     examples: Examples, advance: Callable[[int, str], None]
 ) -> Callable[[int, int], None]:
-    return lambda measured, best: advance(measured, f"best {100 * best / examples.count:.2f} %")
+    return lambda count, best: advance(count, f"best {100 * best / examples.count:.2f} %")
 
 
 def _genes(encoding: Encoding) -> Genes:

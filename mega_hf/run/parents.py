@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from mega_hf.errors import ParentError
-from mega_hf.evaluation.calibration import Calibration
-from mega_hf.evaluation.forward import Examples, ResidentModel
-from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
 from mega_hf.models.compatibility import check_distinct, check_layouts, check_values
 from mega_hf.models.load import open_model, try_model
 from mega_hf.models.loaded import LoadedModel
@@ -27,12 +21,9 @@ from mega_hf.models.timm_models import open_weights
 from mega_hf.recipe.merge import Merge
 from mega_hf.recipe.parents import ParentRef, WeightsParent
 from mega_hf.recipe.placeholders import existing
-from mega_hf.run.journal import Journal
 from mega_hf.runtime.environment import trim
-from mega_hf.runtime.processes import Processes
 from mega_hf.tasks.image_classification import match_classes
 from mega_hf.tasks.splits import Splits
-from mega_hf.weights.batchnorm import statistics_names
 
 
 @dataclass
@@ -148,71 +139,6 @@ def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[]
         name,
         reference.data_config,
     )
-
-
-def rank(
-    parents: ParentSet,
-    journal: Journal,
-    forward: ResidentModel,
-    validation: Examples,
-    processes: Processes,
-    context: list[Any],
-    memory: RowDifficulty,
-    calibration: Calibration | None,
-) -> list[str]:
-    """Return the parents from best to worst on validation (ties: first listed); measured once, then
-    in the journal.
-
-    Args:
-        parents: what is ranked.
-        journal: keeps the ranking, under the digest of parents and context.
-        forward: the resident model.
-        validation: the rows.
-        processes: who takes part.
-        context: what decides a count beside the weights.
-        memory: learns the counts: merges don't measure these parents again.
-        calibration: what each is recalibrated on first, as the merges will be.
-    """
-    context = [*context, *(calibration.key if calibration else ())]
-    names = list(parents.sources)
-    contents = {name: source.sha256 for name, source in parents.sources.items()}
-    known = {name: cache_key(sha256, calibration is not None) for name, sha256 in contents.items()}
-    key = hashlib.sha256(json.dumps([contents, context]).encode()).hexdigest()
-    if journal.order is not None and journal.order["key"] == key:
-        _remember(journal.order["correct"], known, memory)
-        return journal.order["ranking"]
-
-    def measure(i: int) -> list[int]:
-        """Count one parent's right answers."""
-        state = parents.sources[names[i]].map()
-        forward.write(state.items())
-        if calibration:
-            calibration.recalibrate(
-                forward, {name: state[name].dtype for name in statistics_names(forward.model)}
-            )
-        correct = forward.count(validation)
-        return [-1 if correct is None else correct]
-
-    counted = processes.share(len(names), 1, measure)[:, 0].tolist()
-    ranking = [names[i] for i in sorted(range(len(names)), key=lambda i: -counted[i])]
-    correct = dict(zip(names, counted, strict=True))
-    _remember(correct, known, memory)
-    if processes.is_main:
-        journal.append(
-            {
-                "kind": "order",
-                "key": key,
-                "ranking": ranking,
-                "correct": correct,
-                "n": validation.count,
-            }
-        )
-    return ranking
-
-
-def _remember(correct: dict[str, int], known: dict[str, str], memory: RowDifficulty) -> None:
-    for name, key in known.items():
-        memory.keep(key, correct[name] if correct[name] >= 0 else None)
 
 
 def needs_calibration(nodes: Iterable[Merge], model: nn.Module) -> bool:

@@ -18,21 +18,22 @@ from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples
 from mega_hf.models.merge_inputs import is_recalibrated, open_inputs
 from mega_hf.models.references import open_parent
-from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
+from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import references
+from mega_hf.recipe.plan import MergePlan
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import write_card
 from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
 from mega_hf.run.align import alignment
 from mega_hf.run.auto import choice_of
 from mega_hf.run.candidates import (
+    ReportRows,
     count,
     list_candidates,
     measure,
     paired_against,
     paired_test,
-    report_rows,
     save_baselines,
     tolerance,
 )
@@ -64,6 +65,7 @@ class RunOutcome:
     """What a run leaves to the report beside its merges."""
 
     recipe: Recipe
+    plan: MergePlan
     parents: ParentSet
     splits: Splits
     journal: Journal
@@ -72,7 +74,6 @@ class RunOutcome:
     calibration: Calibration | None  # of the merges that were recalibrated, if any was
     forward_path: str
     notices: list[str]
-    ranking: list[str] | None  # of the parents, where they were paired by it
 
 
 def header(
@@ -134,11 +135,9 @@ def write_report(
     if processes.is_main:
         save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
     processes.wait()
-    lineup = report_rows(
-        finding.recipe, finding.ranking, treatment is not None, aligned is not None
-    )
+    lineup = ReportRows(finding.plan, treatment is not None, aligned is not None)
     opened = sources | {name: one.source for name, one in all_made.items()}
-    candidates = list_candidates(lineup, opened, names_merged(all_made), scratch)
+    candidates = list_candidates(lineup, opened, finding.plan.merged, scratch)
     test = finding.load(finding.splits.test)
     right = measure(candidates, finding.validation, test, processes)
     processes.wait()

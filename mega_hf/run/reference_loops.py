@@ -1,19 +1,18 @@
-"""Loops as a user's own code has them, each in its own process, with torch and the C library as
-they come."""
+"""Time plain PyTorch loops in a fresh process, for comparison with a search."""
 
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,80 +23,56 @@ from mega_hf.runtime.environment import theirs
 from mega_hf.runtime.processes import is_gpu
 from mega_hf.tasks.image_classification import logits
 
-_SENT = 2**28  # bytes of pictures, at most, that the process is given
+MOST_IMAGES = 1000  # in one pass of a loop: about a second of a small network
+REPEATS = 5
+_MOST_BYTES = 2**28  # of images that are sent to the process
 _NAIVE_BATCH = 128
 
 
-class LoopProcess:
-    """A process that shows pictures to a model in a loop when it is asked to, and sleeps meanwhile.
+class Timing(NamedTuple):
+    """The images that a loop forwarded, and its seconds."""
 
-    What one loop frees changes what the C library does for the next; hence one process for each.
+    images: int
+    seconds: float
+
+
+def time_loops(forward: ResidentModel, examples: Examples) -> dict[str, Timing]:
+    """Time the eager loop and the naive evaluation in a fresh process, one after the other.
+
+    The process has the environment of the user, with the defaults of torch and the C library.
 
     Args:
-        name: of the loop, eager or naive.
-        forward: whose model and device it takes.
-        examples: of which it gets the first ones.
-        most: pictures in the loop.
+        forward: the model and its device.
+        examples: the first of these are forwarded.
+
+    Raises:
+        RunError: the process fails, e.g. for lack of memory.
     """
-
-    def __init__(self, name: str, forward: ResidentModel, examples: Examples, most: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="mega_hf-bare-") as folder:
-            path = Path(folder) / "work.pt"
-            _write(path, forward, examples, most)
-            command = [sys.executable, "-m", "mega_hf.run.reference_loops", name, str(path)]
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=theirs(),
-                start_new_session=True,  # the terminal's signals are for us; it ends with us
-            )
-            try:
-                self.shown = int(self._answer())  # pictures
-            except BaseException:
-                self.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        with suppress(BrokenPipeError):
-            self._process.communicate()
-
-    def run(self) -> float:
-        """Run the loop and return its seconds, as it timed them."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # then there is no answer either
-            print(file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> float:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RunError(
-                "the process of a bare loop ended",
-                expected="an answer",
-                got=f"exit code {self._process.wait()}",
-                hint="see that there is memory for a second process with a model and its pictures",
-            )
-        return float(line)
+    with tempfile.TemporaryDirectory(prefix="mega_hf-loops-") as folder:
+        path = Path(folder) / "work.pt"
+        _write_work(path, forward, examples, MOST_IMAGES)
+        finished = subprocess.run(
+            [sys.executable, "-m", "mega_hf.run.reference_loops", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=theirs(),
+            start_new_session=True,  # signals of the terminal are for this process, which ends it
+            check=False,
+        )
+    if finished.returncode:
+        raise RunError(
+            "the process of the reference loops failed",
+            expected="exit code 0",
+            got=f"exit code {finished.returncode}",
+            hint="check that there is memory for a second process with the model and its images",
+        )
+    return {name: Timing(*timing) for name, timing in json.loads(finished.stdout).items()}
 
 
-def _write(path: Path, forward: ResidentModel, examples: Examples, most: int) -> None:
-    rows = max(1, min(most, examples.count, _SENT // (4 * examples.images[0].numel())))
-    work = {  # pictures as copies: a slice would be saved with the whole that it is a view of
+def _write_work(path: Path, forward: ResidentModel, examples: Examples, most: int) -> None:
+    rows = max(1, min(most, examples.count, _MOST_BYTES // (4 * examples.images[0].numel())))
+    work = {  # images are cloned: a slice would be saved together with all images
         "model": copy.deepcopy(forward.model).cpu(),
         "images": examples.images[:rows].cpu().clone(),
         "labels": examples.labels[:rows].cpu().clone(),
@@ -109,65 +84,63 @@ def _write(path: Path, forward: ResidentModel, examples: Examples, most: int) ->
 
 
 @torch.inference_mode()
-def show(
+def forward_all(
     run: Callable[[torch.Tensor], object], batches: list[torch.Tensor], device: torch.device
 ) -> None:
-    """Show batches on the device to a model, one after the other, and wait until it is done;
-    nothing is counted."""
+    """Forward batches that are on the device, and wait until the device is done."""
     for images in batches:
         run(images)
     if is_gpu(device):
         torch.cuda.synchronize(device)
 
 
-def _prepare_eager(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
-    """Return how many pictures a loop over the channels-last model shows, and the loop."""
+def repeat(images: int, loop: Callable[[], None]) -> Timing:
+    """Run a loop once to warm up, then time it `REPEATS` times."""
+    loop()
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        loop()
+    return Timing(REPEATS * images, time.perf_counter() - began)
+
+
+def _time_eager(work: dict[str, Any]) -> Timing:
+    """Time a loop over whole batches with the channels-last model, without counting."""
     device, size = work["device"], work["batch_size"]
     model = work["model"].to(device).to(memory_format=torch.channels_last).eval()
     whole = work["images"].split(size)[: len(work["images"]) // size]
     batches = [images.to(device).contiguous(memory_format=torch.channels_last) for images in whole]
-    return sum(len(images) for images in batches), partial(
-        show, partial(logits, model), batches, device
+    return repeat(
+        sum(map(len, batches)), partial(forward_all, partial(logits, model), batches, device)
     )
 
 
-def _prepare_naive(work: dict[str, Any]) -> tuple[int, Callable[[], None]]:
-    """Return how a search that is written without much thought measures one individual."""
+def _time_naive(work: dict[str, Any]) -> Timing:
+    """Time the evaluation of one individual as it is usually written: load, iterate, count."""
     device = work["device"]
     model = work["model"].to(device).to(memory_format=torch.contiguous_format).eval()
     state = {name: entry.clone() for name, entry in model.state_dict().items()}
     images = work["images"].contiguous()
     loader = DataLoader(TensorDataset(images, work["labels"]), batch_size=_NAIVE_BATCH)
 
+    @torch.no_grad()
     def loop() -> None:
         model.load_state_dict(state)
-        right = 0
-        with torch.no_grad():
-            for batch, labels in loader:
-                right += (
-                    (logits(model, batch.to(device)).argmax(dim=1) == labels.to(device))
-                    .sum()
-                    .item()
-                )
+        correct = 0
+        for batch, labels in loader:
+            predicted = logits(model, batch.to(device)).argmax(dim=1)
+            correct += (predicted == labels.to(device)).sum().item()
 
-    return len(images), loop
+    return repeat(len(images), loop)
 
 
 def main() -> None:
-    """Prepare a loop, say how many pictures it shows, and run it for each line that comes in, until
-    none comes."""
-    answers, (_, name, path) = sys.stdout, sys.argv
+    """Time the loops of a work file, and print the timings as JSON."""
     with redirect_stdout(sys.stderr):
-        work = torch.load(path, weights_only=False)  # ours, written a moment ago
+        work = torch.load(sys.argv[1], weights_only=False)  # written by `time_loops`
         work["device"] = torch.device(work["device"])
         torch.set_num_threads(work["threads"])
-        shown, loop = {"eager": _prepare_eager, "naive": _prepare_naive}[name](work)
-        loop()  # to warm up
-        print(shown, file=answers, flush=True)
-        for _ in sys.stdin:
-            began = time.perf_counter()
-            loop()
-            print(time.perf_counter() - began, file=answers, flush=True)
+        timings = {"eager": _time_eager(work), "naive": _time_naive(work)}
+    print(json.dumps(timings))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from mega_hf.models.load import open_model
 from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import same_but_placeholders
+from mega_hf.recipe.plan import plan_merges
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
-from mega_hf.run.candidates import ALIGNED, ReportRows, report_rows
+from mega_hf.run.candidates import ALIGNED, ReportRows
 from mega_hf.run.folder import read_stored
 from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal import Journal, NodeRecord
@@ -89,7 +90,8 @@ class RunClaims:
     @property
     def lineup(self) -> ReportRows:
         """The models that result.json must tell of."""
-        return report_rows(self.recipe, self.ranking, self.is_recalibrated_run, self.has_aligned)
+        plan = plan_merges(self.recipe, self.ranking)
+        return ReportRows(plan, self.is_recalibrated_run, self.has_aligned)
 
     @property
     def parents(self) -> dict[str, str]:

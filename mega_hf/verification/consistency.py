@@ -233,7 +233,7 @@ def compare_record(told: RunClaims, nodes: Mapping[str, Node], first: LoadedMode
         VerificationError: something does.
     """
     record, final, leaves = told.result.record, nodes[told.searched], told.recipe.leaves(None)
-    level = dict.fromkeys(nodes, 1) | dict(told.lineup.merges)
+    level = dict.fromkeys(nodes, 1) | told.lineup.plan.levels
     searched, last = told.nodes[told.searched], told.nodes[told.root]
     header, environment = told.journal.header or {}, record["environment"]
     facts: dict[str, tuple[Any, Any]] = {
