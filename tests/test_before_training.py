@@ -222,20 +222,6 @@ def test_after_an_update_of_a_part_the_rest_goes_on(pair: tiny.Pair, tmp_path: P
     assert weights_of(result.folder) == weights_of(merge(changed, tmp_path / "fresh").folder)
 
 
-def test_trainings_are_announced(pair: tiny.Pair, tmp_path: Path) -> None:
-    tree, out = of_seeds(pair.data, epochs=1), tmp_path / "out"
-    train(Recipe.from_dict(tree), out)
-    renamed = tree | {"parents": {"a": tree["parents"]["a"], "z": tree["parents"]["b"]}}
-    kept_along = tree | {"train": tree["train"] | {"checkpoints": 1}}
-    for changed, words in (
-        (renamed, r"--update trains z, and runs these nodes again: a\+z;"),
-        (kept_along, "--update trains a, b, and makes the report again"),
-        (tree | {"merge": SMALL | {"seed": 7}}, r"--update runs these nodes again: a\+b;"),
-    ):
-        with pytest.raises(RunError, match=words):
-            merge(Recipe.from_dict(changed), out)
-
-
 @pytest.mark.parametrize("where", ["", "nodes", "merged/deep"])
 def test_trained_parents_among_a_runs_own_files(
     where: str, pair: tiny.Pair, tmp_path: Path, mega

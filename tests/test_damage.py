@@ -135,7 +135,9 @@ def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copi
     file = copied / "recipe.yaml"
     file.write_text(file.read_text().replace("population_size: 6", "population_size: 5"))
     before = weights_of(copied)
-    with pytest.raises(RunError, match=r"the run's own recipe was changed[\s\S]*--overwrite"):
+    with pytest.raises(
+        RunError, match=r"recipe.yaml in the run folder[\s\S]*--overwrite"
+    ):
         merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == before
     assert (
@@ -153,7 +155,7 @@ def test_a_recipe_that_is_lost_or_garbled(
     for words in ([], ["--update"], ["--overwrite"]):
         answer = mega("merge", pair.write(copied.parent), "--out", copied, *words)
         assert answer.code == 2
-        assert "recipe.yaml is lost" in answer.err and "put it back" in answer.err
+        assert "recipe.yaml is missing" in answer.err and "restore it" in answer.err
     assert (copied / "journal.jsonl").exists() and (copied / "merged").exists()
 
 

@@ -94,15 +94,20 @@ def _merge(args: argparse.Namespace, words: list[str]) -> int:
         code = _launched(args, words)
         if code is not None:
             return code
-        options = {"overwrite": args.overwrite, "update": args.update, "parents": args.parents}
-        options |= {"forward": args.forward, "full_evaluation": args.full_evaluation}
+        from mega_hf.run.context import RunOptions
+        from mega_hf.run.pipeline import run_merge, run_merge_only
+
+        options = RunOptions(
+            args.overwrite,
+            args.update,
+            args.parents,
+            args.forward,
+            args.full_evaluation,
+            not args.quiet,
+        )
         if is_part:
-            from mega_hf.run.pipeline import merge_only
-
-            return _say_node(merge_only(recipe, args.only, out, progress=not args.quiet, **options))
-        from mega_hf.run.pipeline import merge
-
-        result = merge(recipe, out, keep=args.keep, progress=not args.quiet, **options)
+            return _say_node(run_merge_only(recipe, args.only, folder, options))
+        result = run_merge(recipe, folder, options, args.keep)
     elif _is_main():
         folder.tidy()
         if args.keep == "final":

@@ -1,5 +1,4 @@
-"""The run folder: made after every check, resumed by the same recipe, refused to any other; its
-files appear whole."""
+"""The run folder: create it, resume it, and check that it belongs to the recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from mega_hf.errors import HubError, RunError
-from mega_hf.recipe.diff import changed_nodes, changed_trainings, fill_open, names_of_pinned
+from mega_hf.recipe.diff import fill_open, names_of_pinned
 from mega_hf.recipe.document import read
 from mega_hf.recipe.placeholders import placeholder_keys, same_but_placeholders
 from mega_hf.recipe.schema import Recipe
@@ -30,11 +30,11 @@ _OURS = ("recipe.yaml", "journal.jsonl", *_REPORT, "merged", "nodes", "parents")
 _HEAD = "# Every default filled in, paths and revisions resolved. Asked for: "
 _HOLDS = ". Below: "
 _NAMES = "# Pinned from: "
-IN_TRAINING = "wait until it has trained its parents, or another --parents"
+IN_TRAINING = "wait until it has trained its parents, or use another --parents"
 
 
 class RunFolder:
-    """Where a run lives.
+    """The folder of a run.
 
     Args:
         path: the folder, which need not exist.
@@ -43,14 +43,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._is_held = False
+        self._parsed: tuple[bytes, Recipe, bool] | None = None
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        """Hold the folder, made if it is not there, against other runs; where this object holds it,
-        do nothing.
+        """Create the folder if it is missing, and lock it; do nothing if it is locked already.
 
         Raises:
-            RunError: another run is at work there.
+            RunError: another run is using the folder.
         """
         if self._is_held:
             yield
@@ -60,7 +60,7 @@ class RunFolder:
             try:
                 yield
             except BaseException:
-                with suppress(OSError):  # on a disk that fails; the next run removes it
+                with suppress(OSError):  # a failing disk; the next run removes the leftovers
                     self._remove_leftovers()
                 raise
             finally:
@@ -68,19 +68,19 @@ class RunFolder:
 
     @property
     def is_held(self) -> bool:
-        """Whether this object holds the folder."""
+        """Whether this object has locked the folder."""
         return self._is_held
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing lies there but what a killed run had not finished writing."""
+        """Whether the folder is missing, empty, or has only unfinished files of a killed run."""
         return not self.path.exists() or all(
             path.name.startswith(".mega-") for path in self.path.iterdir()
         )
 
     @property
     def journal(self) -> Path:
-        """The journal's file."""
+        """The file of the journal."""
         return self.path / JOURNAL
 
     @property
@@ -89,152 +89,163 @@ class RunFolder:
         return self.path / "merged"
 
     def node(self, name: str) -> Path:
-        """Return the folder of a merge that is not the run's last, or of a baseline."""
+        """Return the folder of a baseline, or of any merge but the last."""
         return self.path / "nodes" / name
 
     def check(self, recipe: Recipe, overwrite: bool, update: bool = False) -> Recipe:
-        """Return the recipe to run: the one given, or the folder's own (with pinned revisions) if
-        it is the same.
+        """Check that a recipe can run in this folder, and return the recipe to run.
+
+        For a resumed run that is the recipe in the folder, which has pinned revisions.
 
         Args:
-            recipe: what is asked for.
-            overwrite: another recipe may start afresh.
-            update: another recipe may run what it changes.
+            recipe: the recipe as the user gave it.
+            overwrite: a different recipe may replace the run.
+            update: a different recipe may rerun what it changes.
 
         Raises:
-            RunError: the folder belongs to another recipe or to something else, or can't be written
-                although there is something to write.
+            RunError: the folder belongs to a different recipe or is no run folder, or can't be
+                written although the run is not finished.
         """
         try:
             check_writable(self.path, "the output folder", "another --out")
         except RunError:
             if overwrite or update or not self.path.is_dir() or self.finished() is None:
                 raise
-        stored = self.path / "recipe.yaml"
         if self.is_new:
             return recipe
-        head, body = _split(stored)
+        head, body = _split(self._recipe_file)
         if not head.startswith(_HEAD):
-            present = {p.name for p in self.path.iterdir() if not p.name.startswith(".mega-")}
-            is_lost = "journal.jsonl" in present
-            raise RunError(
-                "a run folder whose recipe.yaml is lost" if is_lost else "not a run folder",
-                where=str(self.path),
-                expected="recipe.yaml as the run wrote it" if is_lost else "an empty or new folder",
-                got=", ".join(sorted(present)[:5]),
-                hint="put it back, or another --out" if is_lost else "another --out",
-            )
+            self._raise_foreign()
         if overwrite:
             return recipe
-        asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
-        known, is_ours = read_stored(stored)
-        if not is_ours and not update:
+        requested = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+        stored, is_intact = self._read_recipe()
+        if not is_intact and not update:
             raise RunError(
-                "the run's own recipe was changed",
-                where=str(stored),
+                "recipe.yaml in the run folder was changed",
+                where=str(self._recipe_file),
                 expected="recipe.yaml as the run wrote it",
-                got="other content",
-                hint=(
-                    "put it back, or --overwrite; another recipe is a file of your own, with"
-                    " --update"
-                ),
+                got="different content",
+                hint="restore it, or use --overwrite; to run a different recipe, write it to a new"
+                " file and use --update",
             )
-        if is_ours and recipe.sha256 in (known.sha256, asked):
-            return known
-        filled = fill_open(recipe, known, _names(body) if is_ours else {})
-        if is_ours and filled.sha256 == known.sha256:
-            return known
-        if is_ours and same_but_placeholders(filled.to_dict(), known.to_dict()):
-            return filled  # a copy of someone's run, with places for what was local there
+        if is_intact and recipe.sha256 in (stored.sha256, requested):
+            return stored
+        filled = fill_open(recipe, stored, _names(body) if is_intact else {})
+        if is_intact and filled.sha256 == stored.sha256:
+            return stored
+        if is_intact and same_but_placeholders(filled.to_dict(), stored.to_dict()):
+            return filled  # a copy of a published run, with paths for its placeholders
         if not update:
-            self._refuse_other(known, filled)
+            self._raise_different(stored, filled)
         return filled
 
-    def _refuse_other(self, known: Recipe, asked: Recipe) -> None:
+    @property
+    def _recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    def _read_recipe(self) -> tuple[Recipe, bool]:
+        """Return `read_stored` of this folder; an unchanged file is parsed once."""
+        content = self._recipe_file.read_bytes()
+        if self._parsed is None or self._parsed[0] != content:
+            self._parsed = content, *read_stored(self._recipe_file)
+        return self._parsed[1:]
+
+    def _raise_foreign(self) -> NoReturn:
+        present = {p.name for p in self.path.iterdir() if not p.name.startswith(".mega-")}
+        if JOURNAL in present:
+            raise RunError(
+                "recipe.yaml is missing in the run folder",
+                where=str(self.path),
+                expected="recipe.yaml as the run wrote it",
+                got=", ".join(sorted(present)[:5]),
+                hint="restore it, or use another --out",
+            )
+        raise RunError(
+            "not a run folder",
+            where=str(self.path),
+            expected="an empty or new folder",
+            got=", ".join(sorted(present)[:5]),
+            hint="use another --out",
+        )
+
+    def _raise_different(self, stored: Recipe, requested: Recipe) -> NoReturn:
         changes = difflib.unified_diff(
-            known.to_yaml().splitlines(),
-            asked.to_yaml().splitlines(),
-            "there",
-            "asked for",
+            stored.to_yaml().splitlines(),
+            requested.to_yaml().splitlines(),
+            "in the folder",
+            "requested",
             n=0,
             lineterm="",
         )
-        shown = "\n            ".join(line for line in changes if not line.startswith("@@"))
-        order = Journal(self.journal).order
-        again = changed_nodes(known, asked, order["ranking"] if order else None)
-        trained = changed_trainings(known, asked)
-        work = (
-            f"runs these nodes again: {', '.join(again)}"
-            if again
-            else "makes the report again, and runs no node"
-        )
-        work = f"trains {', '.join(trained)}, and {work}" if trained else work
         raise RunError(
-            "another recipe was run in this folder",
+            "this folder contains a run of a different recipe",
             where=str(self.path),
             expected="the same recipe",
-            got=shown,
-            hint=f"--update {work}; or another --out, or --overwrite to start afresh",
+            got="\n            ".join(line for line in changes if not line.startswith("@@")),
+            hint="use --update to rerun what changed, another --out, or --overwrite to start again",
         )
 
-    def create(self, asked: Recipe, pinned: Recipe, overwrite: bool, update: bool = False) -> None:
-        """Make the folder and write its recipe.
+    def create(
+        self, requested: Recipe, pinned: Recipe, overwrite: bool, update: bool = False
+    ) -> None:
+        """Create the folder and write recipe.yaml.
 
-        With `overwrite` what an earlier run left is removed first; where `update` replaces the
-        recipe, its report.
+        Args:
+            requested: the recipe as the user gave it.
+            pinned: the recipe to write, with pinned revisions.
+            overwrite: remove the files of an earlier run first.
+            update: replace the recipe of an earlier run, and remove its report.
         """
-        stored = self.path / "recipe.yaml"
-        digest = asked.sha256
+        stored, digest = self._recipe_file, requested.sha256
         if overwrite and stored.is_file():
             kept = self.path / "parents"
             # another run may train there
             with lock_folder(kept, IN_TRAINING) if kept.is_dir() else nullcontext():
-                for name in reversed(_OURS):  # the recipe last: it says that the folder is ours
+                for name in reversed(_OURS):  # recipe.yaml last: it marks the folder as ours
                     remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        names, content = names_of_pinned(asked, pinned), pinned.to_yaml()
+        names, content = names_of_pinned(requested, pinned), pinned.to_yaml()
         if stored.exists():
             head, body = _split(stored)
-            # the recipe may be the one below, taken from here
+            # the requested recipe may be the stored one, which has lost these names
             names = names if update else _names(body) | names
             if body == _with_names(names, content):
                 return
             if update:
                 self.drop_report()
-            else:  # the same recipe, with revisions that an earlier part did not need
+            else:  # the same recipe, with revisions that an earlier --only did not need
                 digest = head.removeprefix(_HEAD).partition(_HOLDS)[0]
         write_whole(stored, _stamped(digest, _with_names(names, content)))
 
     def drop_report(self) -> None:
-        """Remove result, card and plots, the result first: without it the run is not finished.
+        """Remove result, card and plots, result.json first: without it a run is not finished.
 
-        A card into which something was written by hand stays until the next one takes that up.
+        A card that was edited by hand is kept, so that the next card includes the edits.
         """
         for name in _REPORT:
             if name != CARD or not _has_own_words(self.path / CARD):
                 remove(self.path / name)
 
     def drop_intermediates(self) -> None:
-        """Remove the intermediate models; the journal can make each again without an evaluation.
+        """Remove the intermediate models, which can be rebuilt from the journal.
 
         Raises:
-            RunError: another run is at work there.
+            RunError: another run is using the folder.
         """
-        if (self.path / "nodes").exists():  # else it may be a folder that can't be written
+        if (self.path / "nodes").exists():  # else the folder may be read-only
             with self.acquire():
                 remove(self.path / "nodes")
 
     def tidy(self) -> None:
-        """Remove what a killed run left in a finished folder, where nobody is at work and it can be
-        written."""
+        """Remove leftovers of a killed run, unless the folder is read-only or in use."""
         if self._leftovers() or (self.path / LOCK).exists():
             with suppress(RunError, OSError), self.acquire():
                 self._remove_leftovers()
 
     def _leftovers(self) -> list[Path]:
-        """Return what a killed run left; those beside trained parents are the training's, which has
-        its own lock."""
+        """Return unfinished files of a killed run; trained parents have a lock of their own."""
         inside = (self.path, self.path / "nodes")
         return [file for folder in inside for file in folder.glob(".mega-*") if file.name != LOCK]
 
@@ -243,19 +254,17 @@ class RunFolder:
             remove(leftover)
 
     def finished(self) -> MergeResult | None:
-        """Return the result of the folder's recipe if there is one and the merged models are still
-        as they were saved.
+        """Return the result of the folder's recipe, if the models are as they were saved.
 
-        Whether it is the recipe that is asked for, `check` has said.
+        `check` tells whether this recipe is the requested one.
         """
-        stored = self.path / "recipe.yaml"
-        if not (self.path / RESULT).is_file() or not stored.is_file():
+        if not (self.path / RESULT).is_file() or not self._recipe_file.is_file():
             return None
         result = MergeResult.load(self.path)
-        known = Recipe.from_document(read(stored), check_files=False)
+        known = self._read_recipe()[0]
         if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
-            return None  # of an early release, or of another recipe
-        is_kept = (self.path / "nodes").is_dir()  # they may have been dropped, but all of them
+            return None  # the result of a different recipe
+        is_kept = (self.path / "nodes").is_dir()  # `keep="final"` drops all intermediate models
         folders = {
             name: folder
             for name, folder in result.folders.items()
@@ -269,15 +278,15 @@ class RunFolder:
 
 
 def read_stored(stored: Path) -> tuple[Recipe, bool]:
-    """Return the recipe of a run, and whether it stands as the run wrote it.
+    """Return the recipe of a run, and whether the file is as the run wrote it.
 
     Raises:
-        RecipeError: it can't be read.
+        RecipeError: the recipe can't be read.
     """
     head, body = _split(stored)
-    held = head.removeprefix(_HEAD).partition(_HOLDS)[2]
-    known = Recipe.from_document(read(stored), check_files=False)
-    return known, held == hashlib.sha256(body.encode()).hexdigest()
+    digest = head.removeprefix(_HEAD).partition(_HOLDS)[2]
+    recipe = Recipe.from_document(read(stored), check_files=False)
+    return recipe, digest == hashlib.sha256(body.encode()).hexdigest()
 
 
 def _has_own_words(card: Path) -> bool:
@@ -286,39 +295,38 @@ def _has_own_words(card: Path) -> bool:
     try:
         return has_own_words(card.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, HubError):
-        return True  # nothing of ours
+        return True  # not a card of ours
 
 
 def _split(stored: Path) -> tuple[str, str]:
-    """Return the first line of a run's recipe and the rest, whatever bytes they are."""
+    """Return the first line of recipe.yaml and the rest, with invalid bytes replaced."""
     text = stored.read_bytes().decode(errors="replace") if stored.is_file() else ""
     head, _, body = text.partition("\n")
     return head, body
 
 
 def _names(body: str) -> dict[str, str]:
-    """Return what the pinned revisions were called in the recipe that was asked for."""
+    """Return the revisions as the user named them, by recipe key."""
     first = body.partition("\n")[0]
     return json.loads(first.removeprefix(_NAMES)) if first.startswith(_NAMES) else {}
 
 
-def _stamped(asked: str, content: str) -> bytes:
-    """Return a run's recipe.yaml: which recipe was asked for, what it became, and a digest that
-    shows changes."""
-    holds = hashlib.sha256(content.encode()).hexdigest()
-    return f"{_HEAD}{asked}{_HOLDS}{holds}\n{content}".encode()
+def _stamped(requested: str, content: str) -> bytes:
+    """Return recipe.yaml with the digests of the requested recipe and of its own content."""
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return f"{_HEAD}{requested}{_HOLDS}{digest}\n{content}".encode()
 
 
 def portable_recipe(stored: Path, recipe: Recipe) -> bytes:
-    """Return a run's recipe.yaml for a copy that names what is local by its digest.
+    """Return recipe.yaml of a run for a copy without local paths.
 
-    What was asked for stays known where no path was in it; a digest of paths would let them be
-    guessed.
+    A recipe with placeholders gets its own digest as the requested one: from a digest over paths
+    these could be guessed.
     """
     head, body = _split(stored)
-    asked = head.removeprefix(_HEAD).partition(_HOLDS)[0]
-    asked = recipe.sha256 if placeholder_keys(recipe.to_dict()) else asked
-    return _stamped(asked, _with_names(_names(body), recipe.to_yaml()))
+    requested = head.removeprefix(_HEAD).partition(_HOLDS)[0]
+    requested = recipe.sha256 if placeholder_keys(recipe.to_dict()) else requested
+    return _stamped(requested, _with_names(_names(body), recipe.to_yaml()))
 
 
 def _with_names(names: dict[str, str], content: str) -> str:

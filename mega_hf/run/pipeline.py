@@ -101,9 +101,7 @@ def merge_only(
         MegaError: as `merge`; RecipeError if there is no such node.
     """
     options = RunOptions(overwrite, update, parents, forward, full_evaluation, progress)
-    with open_run(recipe, run_folder(recipe, out), options) as run:
-        outcome, context = begin_search(recipe, run, node)
-        return make_merges(outcome, context, node)[-1]
+    return run_merge_only(recipe, node, run_folder(recipe, out), options)
 
 
 def train(
@@ -158,7 +156,7 @@ def run_folder(recipe: Recipe, out: str | Path | None) -> RunFolder:
 def run_merge(
     recipe: Recipe, folder: RunFolder, options: RunOptions, keep: Literal["all", "final"]
 ) -> MergeResult:
-    """Merge as `merge`, in a folder that may have been checked already."""
+    """Merge as `merge`, in a folder whose recipe may have been read already."""
     with open_run(recipe, folder, options) as run:
         result = run.finished()
         if result is None:
@@ -174,3 +172,10 @@ def run_merge(
         if keep == "final" and run.processes.is_main:
             folder.drop_intermediates()
         return result
+
+
+def run_merge_only(recipe: Recipe, node: str, folder: RunFolder, options: RunOptions) -> MergedNode:
+    """Make one merge as `merge_only`, in a folder whose recipe may have been read already."""
+    with open_run(recipe, folder, options) as run:
+        outcome, context = begin_search(recipe, run, node)
+        return make_merges(outcome, context, node)[-1]

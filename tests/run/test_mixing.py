@@ -151,7 +151,7 @@ def test_a_population_without_memory_is_refused_before_it_is_made(
     answer = mega("merge", recipe, "--out", tmp_path / "out")
     assert (
         answer.code == 2
-        and "no memory for the population" in answer.err
+        and "not enough memory for the population" in answer.err
         and "encoding: mixing" in answer.err
     )
     mixing = mega(

@@ -128,7 +128,7 @@ def test_a_changed_node_runs_again_with_those_above_and_nothing_else(
 ) -> None:
     changed = Recipe.from_dict(explicit(four, c_d={"seed": 7}))
     before = {path: path.read_bytes() for path in treed_copy.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=r"--update runs these nodes again: c\+d, a\+b\+c\+d;"):
+    with pytest.raises(RunError, match="a run of a different recipe"):
         merge(changed, treed_copy)
     assert {path: path.read_bytes() for path in treed_copy.rglob("*") if path.is_file()} == before
     result = merge(changed, treed_copy, update=True)

@@ -211,7 +211,7 @@ def test_a_run_that_comes_second_to_a_new_folder_is_refused(
 
     monkeypatch.setattr("mega_hf.run.folder.hold", late)
     answer = mega("merge", pair.write(tmp_path), "--out", taken, "--quiet")
-    assert answer.code == 2 and "another run was here meanwhile" in answer.err
+    assert answer.code == 2 and "another run has started in this folder" in answer.err
     assert [path.name for path in taken.iterdir()] == ["recipe.yaml"]
 
 
