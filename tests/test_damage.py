@@ -135,9 +135,7 @@ def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copi
     file = copied / "recipe.yaml"
     file.write_text(file.read_text().replace("population_size: 6", "population_size: 5"))
     before = weights_of(copied)
-    with pytest.raises(
-        RunError, match=r"recipe.yaml in the run folder[\s\S]*--overwrite"
-    ):
+    with pytest.raises(RunError, match=r"recipe.yaml in the run folder[\s\S]*--overwrite"):
         merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == before
     assert (
