@@ -3,7 +3,9 @@ made."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import datasets
 import pytest
 
 from tests.tools import tiny
-from tests.tools.broken import refused
+from tests.tools.broken import PARTS, refused
 
 
 def encoded(
     split: datasets.Dataset, change: Callable[[int, dict[str, Any]], None]
 ) -> datasets.Dataset:
-    """Return a split whose rows were changed while their pictures were files."""
+    """Return a split whose rows were changed while their images were encoded."""
     rows = split.cast_column("image", datasets.Image(decode=False)).to_list()
     for i, row in enumerate(rows):
         change(i, row)
@@ -33,9 +35,9 @@ def break_seventh(i: int, row: dict[str, Any]) -> None:
         row["image"] = {"bytes": row["image"]["bytes"][:40], "path": None}
 
 
-def not_even_a_picture(i: int, row: dict[str, Any]) -> None:
+def not_an_image(i: int, row: dict[str, Any]) -> None:
     if i == 7:
-        row["image"] = {"bytes": b"no picture", "path": None}
+        row["image"] = {"bytes": b"not an image", "path": None}
 
 
 def unlabelled(i: int, row: dict[str, Any]) -> None:
@@ -57,26 +59,14 @@ def renamed() -> dict[str, datasets.Dataset]:
 
 
 BAD_ROWS: dict[str, tuple[Callable[[], dict[str, datasets.Dataset]], list[str]]] = {
-    "broken in validation": (
-        lambda: splits(validation=encoded(tiny.split(60, 2), break_seventh)),
-        ["broken picture", "row 7 of validation"],
-    ),
-    "broken in test": (
-        lambda: splits(test=encoded(tiny.split(90, 3), break_seventh)),
-        ["broken picture", "row 7 of test"],
-    ),
-    "no picture in test": (
-        lambda: splits(test=encoded(tiny.split(90, 3), not_even_a_picture)),
-        ["broken picture", "row 7 of test"],
-    ),
     "labels of -1": (
         lambda: splits(test=encoded(tiny.split(90, 3), unlabelled)),
         ["labels out of range", "test", "0 to 2", "-1"],
     ),
     "a class that the model lacks": (renamed, ["lacks a class", "dot"]),
-    "the same pictures": (
+    "the same images": (
         lambda: splits(validation=tiny.split(90, 3).select(range(60))),
-        ["same pictures", "60 of 60"],
+        ["same images", "60 of 60"],
     ),
     "no test split": (
         lambda: {k: v for k, v in splits().items() if k != "test"},
@@ -105,6 +95,48 @@ def test_bad_rows(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     )
     # No run folder is left behind, so nothing was searched before the test split's fault was found.
     refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+
+
+@pytest.mark.parametrize("change", [break_seventh, not_an_image])
+def test_a_broken_test_image_leaves_a_run_that_resumes(
+    change: Any, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
+    """Test images are decoded after the search, whose journal is kept."""
+    broken = splits(test=encoded(tiny.split(90, 3), change))
+    data, out = tiny.write_splits(tmp_path / "data-set", broken), tmp_path / "out"
+    recipe = pair.write(
+        tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
+    )
+    answer = mega("merge", recipe, "--out", out)
+    assert answer.code == 2 and "broken image in row 7 of test" in answer.err, answer
+    assert all(part in answer.err for part in PARTS) and "Traceback" not in answer.err
+    assert not (out / "result.json").exists()
+    journal = (out / "journal.jsonl").read_bytes().splitlines()
+    shutil.rmtree(data)
+    tiny.write_splits(data, splits())
+    answer = mega("merge", recipe, "--out", out, "--update")
+    assert answer.code == 0, answer
+    resumed = (out / "journal.jsonl").read_bytes().splitlines()
+    assert resumed[: len(journal)] == journal
+    kinds = [json.loads(line)["kind"] for line in resumed[len(journal) :]]
+    assert kinds == ["header"], "something was searched again"
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_a_broken_validation_image(row: int, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    """Rows of the search, and of the held-out selection, to which row 7 belongs."""
+
+    def break_row(i: int, image: dict[str, Any]) -> None:
+        break_seventh(7 if i == row else -1, image)
+
+    broken = splits(validation=encoded(tiny.split(60, 2), break_row))
+    data = tiny.write_splits(tmp_path / "data-set", broken)
+    recipe = pair.write(
+        tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
+    )
+    answer = mega("merge", recipe, "--out", tmp_path / "out")
+    assert answer.code == 2 and f"broken image in row {row} of validation" in answer.err, answer
+    assert not (tmp_path / "out" / "result.json").exists()
 
 
 def test_more_classes_than_outputs(pair: tiny.Pair, tmp_path: Path, mega) -> None:

@@ -17,7 +17,8 @@ from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import absolute, is_local
 from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.processes import Processes
-from mega_hf.tasks.image_classification import fill_examples, match_classes
+from mega_hf.tasks.image_classification import match_classes
+from mega_hf.tasks.rows import load_examples
 from mega_hf.tasks.splits import load_split
 
 
@@ -75,7 +76,7 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
     examples = place_examples(
         len(rows), opened.input_shape, even_batches(len(rows), batch_size), device, 0.5
     )
-    fill_examples(rows, mapping, opened.transform, examples.images, examples.labels)
+    load_examples(rows, mapping, opened.transform, examples.images, examples.labels)
     began = time.perf_counter()
     right = ResidentModel(opened.model, device, PLAIN).answers(examples).right
     return Measurement(

@@ -17,7 +17,7 @@ from torch import nn
 
 from mega_hf.errors import RunError, first_line
 from mega_hf.runtime.processes import is_gpu
-from mega_hf.tasks.image_classification import _judge, logits
+from mega_hf.tasks.image_classification import judge, logits
 
 # Ways of running a model, as the journal's header calls them.
 PLAIN = "eager float32 contiguous"  # as a user's own code would
@@ -149,7 +149,7 @@ class ResidentModel:
         return self._answers(examples, torch.arange(examples.count) if rows is None else rows)
 
     def _answers(self, examples: Examples, rows: torch.Tensor) -> Predictions:
-        right, margin, finite, loss = self._show(examples, rows, _judge)
+        right, margin, finite, loss = self._show(examples, rows, judge)
         return Predictions(right, margin, bool(finite.all()), loss)
 
     def _show(

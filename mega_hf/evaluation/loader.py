@@ -11,8 +11,7 @@ from mega_hf.evaluation.batch_size import even_batches, suitable
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, place_examples
 from mega_hf.models.loaded import LoadedModel
-from mega_hf.tasks.image_classification import fill_examples
-from mega_hf.tasks.rows import Split
+from mega_hf.tasks.rows import Split, load_examples
 from mega_hf.tasks.splits import Splits
 
 
@@ -32,7 +31,7 @@ class Loader:
         examples = place_examples(
             len(split), shape, self.batch_size, self.device, self.memory_share
         )
-        fill_examples(split, self.mapping, self.model.transform, examples.images, examples.labels)
+        load_examples(split, self.mapping, self.model.transform, examples.images, examples.labels)
         return examples
 
     def calibration(self, splits: Splits, threads: int) -> Calibration | None:

@@ -232,7 +232,7 @@ def make_record(
             "source": splits.source,
             "classes": splits.classes,
             "matched": parents.matched,
-            "shared_pictures": splits.shared_pictures,
+            "shared_pictures": splits.shared_images,
             **{
                 name: {"rows": len(rows), "spec": rows.spec, "sha256": sha}
                 for name, rows, sha in splits.named

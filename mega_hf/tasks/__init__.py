@@ -1,1 +1,1 @@
-"""What is asked of a model and on which rows: data sets, splits, tasks."""
+"""Tasks and their data: data sets, splits, rows, and one file per task."""

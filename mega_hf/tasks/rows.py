@@ -1,26 +1,22 @@
-"""Rows of one split: chosen, still encoded, hashed, decoded."""
+"""Rows of one split: choose, hash, decode."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL
 import torch
-from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from mega_hf.errors import DataError
 from mega_hf.recipe.data import CalibrationRows, Sample
+from mega_hf.tasks.image_classification import decode_image, encoded_image
 
 _CHUNK = 256  # rows read at once
 
@@ -29,7 +25,7 @@ _CHUNK = 256  # rows read at once
 class Split:
     """Some rows of a data set, still encoded."""
 
-    spec: str
+    spec: str  # which rows these are, in words
     origin: str  # the split of the data set that the rows come from
     indices: np.ndarray  # [rows] int64, positions in that split
     rows: datasets.Dataset  # image (undecoded) and label columns alone
@@ -41,69 +37,60 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all rows, each of which has been decoded once to see that it can be.
-
-        Raises:
-            DataError: a picture is broken.
-        """
+        """SHA-256 over all rows."""
         return hashlib.sha256(b"".join(hash_rows(self))).hexdigest()
 
-    def picture(self, i: int) -> Image.Image:
-        """Decode one picture.
+    def example(self, i: int) -> Image.Image:
+        """Decode one row's image.
 
         Raises:
-            DataError: it is broken; the row is named.
+            DataError: the image is broken; the row is named.
         """
         return self._decode(i, self.rows[i][self.image])
 
-    def _decode(self, i: int, stored: dict[str, Any]) -> Image.Image:
-        try:
-            picture = Image.open(io.BytesIO(_encoded(stored)))
-            picture.load()
-            return picture
-        except (OSError, ValueError, SyntaxError, TypeError) as error:
-            got = f"{type(error).__name__}: {error}"
-            raise DataError(
-                f"a broken picture in row {self.indices[i]} of {self.origin}",
-                expected="a picture",
-                got=got,
-                hint="mend or drop this row",
-            ) from None
+    def _decode(self, i: int, stored: dict[str, Any] | None) -> Image.Image:
+        return decode_image(stored, self.name_row(i))
+
+    def name_row(self, i: int) -> str:
+        """Return which row of the data set this is, for errors."""
+        return f"row {self.indices[i]} of {self.origin}"
+
+    def chunks(self) -> Iterator[tuple[range, list[dict[str, Any]]]]:
+        """Yield the rows' places and stored images, some rows at a time."""
+        for start in range(0, len(self), _CHUNK):
+            stored = self.rows[start : start + _CHUNK][self.image]
+            yield range(start, start + len(stored)), stored
 
     def for_each(self, work: Callable[[int, Image.Image], object]) -> None:
-        """Decode all pictures, several at a time, and call `work` with each one's place among the
-        rows and itself.
+        """Decode all images, several at a time, and call `work` with each one's place and itself.
 
         Raises:
-            DataError: one is broken, as `picture`; of several the first.
+            DataError: an image is broken, as `example`; of several the first.
         """
         # Pillow decodes and resizes without Python's lock
         pool = ThreadPoolExecutor(torch.get_num_threads())
         try:
-            for start in range(0, len(self), _CHUNK):
-                stored = self.rows[start : start + _CHUNK][self.image]
-                numbered = range(start, start + len(stored))
-                for _ in pool.map(lambda i, one: work(i, self._decode(i, one)), numbered, stored):
+            for places, stored in self.chunks():
+                for _ in pool.map(lambda i, one: work(i, self._decode(i, one)), places, stored):
                     pass
         finally:
             pool.shutdown(cancel_futures=True)
 
     def take(self, places: np.ndarray, spec: str) -> Split:
-        """Return the rows at some places, under a text that says which they are."""
+        """Return the rows at some places; `spec` says which they are."""
         return replace(self, spec=spec, indices=self.indices[places], rows=self.rows.select(places))
 
     def labels(self) -> np.ndarray:
-        """Return the rows' labels: [rows] int64."""
-        return np.array(
-            [-1 if label is None else label for label in self.rows[self.label][:]], dtype=np.int64
-        )
+        """Return the rows' labels, -1 where there is none: [rows] int64."""
+        labels = self.rows[self.label][:]
+        return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
 
 
 def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, label: str) -> Split:
     """Choose the rows of a `datasets` slice or of a sample.
 
     Raises:
-        DataError: there is no such split, or it is empty.
+        DataError: there is no such split, or no row in the slice.
     """
     if isinstance(spec, Sample):
         origin, indices, text = spec.split, _draw(spec, whole, label), spec.text
@@ -130,11 +117,10 @@ def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
             {k: len(v) for k, v in whole.items()}
         )
     except (ValueError, AssertionError, KeyError) as error:
-        got = f"{spec}: {' '.join(str(error).split())[:200]}"
         raise DataError(
             "no such split",
             expected="a slice of " + ", ".join(whole),
-            got=got,
+            got=f"{spec}: {' '.join(str(error).split())[:200]}",
             hint="data.validation and data.test name the splits",
         ) from None
     origins = {part.splitname for part in absolute}
@@ -183,7 +169,7 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
 
 
 def sample_rows(split: Split, wanted: CalibrationRows) -> Split:
-    """Draw some of a split's rows, or take all if it has no more, in the split's order."""
+    """Draw some of a split's rows, or take all if there are no more, in the split's order."""
     chosen = draw_places(len(split), wanted.size, wanted.seed)
     text = wanted.model_copy(update={"size": len(chosen)}).text_of(split.spec)
     return split.take(chosen, text)
@@ -196,42 +182,59 @@ def draw_places(count: int, wanted: int, seed: int) -> np.ndarray:
 
 
 def hash_rows(split: Split) -> list[bytes]:
-    """Return each row's SHA-256 over the encoded picture and the label, having seen that the
-    picture decodes.
+    """Return each row's SHA-256 over the encoded image, followed by the label's 8 bytes.
 
-    The test split's pictures are looked at here too: no model sees them, but a picture that can't
-    be read must not end a run after its search.
+    Raises:
+        DataError: an image's file can't be read.
     """
-    hashes: list[bytes] = []
     labels = split.labels()
-    for start in range(0, len(split), _CHUNK):
-        for i, stored in enumerate(split.rows[start : start + _CHUNK][split.image], start):
-            picture = hashlib.sha256(_read(split, i, stored)).digest()
-            hashes.append(picture + int(labels[i]).to_bytes(8, "little", signed=True))
-    _see_decoded(split, hashes)
-    return hashes
+    return [
+        hashlib.sha256(encoded_image(image, split.name_row(i))).digest()
+        + int(labels[i]).to_bytes(8, "little", signed=True)
+        for places, stored in split.chunks()
+        for i, image in zip(places, stored, strict=True)
+    ]
 
 
-def _read(split: Split, i: int, stored: dict[str, Any]) -> bytes:
-    try:
-        return _encoded(stored)
-    except (OSError, TypeError):
-        split.picture(i)  # says what is wrong, and with which row
-        raise
+def load_examples(
+    split: Split,
+    mapping: list[int],
+    transform: Callable[[Image.Image], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Decode and transform all rows of a split into given tensors.
+
+    Args:
+        split: the rows.
+        mapping: for each class of the data set the model's output.
+        transform: an image to [channels, height, width] float32.
+        images: [rows or more, channels, height, width] float32, written to.
+        labels: [rows or more] int64, written to.
+
+    Raises:
+        DataError: an image is broken.
+    """
+
+    def place(i: int, image: Image.Image) -> None:
+        images[i] = transform(image)
+
+    split.for_each(place)
+    labels[: len(split)] = torch.tensor([mapping[label] for label in split.labels()])
 
 
-def _see_decoded(split: Split, hashes: list[bytes]) -> None:
-    """Decode each picture once, unless these very rows were decoded before: that stands in the
-    cache, by content."""
-    content = hashlib.sha256(PIL.__version__.encode() + b"".join(hashes)).hexdigest()
-    known = Path(HF_HOME) / "mega_hf" / "decoded" / content
-    if known.exists():
-        return
-    split.for_each(lambda *_: None)
-    with suppress(OSError):  # no room, or not ours to write: they are decoded again the next time
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.touch()
+def check_labels(split: Split, classes: int) -> None:
+    """Raise DataError if a label is not in [0, classes).
 
-
-def _encoded(value: dict[str, Any]) -> bytes:
-    return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    The Hub's unlabelled test splits have labels of -1.
+    """
+    labels = split.labels()
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        row, label = split.indices[wrong[0]], labels[wrong[0]]
+        raise DataError(
+            f"labels out of range in {split.spec}",
+            expected=f"0 to {classes - 1}",
+            got=f"{label} in row {row}, {len(wrong)} in all",
+            hint="a split with labels",
+        )

@@ -1,5 +1,4 @@
-"""A data set's splits: which rows, which columns, which classes; and pictures as tensors. Test is
-kept apart."""
+"""Divide a data set: which rows, columns and classes; the test split is kept apart."""
 
 from __future__ import annotations
 
@@ -12,20 +11,27 @@ import numpy as np
 
 from mega_hf.errors import DataError
 from mega_hf.recipe.data import SECOND_LOOK_SEED, CalibrationRows, Data, Sample
-from mega_hf.tasks.dataset import find_columns, open_dataset
-from mega_hf.tasks.image_classification import check_labels
-from mega_hf.tasks.rows import Split, draw_places, hash_rows, sample_rows, select_rows
+from mega_hf.tasks.dataset import open_dataset
+from mega_hf.tasks.image_classification import find_columns
+from mega_hf.tasks.rows import (
+    Split,
+    check_labels,
+    draw_places,
+    hash_rows,
+    sample_rows,
+    select_rows,
+)
 
 DEFAULT_SAMPLE = 5000
-# more identical pictures than this share of the validation rows is a leak, not a coincidence
+# more identical images than this share of the validation rows is a leak, not a coincidence
 _SHARED_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a merge needs of a data set."""
+    """The rows of a data set that a run uses."""
 
-    train: Split | None  # what neither validation nor test holds, of the training split
+    train: Split | None  # the training split's rows that are neither in validation nor in test
     validation: Split
     test: Split
     class_names: tuple[str, ...] | None
@@ -33,17 +39,16 @@ class Splits:
     data: Data  # with every default filled in: columns, splits, revision
     source: dict[str, Any]  # {hub, revision} or {local}: never a path of this machine
     digests: dict[str, str]  # validation, test, second_look: SHA-256 over rows
-    shared_pictures: int  # pictures that stand in validation and in test
+    shared_images: int  # images that are both in validation and in test
     notices: tuple[str, ...]
-    # rows of `train` for BatchNorm's statistics; None where there are none
+    # rows of `train` for BatchNorm's statistics, if there are any
     calibration: Split | None = None
-    # validation rows that the search never sees, and so no part of `validation`
+    # held-out validation rows, which the search never sees; no part of `validation`
     second_look: Split | None = None
 
     @property
     def named(self) -> list[tuple[str, Split, str]]:
-        """The rows that a run takes of the data set beside those for training: name, rows,
-        digest."""
+        """All rows but those for training, as (name, rows, digest)."""
         rows = {"validation": self.validation, "test": self.test, "calibration": self.calibration}
         rows |= {"second_look": self.second_look}
         return [
@@ -54,16 +59,16 @@ class Splits:
 
 
 def load_splits(data: Data, trained_here: bool = False) -> Splits:
-    """Read a data set and divide it as a recipe says.
+    """Load a data set and divide it as a recipe says.
 
     Args:
         data: which splits.
-        trained_here: whether all parents are trained on what validation and test leave; nothing is
-            to be said then.
+        trained_here: whether all parents are trained here, on rows that are neither in validation
+            nor in test; else a notice is given where parents may have seen validation rows.
 
     Raises:
-        DataError: it can't be found or read, a column or split is missing, a split is empty, labels
-            are out of range, a picture is broken, or validation and test overlap.
+        DataError: the data set can't be found or read, a column or split is missing, a split is
+            empty, labels are out of range, or validation and test overlap.
     """
     whole, data, source = open_dataset(data)
     data = _default_splits(data, whole)
@@ -74,7 +79,7 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         validation = select_rows(data.validation, whole, image, label)
     with DataError.about("test"):
         test = select_rows(data.test, whole, image, label)
-        _refuse_overlap(validation, test)
+        _check_overlap(validation, test)
     notices: tuple[str, ...] = ()
     if validation.origin == data.train.split("[")[0] and not trained_here:
         rows = (
@@ -84,13 +89,13 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         )
         notices = (f"validation rows {rows}: right only if no parent was trained on them",)
     hashes = {"validation": hash_rows(validation), "test": hash_rows(test)}
-    shared = _shared_pictures(hashes["validation"], hashes["test"])
+    shared = _shared_images(hashes["validation"], hashes["test"])
     with DataError.about("train"):
         train = _remaining(data, whole, image, label, [validation, test])
     calibration = _calibration(data, whole, image, label, train, [validation, test])
     labelled = [split for split in (train, validation, test) if split is not None and len(split)]
     classes = len(names) if names else int(max(split.labels().max() for split in labelled)) + 1
-    # training looks at those of its rows
+    # the labels of training rows are checked where parents are trained
     for key, split in (("validation", validation), ("test", test)):
         with DataError.about(key):
             check_labels(split, classes)
@@ -115,16 +120,15 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
 
 
 def add_calibration(splits: Splits) -> Splits:
-    """Return splits of which the calibration rows are known, by the recipe's entry and by their
-    digest.
+    """Return splits with the digest of their calibration rows, and the recipe's entry for these.
 
     Raises:
-        DataError: there are no two; or a picture is broken.
+        DataError: there are fewer than two rows.
     """
     rows = splits.calibration
     if rows is None or len(rows) < 2:
         raise DataError(
-            "no pictures to recalibrate BatchNorm's statistics on",
+            "no images to recalibrate BatchNorm's statistics on",
             key="calibration",
             expected=f"two rows of {splits.data.train} or more",
             got=(
@@ -149,13 +153,12 @@ def _calibration(
     train: Split | None,
     held_out: list[Split],
 ) -> Split | None:
-    """Return the rows that the recipe names for BatchNorm's statistics, or the first choice: some
-    of `train`."""
+    """Return the rows for BatchNorm's statistics: the recipe's, by default some of `train`."""
     if isinstance(data.calibration, str):
         with DataError.about("calibration"):
             chosen = select_rows(data.calibration, whole, image, label)
             for split, name in zip(held_out, ("validation", "test"), strict=True):
-                _refuse_overlap(split, chosen, f"{name} and calibration")
+                _check_overlap(split, chosen, f"{name} and calibration")
         return chosen
     if train is None or not len(train):
         return None
@@ -163,8 +166,11 @@ def _calibration(
 
 
 def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, int]:
-    """Read one split, for `evaluate`: the split, the class names if the data set has them, and how
-    many classes."""
+    """Load one split, for `evaluate`.
+
+    Returns:
+        the split, the class names if the data set has them, and how many classes.
+    """
     whole, data, _ = open_dataset(data)
     image, label, names = find_columns(data, whole)
     split = select_rows(spec, whole, image, label)
@@ -176,19 +182,19 @@ def load_split(data: Data, spec: str) -> tuple[Split, tuple[str, ...] | None, in
 def load_sample(
     data: Data, spec: str | None, size: int
 ) -> tuple[Split, Split | None, tuple[str, ...] | None, int]:
-    """Read some rows to measure on, and others to recalibrate on, for `compare`.
+    """Load some rows to evaluate on, and others to recalibrate on, for `compare`.
 
     Args:
         data: the data set.
         spec: a slice; by default the split named validation, else the training split.
-        size: rows to measure on, drawn at random where there are more.
+        size: rows to evaluate on, drawn at random where there are more.
 
     Returns:
-        both, the second None where there are no others; the class names if the data set has them,
-        how many classes.
+        the rows to evaluate on; those to recalibrate on, None where no others exist; the class
+        names if the data set has them; how many classes.
 
     Raises:
-        DataError: it can't be read, or a label is out of range.
+        DataError: the data set can't be read, or a label is out of range.
     """
     whole, data, _ = open_dataset(data)
     image, label, names = find_columns(data, whole)
@@ -206,15 +212,13 @@ def load_sample(
 
 
 def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
-    """Take the data set's own validation and test splits; else draw the validation rows from the
-    training split."""
+    """Fill in the data set's own splits, or else a sample of the training split to validate on."""
     if data.test is None:
         if "test" not in whole:
-            got = ", ".join(whole)
             raise DataError(
                 "no test split",
                 expected="data.test, or a split named test",
-                got=got,
+                got=", ".join(whole),
                 hint="--test SPLIT",
             )
         data = data.model_copy(update={"test": "test"})
@@ -222,12 +226,11 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
         data = data.model_copy(update={"validation": "validation"})
     if data.validation is None:
         if data.train not in whole:
-            got = ", ".join(whole)
             raise DataError(
                 "no validation split",
                 expected="data.validation, or a training split",
-                got=got,
-                hint="--validation",
+                got=", ".join(whole),
+                hint="--validation SPLIT",
             )
         size = min(DEFAULT_SAMPLE, len(whole[data.train]) // 10)
         sample = Sample(split=data.train, size=max(1, size))
@@ -238,16 +241,18 @@ def _default_splits(data: Data, whole: datasets.DatasetDict) -> Data:
 def _divide(
     validation: Split, data: Data, hashes: dict[str, list[bytes]]
 ) -> tuple[Split, Split | None]:
-    """Return the validation rows that are searched on, and those of the second look, if there is
-    one.
+    """Divide the validation rows between the search and the held-out selection.
 
     Args:
-        validation: all of them.
-        data: which share is kept for the second look.
-        hashes: of each split's rows; what is divided is put in its place.
+        validation: all validation rows.
+        data: which share is held out.
+        hashes: of each split's rows; those of the validation rows are divided in place.
+
+    Returns:
+        the rows for the search, and the held-out rows, if any.
 
     Raises:
-        DataError: the share is no row.
+        DataError: the share is less than one row.
     """
     if not data.second_look:
         return validation, None
@@ -255,11 +260,11 @@ def _divide(
     later = draw_places(count, min(round(data.second_look * count), count - 1), SECOND_LOOK_SEED)
     if not len(later):
         raise DataError(
-            "no validation rows for a second look",
+            "no validation rows for the held-out selection",
             key="second_look",
             expected=f"a share of {validation.spec} that is a row or more",
             got=f"{data.second_look:g} of {count}",
-            hint="more validation rows; or data.second_look: 0, and there is none",
+            hint="more validation rows, or data.second_look: 0",
         )
     places = {"validation": np.setdiff1d(np.arange(count), later), "second_look": later}
     whole = hashes["validation"]
@@ -270,7 +275,7 @@ def _divide(
     return searched, second
 
 
-def _refuse_overlap(one: Split, other: Split, names: str = "validation and test") -> None:
+def _check_overlap(one: Split, other: Split, names: str = "validation and test") -> None:
     if one.origin == other.origin:
         both = np.intersect1d(one.indices, other.indices)
         if len(both):
@@ -278,18 +283,15 @@ def _refuse_overlap(one: Split, other: Split, names: str = "validation and test"
                 f"{names} overlap",
                 expected="no common rows",
                 got=f"{len(both)} rows of {one.origin} in both {one.spec} and {other.spec}",
-                hint=(
-                    "what has seen rows that it is measured on makes the measurement worthless:"
-                    " other slices"
-                ),
+                hint="choose slices without common rows: otherwise the evaluation is worthless",
             )
 
 
-def _shared_pictures(validation: list[bytes], test: list[bytes]) -> int:
+def _shared_images(validation: list[bytes], test: list[bytes]) -> int:
     shared = len(set(validation) & set(test))
     if shared > _SHARED_LIMIT * len(validation):
         raise DataError(
-            "validation and test hold the same pictures",
+            "validation and test hold the same images",
             key="test",
             expected=f"at most {_SHARED_LIMIT:.0%} of the validation rows",
             got=f"{shared} of {len(validation)}",

@@ -20,7 +20,8 @@ from mega_hf.recipe.parents import ParentRef, ParentTrain, TrainedParent, Weight
 from mega_hf.recipe.placeholders import existing
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
-from mega_hf.tasks.image_classification import check_labels, match_classes
+from mega_hf.tasks.image_classification import match_classes
+from mega_hf.tasks.rows import check_labels
 from mega_hf.tasks.splits import Splits
 from mega_hf.training.trainer import update
 
@@ -121,7 +122,6 @@ def check_training(
         if (id(model), rows) not in tried:
             tried.add((id(model), rows))
             _try(name, model, rows)
-    assert splits.train.digest, "every picture has been decoded"
     return models
 
 

@@ -25,8 +25,7 @@ from mega_hf.errors import RunError
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.parents import ParentTrain, Train
 from mega_hf.runtime.seeds import named_stream
-from mega_hf.tasks.image_classification import fill_examples
-from mega_hf.tasks.rows import Split
+from mega_hf.tasks.rows import Split, load_examples
 
 _TIMED_ROWS = 32
 
@@ -49,7 +48,7 @@ class TrainingRows:
         self.is_held = 4 * len(split) * math.prod(self.shape) <= limit
         if self.is_held:
             self._held = torch.empty(len(split), *self.shape)
-            fill_examples(split, mapping, model.transform, self._held, self.labels)
+            load_examples(split, mapping, model.transform, self._held, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +60,7 @@ class TrainingRows:
         # torch.stack would keep strides that a transform left
         images = torch.empty(len(rows), *self.shape)
         for image, row in zip(images, rows.tolist(), strict=True):
-            image.copy_(self._transform(self._split.picture(row)))
+            image.copy_(self._transform(self._split.example(row)))
         return images
 
 

@@ -296,7 +296,7 @@ def _compare_data(told: RunClaims, splits: Splits, matched: str) -> None:
     said: dict[str, Any] = told.result.record["data"]
     found = {
         "classes": splits.classes,
-        "shared_pictures": splits.shared_pictures,
+        "shared_pictures": splits.shared_images,
         "matched": matched,
     }
     for what, value in found.items():

@@ -392,6 +392,6 @@ def test_what_is_no_baseline_is_refused(
 def test_a_share_that_is_no_row_is_refused(pair: tiny.Pair, tmp_path: Path) -> None:
     tree = whole(pair)
     tree["data"] |= {"second_look": 0.001}
-    with pytest.raises(DataError, match="no validation rows for a second look"):
+    with pytest.raises(DataError, match="no validation rows for the held-out selection"):
         merge(Recipe.from_dict(tree), tmp_path / "run")
     assert not (tmp_path / "run").exists()

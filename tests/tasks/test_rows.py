@@ -1,4 +1,4 @@
-"""Rows of a split: decoded several at a time, hashed, and seen to decode once for all runs."""
+"""Rows of a split: decode several at a time, and hash without decoding."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from PIL import Image
 
 from mega_hf.errors import DataError
 from mega_hf.recipe.data import Data
-from mega_hf.tasks import rows
-from mega_hf.tasks.image_classification import fill_examples
-from mega_hf.tasks.rows import Split, hash_rows
+from mega_hf.tasks.rows import Split, hash_rows, load_examples
 from mega_hf.tasks.splits import load_split
 from tests.tools import tiny
 
@@ -31,25 +29,8 @@ def split(tmp_path: Path) -> Split:
     return load_split(Data(path=str(folder)), "train")[0]
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows that are decoded from here on."""
-    seen: list[int] = []
-    decode = Split._decode
-    monkeypatch.setattr(
-        Split, "_decode", lambda self, i, stored: seen.append(i) or decode(self, i, stored)
-    )
-    return seen
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rows, "HF_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def _break(split: Split, at: int, stored: bytes | str) -> Split:
-    """Put other bytes, or the path of a file, in the place of a picture."""
+    """Put other bytes, or the path of a file, in place of an image."""
     encoded = split.rows[:]["image"]
     is_path = isinstance(stored, str)
     encoded[at] = {"bytes": None if is_path else stored, "path": stored if is_path else None}
@@ -64,28 +45,31 @@ def _break(split: Split, at: int, stored: bytes | str) -> Split:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_each_picture_comes_to_its_own_place(
+def test_each_image_is_written_to_its_own_row(
     split: Split, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images, labels = torch.zeros(600, 8, 8, 3), torch.zeros(600, dtype=torch.int64)
-    fill_examples(
-        split, [2, 0, 1], lambda picture: torch.from_numpy(np.array(picture)), images, labels
-    )
+    load_examples(split, [2, 0, 1], lambda image: torch.from_numpy(np.array(image)), images, labels)
     expected, classes = tiny.examples(600, 1)
     assert np.array_equal(images.numpy(), expected)
     assert labels.tolist() == [[2, 0, 1][label] for label in classes]
 
 
-def test_of_several_broken_pictures_the_first_is_named(split: Split) -> None:
-    twice = _break(_break(split, 500, b"no picture"), 300, b"nor this")
-    with pytest.raises(DataError, match="row 300 of train"):
-        hash_rows(twice)
+def test_of_several_broken_images_the_first_is_named(split: Split) -> None:
+    twice = _break(_break(split, 500, b"not an image"), 300, b"nor this")
+    with pytest.raises(DataError, match="broken image in row 300 of train"):
+        twice.for_each(lambda *_: None)
 
 
-def test_a_picture_that_is_not_there_is_named(split: Split) -> None:
-    with pytest.raises(DataError, match="row 7 of train"):
+def test_a_missing_image_file_is_named(split: Split) -> None:
+    with pytest.raises(DataError, match=r"row 7 of train[\s\S]*nowhere\.png"):
         hash_rows(_break(split, 7, "nowhere.png"))
+
+
+def test_hashing_does_not_decode(split: Split) -> None:
+    broken, hashes = _break(split, 7, b"not an image"), hash_rows(split)
+    assert [i for i, row in enumerate(hash_rows(broken)) if row != hashes[i]] == [7]
 
 
 def test_an_interruption_does_not_wait_for_the_rest(split: Split) -> None:
@@ -94,7 +78,7 @@ def test_an_interruption_does_not_wait_for_the_rest(split: Split) -> None:
 
     def work(i: int, _: Image.Image) -> None:
         if i > 20:
-            time.sleep(0.05)  # tiny pictures may all be decoded before the main thread hears of it
+            time.sleep(0.05)  # tiny images may all be decoded before the main thread knows
         done.append(i)
         if i == 20:
             raise KeyboardInterrupt
@@ -103,27 +87,3 @@ def test_an_interruption_does_not_wait_for_the_rest(split: Split) -> None:
     with pytest.raises(KeyboardInterrupt):
         split.for_each(work)
     assert len(done) < 256 and threading.active_count() == before
-
-
-def test_rows_that_decoded_once_are_not_decoded_again(
-    split: Split, home: Path, decoded: list[int]
-) -> None:
-    first = hash_rows(split)
-    assert sorted(decoded) == list(range(600))
-    decoded.clear()
-    assert hash_rows(split) == first and decoded == []
-    hash_rows(replace(split, rows=split.rows.select(range(599)), indices=split.indices[:599]))
-    assert len(decoded) == 599, "other rows"
-
-
-def test_rows_that_did_not_decode_are_tried_again(split: Split, home: Path) -> None:
-    broken = _break(split, 300, b"no picture")
-    for _ in range(2):
-        with pytest.raises(DataError, match="row 300"):
-            hash_rows(broken)
-
-
-def test_no_room_for_the_cache_is_no_error(split: Split, home: Path, decoded: list[int]) -> None:
-    home.write_text("a file where a folder should be")
-    assert hash_rows(split) == hash_rows(split)
-    assert len(decoded) == 1200

@@ -31,10 +31,10 @@ def test_the_defaults(folder: Path) -> None:
     assert splits.notices == ()
 
 
-def test_pictures_and_labels_are_those_of_the_files(folder: Path) -> None:
+def test_images_and_labels_are_those_of_the_files(folder: Path) -> None:
     splits = load_splits(Data(path=str(folder), validation="validation[10:20]", second_look=0.0))
     images, labels = tiny.examples(60, 2)
-    assert np.array_equal(np.array(splits.validation.picture(3)), images[13])
+    assert np.array_equal(np.array(splits.validation.example(3)), images[13])
     assert splits.validation.labels().tolist() == labels[10:20].tolist()
     assert splits.validation.indices.tolist() == list(range(10, 20))
 
@@ -95,20 +95,20 @@ def test_a_changed_folder_is_seen(tmp_path: Path) -> None:
     assert after["test"] == before["test"]
 
 
-def test_a_few_shared_pictures_are_said_and_many_refused(tmp_path: Path) -> None:
+def test_a_few_shared_images_are_a_notice_and_many_an_error(tmp_path: Path) -> None:
     test = tiny.split(90, 3)
     large = datasets.concatenate_datasets([tiny.split(199, 2), test.select([5])])
     tiny.write_splits(tmp_path / "few", {"validation": large, "test": test})
     splits = load_splits(Data(path=str(tmp_path / "few")))
-    assert splits.shared_pictures == 1
+    assert splits.shared_images == 1
     assert "1 validation pictures" in " ".join(splits.notices)
     many = datasets.concatenate_datasets([large, test.select(range(10))])
     tiny.write_splits(tmp_path / "many", {"validation": many, "test": test})
-    with pytest.raises(DataError, match="same pictures"):
+    with pytest.raises(DataError, match="same images"):
         load_splits(Data(path=str(tmp_path / "many")))
 
 
-def test_pictures_by_class_in_folders(tmp_path: Path) -> None:
+def test_images_by_class_in_folders(tmp_path: Path) -> None:
     for seed, (name, rows) in enumerate({"train": 9, "validation": 9, "test": 9}.items()):
         images, labels = tiny.examples(rows, seed)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -117,7 +117,7 @@ def test_pictures_by_class_in_folders(tmp_path: Path) -> None:
             Image.fromarray(image).save(file)
     splits = load_splits(Data(path=str(tmp_path / "data")))
     assert (splits.class_names, len(splits.test)) == (tiny.NAMES, 9)
-    assert splits.test.picture(0).size == (8, 8)
+    assert splits.test.example(0).size == (8, 8)
 
 
 def test_validation_from_the_training_split_is_said(folder: Path) -> None:

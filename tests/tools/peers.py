@@ -29,7 +29,7 @@ from mega_hf.run.node import search_node
 from mega_hf.run.parents import ParentSet
 from mega_hf.search.evolve import RecordedDraws
 from mega_hf.search.population import Fitness, Population
-from mega_hf.tasks.image_classification import fill_examples
+from mega_hf.tasks.rows import load_examples
 from mega_hf.tasks.splits import load_splits
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ class Task:
             recipe.evaluation.batch_size, len(rows), CPU, model.model, model.input_shape
         )
         self.examples: Examples = place_examples(len(rows), model.input_shape, size, CPU, 0.5)
-        fill_examples(
+        load_examples(
             rows, parents.mapping, model.transform, self.examples.images, self.examples.labels
         )
         self.forward = ResidentModel(model.model, CPU)

@@ -358,21 +358,6 @@ def test_no_rows_to_train_on(tmp_path: Path) -> None:
         check(trainings.recipe(tmp_path / "data"))
 
 
-def test_a_broken_picture_among_the_training_rows(tmp_path: Path) -> None:
-    import datasets
-
-    rows = {
-        name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
-    }
-    encoded = rows["train"].cast_column("image", datasets.Image(decode=False))
-    examples = [one["image"] for one in encoded]
-    examples[7] = {"bytes": examples[7]["bytes"][:60], "path": None}
-    columns = {"image": examples, "label": rows["train"]["label"][:]}
-    rows["train"] = datasets.Dataset.from_dict(columns, features=rows["train"].features)
-    with pytest.raises(DataError, match="a broken picture in row 7 of train"):
-        check(trainings.recipe(tiny.write_splits(tmp_path / "data", rows)))
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

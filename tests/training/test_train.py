@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import timm
 import torch
 
 from mega_hf import Recipe
-from mega_hf.errors import RunError
+from mega_hf.errors import DataError, RunError
 from mega_hf.models.load import open_model
 from mega_hf.training import train as making
 from mega_hf.training import trainer as fitting
@@ -264,7 +265,22 @@ def test_trained_again_only_when_something_changes(data: Path, tmp_path: Path) -
     assert titles(trainings.recipe(data, other, epochs=1, learning_rate=0.1)) == ["b", "a"]
 
 
-# --- Divergence
+# --- Errors while training
+
+
+def test_a_broken_training_image(tmp_path: Path) -> None:
+    splits = {
+        name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
+    }
+    encoded = splits["train"].cast_column("image", datasets.Image(decode=False))
+    images = [row["image"] for row in encoded]
+    images[7] = {"bytes": images[7]["bytes"][:60], "path": None}
+    columns = {"image": images, "label": splits["train"]["label"][:]}
+    splits["train"] = datasets.Dataset.from_dict(columns, features=splits["train"].features)
+    recipe = trainings.recipe(tiny.write_splits(tmp_path / "data", splits))
+    with pytest.raises(DataError, match="a broken image in row 7 of train"):
+        trainings.train(tmp_path / "parents", recipe, ["a"])
+    assert not (tmp_path / "parents" / "a").exists()
 
 
 @pytest.mark.parametrize("what", ["loss", "weights"])
