@@ -63,7 +63,7 @@ def test_classes_that_only_training_rows_have(tmp_path: Path) -> None:
     data = changed_train(tmp_path / "data-set", more_classes, None)
     recipe = Recipe.from_dict(of_seeds(data) | {"data": {"path": str(data), "label": "label"}})
     result = merge(recipe, tmp_path / "out")
-    assert result.record["data"]["classes"] == 5
+    assert result.record.data.classes == 5
 
 
 # --- Parents that can't be merged

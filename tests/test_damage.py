@@ -139,8 +139,7 @@ def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copi
         merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == before
     assert (
-        merge(Recipe.from_dict(pair.recipe()), copied, update=True).record["search"]["evaluations"]
-        == 26
+        merge(Recipe.from_dict(pair.recipe()), copied, update=True).record.search.evaluations == 26
     )
 
 

@@ -208,7 +208,7 @@ def test_commands_on_two_models_run(page, count, workplace, mega):
 def test_commands_on_a_tree_run(workplace, mega):
     Path("recipe.yaml").write_text(blocks("docs/trees.md", "yaml")[0])
     assert run_page("docs/trees.md", mega, *TINY_SEARCH, *TINY_TRAINING) == 6
-    assert len(MergeResult.load("runs/tree").record["nodes"]) == 3
+    assert len(MergeResult.load("runs/tree").record.nodes) == 3
 
 
 def test_commands_that_verify_a_run_run(workplace, finished, mega):

@@ -54,11 +54,9 @@ def test_what_was_measured_is_what_is_saved(
     assert any(
         all(torch.equal(found[k], state[k].contiguous()) for k in found) for state in measured
     )
-    assert result.record["search"]["generation"] > 1 or result.record["search"]["index"] > 1, (
-        "a parent won"
-    )
+    assert result.record.search.generation > 1 or result.record.search.index > 1, "a parent won"
     for split in ("validation", "test"):
-        assert tiny.count(model.float(), split) == result.report.merged[split]["correct"]
+        assert tiny.count(model.float(), split) == result.report.merged[split].correct
     if "vit" in kind or kind == "no BatchNorm":
         assert not any("running" in name for name in result.weights)
 
@@ -116,8 +114,8 @@ def test_not_finite_logits_are_the_worst_and_stop_nothing(pair: tiny.Pair, tmp_p
     recipe["parents"] = {name: str(tmp_path / name) for name in "ab"}
     result = merge(Recipe.from_dict(recipe), tmp_path / "out")
     assert None in [line["correct"] for line in lines(result.folder)[1:]]
-    assert result.record["search"]["generation"] == 1
-    assert sum(generation["failed"] for generation in result.history) > 0
+    assert result.record.search.generation == 1
+    assert sum(generation.failed for generation in result.history) > 0
 
 
 def test_bare_weights_of_an_architecture(
@@ -135,7 +133,7 @@ def test_bare_weights_of_an_architecture(
         Recipe.from_dict(pair.recipe(parents=bare, merge=tiny.MERGE | {"generations": 1})),
         tmp_path / "out",
     )
-    assert "classes are matched by position" in " ".join(result.record["notices"])
+    assert "classes are matched by position" in " ".join(result.record.notices)
     assert str(tmp_path) not in (result.folder / "result.json").read_text()
     model = load("timm", result.merged)
     assert model.state_dict().keys() == result.weights.keys()

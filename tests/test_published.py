@@ -65,7 +65,7 @@ def test_every_published_result_stands_in_the_table():
 
 def test_the_published_quickstart_has_the_recipe_of_make_quickstart():
     recipe = Recipe.from_yaml(ROOT / "recipes" / "quickstart.yaml").to_dict()
-    published = MergeResult.load(ROOT / "model_cards" / "quickstart").record["recipe"]
+    published = MergeResult.load(ROOT / "model_cards" / "quickstart").record.recipe
     assert all(published[block] == recipe[block] for block in recipe if block != "data")
 
 

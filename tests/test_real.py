@@ -71,13 +71,11 @@ def test_one_file_from_two_runs_and_from_two_processes(tmp_path: Path, mega) -> 
     )
     assert done.returncode == 0, done.stderr
     results = [MergeResult.load(tmp_path / name / "run") for name in ("one", "two", "three")]
-    assert len({result.record["digests"]["file"] for result in results}) == 1
-    assert [result.record["environment"]["processes"] for result in results] == [1, 1, 2]
+    assert len({result.record.digests.file for result in results}) == 1
+    assert [result.record.environment.processes for result in results] == [1, 1, 2]
     assert all(result.report.models == results[0].report.models for result in results)
-    search = results[0].record["search"]
-    assert search["generation"] > 1 or search["index"] > 1, (
-        "a parent won: equal files would say little"
-    )
+    search = results[0].record.search
+    assert search.generation > 1 or search.index > 1, "a parent won: equal files would say little"
 
 
 def test_the_aligned_and_recalibrated_middle_of_two_seeds() -> None:
@@ -120,12 +118,12 @@ def test_a_tree_of_real_fine_tunes_and_one_that_is_trained_from_them(tmp_path: P
     (tmp_path / "tree.yaml").write_text(json.dumps(recipe))
     answer = mega("merge", tmp_path / "tree.yaml", "--out", tmp_path / "out", "--quiet")
     assert answer.code == 0, answer.err
-    models = {model["name"]: model for model in MergeResult.load(tmp_path / "out").report.models}
-    assert all(model["test"]["correct"] > 740 for model in models.values()), models
+    models = {model.name: model for model in MergeResult.load(tmp_path / "out").report.models}
+    assert all(model.test.correct > 740 for model in models.values()), models
     for name in ("tune1+tune2", "tune3+tune4"):
         words = ["--data", DATA, "--split", "test[:1000]", "--json"]
         measured = json.loads(mega("evaluate", tmp_path / "out" / "nodes" / name, *words).out)
-        assert measured["correct"] == models[name]["test"]["correct"]
+        assert measured["correct"] == models[name].test.correct
 
 
 STRANGER = """

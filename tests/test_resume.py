@@ -3,7 +3,6 @@ refused."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def test_a_finished_run_answers_at_once(
         if path.is_file()
     }
     result = merge(Recipe.from_dict(pair.recipe()), copied)
-    assert result.record == json.loads((copied / "result.json").read_text())
+    assert result.record.encode() == (copied / "result.json").read_bytes()
     after = {
         path: (path.stat().st_mtime_ns, path.read_bytes())
         for path in copied.rglob("*")
@@ -122,6 +121,6 @@ def test_overwrite_starts_afresh(copied: Path, pair: tiny.Pair) -> None:
     tree = pair.recipe(merge=tiny.MERGE | {"seed": 7, "generations": 2})
     result = merge(Recipe.from_dict(tree), copied, overwrite=True)
     assert len(lines(copied)) == 1 + 6 + 5
-    assert result.record["recipe"]["merge"]["seed"] == 7
+    assert result.record.recipe["merge"]["seed"] == 7
     assert Recipe.from_yaml(copied / "recipe.yaml").merge.seed == 7
     assert names(copied) == FILES

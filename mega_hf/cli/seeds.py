@@ -87,22 +87,17 @@ def summarize(results: Sequence[MergeResult]) -> SeedSummary:
 
 def _describe(result: MergeResult) -> dict[str, Any]:
     report = result.report
-    rows = {model["role"]: model for model in report.models}
-    parent = next(model for model in report.models if model["name"] == report.paired["against"])
+    rows = {model.role: model for model in report.models}
     shown = {
         "merged": report.merged,
         "searched": rows.get("searched", report.merged),
-        "parent": parent,
+        "parent": result.record.row(report.paired.against),
     }
-    accuracies = {
-        key: model["test"]["correct"] / model["test"]["n"] for key, model in shown.items()
-    }
-    seed = result.record["nodes"][-1]["merge"]["seed"]
     return {
-        "seed": seed,
-        **accuracies,
-        "against": report.paired["against"],
-        "p": report.paired["p"],
+        "seed": result.record.final.merge["seed"],
+        **{key: model.test.accuracy for key, model in shown.items()},
+        "against": report.paired.against,
+        "p": report.paired.p,
     }
 
 

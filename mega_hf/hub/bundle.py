@@ -15,8 +15,9 @@ from mega_hf.recipe.document import read
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import render_card
 from mega_hf.report.plots import plot_fitness, plot_tree
+from mega_hf.report.record import RunRecord
 from mega_hf.report.result import NAME as RESULT
-from mega_hf.report.result import MergeResult, encode_record
+from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import CARD, RunFolder, portable_recipe
 from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal_format import seal, unseal
@@ -67,14 +68,10 @@ def portable_files(
     files |= parent_files(parents or {})
     models = {name: file_digest(content) for name, content in files.items()}
     record, written = portable_record(result)
-    copied = record | {
-        "repository": repository,
-        "revision": revision,
-        "license": dict(license),
-        "files": models,
-    }
+    where = {"repository": repository, "revision": revision}
+    copied = record.model_copy(update={**where, "license": dict(license), "files": models})
     files |= written
-    files[RESULT] = encode_record(copied)
+    files[RESULT] = copied.encode()
     for name, plot in PLOTS.items():
         if name != "tree.png" or result.has_tree:
             files[name] = folder / name if (folder / name).is_file() else plot(copied)
@@ -82,14 +79,16 @@ def portable_files(
     return files
 
 
-def portable_record(result: MergeResult) -> tuple[dict[str, Any], dict[str, bytes]]:
+def portable_record(result: MergeResult) -> tuple[RunRecord, dict[str, bytes]]:
     """Return a run's record for a copy, and the recipe and the journal that it tells of, by their
     names."""
-    recipe = Recipe.from_dict(result.record["recipe"])
+    recipe = Recipe.from_dict(result.record.recipe)
     journal = _portable_journal(result.folder / JOURNAL, recipe.sha256)
-    digests = result.record["digests"] | {"recipe": recipe.sha256, "journal": file_digest(journal)}
+    known = {"recipe": recipe.sha256, "journal": file_digest(journal)}
+    digests = result.record.digests.model_copy(update=known)
     written = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
-    return result.record | {"recipe": recipe.to_dict(), "digests": digests}, written
+    changes = {"recipe": recipe.to_dict(), "digests": digests}
+    return result.record.model_copy(update=changes), written
 
 
 def trained_parents(
@@ -107,9 +106,7 @@ def trained_parents(
         they are given; and the names of the parents that are not there any more as they were
         merged.
     """
-    merged = {
-        parent["name"]: parent["sha256"] for parent in result.record["parents"] if "train" in parent
-    }
+    merged = {parent.name: parent.sha256 for parent in result.record.parents if parent.train}
     if not merged:
         return {}, []
     from mega_hf.models.load import holds_weights
@@ -119,7 +116,7 @@ def trained_parents(
     from mega_hf.run.prepare import trained_for
 
     folder = elsewhere or result.folder / "parents"
-    recipe = Recipe.from_dict(result.record["recipe"])
+    recipe = Recipe.from_dict(result.record.recipe)
     found = {
         name: folder / name
         for name, sha256 in merged.items()
@@ -160,7 +157,7 @@ def check_unchanged(result: MergeResult) -> None:
 
 
 def _refuse_dropped(result: MergeResult) -> None:
-    if len(result.made) > 1 and not (result.folder / "nodes").is_dir():
+    if len(result.record.merges) > 1 and not (result.folder / "nodes").is_dir():
         raise RunError(
             "the intermediate models were dropped",
             where=str(result.folder),
@@ -209,25 +206,25 @@ def copied_models(source: Path, repository: str) -> list[str]:
         result = MergeResult.load(source)
         str(result.report), render_card(result)
         recipe = Recipe.from_document(read(source / RECIPE), check_files=False)
-        written = Recipe.from_dict(result.record["recipe"])
+        written = Recipe.from_dict(result.record.recipe)
         # no digest holds where to push
         if recipe.push or written.push or written.sha256 != recipe.sha256:
             raise _changed(repository, RECIPE)
-        if file_digest(source / JOURNAL) != result.record["digests"]["journal"]:
+        if file_digest(source / JOURNAL) != result.record.digests.journal:
             raise _changed(repository, JOURNAL)
-        names = [node["name"] for node in result.made]
-        files = result.record["files"]
+        names = [node.name for node in result.record.merges]
+        files = result.record.files
         harmful = [name for name in files if not _is_harmless(name)] + [
             n for n in names if not _NODE.fullmatch(n)
         ]
-        if harmful or not names:
+        if harmful or not files:
             raise _changed(repository, str(harmful)[:100])
         return list(files)
 
 
 def changed_models(source: Path) -> list[str]:
     """Return the model files of a copy that are not as its record says."""
-    digests: dict[str, str] = MergeResult.load(source).record["files"]
+    digests = MergeResult.load(source).record.files
     return [
         name
         for name in digests

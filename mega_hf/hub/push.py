@@ -20,6 +20,7 @@ from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Push, Recipe
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import Card, split_card, update_card
+from mega_hf.report.record import RunRecord
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import CARD
 from mega_hf.runtime.hub_client import hub_errors, retry
@@ -106,7 +107,7 @@ def push(
         overwrite_card=overwrite_card,
     )
     logger.info("pushing to %s", repository)
-    digest = packing.result.record["digests"]["file"]
+    digest = packing.result.record.digests.file
     return hub.send(packing.target, packing.files, f"SHA-256 of the weights: {digest}")
 
 
@@ -199,7 +200,7 @@ class _Packing:
         )
         if self.license is None and was is not None:
             return was
-        licenses = {parent["name"]: license_of(parent) for parent in known["parents"]}
+        licenses = {parent.name: license_of(parent.license_fields) for parent in known.parents}
         return choose_license(
             self.license, licenses, split_card(there.text, there.where)[0] if there else None
         )
@@ -210,28 +211,26 @@ class _Packing:
         return Card.read(remote.card, _THERE, _generated(remote))
 
 
-def _record(remote: Remote) -> dict[str, Any]:
-    """Return the record of the merge that was pushed there before; an empty one if there is none to
-    be read."""
+def _record(remote: Remote) -> RunRecord | None:
+    """Return the record of the merge that was pushed there before, or None."""
     try:
-        record = json.loads(remote.record or b"{}")
+        return RunRecord.from_dict(json.loads(remote.record or b"{}"))
     except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
 
 
-def _license(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+def _license(record: RunRecord | None, known: RunRecord) -> dict[str, Any] | None:
     """Return the license under which a merge was pushed, if the record is of this very one."""
-    digests, license = record.get("digests"), record.get("license")
-    is_same = isinstance(digests, dict) and digests.get("file") == known["digests"]["file"]
-    return license_of(license) if is_same and isinstance(license, dict) else None
+    is_same = record is not None and record.digests.file == known.digests.file
+    return license_of(record.license or {}) if record and is_same else None
 
 
 def _generated(remote: Remote) -> dict[str, Any] | None:
     """Return the front matter that the card there was generated with, if a run's record lies beside
     it."""
+    record = _record(remote)
     try:
-        return split_card(render_card(MergeResult(_record(remote), Path())))[0]
+        return split_card(render_card(MergeResult(record, Path())))[0] if record else None
     except Exception:  # whatever someone else's record makes of our own code
         return None
 
@@ -263,9 +262,7 @@ def _prepare(
 ) -> _Packing:
     """See who pushes what, and where to."""
     result = run if isinstance(run, MergeResult) else MergeResult.load(run)
-    _refuse_parent(
-        {p["name"]: p["hub"] for p in result.record["parents"] if "hub" in p}, repository
-    )
+    _refuse_parent({p.name: p.hub for p in result.record.parents if p.hub}, repository)
     check_unchanged(result)
     target = Target(repository, private, branch, create_pr, message or _title(result))
     hub.check_account(target)
@@ -297,8 +294,8 @@ def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
 
 
 def _title(result: MergeResult) -> str:
-    names = ", ".join(parent["name"] for parent in result.record["parents"])
-    return f"Merge of {names}"[:80] + f" ({result.record['digests']['weights'][:12]}) by mega_hf"
+    names = ", ".join(parent.name for parent in result.record.parents)
+    return f"Merge of {names}"[:80] + f" ({result.record.digests.weights[:12]}) by mega_hf"
 
 
 def _size(content: Path | bytes) -> int:

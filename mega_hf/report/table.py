@@ -4,9 +4,9 @@ read them."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from mega_hf.evaluation.statistics import wilson_interval
+from mega_hf.report.record import ModelRow, PairedTest, RunRecord
 from mega_hf.runtime.untrusted import printable
 
 _ROLES = ("parent", "treated_parent", "searched", "merged")
@@ -19,40 +19,50 @@ _COLUMNS = ("model", "role", "validation", "test", "95 % interval")
 class Report:
     """Every model's right answers on validation and test, and the paired test; `str` is a table."""
 
-    models: list[dict[str, Any]]  # {name, role, validation: {correct, n}, test: {correct, n}}
-    # {against, only_merged_right, only_other_right, p, low, high}: against the best parent
-    paired: dict[str, Any]
-    paired_soup: dict[str, Any] | None = None  # against the greedy soup, if there is one
-    # {chosen, finalists, search: {n}}, where rows were kept for it
-    second_look: dict[str, Any] | None = None
-    is_selected: bool = True  # whether validation rows decided which model the final merge gave
+    record: RunRecord
 
     @property
-    def comparisons(self) -> list[dict[str, Any]]:
+    def models(self) -> list[ModelRow]:
+        """The rows of the table."""
+        return self.record.models
+
+    @property
+    def paired(self) -> PairedTest:
+        """The paired test of the merged model against its best parent."""
+        return self.record.paired
+
+    @property
+    def comparisons(self) -> list[PairedTest]:
         """The merged model's paired tests, that against the best parent first."""
-        return [paired for paired in (self.paired, self.paired_soup) if paired is not None]
+        soup = self.record.paired_soup
+        return [self.record.paired, *([soup] if soup else [])]
 
     @property
-    def merged(self) -> dict[str, Any]:
+    def merged(self) -> ModelRow:
         """The merged model's row."""
-        return next(model for model in self.models if model["role"] == "merged")
+        return self.record.merged
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether validation rows decided which model the final merge gave."""
+        return bool(self.record.final.merge.get("method") != "uniform_soup")
 
     @property
     def is_recalibrated_run(self) -> bool:
         """Whether parents stand there with their statistics computed anew, as the merge's were."""
-        return any(model["role"] == "treated_parent" for model in self.models)
+        return any(model.role == "treated_parent" for model in self.models)
 
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the merged model is better than its best parent, and how sure
         that is."""
-        other = next(model for model in self.models if model["name"] == self.paired["against"])
-        best = f"the parent that is best on validation, {printable(other['name'])}"
-        gain = 100 * (_accuracy(self.merged["test"]) - _accuracy(other["test"]))
+        other = self.record.row(self.paired.against)
+        best = f"the parent that is best on validation, {printable(other.name)}"
+        gain = 100 * (self.merged.test.accuracy - other.test.accuracy)
         if gain == 0:
             return f"The merged model is not better than {best}: equal on test."
-        test = f"McNemar's exact test, p {format_p(self.paired['p'])}"
-        if self.paired["p"] >= 0.05:
+        test = f"McNemar's exact test, p {format_p(self.paired.p)}"
+        if self.paired.p >= 0.05:
             side = "above" if gain > 0 else "below"
             return (
                 f"The merged model is not shown to be better than {best}: "
@@ -69,20 +79,18 @@ class Report:
         return [*self._choice(), *self._soup(), *self._bias(), *self._ceiling()]
 
     def _choice(self) -> list[str]:
-        if self.second_look is None:
+        if self.record.second_look is None:
             return []
-        name = self.second_look["chosen"]
+        name = self.record.second_look.chosen
         parent = "the recalibrated parent" if self.is_recalibrated_run else "the parent"
         role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
-        who = next(
-            (role.get(model["role"], "") for model in self.models if model["name"] == name), ""
-        )
-        rows = self.second_look["search"]["n"]
+        who = next((role.get(model.role, "") for model in self.models if model.name == name), "")
+        rows = self.record.second_look.search.n
         said = (
             f"Named the merged model on {rows:,} rows that no search has seen: {who}"
             f" {printable(name)}"
         )
-        looked = {one["name"]: one["correct"] or 0 for one in self.second_look["finalists"]}
+        looked = {one.name: one.correct or 0 for one in self.record.second_look.finalists}
         own = looked.get(name, 0)
         more = [f"{printable(one)} ({right:,})" for one, right in looked.items() if right > own]
         if more:
@@ -94,30 +102,26 @@ class Report:
         return [f"{said}."]
 
     def _soup(self) -> list[str]:
-        if self.paired_soup is None:
+        if self.record.paired_soup is None:
             return []
-        paired, rows = self.paired_soup, self.merged["test"]["n"]
-        gain = 100 * (paired["only_merged_right"] - paired["only_other_right"]) / rows
-        low, high = 100 * paired["low"], 100 * paired["high"]
+        paired, rows = self.record.paired_soup, self.merged.test.n
+        gain = 100 * (paired.only_merged_right - paired.only_other_right) / rows
+        low, high = 100 * paired.low, 100 * paired.high
         interval = (
-            f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p"
-            f" {format_p(paired['p'])}"
+            f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p {format_p(paired.p)}"
         )
-        return [f"Against {printable(paired['against'])}: {gain:+.2f} points on test ({interval})."]
+        return [f"Against {printable(paired.against)}: {gain:+.2f} points on test ({interval})."]
 
     def _bias(self) -> list[str]:
         """Say by how much the search's best is better on the rows that chose it than on those that
         did not."""
-        by_role = {
-            role: [model for model in self.models if model["role"] == role] for role in _ROLES
-        }
+        by_role = {role: [model for model in self.models if model.role == role] for role in _ROLES}
         searched = (by_role["searched"] or by_role["merged"])[0]
         parents = by_role["treated_parent"] or by_role["parent"]
-        if "low" not in self.paired or not parents or not self.is_selected:
-            return []  # of a release that did not say it; or nothing was chosen
+        if not parents or not self.is_selected:
+            return []
         own, *others = [
-            _accuracy(model["validation"]) - _accuracy(model["test"])
-            for model in (searched, *parents)
+            model.validation.accuracy - model.test.accuracy for model in (searched, *parents)
         ]
         return [
             f"Selection bias: on validation, which chose it, the search's best has {_points(own)}"
@@ -126,62 +130,62 @@ class Report:
         ]
 
     def _ceiling(self) -> list[str]:
-        parents = sum(model["role"] == "parent" for model in self.models)
+        parents = sum(model.role == "parent" for model in self.models)
         return [
             f"The ensemble of the {parents} parents, which takes {parents} times as long to run,"
-            f" has {100 * _accuracy(model['test']):.2f} % on test."
+            f" has {100 * model.test.accuracy:.2f} % on test."
             for model in self.models
-            if model["role"] == "ceiling"
+            if model.role == "ceiling"
         ]
 
     @property
     def has_tree(self) -> bool:
         """Whether there are merges below the final one."""
-        return any(model["role"] == "intermediate" for model in self.models)
+        return any(model.role == "intermediate" for model in self.models)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table as text cells, the head first; of a tree each model's level stands
         beside its role."""
         rows: list[tuple[str, ...]] = [self._with_look(_COLUMNS, _LOOK)]
         for model in self.models:
-            low, high = wilson_interval(model["test"]["correct"], model["test"]["n"])
+            low, high = wilson_interval(model.test.correct, model.test.n)
             searched = " (selected on)" if self._is_selected(model) else ""
-            validation = f"{100 * _accuracy(model['validation']):.2f} %{searched}"
-            test = f"{100 * _accuracy(model['test']):.2f} %"
-            level = f", level {model['level']}" if self.has_tree and model.get("level") else ""
+            validation = f"{100 * model.validation.accuracy:.2f} %{searched}"
+            test = f"{100 * model.test.accuracy:.2f} %"
+            level = f", level {model.level}" if self.has_tree and model.level else ""
             interval = f"{100 * low:.2f} to {100 * high:.2f}"
             role = (
-                "parent" if model["role"] == "treated_parent" else printable(model["role"])
+                "parent" if model.role == "treated_parent" else printable(model.role)
             )  # its name says the rest
-            row = (printable(model["name"]), role + level, validation, test, interval)
+            row = (printable(model.name), role + level, validation, test, interval)
             rows.append(self._with_look(row, self._looked_at(model)))
         return rows
 
     def _with_look(self, row: tuple[str, ...], cell: str) -> tuple[str, ...]:
-        return (*row[:3], cell, *row[3:]) if self.second_look is not None else row
+        return (*row[:3], cell, *row[3:]) if self.record.second_look is not None else row
 
-    def _looked_at(self, model: dict[str, Any]) -> str:
+    def _looked_at(self, model: ModelRow) -> str:
         """Return a model's accuracy in the second look; nothing if it was not there."""
-        if self.second_look is None:
+        if self.record.second_look is None:
             return ""
-        wanted = self.second_look["chosen"] if model["role"] == "merged" else model["name"]
-        if model["role"] == "parent" and self.is_recalibrated_run:
+        wanted = self.record.second_look.chosen if model.role == "merged" else model.name
+        if model.role == "parent" and self.is_recalibrated_run:
             return ""  # it was there as it is treated
-        for one in self.second_look["finalists"]:
-            if one["n"] and wanted == (
-                recalibrated(one["name"]) if model["role"] == "treated_parent" else one["name"]
+        for one in self.record.second_look.finalists:
+            if one.n and wanted == (
+                recalibrated(one.name) if model.role == "treated_parent" else one.name
             ):
-                return f"{100 * (one['correct'] or 0) / one['n']:.2f} %"
+                return f"{100 * (one.correct or 0) / one.n:.2f} %"
         return ""
 
-    def _is_selected(self, model: dict[str, Any]) -> bool:
+    def _is_selected(self, model: ModelRow) -> bool:
         """Say whether a model was chosen by its validation figure, which is too high for that."""
-        if model["role"] == "merged" and self.second_look is not None:
-            chosen = next(one for one in self.models if one["name"] == self.second_look["chosen"])
+        if model.role == "merged" and self.record.second_look is not None:
+            chosen = next(one for one in self.models if one.name == self.record.second_look.chosen)
             return self._is_selected(chosen)
-        if model["role"] in ("merged", "searched"):
+        if model.role in ("merged", "searched"):
             return self.is_selected
-        return model["role"] == "intermediate" or model["name"] in _CHOOSING
+        return model.role == "intermediate" or model.name in _CHOOSING
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -203,10 +207,6 @@ def recalibrated(name: str) -> str:
 
 def _points(difference: float) -> str:
     return f"{abs(100 * difference):.2f} points {'more' if difference >= 0 else 'less'}"
-
-
-def _accuracy(counted: dict[str, int]) -> float:
-    return counted["correct"] / counted["n"]
 
 
 def format_p(value: float) -> str:

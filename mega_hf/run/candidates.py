@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.models.save import save_model
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.plan import MergePlan
+from mega_hf.report.record import Count, ModelRow, Role
 from mega_hf.report.table import recalibrated
 from mega_hf.runtime.files import remove, write_folder
 from mega_hf.runtime.processes import Processes
@@ -35,7 +35,7 @@ class Candidate:
     """A row of the report."""
 
     name: str
-    role: str  # parent, treated_parent, baseline, ceiling, intermediate, searched or merged
+    role: Role
     open: Callable[[], LoadedModel]
     level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
     # of its state dict, where that is known: models that are the same are measured once
@@ -124,10 +124,10 @@ class ReportRows:
     is_recalibrated_run: bool
     is_aligned: bool
 
-    def rows(self) -> list[tuple[str, str, int | None]]:
+    def rows(self) -> list[tuple[str, Role, int | None]]:
         """Return (name, role, level) of each row of the report, the merged model last."""
         plan, top = self.plan, self.plan.levels[self.plan.final]
-        rows: list[tuple[str, str, int | None]] = [(name, "parent", 0) for name in plan.leaves]
+        rows: list[tuple[str, Role, int | None]] = [(name, "parent", 0) for name in plan.leaves]
         rows += [
             (recalibrated(name), "treated_parent", None)
             for name in plan.leaves
@@ -223,38 +223,38 @@ def _ensemble_right(
     ]
 
 
-def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[dict[str, Any]]:
+def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[ModelRow]:
     """Return each model's row of the report, from what `measure` returned of so many validation
     rows."""
-    models = []
-    for candidate, bits in zip(candidates, right, strict=True):
-        counted: dict[str, Any] = {"name": candidate.name, "role": candidate.role}
-        counted |= {} if candidate.level is None else {"level": candidate.level}
-        for split, part in (("validation", bits[:rows]), ("test", bits[rows:])):
-            counted[split] = {"correct": int(part.sum()), "n": len(part)}
-        models.append(counted)
-    return models
+    return [
+        ModelRow(
+            name=candidate.name,
+            role=candidate.role,
+            level=candidate.level,
+            validation=Count(correct=int(bits[:rows].sum()), n=rows),
+            test=Count(correct=int(bits[rows:].sum()), n=len(bits) - rows),
+        )
+        for candidate, bits in zip(candidates, right, strict=True)
+    ]
 
 
-def best_parent(models: list[dict[str, Any]]) -> str:
+def best_parent(models: list[ModelRow]) -> str:
     """Return the parent that is best on validation, as it is or treated as the merge was: what that
     one is held to.
 
     Of equals it is the treated one, and the first.
     """
     parents = [
-        model for role in ("treated_parent", "parent") for model in models if model["role"] == role
+        model for role in ("treated_parent", "parent") for model in models if model.role == role
     ]
-    return str(max(parents, key=lambda model: model["validation"]["correct"])["name"])
+    return max(parents, key=lambda model: model.validation.correct).name
 
 
-def paired_against(models: list[dict[str, Any]]) -> dict[str, str]:
+def paired_against(models: list[ModelRow]) -> dict[str, str]:
     """Return whom the merged model is tested against: entry of the record -> name."""
     against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
     return {
-        entry: name
-        for entry, name in against.items()
-        if name in [model["name"] for model in models]
+        entry: name for entry, name in against.items() if name in [model.name for model in models]
     }
 
 

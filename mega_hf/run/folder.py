@@ -262,7 +262,7 @@ class RunFolder:
             return None
         result = MergeResult.load(self.path)
         known = self._read_recipe()[0]
-        if "nodes" not in result.record or result.record["digests"].get("recipe") != known.sha256:
+        if result.record.digests.recipe != known.sha256:
             return None  # the result of a different recipe
         is_kept = (self.path / "nodes").is_dir()  # `keep="final"` drops all intermediate models
         folders = {

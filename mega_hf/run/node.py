@@ -31,6 +31,7 @@ from mega_hf.models.merge_inputs import (
 from mega_hf.models.save import save_model
 from mega_hf.models.weight_files import weight_files
 from mega_hf.recipe.merge import Node
+from mega_hf.report.record import Digests, Generation, NodeResult, SearchResult
 from mega_hf.run.align import align_inputs
 from mega_hf.run.context import RunContext
 from mega_hf.run.journal import Journal, NodeRecord
@@ -127,22 +128,27 @@ class MergedNode:
         files = weight_files(self.folder, self.name)
         return ModelSource(self.name, self.record["state"], self.record["layout"], load, files)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the node's entry in result.json."""
+    def describe(self) -> NodeResult:
+        """Return the merge's entry in result.json."""
         best = {key: self.record[key] for key in ("correct", "n", "generation", "index")}
-        best |= {"pictures_evaluated": self.examples, "pictures_full": self.pictures_full}
-        return {
-            "name": self.name,
-            "parents": self.node.parents,
-            "level": self.level,
-            "merge": self.node.settings,
-            "search": {**best, "evaluations": self.evaluations, "node": self.name},
-            "history": self.record["history"],
-            "digests": {
-                key: self.record[key] for key in ("weights", "statistics", "file", "state")
-            },
-            "seconds": {"evaluating": round(self.seconds, 1)},
-        }
+        return NodeResult(
+            name=self.name,
+            parents=self.node.parents,
+            level=self.level,
+            merge=self.node.settings,
+            search=SearchResult(
+                **best,
+                pictures_evaluated=self.examples,
+                pictures_full=self.pictures_full,
+                evaluations=self.evaluations,
+                node=self.name,
+            ),
+            history=[Generation(**generation) for generation in self.record["history"]],
+            digests=Digests(
+                **{key: self.record[key] for key in ("weights", "statistics", "file", "state")}
+            ),
+            seconds={"evaluating": round(self.seconds, 1)},
+        )
 
 
 def merge_node(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mega_hf.errors import HubError, MegaError, RunError
@@ -24,10 +25,26 @@ from mega_hf.recipe.placeholders import references
 from mega_hf.recipe.plan import MergePlan
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import write_card
-from mega_hf.report.result import NAME, VERSION, MergeResult, encode_record
+from mega_hf.report.record import (
+    VERSION,
+    AutoSettings,
+    DataInfo,
+    DataSource,
+    Environment,
+    Finalist,
+    HeldOutSelection,
+    ModelRow,
+    PairedTest,
+    ParentRow,
+    RunDigests,
+    RunRecord,
+    SplitInfo,
+)
+from mega_hf.report.result import NAME, MergeResult
 from mega_hf.run.align import alignment
 from mega_hf.run.auto import choice_of
 from mega_hf.run.candidates import (
+    Candidate,
     ReportRows,
     count,
     list_candidates,
@@ -148,17 +165,14 @@ def write_report(
     _refuse_drift([one for name, one in all_made.items() if name != SECOND_LOOK], models)
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
-        record = make_record(finding, merged, beside, models, processes, seconds)
-        record |= {
-            name: paired_test(candidates, right, rows, other).to_dict()
-            for name, other in paired_against(models).items()
-        }
+        tests = _paired(candidates, right, rows, models)
+        record = make_record(finding, merged, beside, models, tests, processes, seconds)
         write_run_files(folder.path, record)
     processes.wait()
     return MergeResult.load(folder.path)
 
 
-def write_run_files(folder: Path, record: dict[str, Any]) -> None:
+def write_run_files(folder: Path, record: RunRecord) -> None:
     """Write plots and card, and last result.json: where it is, the run is finished."""
     result = MergeResult(record, folder)
     try:
@@ -169,16 +183,26 @@ def write_run_files(folder: Path, record: dict[str, Any]) -> None:
         (folder / "README.md").replace(kept)
         logger.warning("%s; the card that was there is now %s", error.what, kept)
         write_card(result)
-    write_whole(folder / NAME, encode_record(record))
+    write_whole(folder / NAME, record.encode())
 
 
-def _refuse_drift(made: list[MergedNode], models: list[dict[str, Any]]) -> None:
+def _paired(
+    candidates: list[Candidate], right: np.ndarray, rows: int, models: list[ModelRow]
+) -> dict[str, PairedTest]:
+    """Return the paired tests of the merged model, by their entry in the record."""
+    return {
+        entry: PairedTest(**asdict(paired_test(candidates, right, rows, other)))
+        for entry, other in paired_against(models).items()
+    }
+
+
+def _refuse_drift(made: list[MergedNode], models: list[ModelRow]) -> None:
     """See that the models that were searched for count as the search did, as they were saved."""
-    measured = {model["name"]: model["validation"] for model in models}
+    measured = {model.name: model.validation for model in models}
     for one in made:
         # the final merge, where no second look stands above it
         counted = measured.get(one.name, measured["merged"])
-        saved, rows = counted["correct"], counted["n"]
+        saved, rows = counted.correct, counted.n
         low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
         # plain eager mode rounds otherwise than the search did
         if max(low - saved, saved - high) > tolerance(rows):
@@ -197,78 +221,81 @@ def make_record(
     finding: RunOutcome,
     merged: list[MergedNode],
     beside: list[MergedNode],
-    models: list[dict[str, Any]],
+    models: list[ModelRow],
+    paired: Mapping[str, PairedTest],
     processes: Processes,
     seconds: dict[str, float],
-) -> dict[str, Any]:
+) -> RunRecord:
     """Return everything that card and plots are made from; no path of this machine among it."""
     splits, recipe, parents, root = finding.splits, finding.recipe, finding.parents, merged[-1]
     nodes = [one.describe() for one in merged]
     last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
-    digests = (last or root).describe()["digests"]
-    others: dict[str, Any] = (
-        {"baselines": [one.describe() for one in beside if one is not last]} if beside else {}
-    )
-    others |= {"chosen": told} if (told := choice_of(finding.journal, recipe)) else {}
-    others |= {SECOND_LOOK: _describe_second_look(last, finding.journal)} if last else {}
-    return {
-        "version": VERSION,
-        "name": recipe.name,
-        "library": parents.model.library,
-        "architecture": parents.model.structure.get("architecture", ""),
-        "parameters": root.record["parameters"],
-        "channels": parents.model.input_shape[0],
-        "recipe": _portable(finding),
-        "models": models,
-        "search": nodes[-1]["search"],
-        "history": nodes[-1]["history"],
-        "nodes": nodes,
-        **others,
-        "parents": [
-            {"name": p.name, **p.source, **(p.license or {}), "sha256": p.sha256}
+    chosen = choice_of(finding.journal, recipe)
+    return RunRecord(
+        version=VERSION,
+        name=recipe.name,
+        library=parents.model.library,
+        architecture=parents.model.structure.get("architecture", ""),
+        parameters=root.record["parameters"],
+        channels=parents.model.input_shape[0],
+        recipe=_portable(finding),
+        models=models,
+        search=nodes[-1].search,
+        history=nodes[-1].history,
+        nodes=nodes,
+        baselines=[one.describe() for one in beside if one is not last],
+        chosen=AutoSettings(**chosen) if chosen else None,
+        second_look=_describe_second_look(last, finding.journal) if last else None,
+        parents=[
+            ParentRow.model_validate(
+                {"name": p.name, **p.source, **(p.license or {}), "sha256": p.sha256}
+            )
             for p in parents.identities.values()
         ],
-        "data": {
-            "source": splits.source,
-            "classes": splits.classes,
-            "matched": parents.matched,
-            "shared_pictures": splits.shared_images,
+        data=DataInfo(
+            source=DataSource(**splits.source),
+            classes=splits.classes,
+            matched=parents.matched,
+            shared_pictures=splits.shared_images,
             **{
-                name: {"rows": len(rows), "spec": rows.spec, "sha256": sha}
+                name: SplitInfo(rows=len(rows), spec=rows.spec, sha256=sha)
                 for name, rows, sha in splits.named
             },
-        },
-        "digests": {
-            **digests,
-            "recipe": recipe.sha256,
-            "journal": file_digest(finding.journal.path),
-        },
-        "environment": {
-            "versions": versions(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "device_kind": processes.device_kind,
-            "forward_path": finding.forward_path,
-            "processes": processes.count,
-            "threads": torch.get_num_threads(),
-        },
-        "seconds": {
+        ),
+        digests=RunDigests(
+            **(last or root).describe().digests.to_dict(),
+            recipe=recipe.sha256,
+            journal=file_digest(finding.journal.path),
+        ),
+        environment=Environment(
+            versions=versions(),
+            machine=platform.machine(),
+            system=platform.system(),
+            device_kind=processes.device_kind,
+            forward_path=finding.forward_path,
+            processes=processes.count,
+            threads=torch.get_num_threads(),
+        ),
+        seconds={
             "evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1),
             **seconds,
         },
-        "notices": [*finding.notices, *_copies(parents, last or root)],
-    }
+        notices=[*finding.notices, *_copies(parents, last or root)],
+        paired=paired["paired"],
+        paired_soup=paired.get("paired_soup"),
+    )
 
 
-def _describe_second_look(last: MergedNode, journal: Journal) -> dict[str, Any]:
-    known, best = journal.nodes[last.name], last.record
-    counted = [known.find(1, i, None) for i in range(len(last.node.parents))]
+def _describe_second_look(last: MergedNode, journal: Journal) -> HeldOutSelection:
+    known, names = journal.nodes[last.name], last.node.parents
+    counted = [known.find(1, i, None) for i in range(len(names))]
     finalists = [
-        {"name": name, "correct": one.correct, "n": one.seen}
-        for name, one in zip(last.node.parents, counted, strict=True)
+        Finalist(name=name, correct=one.correct, n=one.seen)
+        for name, one in zip(names, counted, strict=True)
         if one
     ]
-    return last.describe() | {"finalists": finalists, "chosen": last.node.parents[best["index"]]}
+    chosen = names[last.record["index"]]
+    return HeldOutSelection(**dict(last.describe()), finalists=finalists, chosen=chosen)
 
 
 def _copies(parents: ParentSet, root: MergedNode) -> list[str]:

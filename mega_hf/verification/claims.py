@@ -3,7 +3,6 @@ each other."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import same_but_placeholders
 from mega_hf.recipe.plan import plan_merges
 from mega_hf.recipe.schema import Recipe
+from mega_hf.report.record import DataInfo, NodeResult, RunDigests, SplitInfo
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
 from mega_hf.run.candidates import ALIGNED, ReportRows
@@ -67,15 +67,15 @@ class RunClaims:
     paths: list[str] | None = None
 
     @property
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> RunDigests:
         """What result.json says of the model, the recipe and the journal."""
-        return self.result.record["digests"]
+        return self.result.record.digests
 
     @cached_property
-    def nodes(self) -> dict[str, dict[str, Any]]:
+    def nodes(self) -> dict[str, NodeResult]:
         """What result.json says of each merge, of each searched baseline, and of the second
         look."""
-        return {node["name"]: node for node in self.result.made}
+        return {node.name: node for node in self.result.record.merges}
 
     @property
     def root(self) -> str:
@@ -85,7 +85,7 @@ class RunClaims:
     @property
     def searched(self) -> str:
         """The name of the final merge."""
-        return str(self.result.record["nodes"][-1]["name"])
+        return self.result.record.final.name
 
     @property
     def lineup(self) -> ReportRows:
@@ -96,30 +96,32 @@ class RunClaims:
     @property
     def parents(self) -> dict[str, str]:
         """Each parent's digest."""
-        return {parent["name"]: parent["sha256"] for parent in self.result.record["parents"]}
+        return {parent.name: parent.sha256 for parent in self.result.record.parents}
 
     def license_of(self, name: str) -> dict[str, Any]:
         """Return the license that result.json gives a parent, as its card's front matter has it."""
-        said: dict[str, Any] = next(
-            (parent for parent in self.result.record["parents"] if parent["name"] == name), {}
-        )
-        return {key: value for key, value in said.items() if key.startswith("license")}
+        parents = self.result.record.parents
+        return next((p.license_fields for p in parents if p.name == name), {})
 
     @property
     def rows(self) -> int:
         """How many validation rows the searches saw."""
-        return self.result.record["data"]["validation"]["rows"]
+        return self.result.record.data.validation.rows
 
     def rows_of(self, name: str) -> int:
         """Return on how many rows a merge's individuals were measured."""
-        return self.result.record["data"][SECOND_LOOK]["rows"] if name == SECOND_LOOK else self.rows
+        return self.data.splits[SECOND_LOOK].rows if name == SECOND_LOOK else self.rows
 
     @property
-    def splits(self) -> list[str]:
+    def data(self) -> DataInfo:
+        """What result.json says of the data."""
+        return self.result.record.data
+
+    @property
+    def splits(self) -> dict[str, SplitInfo]:
         """What the run took of the data set: validation and test, and what else a recipe may ask
         for."""
-        named = ("validation", "test", "calibration", SECOND_LOOK)
-        return [split for split in named if split in self.result.record["data"]]
+        return self.data.splits
 
     @property
     def is_recalibrated_run(self) -> bool:
@@ -131,15 +133,15 @@ class RunClaims:
     def has_aligned(self) -> bool:
         """Whether the average of the aligned parents is among the baselines."""
         return any(
-            model["role"] == "baseline" and model["name"] == ALIGNED
+            model.role == "baseline" and model.name == ALIGNED
             for model in self.result.report.models
         )
 
     def shown(self, name: str, recomputes: bool) -> int:
         """Return how many pictures full evaluation would show each individual of a merge, for its
         statistics too."""
-        calibration = self.result.record["data"].get("calibration")
-        return self.rows_of(name) + (calibration["rows"] if calibration and recomputes else 0)
+        calibration = self.data.calibration
+        return self.rows_of(name) + (calibration.rows if calibration and recomputes else 0)
 
     @property
     def ranking(self) -> list[str] | None:
@@ -233,8 +235,6 @@ def load_claims(run: str | Path) -> RunClaims:
         journal = Journal(folder / JOURNAL)
     told = RunClaims(name, folder, result, recipe, journal, paths)
     _refuse_models(told)
-    with _reading(RESULT):
-        _check_record(told)
     _compare(told, is_whole)
     return told
 
@@ -253,7 +253,7 @@ def _refuse_models(told: RunClaims) -> None:
     weights = [
         path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path
     ]
-    unknown = [path for path in weights if path not in told.result.record.get("files", {})]
+    unknown = [path for path in weights if path not in told.result.record.files]
     if unknown:
         raise changed(
             RESULT,
@@ -309,58 +309,20 @@ def _reading(name: str) -> Iterator[None]:
         ) from None
 
 
-def _check_record(told: RunClaims) -> None:
-    """Touch whatever will be asked of result.json, so that what is missing shows now."""
-    assert told.nodes and told.parents and type(told.rows) is int and told.rows > 0, (
-        "nodes, parents, rows"
-    )
-    for node in told.nodes.values():
-        assert {"weights", "statistics", "state", "file"} <= node["digests"].keys(), (
-            "a node's digests"
-        )
-        assert {"correct", "n", "generation", "index"} <= node["search"].keys(), "a node's search"
-        assert isinstance(node["history"], list), "its history"
-    json.dumps(
-        [
-            told.digests["file"],
-            told.digests["recipe"],
-            told.digests["journal"],
-            told.result.record["recipe"],
-        ]
-    )
-    for rows in (told.result.record["data"][split] for split in told.splits):
-        assert isinstance(rows["sha256"], str) and type(rows["rows"]) is int, (
-            "the rows' digests and number"
-        )
-    assert isinstance(told.result.record["environment"]["versions"]["mega_hf"], str), "the release"
-    assert {
-        "against",
-        "only_merged_right",
-        "only_other_right",
-        "p",
-    } <= told.result.report.paired.keys(), "paired"
-    counts = [
-        model[split] for model in told.result.report.models for split in ("validation", "test")
-    ]
-    assert all(type(count[key]) is int for count in counts for key in ("correct", "n")), (
-        "the models' counts"
-    )
-
-
 def _compare(told: RunClaims, is_whole: bool) -> None:
     """See that recipe, journal and result tell of one run."""
-    if not is_whole or told.recipe.sha256 != told.digests["recipe"]:
+    if not is_whole or told.recipe.sha256 != told.digests.recipe:
         got = told.recipe.sha256 if is_whole else "other content than its first line says"
-        raise changed(RECIPE, "the recipe", told.digests["recipe"], got)
-    if not same_but_placeholders(told.recipe.to_dict(), told.result.record["recipe"]):
+        raise changed(RECIPE, "the recipe", told.digests.recipe, got)
+    if not same_but_placeholders(told.recipe.to_dict(), told.result.record.recipe):
         raise changed(RESULT, "the recipe in it", "recipe.yaml's", "another")
     journal = file_digest(told.folder / JOURNAL)
-    if journal != told.digests["journal"]:
-        raise changed(JOURNAL, "the journal", told.digests["journal"], journal)
-    header, data = told.journal.header or {}, told.result.record["data"]
-    rows = {split: data[split]["sha256"] for split in told.splits}
+    if journal != told.digests.journal:
+        raise changed(JOURNAL, "the journal", told.digests.journal, journal)
+    header = told.journal.header or {}
+    rows = {name: split.sha256 for name, split in told.splits.items()}
     said = {
-        "recipe": (header.get("recipe"), told.digests["recipe"]),
+        "recipe": (header.get("recipe"), told.digests.recipe),
         "data": (header.get("data"), rows),
     }
     said |= {
@@ -371,14 +333,10 @@ def _compare(told: RunClaims, is_whole: bool) -> None:
         if written != found:
             raise changed(RESULT, f"what it says of the {what}", written, found)
     for model in told.result.report.models:  # by whose counts the journal is then judged
-        for split in ("validation", "test"):
-            if model[split]["n"] != data[split]["rows"]:
-                raise changed(
-                    RESULT,
-                    f"rows of {model['name']} on {split}",
-                    data[split]["rows"],
-                    model[split]["n"],
-                )
+        for split, count in (("validation", model.validation), ("test", model.test)):
+            expected = told.splits[split].rows
+            if count.n != expected:
+                raise changed(RESULT, f"rows of {model.name} on {split}", expected, count.n)
     asked, made = (", ".join(names) for names in (told.recipe.all_nodes(told.ranking), told.nodes))
     if asked != made:
         raise changed(RESULT, "the merges in it", asked, made)

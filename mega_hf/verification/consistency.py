@@ -24,6 +24,7 @@ from mega_hf.recipe.placeholders import LocalPlaceholder, is_placeholder, refere
 from mega_hf.recipe.tree import parent_name
 from mega_hf.report.card import card_there, render_card
 from mega_hf.report.card_edits import has_own_words, split_card, tells_of
+from mega_hf.report.record import PairedTest
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.table import Report
 from mega_hf.run.auto import choice_of
@@ -54,7 +55,7 @@ def compare_node(
     Raises:
         VerificationError: they differ.
     """
-    claimed, line = told.nodes[name]["digests"], known.merged or {}
+    claimed, line = told.nodes[name].digests.to_dict(), known.merged or {}
     for what in ("weights", "statistics", "state"):
         if made.get(what, claimed[what]) == claimed[what] == line.get(what):
             continue
@@ -69,10 +70,10 @@ def compare_node(
             got=made[what],
             hint=OTHERWISE,
         )
-    parameters = told.result.record.get("parameters")
+    parameters = told.result.record.parameters
     if parameters != made["parameters"]:
         raise changed(RESULT, "the number of parameters", made["parameters"], parameters)
-    search, best = told.nodes[name]["search"], outcome.best
+    search, best = told.nodes[name].search.to_dict(), outcome.best
     found = {
         "correct": best.fitness.correct,
         "n": best.fitness.seen,
@@ -86,7 +87,7 @@ def compare_node(
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
         raise changed(RESULT, f"the best individual of {name}", found, search)
-    if told.nodes[name]["history"] != [vars(generation) for generation in outcome.history]:
+    if [dict(g) for g in told.nodes[name].history] != [vars(g) for g in outcome.history]:
         raise changed(RESULT, f"the history of {name}", "what the journal gives", "another")
     if name == SECOND_LOOK:
         _compare_choice(told, known, best.index)
@@ -96,13 +97,14 @@ def compare_node(
 
 def _compare_choice(told: RunClaims, known: NodeRecord, best: int) -> None:
     """Compare what is said of the second look with its lines in the journal."""
-    said, names = told.nodes[SECOND_LOOK], told.nodes[SECOND_LOOK]["parents"]
+    said, names = told.result.record.second_look, told.nodes[SECOND_LOOK].parents
+    assert said is not None
     recorded = [known.find(1, i, None) or Fitness(None, 0) for i in range(len(names))]
     counted = [(name, one.correct, one.seen) for name, one in zip(names, recorded, strict=True)]
-    got = [(one["name"], one["correct"], one["n"]) for one in said["finalists"]]
-    if counted != got or said["chosen"] != names[best]:
+    got = [(one.name, one.correct, one.n) for one in said.finalists]
+    if counted != got or said.chosen != names[best]:
         raise changed(
-            RESULT, "the second look", f"{names[best]}, of {counted}", f"{said['chosen']}, of {got}"
+            RESULT, "the second look", f"{names[best]}, of {counted}", f"{said.chosen}, of {got}"
         )
 
 
@@ -110,10 +112,10 @@ def _compare_validation(told: RunClaims, name: str, low: int, high: int) -> None
     """Compare a merge's row of the table with the search's own count: the same weights on the same
     rows."""
     wanted = "merged" if name == told.root else name
-    row = next((m for m in told.result.report.models if m["name"] == wanted), None)
+    row = next((m for m in told.result.report.models if m.name == wanted), None)
     if row is None:
         raise changed(RESULT, "the table of models", f"a row of {name}", "none")
-    counted, allowed = row["validation"]["correct"], tolerance(told.rows)
+    counted, allowed = row.validation.correct, tolerance(told.rows)
     if not low - allowed <= counted <= high + allowed:
         expected = f"{low} of {told.rows}, as the search counted, up to {allowed} either way"
         raise changed(RESULT, f"{name} on validation", expected, counted)
@@ -125,7 +127,7 @@ def compare_intermediate(told: RunClaims, name: str, made: LoadedModel) -> None:
     Raises:
         VerificationError: they differ.
     """
-    claimed, here = told.nodes[name]["digests"]["file"], merged_digest(_folder_of(made))
+    claimed, here = told.nodes[name].digests.file, merged_digest(_folder_of(made))
     if here != claimed:
         was = (told.record_of(name).merged or {}).get("file")
         raise (
@@ -149,7 +151,7 @@ def compare_model(told: RunClaims, made: LoadedModel) -> None:
     Raises:
         VerificationError: they differ.
     """
-    claimed, here = told.digests["file"], merged_digest(_folder_of(made))
+    claimed, here = told.digests.file, merged_digest(_folder_of(made))
     if told.model is None:
         if here != claimed:
             raise changed(RESULT, "the file's SHA-256", here, claimed)
@@ -170,15 +172,14 @@ def compare_model(told: RunClaims, made: LoadedModel) -> None:
 
 def _refuse_changed_files(told: RunClaims, model: Path) -> None:
     """See that the files beside the model's weights are as the run left them."""
-    listed = {
-        name: sha for name, sha in told.result.record.get("files", {}).items() if "/" not in name
-    }
+    files = told.result.record.files
+    listed = {name: sha for name, sha in files.items() if "/" not in name}
     for name, expected in listed.items():
         got = file_digest(model / name) if (model / name).is_file() else "none"
         if got != expected:
             raise changed(name, "the model's files", expected, got)
     left = (told.record_of(told.root).merged or {}).get("folder")
-    if "files" not in told.result.record and folder_digest(model) != left:
+    if not files and folder_digest(model) != left:
         raise changed("merged", "the model's files", left, folder_digest(model))
 
 
@@ -235,16 +236,16 @@ def compare_record(told: RunClaims, nodes: Mapping[str, Node], first: LoadedMode
     record, final, leaves = told.result.record, nodes[told.searched], told.recipe.leaves(None)
     level = dict.fromkeys(nodes, 1) | told.lineup.plan.levels
     searched, last = told.nodes[told.searched], told.nodes[told.root]
-    header, environment = told.journal.header or {}, record["environment"]
+    header, environment = told.journal.header or {}, record.environment
     facts: dict[str, tuple[Any, Any]] = {
-        "the name": (told.recipe.name, record.get("name")),
-        "the library": (first.library, record.get("library")),
-        "the architecture": (first.structure.get("architecture", ""), record.get("architecture")),
-        "the number of channels": (first.input_shape[0], record.get("channels")),
-        "the search": (searched["search"], record.get("search")),
-        "the history": (searched["history"], record.get("history")),
-        "the device": (header["device_kind"], environment.get("device_kind")),
-        "the forward path": (header["forward_path"], environment.get("forward_path")),
+        "the name": (told.recipe.name, record.name),
+        "the library": (first.library, record.library),
+        "the architecture": (first.structure.get("architecture", ""), record.architecture),
+        "the number of channels": (first.input_shape[0], record.channels),
+        "the search": (searched.search.to_dict(), record.search.to_dict()),
+        "the history": ([dict(g) for g in searched.history], [dict(g) for g in record.history]),
+        "the device": (header["device_kind"], environment.device_kind),
+        "the forward path": (header["forward_path"], environment.forward_path),
         "whether calibration rows were shown": (
             needs_calibration(nodes.values(), first.model),
             "calibration" in told.splits,
@@ -258,14 +259,20 @@ def compare_record(told: RunClaims, nodes: Mapping[str, Node], first: LoadedMode
             SECOND_LOOK in nodes,
             SECOND_LOOK in told.splits,
         ),
-        "what was chosen for it": (choice_of(told.journal, told.recipe), record.get("chosen")),
-        "the digests": ({**told.digests, **last["digests"]}, told.digests),
+        "what was chosen for it": (
+            choice_of(told.journal, told.recipe),
+            record.chosen and record.chosen.to_dict(),
+        ),
+        "the digests": (
+            {**told.digests.to_dict(), **last.digests.to_dict()},
+            told.digests.to_dict(),
+        ),
     }
     for name, node in nodes.items():
         said = told.nodes[name]
-        facts[f"the parents of {name}"] = (node.parents, said.get("parents"))
-        facts[f"the level of {name}"] = (level[name], said.get("level"))
-        facts[f"the settings of {name}"] = (node.settings, said.get("merge"))
+        facts[f"the parents of {name}"] = (node.parents, said.parents)
+        facts[f"the level of {name}"] = (level[name], said.level)
+        facts[f"the settings of {name}"] = (node.settings, said.merge)
     for what, (expected, got) in facts.items():
         if plain(expected) != plain(got):
             raise changed(RESULT, what, _short(expected), _short(got))
@@ -278,9 +285,7 @@ def compare_record(told: RunClaims, nodes: Mapping[str, Node], first: LoadedMode
 
 def _compare_table(told: RunClaims) -> None:
     expected = told.lineup.rows()
-    got = [
-        (model["name"], model["role"], model.get("level")) for model in told.result.report.models
-    ]
+    got = [(model.name, model.role, model.level) for model in told.result.report.models]
     if expected != got:
         raise changed(RESULT, "the table of models", expected, got)
 
@@ -289,39 +294,35 @@ def _compare_paired(told: RunClaims) -> None:
     """The paired tests tell of the same rows as the table, and what they conclude follows from
     their counts."""
     report, expected = told.result.report, paired_against(told.result.report.models)
-    found = {
-        key: told.result.record[key]["against"]
-        for key in ("paired", "paired_soup")
-        if key in told.result.record
-    }
+    found = dict(
+        zip(("paired", "paired_soup"), (one.against for one in report.comparisons), strict=False)
+    )
     if found != expected:
         raise changed(RESULT, "whom the paired tests are against", expected, found)
     for paired in report.comparisons:
         _compare_pair(report, paired)
 
 
-def _compare_pair(report: Report, paired: dict[str, Any]) -> None:
-    other = next(model for model in report.models if model["name"] == paired["against"])
-    gain = report.merged["test"]["correct"] - other["test"]["correct"]
-    only_merged, only_other = paired["only_merged_right"], paired["only_other_right"]
+def _compare_pair(report: Report, paired: PairedTest) -> None:
+    other = report.record.row(paired.against)
+    gain = report.merged.test.correct - other.test.correct
+    only_merged, only_other = paired.only_merged_right, paired.only_other_right
     if only_merged - only_other != gain:
         expected = f"{gain} right answers apart, as in the table"
         raise changed(RESULT, "the paired test", expected, only_merged - only_other)
     p = sign_test(only_merged, only_other)
-    if not math.isclose(p, paired["p"], rel_tol=1e-6):
-        raise changed(RESULT, "the paired test's p", p, paired["p"])
-    n, ends = other["test"]["n"], (paired.get("low", 0.0), paired.get("high", 0.0))
+    if not math.isclose(p, paired.p, rel_tol=1e-6):
+        raise changed(RESULT, "the paired test's p", p, paired.p)
+    n, ends = other.test.n, (paired.low, paired.high)
     interval = bootstrap_interval(only_merged, only_other, n)
-    if "low" in paired and not all(
-        math.isclose(a, b, abs_tol=1.5 / n) for a, b in zip(interval, ends, strict=True)
-    ):
+    if not all(math.isclose(a, b, abs_tol=1.5 / n) for a, b in zip(interval, ends, strict=True)):
         raise changed(RESULT, "the interval of the difference", interval, ends)
 
 
 def _compare_card(told: RunClaims) -> list[str]:
     """The generated part of a card, if one lies there, is what this result gives; return what it
     says beside that."""
-    release, here = told.result.record["environment"]["versions"]["mega_hf"], version("mega_hf")
+    release, here = told.result.record.environment.versions.get("mega_hf"), version("mega_hf")
     try:
         there, new = card_there(told.result), render_card(told.result)
         if there is None:
@@ -342,8 +343,8 @@ def _compare_card(told: RunClaims) -> list[str]:
 
 def _unchecked(told: RunClaims) -> list[str]:
     """Return what a record says that nothing here depends on."""
-    trained = [parent["name"] for parent in told.result.record["parents"] if "train" in parent]
-    repository = told.result.record.get("repository")
+    trained = [parent.name for parent in told.result.record.parents if parent.train]
+    repository = told.result.record.repository
     unseen = (
         [f"how {', '.join(trained)} were trained: their weights are taken as they lie there"]
         if trained
@@ -360,46 +361,45 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:98]} ... {text[-98:]}"
 
 
-_BESIDE = {"name", "sha256", "license", "license_name", "license_link"}
-
-
 def compare_origins(told: RunClaims) -> None:
     """See that result.json gives parents and data the origin that recipe.yaml gives them.
 
     Raises:
         VerificationError: it gives another one.
     """
-    parents = told.result.record["parents"]
-    names, leaves = [parent["name"] for parent in parents], told.recipe.leaves(None)
+    parents = told.result.record.parents
+    names, leaves = [parent.name for parent in parents], told.recipe.leaves(None)
     if sorted(names) != sorted(leaves):
         raise changed(RESULT, "its parents", ", ".join(leaves), ", ".join(names))
     for parent in parents:
-        given = {key: value for key, value in parent.items() if key not in _BESIDE}
-        expected = origin_of(parent["name"], told.recipe.parents[parent_name(parent["name"])])
+        given = parent.origin
+        expected = origin_of(parent.name, told.recipe.parents[parent_name(parent.name)])
         if given != expected:
-            raise changed(RESULT, f"where the parent {parent['name']} came from", expected, given)
-    wanted, data = told.recipe.data, told.result.record["data"]
+            raise changed(RESULT, f"where the parent {parent.name} came from", expected, given)
+    wanted, given = told.recipe.data, told.data.source.to_dict()
     source: dict[str, Any] = {"hub": wanted.path, "revision": wanted.revision}
     if isinstance(wanted.path, LocalPlaceholder) or is_local(wanted.path):
         source = origin_of("data", wanted.path)
-    if data["source"] != source:
-        raise changed(RESULT, "where the data came from", source, data["source"])
-    for split in told.splits:
-        said = wanted.text_of(split, data[split]["rows"])
-        if data[split]["spec"] != said:
-            raise changed(RESULT, f"what the {split} rows are", said, data[split]["spec"])
+    if given != source:
+        raise changed(RESULT, "where the data came from", source, given)
+    for split, info in told.splits.items():
+        said = wanted.text_of(split, info.rows)
+        if info.spec != said:
+            raise changed(RESULT, f"what the {split} rows are", said, info.spec)
     _compare_placeholders(told)
 
 
 def _compare_placeholders(told: RunClaims) -> None:
     """What stands in a recipe for something local names its content: that of the parents and rows
     of this run."""
-    ours, data = told.recipe.to_dict(), told.result.record["data"]
-    known: dict[str, Any] = {"data.path": {split: data[split]["sha256"] for split in told.splits}}
+    ours = told.recipe.to_dict()
+    known: dict[str, Any] = {
+        "data.path": {name: split.sha256 for name, split in told.splits.items()}
+    }
     for name, sha256 in told.parents.items():
         known |= {f"parents.{name}": sha256, f"parents.{name}.weights": sha256}
     here = {key: inner[key[-1]] for key, inner in references(ours)}
-    for where, tree in (("recipe.yaml", ours), (RESULT, told.result.record["recipe"])):
+    for where, tree in (("recipe.yaml", ours), (RESULT, told.result.record.recipe)):
         for key, value in _placeholders(tree):
             name, content = ".".join(key), value.get("sha256")
             if content is not None and content != known.get(name, content):
@@ -447,10 +447,8 @@ def compare_order(told: RunClaims) -> None:
         else {name: name for name in names}
     )
     for model in told.result.report.models:
-        counted = order["correct"].get(as_listed.get(model["name"]))
-        if counted is not None and abs(
-            max(counted, 0) - model["validation"]["correct"]
-        ) > tolerance(told.rows):
-            raise changed(
-                RESULT, f"{model['name']} on validation", counted, model["validation"]["correct"]
-            )
+        counted = order["correct"].get(as_listed.get(model.name))
+        if counted is not None and abs(max(counted, 0) - model.validation.correct) > tolerance(
+            told.rows
+        ):
+            raise changed(RESULT, f"{model.name} on validation", counted, model.validation.correct)

@@ -233,7 +233,7 @@ def known_statistics(told: RunClaims, name: str, space: WeightSpace) -> StateDic
         state = open_model(folder).state()
     except ParentError as error:
         raise VerificationError.from_error(_weights_file(folder), error, _COPY) from None
-    found, claimed = space.statistics_digest(state), told.nodes[name]["digests"]["statistics"]
+    found, claimed = space.statistics_digest(state), told.nodes[name].digests.statistics
     if found != claimed:
         raise changed(_weights_file(folder), f"BatchNorm's statistics of {name}", claimed, found)
     return {entry: state[entry] for entry in space.recomputed}

@@ -226,22 +226,22 @@ def _count_models(
     for claimed, found in zip(
         report.models, count(candidates, right, validation.count), strict=True
     ):
-        name = "the merged model" if claimed["role"] == "merged" else claimed["name"]
-        for split in ("test", "validation"):
-            said, measured = claimed[split], found[split]
-            counts.append(
-                CountCheck(f"{name} on {split}", said["correct"], measured["correct"], said["n"])
-            )
+        name = "the merged model" if claimed.role == "merged" else claimed.name
+        for split, said, measured in (
+            ("test", claimed.test, found.test),
+            ("validation", claimed.validation, found.validation),
+        ):
+            counts.append(CountCheck(f"{name} on {split}", said.correct, measured.correct, said.n))
             _refuse(counts[-1], "result.json")
     paired = []
-    for said in report.comparisons:
-        pairing = paired_test(candidates, right, validation.count, said["against"])
-        for key, who in (
-            ("only_merged_right", "the merged model"),
-            ("only_other_right", pairing.against),
+    for test_said in report.comparisons:
+        pairing = paired_test(candidates, right, validation.count, test_said.against)
+        for who, claim, got in (
+            ("the merged model", test_said.only_merged_right, pairing.only_merged_right),
+            (pairing.against, test_said.only_other_right, pairing.only_other_right),
         ):
             what = f"test rows that only {who} gets right, of it and {pairing.against}"
-            paired.append(CountCheck(what, said[key], getattr(pairing, key), test.count))
+            paired.append(CountCheck(what, claim, got, test.count))
     for one in paired:
         _refuse(one, "result.json")
     return counts, paired
@@ -267,8 +267,8 @@ def _load(told: RunClaims, data: str | None) -> Splits:
     splits = load_splits(wanted, told.recipe.trains_all)
     if "calibration" in told.splits:
         splits = add_calibration(splits)
-    for split in told.splits:
-        claimed = told.result.record["data"][split]["sha256"]
+    for split, info in told.splits.items():
+        claimed = info.sha256
         if splits.digests[split] != claimed:
             raise VerificationError(
                 f"these are not the {split} rows of the run",
@@ -293,23 +293,19 @@ def _refuse(one: CountCheck, where: str, what: str = "right of") -> None:
 
 def _compare_data(told: RunClaims, splits: Splits, matched: str) -> None:
     """Compare what the record says of the data beside its digests with what is there."""
-    said: dict[str, Any] = told.result.record["data"]
-    found = {
-        "classes": splits.classes,
-        "shared_pictures": splits.shared_images,
-        "matched": matched,
+    said = told.data
+    facts = {
+        "classes": (splits.classes, said.classes),
+        "shared_pictures": (splits.shared_images, said.shared_pictures),
+        "matched": (matched, said.matched),
     }
-    for what, value in found.items():
-        if said.get(what) != value:
-            raise changed(
-                "result.json", f"what it says of the data's {what}", value, said.get(what)
-            )
-    for split in told.splits:
+    for what, (found, claimed) in facts.items():
+        if claimed != found:
+            raise changed("result.json", f"what it says of the data's {what}", found, claimed)
+    for split, info in told.splits.items():
         rows = len(getattr(splits, split))
-        if said[split]["rows"] != rows:
-            raise changed(
-                "result.json", f"how many {split} rows there are", rows, said[split]["rows"]
-            )
+        if info.rows != rows:
+            raise changed("result.json", f"how many {split} rows there are", rows, info.rows)
 
 
 def _alike(counts: list[CountCheck]) -> str:

@@ -147,8 +147,8 @@ def verify(
             )
             again = remeasure(told, made, data, Progress(progress))
         digests = {
-            "weights": told.nodes[root.name]["digests"]["weights"],
-            "claimed_file": told.digests["file"],
+            "weights": told.nodes[root.name].digests.weights,
+            "claimed_file": told.digests.file,
         }
         if again is not None or all(
             one.is_known for one in making.recomputed if one.name == root.name

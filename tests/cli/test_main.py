@@ -47,14 +47,14 @@ def test_a_merge_and_its_model_in_a_fresh_process(
     result = MergeResult.load(out)
     assert answer.out == f"{result.report}\n\n{out / 'merged'}\n{out / 'README.md'}\n"
     if library == "timm":
-        assert result.record["digests"]["file"] == finished.record["digests"]["file"]
+        assert result.record.digests.file == finished.record.digests.file
     command = [sys.executable, "-c", COUNT, str(out / "merged"), library]
     root = Path(__file__).parents[2]
     counted = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=root
     ).stdout.split()
     merged = result.report.merged
-    assert counted == [str(merged["validation"]["correct"]), str(merged["test"]["correct"])]
+    assert counted == [str(merged.validation.correct), str(merged.test.correct)]
 
 
 def test_models_by_name_and_default_splits(pair: tiny.Pair, tmp_path: Path, mega, caplog) -> None:
@@ -75,7 +75,7 @@ def test_models_by_name_and_default_splits(pair: tiny.Pair, tmp_path: Path, mega
     }
     said = caplog.text + answer.err
     assert "12 rows of train (seed 46): right only if no parent was trained on them" in said
-    assert "12 rows of train" in " ".join(MergeResult.load(out).record["notices"])
+    assert "12 rows of train" in " ".join(MergeResult.load(out).record.notices)
 
 
 def test_names_of_models_that_share_a_folder_name(pair: tiny.Pair, tmp_path: Path, mega) -> None:
@@ -239,7 +239,7 @@ def test_evaluate(what: str, finished: MergeResult, pair: tiny.Pair, mega) -> No
         answer = mega("evaluate", folder, "--data", pair.data, "--split", split, "--json")
         assert answer.code == 0, answer.err
         record = json.loads(answer.out)
-        correct, n = row[split]["correct"], row[split]["n"]
+        correct, n = getattr(row, split).correct, getattr(row, split).n
         assert (record["correct"], record["n"], record["split"]) == (correct, n, split)
         assert record["accuracy"] == pytest.approx(correct / n)
         assert record["interval"] == pytest.approx(wilson_interval(correct, n))

@@ -28,13 +28,13 @@ def test_each_seed_is_a_run_of_its_own(pair: tiny.Pair, tmp_path: Path, mega: An
     answer = mega("merge", file, "--seeds", "3", "--out", out, "--quiet")
     assert answer.code == 0, answer.err
     results = [MergeResult.load(out / f"seed{seed}") for seed in (46, 47, 48)]
-    assert [result.record["nodes"][0]["merge"]["seed"] for result in results] == [46, 47, 48]
+    assert [result.record.nodes[0].merge["seed"] for result in results] == [46, 47, 48]
     told = json.loads((out / "seeds.json").read_text())
-    merged = [result.report.merged["test"]["correct"] / 90 for result in results]
+    merged = [result.report.merged.test.correct / 90 for result in results]
     assert [one["merged"] for one in told["seeds"]] == merged
     assert told["mean"]["merged"] == pytest.approx(statistics.fmean(merged))
     assert told["deviation"]["merged"] == pytest.approx(statistics.stdev(merged))
-    sure = [result for result in results if result.report.paired["p"] < 0.05]
+    sure = [result for result in results if result.report.paired.p < 0.05]
     assert told["better"] + told["worse"] == len(sure)
     assert f"in {told['better']} of 3, worse in {told['worse']}" in answer.out
     before = [journal(out / f"seed{seed}") for seed in (46, 47, 48)]
@@ -68,10 +68,7 @@ def test_nodes_with_seeds_of_their_own_get_others_too(
     )
     assert answer.code == 0, answer.err
     seeds = [
-        [
-            node["merge"]["seed"]
-            for node in MergeResult.load(tmp_path / "out" / name).record["nodes"]
-        ]
+        [node["merge"]["seed"] for node in MergeResult.load(tmp_path / "out" / name).record.nodes]
         for name in ("seed46", "seed47")
     ]
     assert seeds == [[7, 46], [8, 47]]

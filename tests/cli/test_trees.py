@@ -76,7 +76,7 @@ def test_killed_and_resumed_it_gives_the_same_file(
     assert not (out / "result.json").exists()
     assert mega(*words).code == 0
     assert weights_of(out) == weights_of(whole.folder)
-    assert MergeResult.load(out).record["models"] == whole.record["models"]
+    assert MergeResult.load(out).record.models == whole.record.models
     assert not list(out.rglob(".mega-*")) + list(out.rglob("*@training"))
 
 
@@ -199,12 +199,12 @@ def test_snapshots_and_fine_tunes_as_parents(data: Path, tmp_path: Path, mega) -
     answer = mega("merge", write(tmp_path, made), "--out", tmp_path / "out", "--quiet")
     assert answer.code == 0, answer.err
     result = MergeResult.load(tmp_path / "out")
-    assert [m["name"] for m in result.report.models if m["role"] == "parent"] == [
+    assert [m.name for m in result.report.models if m.role == "parent"] == [
         "trunk@1",
         "trunk",
         "tune",
     ]
-    said = {parent["name"]: parent["train"] for parent in result.record["parents"]}
+    said = {parent.name: parent.train.to_dict() for parent in result.record.parents}
     assert said["trunk@1"] == {"seed": 1, "epoch": 1}
     assert said["tune"] == {"seed": 2, "from": "trunk@1"}
     card = (tmp_path / "out" / "README.md").read_text()

@@ -19,6 +19,7 @@ from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.hub.bundle import check_unchanged, portable_files, restore
 from mega_hf.hub.privacy import check_no_private_paths, local_paths
 from mega_hf.report.card import render_card
+from mega_hf.report.record import RunRecord
 from tests.tools import tiny
 
 MIT = {"license": "mit"}
@@ -127,7 +128,7 @@ def test_a_restored_run_is_made_again_from_its_journal(
     assert answer.code == 0, answer.err
     assert not measured, "the journal knows it all"
     made = MergeResult.load(tmp_path / "run")
-    assert made.record["digests"]["file"] == finished.record["digests"]["file"]
+    assert made.record.digests.file == finished.record.digests.file
     assert str(made.report) == str(finished.report)
 
 
@@ -292,7 +293,7 @@ def test_the_working_folder_may_be_the_target(
 
 
 def test_a_strangers_texts_do_no_harm_in_a_card(finished: MergeResult) -> None:
-    record = json.loads(json.dumps(finished.record))
+    record = finished.record.to_dict()
     record |= {
         "repository": "me/x; rm -rf ~",
         "architecture": "cifar_resnet20\nimport os; os.system('id')",
@@ -300,7 +301,8 @@ def test_a_strangers_texts_do_no_harm_in_a_card(finished: MergeResult) -> None:
     record["environment"]["versions"]["torch"] = "<script>alert(1)</script>"
     record["environment"]["forward_path"] = "<img onerror=alert(1)>"
     record["models"][2]["name"] = "\x1b[31mred"
-    text = render_card(MergeResult(record, finished.folder))
+    doubtful = MergeResult(RunRecord.from_dict(record), finished.folder)
+    text = render_card(doubtful)
     for harm in ("<script>", "<img", "; rm", "\nimport os", "\x1b"):
         assert harm not in text
-    assert "\x1b" not in str(MergeResult(record, finished.folder).report)
+    assert "\x1b" not in str(doubtful.report)

@@ -46,7 +46,7 @@ def result(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeRe
 
 
 def test_each_is_named_by_its_digest(result: MergeResult) -> None:
-    recipe = result.record["recipe"]
+    recipe = result.record.recipe
     keys = [".".join(key) for key in placeholder_keys(recipe)]
     assert keys == [
         "data.path",
@@ -54,7 +54,7 @@ def test_each_is_named_by_its_digest(result: MergeResult) -> None:
         "parents.file.weights",
         "parents.tune.train.from",
     ]
-    known = {parent["name"]: parent["sha256"] for parent in result.record["parents"]}
+    known = {parent.name: parent.sha256 for parent in result.record.parents}
     assert recipe["parents"]["folder"]["sha256"] == known["folder"]
     assert recipe["parents"]["file"]["weights"] == {
         "local": "b.safetensors",
@@ -92,9 +92,9 @@ def test_it_is_made_again_elsewhere(
         answer = mega("merge", recipe, "--out", tmp_path / out, "--quiet", *words)
         assert answer.code == 0, answer.err
         made = MergeResult.load(tmp_path / out)
-        assert made.record["digests"]["file"] == result.record["digests"]["file"]
-        assert "by its digest" not in json.dumps(made.record["notices"])
-    assert restored.record["digests"]["file"] == result.record["digests"]["file"]
+        assert made.record.digests.file == result.record.digests.file
+        assert "by its digest" not in json.dumps(made.record.notices)
+    assert restored.record.digests.file == result.record.digests.file
 
 
 def test_another_model_to_start_from_is_noticed(
@@ -112,5 +112,5 @@ def test_another_model_to_start_from_is_noticed(
     words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
     answer = mega("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--quiet", *words)
     assert answer.code == 0, answer.err
-    said = [n for n in MergeResult.load(tmp_path / "out").record["notices"] if "by its digest" in n]
+    said = [n for n in MergeResult.load(tmp_path / "out").record.notices if "by its digest" in n]
     assert [notice.split()[0] for notice in said] == ["parents.tune.train.from"]

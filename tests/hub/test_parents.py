@@ -53,7 +53,7 @@ def test_a_stranger_verifies_and_makes_it_again_with_them(
     pull, again, check = [line for line in card.splitlines() if line.startswith("mega-hf ")]
     assert check == f"mega-hf verify {name}"
     answer = run(*check.split()[1:])
-    assert answer.code == 0 and trained.record["digests"]["file"] in answer.out, answer.err
+    assert answer.code == 0 and trained.record.digests.file in answer.out, answer.err
     assert run(*pull.replace("pulled", str(tmp_path / "pulled")).split()[1:]).code == 0
     made = again.replace("pulled", str(tmp_path / "pulled")).replace(
         "--out again", f"--out {tmp_path / 'again'}"
@@ -66,8 +66,8 @@ def test_a_stranger_verifies_and_makes_it_again_with_them(
     assert before == {
         path: path.read_bytes() for path in (tmp_path / "pulled").rglob("*") if path.is_file()
     }
-    digests = MergeResult.load(tmp_path / "again").record["digests"]
-    assert digests["file"] == trained.record["digests"]["file"]
+    digests = MergeResult.load(tmp_path / "again").record.digests
+    assert digests.file == trained.record.digests.file
     assert (
         run("push", tmp_path / "pulled", name, *MIT).code == 0 and len(parents_in(hub, name)) == 12
     )

@@ -121,7 +121,7 @@ def pushed(place: Place) -> dict[str, Any]:
     answer = place.run(*words)
     assert answer.code == 0, answer.err
     assert f"{place.hub.url}/me/m" in answer.out
-    return MergeResult.load(place.folder / "run").record
+    return MergeResult.load(place.folder / "run").record.to_dict()
 
 
 def test_one_commit_holds_all(place: Place, pushed: dict[str, Any]) -> None:
@@ -202,10 +202,7 @@ def test_what_is_pulled_is_finished_and_makes_the_same_weights_again(
     assert (there.code, pulled.out.splitlines()[0]) == (0, there.out.splitlines()[0]), there.err
     again = place.run("merge", "pulled/recipe.yaml", "--out", "again", "--quiet")
     assert again.code == 0, again.err
-    assert (
-        MergeResult.load(place.folder / "again").record["digests"]["file"]
-        == pushed["digests"]["file"]
-    )
+    assert MergeResult.load(place.folder / "again").record.digests.file == pushed["digests"]["file"]
     for command in (
         ["card", "pulled"],
         ["evaluate", "./pulled", "--data", "uoft-cs/cifar10", "--split", "test"],

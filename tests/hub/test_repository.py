@@ -97,9 +97,9 @@ def test_a_merge_of_repositories(place: Place, pair: tiny.Pair) -> None:
     assert done.code == 0, done.err
     assert done.err.count("no parent was trained on them") == 1, done.err
     result = MergeResult.load(folder / "run")
-    assert [parent["hub"] for parent in result.record["parents"]] == ["org/a", "org/b"]
+    assert [parent.hub for parent in result.record.parents] == ["org/a", "org/b"]
     commit = place.head("datasets", "org/pictures")
-    assert result.record["data"]["source"] == {"hub": "org/pictures", "revision": commit}
+    assert result.record.data.source.to_dict() == {"hub": "org/pictures", "revision": commit}
 
     recipe = yaml.safe_load((folder / "run" / "recipe.yaml").read_text())
     assert recipe["parents"] == {
@@ -126,7 +126,7 @@ def test_a_merge_of_repositories(place: Place, pair: tiny.Pair) -> None:
         if r.startswith("GET") and r.endswith((".safetensors", ".parquet"))
     ]
     other = MergeResult.load(folder / "elsewhere")
-    assert other.record["digests"]["file"] == result.record["digests"]["file"]
+    assert other.record.digests.file == result.record.digests.file
 
 
 def test_a_revision_is_what_is_loaded(place: Place, pair: tiny.Pair) -> None:
@@ -270,7 +270,7 @@ def test_without_a_network_the_cache_is_enough(
         answer = offline(*merge, "--out", "offline")
         assert answer.code == 0, answer.err
         files = [place.run.folder / "online", tmp_path / "offline"]
-        assert len({MergeResult.load(file).record["digests"]["weights"] for file in files}) == 1
+        assert len({MergeResult.load(file).record.digests.weights for file in files}) == 1
         check(
             offline("compare", "org/a", "org/never"),
             "HF_HUB_OFFLINE keeps the network out",

@@ -3,7 +3,6 @@ harmless."""
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any
 
@@ -13,10 +12,11 @@ from huggingface_hub import ModelCard
 
 from mega_hf import MergeResult
 from mega_hf.report.card import escape, render_card
+from mega_hf.report.record import RunRecord
 
 
 def changed(finished: MergeResult, **changes: Any) -> MergeResult:
-    return MergeResult(copy.deepcopy(finished.record) | changes, finished.folder)
+    return MergeResult(RunRecord.from_dict(finished.record.to_dict() | changes), finished.folder)
 
 
 def test_the_front_matter(finished: MergeResult) -> None:
@@ -29,10 +29,8 @@ def test_the_front_matter(finished: MergeResult) -> None:
     (results,) = data["model-index"]
     assert results["name"] == "tiny"
     for result in results["results"]:
-        counted = finished.report.merged[result["dataset"]["split"]]  # whole splits, of these names
-        assert result["metrics"][0]["value"] == pytest.approx(
-            counted["correct"] / counted["n"], abs=1e-6
-        )
+        counted = getattr(finished.report.merged, result["dataset"]["split"])
+        assert result["metrics"][0]["value"] == pytest.approx(counted.accuracy, abs=1e-6)
     assert {result["dataset"]["split"] for result in results["results"]} == {"validation", "test"}
     assert "!!python" not in card.content
 
@@ -42,7 +40,8 @@ def test_the_front_matter_with_parents_of_the_hub(finished: MergeResult) -> None
         {"name": n, "hub": f"org/{n}", "revision": "0" * 40, "sha256": "1" * 64} for n in "ab"
     ]
     source = {"hub": "org/data", "revision": "2" * 40}
-    record = changed(finished, parents=parents, data=finished.record["data"] | {"source": source})
+    given = finished.record.to_dict()["data"] | {"source": source}
+    record = changed(finished, parents=parents, data=given)
     data = ModelCard(render_card(record)).data.to_dict()
     assert data["base_model"] == ["org/a", "org/b"]
     assert data["base_model_relation"] == "merge"
@@ -63,14 +62,14 @@ def test_the_text_says_what_the_result_says(finished: MergeResult) -> None:
         for cell in row:
             assert escape(cell) in text
     assert escape(finished.report.verdict) in text
-    assert finished.record["digests"]["file"] in text
+    assert finished.record.digests.file in text
     assert "selected on" in text
     assert "fitness.png" in text
     assert "import mega_hf.models.cifar_resnet" in text, (
         "a stranger's timm does not know the architecture"
     )
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert recipe["merge"] == finished.record["recipe"]["merge"]
+    assert recipe["merge"] == finished.record.recipe["merge"]
 
 
 def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
@@ -79,7 +78,7 @@ def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
         "w": {"arch": "x", "weights": {"local": "w", "sha256": "2"}},
     }
     parents |= {"t": {"train": {"seed": 1, "from": {"local": "y"}}}, "h": "org/h@main"}
-    recipe = finished.record["recipe"] | {
+    recipe = finished.record.recipe | {
         "parents": parents,
         "data": {"path": {"local": "d", "sha256": {}}},
     }
@@ -100,10 +99,11 @@ def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
 
 
 def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> None:
-    models = copy.deepcopy(finished.record["models"])
+    models = finished.record.to_dict()["models"]
     for model in models:
         model["test"] = {"correct": 50, "n": 90}
-    paired = {"against": "a", "only_merged_right": 4, "only_other_right": 4, "p": 1.0}
+    paired = finished.record.to_dict()["paired"]
+    paired |= {"against": "a", "only_merged_right": 4, "only_other_right": 4, "p": 1.0}
     assert "not better than the parent that is best on validation" in render_card(
         changed(finished, models=models, paired=paired)
     )
@@ -116,7 +116,7 @@ def test_how_the_merged_model_was_made_is_said_of_that_model(
     as it is."""
     assert "by\nevolution (MeGA): a genetic" in render_card(finished)
     assert "evolution (MeGA, 3 merges, level by level): a genetic" in render_card(treed)
-    soup = copy.deepcopy(treed.record["nodes"][-1]) | {
+    soup = treed.record.final.to_dict() | {
         "name": "aligned_soup",
         "parents": list("abcd"),
     }
@@ -126,10 +126,9 @@ def test_how_the_merged_model_was_made_is_said_of_that_model(
         "chosen": "aligned_soup",
         "finalists": [{"name": "a", "correct": 1, "n": 2}],
     }
-    row = next(model for model in treed.record["models"] if model["role"] == "baseline") | {
-        "name": "aligned_soup"
-    }
-    more = {"models": [row, *treed.record["models"]], "baselines": [soup]}
+    models = treed.record.to_dict()["models"]
+    row = next(model for model in models if model["role"] == "baseline") | {"name": "aligned_soup"}
+    more = {"models": [row, *models], "baselines": [soup]}
     text = render_card(changed(treed, second_look=look, **more))
     assert (
         "averaging: the plain mean of the parents' weights, their channels in one order,"
@@ -137,7 +136,7 @@ def test_how_the_merged_model_was_made_is_said_of_that_model(
     )
     parent = render_card(changed(treed, second_look=look | {"chosen": "a"}, **more))
     assert "keeping one of them, a: none of the mixtures was surely better" in parent
-    nodes = copy.deepcopy(finished.record["nodes"])
+    nodes = finished.record.to_dict()["nodes"]
     nodes[-1]["search"] |= {"generation": 1, "index": 1}
     assert "keeping one of them, b: nothing better was found" in render_card(
         changed(finished, nodes=nodes)
@@ -154,11 +153,12 @@ def test_how_to_load_a_transformers_model(finished: MergeResult) -> None:
 
 def test_text_of_others_is_harmless(finished: MergeResult) -> None:
     evil = "<script>alert(1)</script> | [x](http://evil) `code`\n# head"
-    parents = [{"name": evil, "local": evil, "sha256": "1" * 64}, *finished.record["parents"][1:]]
-    models = copy.deepcopy(finished.record["models"])
+    record = finished.record.to_dict()
+    models = record["models"]
+    parents = [{"name": evil, "local": evil, "sha256": "1" * 64}, *record["parents"][1:]]
     models[1]["name"] = evil
-    other = models[0]["name"] if finished.record["paired"]["against"] == "b" else None
-    paired = finished.record["paired"] | ({"against": evil} if other else {})
+    other = models[0]["name"] if finished.record.paired.against == "b" else None
+    paired = finished.record.to_dict()["paired"] | ({"against": evil} if other else {})
     text = render_card(
         changed(finished, parents=parents, models=models, paired=paired, notices=[evil])
     )

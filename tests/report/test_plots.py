@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.report import plots
+from mega_hf.report.result import MergeResult
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -32,9 +32,9 @@ def test_what_is_apart_already_stays_where_it_is() -> None:
 
 
 def test_the_range_is_that_of_the_models_whatever_a_baseline_has() -> None:
-    record = json.loads((CARDS / "cifar10-resnet20-tree4" / "result.json").read_text())
-    models = {m["name"]: m for m in record["models"] if "level" in m}
-    shown = [100 * m["test"]["correct"] / m["test"]["n"] for m in models.values()]
+    record = MergeResult.load(CARDS / "cifar10-resnet20-tree4").record
+    models = {m.name: m for m in record.models if m.level is not None}
+    shown = [100 * m.test.accuracy for m in models.values()]
     low, high = plots._limits(models)
     assert 10.02 < min(shown) - 6 < low < min(shown) and max(shown) < high < max(shown) + 6, (
         "the soup has 10.02"

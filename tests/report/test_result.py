@@ -1,6 +1,7 @@
 """The result: its table, its one honest sentence, and what of it can be read back."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.statistics import mcnemar, wilson_interval
+from mega_hf.report.record import RunRecord
 from mega_hf.report.result import MergeResult
 from mega_hf.report.table import Report
 
@@ -21,14 +23,26 @@ def _model(name, role, test, n=1000, validation=450):
     }
 
 
+PUBLISHED = Path(__file__).parents[2] / "model_cards" / "cifar10-resnet20-pair-default-46"
+PAIRED = {"against": "a", "only_merged_right": 0, "only_other_right": 0, "p": 0.5} | {
+    "low": 0.0,
+    "high": 0.1,
+}
+
+
+def _made(models, **changes):
+    """Return the report of a published run with other models."""
+    record = json.loads((PUBLISHED / "result.json").read_text())
+    return Report(RunRecord.from_dict(record | {"models": models, "paired": PAIRED} | changes))
+
+
+def _models(merged, best=700, worst=650):
+    models = [("b", "parent", worst), ("a", "parent", best), ("uniform_soup", "baseline", 500)]
+    return [_model(*model) for model in [*models, ("merged", "merged", merged)]]
+
+
 def _report(merged, best=700, p=0.5, worst=650, against="a"):
-    models = [
-        _model("b", "parent", worst),
-        _model("a", "parent", best),
-        _model("uniform_soup", "baseline", 500),
-    ]
-    paired = {"against": against, "only_merged_right": 0, "only_other_right": 0, "p": p}
-    return Report([*models, _model("merged", "merged", merged)], paired)
+    return _made(_models(merged, best, worst), paired=PAIRED | {"p": p, "against": against})
 
 
 def _finished(folder, report=None):
@@ -37,10 +51,8 @@ def _finished(folder, report=None):
     save_file({"w": torch.tensor([1.0, 2.0])}, folder / "merged" / "model.safetensors")
     (folder / "merged" / "config.json").write_text("{}")
     (folder / "README.md").write_text("# card\n")
-    history = [{"generation": 1, "best": 3, "mean": 2.5, "failed": 0}]
-    record = {"version": 1, "models": report.models, "paired": report.paired, "history": history}
-    (folder / "result.json").write_text(json.dumps(record))
-    return record
+    (folder / "result.json").write_bytes(report.record.encode())
+    return report.record
 
 
 # --- The sentence
@@ -91,21 +103,15 @@ def _looked(chosen, **right):
         _model("a+b", "searched", 715),
         _model("merged", "merged", 710),
     ]
-    paired = {
-        "against": "a recalibrated",
-        "only_merged_right": 0,
-        "only_other_right": 0,
-        "p": 0.5,
-        "low": 0,
-        "high": 0,
-    }
+    paired = PAIRED | {"against": "a recalibrated"}
     finalists = [
         {"name": name.replace("_and_", "+"), "correct": count, "n": 200}
         for name, count in right.items()
     ]
-    return Report(
-        models, paired, None, {"chosen": chosen, "finalists": finalists, "search": {"n": 200}}
-    )
+    look = json.loads((PUBLISHED / "result.json").read_text())["nodes"][0]
+    look |= {"search": look["search"] | {"correct": 150, "n": 200}}
+    look |= {"chosen": chosen, "finalists": finalists}
+    return _made(models, paired=paired, second_look=look)
 
 
 def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named():
@@ -126,29 +132,27 @@ def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named(
 
 
 def test_where_nothing_was_chosen_there_is_no_selection_bias():
-    models, paired = _report(725).models, _report(725).paired | {"low": 0.0, "high": 0.1}
-    assert "Selection bias" in str(Report(models, paired)) and "(selected on)" in str(
-        Report(models, paired)
-    )
-    alone = str(Report(models, paired, is_selected=False))
+    report = _report(725)
+    assert "Selection bias" in str(report) and "(selected on)" in str(report)
+    (node,) = report.record.to_dict()["nodes"]
+    soup = node | {"merge": {"method": "uniform_soup"}}
+    alone = str(_made(_models(725), nodes=[soup]))
     assert "Selection bias" not in alone and "(selected on)" not in alone
 
 
 def test_a_parent_may_be_called_like_a_baseline_or_like_the_merged_model():
     for name in ("merged", "uniform_soup"):
-        models = [_model(name, "parent", 700), *_report(725).models]
-        report = Report(
-            models, {"against": name, "only_merged_right": 1, "only_other_right": 0, "p": 0.01}
-        )
+        paired = PAIRED | {"against": name, "only_merged_right": 1, "p": 0.01}
+        report = _made([_model(name, "parent", 700), *_models(725)], paired=paired)
         assert "2.50 points" in report.verdict
-        assert report.merged["test"]["correct"] == 725
+        assert report.merged.test.correct == 725
 
 
 def test_the_sentence_agrees_with_the_test_of_real_answers():
     merged = torch.arange(1000).numpy() < 725
     other = torch.arange(1000).numpy() < 700
     paired = mcnemar("a", merged, other).to_dict()
-    assert Report(_report(725).models, paired).verdict.startswith("The merged model is better")
+    assert _made(_models(725), paired=paired).verdict.startswith("The merged model is better")
 
 
 # --- The table
@@ -172,13 +176,29 @@ def test_only_the_merged_models_validation_is_marked_as_selected_on():
 def test_the_text_is_the_table_and_the_sentence():
     report = _report(725)
     lines = str(report).splitlines()
-    assert len(lines) == 2 + 4 + 2
+    assert len(lines) == 2 + 4 + 3
     assert set(lines[1]) == {"-"}
-    assert lines[-1] == report.verdict
+    assert lines[-2] == report.verdict
     assert [line.index("parent") for line in lines[2:4]] == [lines[0].index("role")] * 2
 
 
 # --- Files
+
+
+NAMES = sorted(path.parent.name for path in PUBLISHED.parent.glob("*/result.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_record_is_written_back_byte_for_byte(name):
+    folder = PUBLISHED.parent / name
+    assert MergeResult.load(folder).record.encode() == (folder / "result.json").read_bytes()
+
+
+def test_an_unknown_entry_is_an_error(tmp_path):
+    record = json.loads((PUBLISHED / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps(record | {"mood": "good"}))
+    with pytest.raises(RunError, match="mood"):
+        MergeResult.load(tmp_path)
 
 
 def test_a_finished_run_is_read_back(tmp_path):
@@ -186,7 +206,7 @@ def test_a_finished_run_is_read_back(tmp_path):
     result = MergeResult.load(tmp_path)
     assert result.record == record
     assert result.report == _report(725)
-    assert result.history == record["history"]
+    assert result.history == record.history
     assert result.merged == tmp_path / "merged"
     assert MergeResult.load(str(tmp_path)).record == record
 

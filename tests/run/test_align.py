@@ -51,7 +51,7 @@ def aligned(scattered: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 def _tests(result: MergeResult) -> dict[str, int]:
-    return {model["name"]: model["test"]["correct"] for model in result.report.models}
+    return {model.name: model.test.correct for model in result.report.models}
 
 
 def test_aligned_the_average_is_a_good_model_again(aligned: MergeResult) -> None:
@@ -67,7 +67,7 @@ def test_by_activations(scattered: tiny.Pair, tmp_path: Path, encoding: str) -> 
     result = merge(recipe(scattered, "activations", encoding=encoding), tmp_path / "out")
     found = _tests(result)
     assert found["aligned_soup"] > found["uniform_soup"] + 10
-    assert verify(tmp_path / "out", evaluate=3).digests["file"] == result.record["digests"]["file"]
+    assert verify(tmp_path / "out", evaluate=3).digests["file"] == result.record.digests.file
 
 
 def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
@@ -123,7 +123,7 @@ def test_it_is_replayed_without_tracing(
     monkeypatch.setattr(
         "mega_hf.evaluation.aligner.find_symmetry", lambda *_, **__: pytest.fail("traced")
     )
-    assert verify(aligned.folder).digests["file"] == aligned.record["digests"]["file"]
+    assert verify(aligned.folder).digests["file"] == aligned.record.digests.file
 
 
 def test_three_parents_are_put_beside_the_first(
@@ -194,7 +194,7 @@ def test_two_processes_give_the_file_of_one(
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert weights_of(tmp_path / "two") == weights_of(one.folder)
-    assert MergeResult.load(tmp_path / "two").record["models"] == one.record["models"]
+    assert MergeResult.load(tmp_path / "two").record.models == one.record.models
 
 
 # --- What is refused
@@ -269,5 +269,5 @@ def test_the_card_says_nothing_of_statistics_that_were_blended(
 ) -> None:
     """Aligning by activations shows calibration pictures too."""
     result = merge(recipe(scattered, "activations", batchnorm="blend"), tmp_path / "out")
-    assert "calibration" in result.record["data"]
+    assert "calibration" in result.record.data
     assert "computed anew" not in (result.folder / "README.md").read_text()

@@ -13,6 +13,8 @@ from mega_hf.run.journal import Journal
 from mega_hf.runtime.files import folder_digest, merged_digest, remove
 from tests.tools.run_files import OUTCOME
 
+PUBLISHED = Path(__file__).parents[2] / "model_cards" / "cifar10-resnet20-pair-default-46"
+
 
 def _recipe(seed=46, revision=None, **merge):
     data = {"path": "org/set", "revision": revision}
@@ -209,15 +211,13 @@ def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
     (out / "merged").mkdir()
     (out / "merged" / "model.safetensors").write_bytes(b"weights")
     digest = merged_digest(out / "merged")
-    record = {
-        "version": 1,
-        "digests": {"file": digest, "recipe": _recipe().sha256},
-        "nodes": [{"name": "a+b"}],
-    }
+    record = json.loads((PUBLISHED / "result.json").read_text())
+    record["digests"] |= {"file": digest, "recipe": _recipe().sha256}
+    record["nodes"][0]["name"] = "a+b"
     (out / "result.json").write_text(json.dumps(record))
     journal = Journal(out / "journal.jsonl")
     journal.node("a+b", "key").finish(OUTCOME | {"folder": folder_digest(out / "merged")})
-    assert folder.finished().record["digests"]["file"] == digest
+    assert folder.finished().record.digests.file == digest
     (out / "merged" / "config.json").write_text("{}")
     assert folder.finished() is None, "there is something else in it now"
     remove(out / "merged" / "config.json")

@@ -42,14 +42,14 @@ def test_a_merge_by_this_method_is_resumed_and_verified(
         merge(made, tmp_path / "out")
     result = merge(made, tmp_path / "out")
     assert len(journal(result.folder, "fitness")) <= node.evaluations
-    assert verify(result.folder).digests["file"] == result.record["digests"]["file"]
+    assert verify(result.folder).digests["file"] == result.record.digests.file
     assert weights_of(merge(made, tmp_path / "again").folder) == weights_of(result.folder)
-    rows = {model["name"]: model for model in result.report.models}
+    rows = {model.name: model for model in result.report.models}
     if method == "uniform_soup":
-        assert rows["merged"]["test"] == rows["uniform_soup"]["test"]
+        assert rows["merged"].test == rows["uniform_soup"].test
     else:
-        best = max(rows[f"{name} recalibrated"]["validation"]["correct"] for name in "ab")
-        assert rows["merged"]["validation"]["correct"] >= best - 1, (
+        best = max(rows[f"{name} recalibrated"].validation.correct for name in "ab")
+        assert rows["merged"].validation.correct >= best - 1, (
             "both parents were among what was tried"
         )
 
@@ -64,7 +64,7 @@ def test_losses_that_decide_between_equals_are_resumed_and_verified(
         merge(made, tmp_path / "out")
     result = merge(made, tmp_path / "out")
     assert all(line["loss"] > 0 for line in journal(result.folder, "fitness") if line["n"] > 1)
-    assert verify(result.folder, evaluate=5).digests["file"] == result.record["digests"]["file"]
+    assert verify(result.folder, evaluate=5).digests["file"] == result.record.digests.file
     assert weights_of(merge(made, tmp_path / "again").folder) == weights_of(result.folder)
 
 
@@ -109,7 +109,7 @@ def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
         "all": {"parents": ["ab", "cd"]},
     }
     result = merge(Recipe.from_dict(four | {"merges": merges}), tmp_path / "out")
-    assert [node["merge"]["method"] for node in result.record["nodes"]] == [
+    assert [node.merge["method"] for node in result.record.nodes] == [
         "line-sweep",
         "greedy_soup",
         "mega",

@@ -35,14 +35,14 @@ def test_the_winner_is_a_mixture_and_no_parent(mixed: MergeResult, pair: tiny.Pa
     for parent in (pair.a, pair.b):
         weights = load_file(parent / "model.safetensors")
         assert not all(torch.equal(mixed.weights[name], tensor) for name, tensor in weights.items())
-    assert mixed.record["notices"] == []
+    assert mixed.record.notices == []
 
 
 def test_the_recipe_of_a_run_says_so(mixed: MergeResult) -> None:
     recipe = Recipe.from_yaml(mixed.folder / "recipe.yaml")
     assert (recipe.merge.encoding, recipe.merge.granularity) == ("mixing", "layer")
-    assert recipe.sha256 == mixed.record["digests"]["recipe"]
-    assert mixed.record["nodes"][0]["merge"]["encoding"] == "mixing"
+    assert recipe.sha256 == mixed.record.digests.recipe
+    assert mixed.record.nodes[0].merge["encoding"] == "mixing"
 
 
 def test_a_granularity_that_would_do_nothing_is_refused(
@@ -80,7 +80,7 @@ def test_two_processes_give_the_file_of_one(
 
 def test_it_is_verified_bit_for_bit(mixed: MergeResult, pair: tiny.Pair) -> None:
     found = verify(mixed.folder, evaluate=3)
-    assert found.digests["file"] == mixed.record["digests"]["file"]
+    assert found.digests["file"] == mixed.record.digests.file
 
 
 def test_full_evaluation_finds_the_same(
@@ -97,11 +97,11 @@ def test_in_a_tree_coefficients_of_one_merge_are_not_taken_for_those_of_another(
     """Each parent is the coefficients 1 and 0 of its merge; what was measured of one must not be
     said of another."""
     result = merge(Recipe.from_dict(four | {"merge": MIXING}), tmp_path / "out")
-    counted = {model["name"]: model["validation"]["correct"] for model in result.record["models"]}
+    counted = {model.name: model.validation.correct for model in result.record.models}
     journal, known = Journal(tmp_path / "out" / "journal.jsonl"), 0
-    for node in result.record["nodes"]:
-        for index, parent in enumerate(node["parents"]):
-            fitness = journal.nodes[node["name"]].find(1, index, None)
+    for node in result.record.nodes:
+        for index, parent in enumerate(node.parents):
+            fitness = journal.nodes[node.name].find(1, index, None)
             if fitness is not None and fitness.seen == 60:
                 known += 1
                 assert fitness.correct == counted.get(f"{parent} recalibrated", counted[parent])

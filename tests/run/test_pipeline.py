@@ -71,14 +71,12 @@ def test_the_journal(finished: MergeResult) -> None:
 
 def test_the_winner_is_a_child_and_no_parent(finished: MergeResult, pair: tiny.Pair) -> None:
     """Else equal digests below would say nothing about breeding."""
-    assert finished.record["search"]["generation"] > 1
+    assert finished.record.search.generation > 1
     for parent in (pair.a, pair.b):
         stored = load_file(parent / "model.safetensors")
         assert not torch.equal(stored["fc.weight"], finished.weights["fc.weight"])
     report = finished.report
-    assert report.merged["validation"]["correct"] > max(
-        m["validation"]["correct"] for m in report.models[:2]
-    )
+    assert report.merged.validation.correct > max(m.validation.correct for m in report.models[:2])
 
 
 def test_the_result_record(finished: MergeResult) -> None:
@@ -125,10 +123,10 @@ def test_the_models_are_counted_as_their_users_count_them(
 
     folders = {"a": pair.a, "b": pair.b, "merged": finished.merged}
     for row in finished.report.models:
-        if row["name"] in folders:
-            model = timm.create_model(f"local-dir:{folders[row['name']]}", pretrained=True).eval()
-            assert row["validation"]["correct"] == tiny.count(model, "validation"), row
-            assert row["test"]["correct"] == tiny.count(model, "test"), row
+        if row.name in folders:
+            model = timm.create_model(f"local-dir:{folders[row.name]}", pretrained=True).eval()
+            assert row.validation.correct == tiny.count(model, "validation"), row
+            assert row.test.correct == tiny.count(model, "test"), row
 
 
 def test_the_uniform_soup_is_the_parents_mean(finished: MergeResult, pair: tiny.Pair) -> None:
@@ -138,42 +136,42 @@ def test_the_uniform_soup_is_the_parents_mean(finished: MergeResult, pair: tiny.
         {k: (v + right[k]) / 2 if v.is_floating_point() else v for k, v in left.items()}
     )
     tiny.recalibrate(model)
-    row = next(m for m in finished.report.models if m["name"] == "uniform_soup")
-    assert row["test"]["correct"] == tiny.count(model, "test")
+    row = next(m for m in finished.report.models if m.name == "uniform_soup")
+    assert row.test.correct == tiny.count(model, "test")
 
 
 def test_the_paired_test(finished: MergeResult, pair: tiny.Pair) -> None:
     import timm
 
-    paired, rows = finished.record["paired"], {m["name"]: m for m in finished.report.models}
+    paired, rows = finished.record.paired, {m.name: m for m in finished.report.models}
     names = ("a recalibrated", "b recalibrated", "a", "b")
-    assert paired["against"] == max(names, key=lambda name: rows[name]["validation"]["correct"])
+    assert paired.against == max(names, key=lambda name: rows[name].validation.correct)
     images, labels = tiny.as_tensors(90, 3)
     right = []
-    for folder in (finished.merged, getattr(pair, paired["against"][0])):
+    for folder in (finished.merged, getattr(pair, paired.against[0])):
         with torch.inference_mode():
             model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-            if folder != finished.merged and paired["against"].endswith("recalibrated"):
+            if folder != finished.merged and paired.against.endswith("recalibrated"):
                 tiny.recalibrate(model)
             right.append(model(images).argmax(1) == labels)
     only_merged, only_other = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    assert (paired["only_merged_right"], paired["only_other_right"]) == (only_merged, only_other)
-    assert paired["p"] == pytest.approx(binomtest(only_merged, only_merged + only_other).pvalue)
+    assert (paired.only_merged_right, paired.only_other_right) == (only_merged, only_other)
+    assert paired.p == pytest.approx(binomtest(only_merged, only_merged + only_other).pvalue)
 
 
 def test_the_search_counted_what_was_saved(finished: MergeResult) -> None:
-    search = finished.record["search"]
+    search = finished.record.search
     line = next(
         line
         for line in lines(finished.folder)[1:]
-        if (line["generation"], line["index"]) == (search["generation"], search["index"])
+        if (line["generation"], line["index"]) == (search.generation, search.index)
     )
     assert (
         line["correct"]
-        == search["correct"]
+        == search.correct
         == max(entry["correct"] for entry in lines(finished.folder)[1:])
     )
-    assert abs(search["correct"] - finished.report.merged["validation"]["correct"]) <= 1
+    assert abs(search.correct - finished.report.merged.validation.correct) <= 1
 
 
 def test_no_path_of_this_machine_leaves_it(finished: MergeResult) -> None:
@@ -189,8 +187,8 @@ def test_no_path_of_this_machine_leaves_it(finished: MergeResult) -> None:
 def test_two_runs_give_one_file(finished: MergeResult, pair: tiny.Pair, tmp_path: Path) -> None:
     again = merge(Recipe.from_dict(pair.recipe()), tmp_path / "again")
     assert weights_of(again.folder) == weights_of(finished.folder)
-    assert again.record["digests"]["weights"] == finished.record["digests"]["weights"]
-    assert again.record["models"] == finished.record["models"]
+    assert again.record.digests.weights == finished.record.digests.weights
+    assert again.record.models == finished.record.models
 
 
 def test_another_seed_gives_another_file(
@@ -217,10 +215,10 @@ def test_the_result_speaks(finished: MergeResult, tmp_path: Path) -> None:
     loaded = MergeResult.load(finished.folder)
     assert loaded.record == finished.record
     assert loaded.weights.keys() == tiny.timm_model().state_dict().keys()
-    assert [generation["generation"] for generation in loaded.history] == [1, 2, 3, 4, 5]
-    best = [generation["best"] for generation in loaded.history]
+    assert [generation.generation for generation in loaded.history] == [1, 2, 3, 4, 5]
+    best = [generation.best for generation in loaded.history]
     assert best == sorted(best), "the elite is never lost"
-    assert best[-1] == loaded.record["search"]["correct"]
+    assert best[-1] == loaded.record.search.correct
     table = str(loaded.report)
     for word in ("a ", "b ", "uniform_soup", "merged", "(selected on)", "95 % interval", "McNemar"):
         assert word in table, table

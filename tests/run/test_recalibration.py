@@ -25,13 +25,12 @@ from tests.tools.run_files import journal, weights_of
 def test_every_row_of_the_report_that_is_compared_was_treated_alike(
     finished: MergeResult, pair: tiny.Pair
 ) -> None:
-    rows = {model["name"]: model for model in finished.report.models}
+    rows = {model.name: model for model in finished.report.models}
     for name, folder in (("a", pair.a), ("b", pair.b)):
         model = tiny.recalibrate(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
         for split in ("validation", "test"):
-            assert (
-                abs(rows[f"{name} recalibrated"][split]["correct"] - tiny.count(model, split)) <= 1
-            )
+            counted = getattr(rows[f"{name} recalibrated"], split)
+            assert abs(counted.correct - tiny.count(model, split)) <= 1
     card = (finished.folder / "README.md").read_text()
     assert "BatchNorm's statistics were computed anew on 120 rows of train (seed 46)" in card
 
@@ -65,13 +64,13 @@ def test_blended_it_is_another_model_and_no_training_picture_is_needed(
     data |= {"second_look": 0.0}
     blend = tiny.MERGE | {"batchnorm": "blend"}
     result = merge(Recipe.from_dict(pair.recipe(data=data, merge=blend)), tmp_path / "out")
-    assert [model["role"] for model in result.report.models] == [
+    assert [model.role for model in result.report.models] == [
         "parent",
         "parent",
         "baseline",
         "merged",
     ]
-    assert "calibration" not in result.record["data"]
+    assert "calibration" not in result.record.data
     with pytest.raises(DataError, match=r"no pictures to recalibrate[\s\S]*merge.batchnorm=blend"):
         merge(Recipe.from_dict(pair.recipe(data=data)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -86,8 +85,8 @@ def test_a_model_without_batchnorm_needs_no_training_picture(tmp_path: Path) -> 
         tmp_path, model, strength=0.5, data=tiny.write_splits(tmp_path / "data", rows)
     )
     result = merge(Recipe.from_dict(pair.recipe()), tmp_path / "out")
-    assert "treated_parent" not in [model["role"] for model in result.report.models]
-    assert verify(tmp_path / "out").digests["file"] == result.record["digests"]["file"]
+    assert "treated_parent" not in [model.role for model in result.report.models]
+    assert verify(tmp_path / "out").digests["file"] == result.record.digests.file
 
 
 # --- Which rows
@@ -210,18 +209,18 @@ def test_without_a_model_the_data_give_its_very_file(copied: Path, finished: Mer
     verified = verify(copied)
     assert (
         "file" not in verified.digests
-        and verified.digests["weights"] == finished.record["digests"]["weights"]
+        and verified.digests["weights"] == finished.record.digests.weights
     )
     assert "not made again" in str(verified)
     assert json.dumps(verified.to_dict())
     verified = verify(copied, evaluate=3)
-    assert verified.digests["file"] == finished.record["digests"]["file"]
+    assert verified.digests["file"] == finished.record.digests.file
 
 
 def test_a_tree_without_its_models_is_verified(treed: MergeResult, treed_copy: Path) -> None:
     for folder in ("merged", "nodes"):
         shutil.rmtree(treed_copy / folder)
-    assert verify(treed_copy, evaluate=5).digests["file"] == treed.record["digests"]["file"]
+    assert verify(treed_copy, evaluate=5).digests["file"] == treed.record.digests.file
 
 
 def test_a_run_whose_record_hides_that_it_was_recalibrated_is_named(copied: Path) -> None:

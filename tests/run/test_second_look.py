@@ -115,7 +115,7 @@ def test_a_search_that_found_less_than_the_average_does_not_become_the_merge(
     """The parents lie on both sides of a good model; a search that mixes nothing can only find one
     of them."""
     tree = whole(pair, merge=tiny.MERGE | {"method": "choose"})
-    told = merge(Recipe.from_dict(tree), tmp_path / "run").record
+    told = merge(Recipe.from_dict(tree), tmp_path / "run").record.to_dict()
     rows = {model["name"]: model["test"]["correct"] for model in told["models"]}
     assert rows["merged"] > max(
         rows[name] for name in ("a", "b", "a recalibrated", "b recalibrated", "a+b")
@@ -301,15 +301,16 @@ def test_without_a_second_look_the_final_merge_is_the_merged_model(
 ) -> None:
     tree = four | {"merges": merges, "baselines": ["greedy_soup", "random", "ensemble"]}
     result = merge(Recipe.from_dict(tree), tmp_path / "run")
-    told, searched = result.record, result.record["nodes"][-1]
+    told = result.record.to_dict()
+    searched = told["nodes"][-1]
     assert [node["name"] for node in told["baselines"]] == [
         "greedy_soup",
         "random",
     ] and "second_look" not in told
     assert told["digests"]["file"] == searched["digests"]["file"]
     assert told["digests"]["file"] == file_digest(result.merged / "model.safetensors")
-    assert result.report.merged["validation"]["correct"] == searched["search"]["correct"]
-    assert merge(Recipe.from_dict(tree), tmp_path / "run").record["digests"] == told["digests"]
+    assert result.report.merged.validation.correct == searched["search"]["correct"]
+    assert merge(Recipe.from_dict(tree), tmp_path / "run").record.digests == result.record.digests
     pushed_and_back(result, tmp_path)
     parents = {name: tree["parents"][name] for name in "abcd"}
     assert verify(tmp_path / "again", parents=parents).digests["file"] == told["digests"]["file"]
@@ -332,19 +333,17 @@ def test_a_tree_is_held_against_as_many_mixtures_at_random(
         sum(node.evaluations for node in recipe.nodes().values())
         <= recipe.all_nodes()["random"].evaluations
     )
-    told = merge(recipe, tmp_path / "run").record
-    assert [node["name"] for node in told["baselines"]] == [
+    record = merge(recipe, tmp_path / "run").record
+    assert [node.name for node in record.baselines] == [
         "uniform_soup",
         "random",
     ], "no line between four"
     assert verify(tmp_path / "run").parents == 4
-    searched = next(model for model in told["models"] if model["role"] == "searched")
-    assert tree_rows(told)[searched["name"]] == searched, (
+    searched = next(model for model in record.models if model.role == "searched")
+    assert tree_rows(record)[searched.name] == searched, (
         "the tree shows what was searched, whoever was named"
     )
-    assert f"{searched['name']}<br/>{100 * searched['test']['correct'] / 90:.2f} %" in draw_mermaid(
-        told
-    )
+    assert f"{searched.name}<br/>{100 * searched.test.accuracy:.2f} %" in draw_mermaid(record)
 
 
 def pushed_and_back(result: MergeResult, folder: Path) -> MergeResult:
@@ -366,9 +365,7 @@ def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(
     restored = pushed_and_back(result, tmp_path)
     assert names(tmp_path / "again" / "nodes") == {"a+b", *BASELINES}
     parents = {"a": str(pair.a), "b": str(pair.b)}
-    assert (
-        verify(restored.folder, parents=parents).digests["file"] == result.record["digests"]["file"]
-    )
+    assert verify(restored.folder, parents=parents).digests["file"] == result.record.digests.file
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_interrupted_anywhere_it_gives_the_same_file(
     result = merge(Recipe.from_dict(four), tmp_path / "out")
     assert next(calls) == MEASURED + 1, "something was measured twice"
     assert weights_of(result.folder) == weights_of(treed.folder)
-    assert result.record["models"] == treed.record["models"]
+    assert result.record.models == treed.record.models
 
 
 @pytest.mark.usefixtures("order_free")
@@ -72,8 +72,8 @@ def test_interrupted_between_two_batches_it_gives_the_same_file(
     assert weights_of(result.folder) == weights_of(finished.folder)
     assert journal(result.folder, "fitness")[: len(kept)] == kept
     assert len(journal(result.folder, "fitness")) == EVALUATIONS, "something was recorded twice"
-    search = result.record["search"]
-    assert search["pictures_evaluated"] < search["pictures_full"] == (60 + 120) * EVALUATIONS
+    search = result.record.search
+    assert search.pictures_evaluated < search.pictures_full == (60 + 120) * EVALUATIONS
     assert verify(result.folder).evaluations == EVALUATIONS
 
 
@@ -94,13 +94,13 @@ def test_pairs_by_accuracy_are_journaled(
 ) -> None:
     recipe = Recipe.from_dict(four | {"order": "accuracy"})
     result = merge(recipe, tmp_path / "out")
-    models = [model for model in result.report.models if model["role"] == "treated_parent"]
-    rows = {m["name"].removesuffix(" recalibrated"): m["validation"]["correct"] for m in models}
+    models = [model for model in result.report.models if model.role == "treated_parent"]
+    rows = {m.name.removesuffix(" recalibrated"): m.validation.correct for m in models}
     (line,) = journal(result.folder, "order")
     assert line["ranking"] == sorted(rows, key=lambda name: -rows[name])
     assert line["correct"] == rows
     pairs = [line["ranking"][:2], line["ranking"][2:]]
-    assert [node["parents"] for node in result.record["nodes"]][:2] == pairs
+    assert [node.parents for node in result.record.nodes][:2] == pairs
     known = [
         line
         for line in journal(result.folder, "fitness")
@@ -138,7 +138,7 @@ def test_a_tree_of_transformers_models(pair: tiny.Pair, tmp_path: Path) -> None:
     result = merge(
         Recipe.from_dict(pair.recipe(parents=parents, merges="pairwise")), tmp_path / "out"
     )
-    rows = {model["name"]: model for model in result.report.models}
+    rows = {model.name: model for model in result.report.models}
     for name, folder in (("a+b", result.folder / "nodes" / "a+b"), ("merged", result.merged)):
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
-        assert tiny.count(model, "test") == rows[name]["test"]["correct"]
+        assert tiny.count(model, "test") == rows[name].test.correct

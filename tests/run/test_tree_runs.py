@@ -37,16 +37,16 @@ def explicit(four: Four, **nodes: dict[str, Any]) -> Four:
 def test_every_node_is_a_model_that_timm_loads(treed: MergeResult) -> None:
     assert names(treed.folder) == FILES | {"nodes", "tree.png"}
     assert names(treed.folder / "nodes") == {"a+b", "c+d"}
-    rows = {model["name"]: model for model in treed.report.models}
+    rows = {model.name: model for model in treed.report.models}
     for name in ("a+b", "c+d"):
         model = timm.create_model(
             f"local-dir:{treed.folder / 'nodes' / name}", pretrained=True
         ).eval()
-        assert tiny.count(model, "test") == rows[name]["test"]["correct"]
+        assert tiny.count(model, "test") == rows[name].test.correct
 
 
 def test_the_report_goes_level_by_level(treed: MergeResult) -> None:
-    shown = [(m["name"], m["role"], m.get("level")) for m in treed.report.models]
+    shown = [(m.name, m.role, m.level) for m in treed.report.models]
     assert shown == [
         *((name, "parent", 0) for name in "abcd"),
         *((f"{name} recalibrated", "treated_parent", None) for name in "abcd"),
@@ -56,13 +56,13 @@ def test_the_report_goes_level_by_level(treed: MergeResult) -> None:
         ("merged", "merged", 2),
     ]
     assert "intermediate, level 1" in str(treed.report)
-    assert [node["parents"] for node in treed.record["nodes"]] == [
+    assert [node.parents for node in treed.record.nodes] == [
         ["a", "b"],
         ["c", "d"],
         ["a+b", "c+d"],
     ]
-    assert [node["search"]["evaluations"] for node in treed.record["nodes"]] == [EVALUATIONS] * 3
-    assert treed.record["nodes"][-1]["history"] == treed.history
+    assert [node.search.evaluations for node in treed.record.nodes] == [EVALUATIONS] * 3
+    assert treed.record.nodes[-1].history == treed.history
 
 
 def test_the_card_draws_the_tree(treed: MergeResult) -> None:
@@ -82,27 +82,27 @@ def test_a_node_is_what_its_name_parents_and_settings_make_it(
     backwards = written | {"merges": dict(reversed(written["merges"].items()))}
     again = merge(Recipe.from_dict(backwards), tmp_path / "out")
     assert weights_of(again.folder) == weights_of(treed.folder)
-    assert again.record["models"] == treed.record["models"]
+    assert again.record.models == treed.record.models
 
 
 def test_another_name_gives_another_node(treed: MergeResult, four: Four, tmp_path: Path) -> None:
     tree = {"ab": {"parents": ["a", "b"]}, "all": {"parents": ["ab", "c", "d"]}}
     result = merge(Recipe.from_dict(four | {"merges": tree}), tmp_path / "out")
     assert file_of(result.folder, "ab") != file_of(treed.folder, "a+b")
-    assert [model.get("level") for model in result.report.models] == [0] * 4 + [None] * 5 + [1, 2]
+    assert [model.level for model in result.report.models] == [0] * 4 + [None] * 5 + [1, 2]
 
 
 def test_an_odd_one_moves_up_and_a_parent_may_serve_twice(four: Four, tmp_path: Path) -> None:
     three = four | {"parents": {name: four["parents"][name] for name in "abc"}}
     result = merge(Recipe.from_dict(three), tmp_path / "odd")
-    assert [node["parents"] for node in result.record["nodes"]] == [["a", "b"], ["a+b", "c"]]
+    assert [node.parents for node in result.record.nodes] == [["a", "b"], ["a+b", "c"]]
     tree = {
         "ab": {"parents": ["a", "b"]},
         "ac": {"parents": ["a", "c"]},
         "all": {"parents": ["ab", "ac", "a"]},
     }
     result = merge(Recipe.from_dict(three | {"merges": tree}), tmp_path / "twice")
-    assert [m["name"] for m in result.report.models if m["role"] == "parent"] == ["a", "b", "c"]
+    assert [m.name for m in result.report.models if m.role == "parent"] == ["a", "b", "c"]
 
 
 def test_nodes_of_half_precision_are_what_is_saved(
@@ -135,7 +135,7 @@ def test_a_changed_node_runs_again_with_those_above_and_nothing_else(
     assert measured == ["c+d"] * EVALUATIONS + ["a+b+c+d"] * (EVALUATIONS - 2)
     fresh = merge(changed, tmp_path / "fresh")
     assert weights_of(result.folder) == weights_of(fresh.folder)
-    assert result.record["models"] == fresh.record["models"]
+    assert result.record.models == fresh.record.models
     assert merge(changed, treed_copy).record == result.record, (
         "the changed recipe is now the folder's own"
     )
@@ -146,7 +146,7 @@ def test_a_node_that_comes_out_the_same_leaves_those_above_alone(
 ) -> None:
     """Content decides: fewer generations find the same winner, since it was found in the first of
     them."""
-    found = treed.record["nodes"][1]["search"]["generation"]
+    found = treed.record.nodes[1].search.generation
     assert found < 5
     result = merge(
         Recipe.from_dict(explicit(four, c_d={"generations": found})), treed_copy, update=True
@@ -181,7 +181,7 @@ def test_what_decides_no_node_runs_none(
     result = merge(Recipe.from_dict(four | {"data": test}), treed_copy, update=True)
     assert measured == []
     assert weights_of(result.folder) == weights_of(treed.folder)
-    assert {model["test"]["n"] for model in result.report.models} == {60}
+    assert {model.test.n for model in result.report.models} == {60}
 
 
 def test_a_parent_that_became_another_runs_its_nodes_again(

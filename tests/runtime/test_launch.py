@@ -65,7 +65,7 @@ def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
 
 def test_the_winner_is_a_child(whole: MergeResult) -> None:
     """Else equal digests would say nothing about breeding."""
-    assert whole.record["search"]["generation"] > 1
+    assert whole.record.search.generation > 1
 
 
 def test_two_processes_give_the_file_of_one(command, tmp_path: Path, whole: MergeResult) -> None:
@@ -73,7 +73,7 @@ def test_two_processes_give_the_file_of_one(command, tmp_path: Path, whole: Merg
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("McNemar") == 1, "each process speaks"
     assert_one_result(tmp_path, whole)
-    assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
+    assert MergeResult.load(tmp_path / "out").record.environment.processes == 2
 
 
 @pytest.mark.long
@@ -85,7 +85,7 @@ def test_four_processes_give_the_file_of_one(command, tmp_path: Path, whole: Mer
     )
     assert done.returncode == 0, done.stderr
     assert_one_result(tmp_path, whole)
-    assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 4
+    assert MergeResult.load(tmp_path / "out").record.environment.processes == 4
 
 
 BROKEN = """
@@ -159,7 +159,7 @@ def test_a_process_that_dies_ends_the_run_and_a_launcher_resumes_it(
     assert done.returncode == 0, done.stderr
     assert journal(tmp_path)[: len(kept) - 1] == kept[:-1], "what was known was measured again"
     assert_one_result(tmp_path, whole)
-    assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == 2
+    assert MergeResult.load(tmp_path / "out").record.environment.processes == 2
 
 
 @pytest.mark.long

@@ -96,7 +96,7 @@ def test_two_launchers_give_the_file_of_one_process(
     started += launch(command, tmp_path, processes)
     assert wait(started, 240) == [0, 0], said(tmp_path)
     assert_one_result(tmp_path, whole)
-    assert MergeResult.load(tmp_path / "out").record["environment"]["processes"] == processes
+    assert MergeResult.load(tmp_path / "out").record.environment.processes == processes
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mega_hf.hub.bundle import check_unchanged, parent_files, portable_record, trained_parents
 from mega_hf.report.card import write_card
-from mega_hf.report.result import NAME, MergeResult, encode_record
+from mega_hf.report.result import NAME, MergeResult
 from mega_hf.runtime.files import file_digest, write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -25,22 +25,15 @@ def publish(run: Path, name: str, parents: Path | None = None) -> Path:
     record, written = portable_record(result)
     found, lost = trained_parents(result, parents)
     assert not lost, f"where are {lost}?"
-    merged = {
-        parent["name"]: found[parent["name"]]
-        for parent in record["parents"]
-        if parent["name"] in found
-    }
+    merged = {parent.name: found[parent.name] for parent in record.parents if parent.name in found}
     trained = {
         name: path.read_bytes()
         for name, path in parent_files(merged).items()
         if isinstance(path, Path)
     }
-    record |= (
-        {"files": {name: file_digest(content) for name, content in trained.items()}}
-        if trained
-        else {}
-    )
-    for file, content in {**written, **trained, NAME: encode_record(record)}.items():
+    files = {name: file_digest(content) for name, content in trained.items()}
+    record = record.model_copy(update={"files": files})
+    for file, content in {**written, **trained, NAME: record.encode()}.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / file, content)
     write_card(MergeResult.load(folder), overwrite=True)

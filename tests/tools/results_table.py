@@ -76,18 +76,17 @@ def render() -> str:
 
 
 def _test(result: MergeResult, name: str) -> str:
-    model = next(model for model in result.report.models if model["name"] == name)
-    return f"{100 * model['test']['correct'] / model['test']['n']:.2f}"
+    return f"{100 * result.record.row(name).test.accuracy:.2f}"
 
 
 def _best_parent(result: MergeResult) -> str:
-    return _test(result, result.report.paired["against"])
+    return _test(result, result.report.paired.against)
 
 
 def _cell(result: MergeResult, link: str) -> str:
-    counted, p = result.report.merged["test"], result.report.paired["p"]
-    low, high = wilson_interval(counted["correct"], counted["n"])
-    accuracy = f"{100 * counted['correct'] / counted['n']:.2f}"
+    counted, p = result.report.merged.test, result.report.paired.p
+    low, high = wilson_interval(counted.correct, counted.n)
+    accuracy = f"{100 * counted.accuracy:.2f}"
     return (
         f"[{accuracy}]({link}) ({100 * low:.2f} to {100 * high:.2f}), p"
         f" {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}"

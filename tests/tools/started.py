@@ -78,9 +78,9 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def assert_one_result(folder: Path, whole: MergeResult) -> None:
     """Assert that the run in FOLDER/out is finished, and gave what the undisturbed one gave."""
     result = MergeResult.load(folder / "out")
-    assert result.record["digests"]["file"] == whole.record["digests"]["file"]
-    assert result.record["digests"]["weights"] == whole.record["digests"]["weights"]
-    assert result.record["models"] == whole.record["models"]
+    assert result.record.digests.file == whole.record.digests.file
+    assert result.record.digests.weights == whole.record.digests.weights
+    assert result.record.models == whole.record.models
     assert len(measured(folder)) == len(measured(whole.folder.parent)), (
         "measured twice or not at all"
     )

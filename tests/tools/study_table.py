@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from mega_hf.evaluation.statistics import wilson_interval
+from mega_hf.report.record import ModelRow, PairedTest
 from mega_hf.report.result import MergeResult
 from mega_hf.report.table import format_p
 
@@ -64,13 +64,13 @@ def carried_by(folder: Path) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def models(result: MergeResult) -> dict[str, dict[str, Any]]:
+def models(result: MergeResult) -> dict[str, ModelRow]:
     """Return what of a report stands in the table: column -> its row of the report."""
     report = result.report
-    named = {model["name"]: model for model in report.models}
-    roles = {model["role"]: model for model in report.models}
+    named = {model.name: model for model in report.models}
+    roles = {model.role: model for model in report.models}
     soup = named.get("aligned_soup", named["uniform_soup"])
-    special = {"parent": named[report.paired["against"]], "soup": soup, "merged": report.merged}
+    special = {"parent": named[report.paired.against], "soup": soup, "merged": report.merged}
     special["searched"] = roles.get("searched", report.merged)
     shown = {column: special.get(key, named.get(key)) for column, key in COLUMNS.items()}
     return {column: model for column, model in shown.items() if model is not None}
@@ -91,11 +91,12 @@ def render() -> str:
     for kind, how, result in runs():
         shown, record = models(result), result.record
         cells = [_accuracy(shown[column]) if column in shown else "–" for column in COLUMNS]
-        chosen = record["second_look"]["chosen"]
-        chosen = "the search's" if chosen == record["nodes"][-1]["name"] else chosen
-        against = [_against(paired) for paired in (result.report.paired, result.report.paired_soup)]
+        assert record.second_look is not None
+        chosen = record.second_look.chosen
+        chosen = "the search's" if chosen == record.final.name else chosen
+        against = [_against(paired) for paired in result.report.comparisons]
         name = f"[{searched_by(result)}](../model_cards/study-{kind}-{how})"
-        seed = str(record["nodes"][-1]["merge"]["seed"])
+        seed = str(record.final.merge["seed"])
         lines.append(f"| {' | '.join([KINDS[kind], name, seed, *cells, chosen, *against])} |")
     return "\n".join(lines)
 
@@ -115,17 +116,17 @@ def summarize() -> str:
         gains = [
             _percent(models(r)["**merged**"]) - _percent(models(r)["best parent"]) for r in results
         ]
-        p = format_p(max(result.report.paired["p"] for result in results)).removeprefix("= ")
+        p = format_p(max(result.report.paired.p for result in results)).removeprefix("= ")
         lines.append(f"| {' | '.join([f'{what}, {len(results)}', *cells, _spread(gains), p])} |")
     return "\n".join(lines)
 
 
 def searched_by(result: MergeResult) -> str:
     """Say how a run searched, where it differs from what the study does by default."""
-    node = result.record["nodes"][-1]
-    settings, evaluations = node["merge"], node["search"]["evaluations"]
+    node = result.record.final
+    settings, evaluations = node.merge, node.search.evaluations
     words = [
-        ("auto: " if "chosen" in result.record else "") + settings["method"],
+        ("auto: " if result.record.chosen else "") + settings["method"],
         settings.get("granularity", ""),
         settings.get("fitness", ""),
     ]
@@ -133,8 +134,8 @@ def searched_by(result: MergeResult) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _percent(model: dict[str, Any]) -> float:
-    return 100 * model["test"]["correct"] / model["test"]["n"]
+def _percent(model: ModelRow) -> float:
+    return 100 * model.test.accuracy
 
 
 def _spread(values: list[float]) -> str:
@@ -142,14 +143,12 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}{spread}"
 
 
-def _accuracy(model: dict[str, Any]) -> str:
+def _accuracy(model: ModelRow) -> str:
     return f"{_percent(model):.2f}"
 
 
-def _against(paired: dict[str, Any] | None) -> str:
-    if paired is None:
-        return "–"
-    return f"{100 * paired['low']:+.2f} to {100 * paired['high']:+.2f}, p {format_p(paired['p'])}"
+def _against(paired: PairedTest) -> str:
+    return f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}, p {format_p(paired.p)}"
 
 
 def draw() -> None:
@@ -160,7 +159,7 @@ def draw() -> None:
     figure, known = Figure(figsize=(9, 9), layout="constrained"), runs()
     for place, (kind, what) in enumerate(KINDS.items(), start=1):
         axes = figure.add_subplot(2, 2, place)
-        rows = dict[str, list[dict[str, Any]]]()
+        rows = dict[str, list[ModelRow]]()
         found = list[float]()
         for _, how, result in (run for run in known if run[0] == kind):
             shown = models(result)
@@ -171,7 +170,7 @@ def draw() -> None:
         for at, (column, several) in enumerate(rows.items()):
             colour = _COLOURS.get(column, _COLOURS["search"])
             for i, model in enumerate(several):  # seeds beside each other
-                correct, n = model["test"]["correct"], model["test"]["n"]
+                correct, n = model.test.correct, model.test.n
                 low, high = (100 * bound for bound in wilson_interval(correct, n))
                 centre, y = 100 * correct / n, -at - 0.18 * i
                 found.append(centre)

@@ -209,9 +209,9 @@ def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(
     )
     text = (tmp_path / "recipe.yaml").read_text()
     assert re.search("sha256: [0-9a-f]{64}", text)
-    digest = finished.record["parents"][0]["sha256"]
+    digest = finished.record.parents[0].sha256
     forged = Recipe.from_dict(
-        json.loads(json.dumps(finished.record["recipe"]).replace(digest, "0" * 64))
+        json.loads(json.dumps(finished.record.recipe).replace(digest, "0" * 64))
     )
     give_recipe(tmp_path, lambda tree: tree.update(parents=forged.to_dict()["parents"]))
     with pytest.raises(VerificationError, match=r"^recipe.yaml: changed.*content of parents.a"):

@@ -36,7 +36,7 @@ def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, m
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     verified = verify(copied)
     assert (verified.parents, verified.evaluations, verified.has_model) == (2, EVALUATIONS, True)
-    assert verified.digests["file"] == finished.record["digests"]["file"]
+    assert verified.digests["file"] == finished.record.digests.file
     assert str(verified).startswith(
         f"reproduced bit for bit from 2 parents and {EVALUATIONS} recorded evaluations in"
     )
@@ -47,19 +47,19 @@ def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, m
 def test_a_tree_is_reproduced(treed: MergeResult) -> None:
     verified = verify(treed.folder)
     assert (verified.parents, verified.evaluations) == (4, 3 * EVALUATIONS)
-    assert verified.digests["file"] == treed.record["digests"]["file"]
+    assert verified.digests["file"] == treed.record.digests.file
 
 
 def test_a_tree_ordered_by_accuracy_is_reproduced(four: dict[str, Any], tmp_path: Path) -> None:
     result = merge(Recipe.from_dict(four | {"order": "accuracy"}), tmp_path / "out")
-    assert verify(tmp_path / "out").digests["file"] == result.record["digests"]["file"]
+    assert verify(tmp_path / "out").digests["file"] == result.record.digests.file
 
 
 def test_parents_that_were_trained_for_the_run(data: Path, tmp_path: Path) -> None:
     parents = {"a": {"seed": 1, "checkpoints": 2}, "b": {"seed": 2}}
     tree = trainings.tree(data, parents, epochs=2) | {"merges": {"m": {"parents": ["a@1", "b"]}}}
     result = merge(Recipe.from_dict(tree | {"merge": tiny.MERGE}), tmp_path / "out")
-    assert verify(tmp_path / "out").digests["file"] == result.record["digests"]["file"]
+    assert verify(tmp_path / "out").digests["file"] == result.record.digests.file
     (tmp_path / "out" / "parents").rename(tmp_path / "elsewhere")
     with pytest.raises(
         ParentError, match=r"trained for the run[\s\S]*--parent a@1=PATH[\s\S]*--parents DIR"
