@@ -14,8 +14,18 @@ from torch import nn
 
 from mega_hf.models.weight_files import weight_files
 
-# What two configurations may differ in without computing another function at inference.
-IRRELEVANT = {
+# timm's arguments that matter in training alone
+DROPOUT = {
+    "drop_rate",
+    "drop_path_rate",
+    "drop_block_rate",
+    "attn_drop_rate",
+    "proj_drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+}
+# Entries of a configuration that do not change the function at inference
+IRRELEVANT = DROPOUT | {
     "_name_or_path",
     "transformers_version",
     "dtype",
@@ -28,9 +38,7 @@ IRRELEVANT = {
     "num_labels",
     "initializer_range",
     "hidden_dropout_prob",
-    "drop_rate",
     "attention_probs_dropout_prob",
-    "drop_path_rate",
     "problem_type",
     "pretrained_cfg",
     "do_pooling",

@@ -13,6 +13,7 @@ import timm
 import torch
 
 from mega_hf.errors import DataError, ParentError, raise_if_out_of_space
+from mega_hf.models.loaded import DROPOUT
 from mega_hf.models.references import open_parent, open_unweighted
 from mega_hf.models.save import layout_digest, save_model
 from mega_hf.models.timm_models import LoadedModel, build_timm, describe_timm, timm_structure
@@ -139,12 +140,20 @@ def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start
     """
     train, reference = recipe.trained[name].train, _source(recipe, name)
     if train.source is None or reference is None:
-        opened, arguments = _from_seed(train, splits), _lasting(train.arch_args)
+        opened, arguments = _from_seed(train, splits), train.arch_args
     else:
+        # dropout says how to train: the recipe's replaces that of the source
+        dropout = {key: value for key, value in train.arch_args.items() if key in DROPOUT}
+        if isinstance(reference, WeightsParent):
+            arguments = reference.arch_args | dropout
+            reference = reference.model_copy(update={"arch_args": arguments})
+        else:
+            arguments = {}
         source = existing(train.source)
         opened = open_parent(source, reference, folder / source).model
-        arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
-        opened = _with_dropout(opened, arguments, train)
+        if dropout and opened.library == "timm" and opened.folder is not None:
+            model = timm.create_model(f"local-dir:{opened.folder}", pretrained=True, **dropout)
+            opened = replace(opened, model=model.eval())
     return Start(opened, arguments, _fit(name, train, opened, splits))
 
 
@@ -172,7 +181,7 @@ def _from_seed(train: ParentTrain, splits: Splits) -> LoadedModel:
     with torch.random.fork_rng(devices=[]):  # constructors know no other source of randomness
         torch.default_generator.manual_seed(train.seed)
         model = build_timm(train.arch, splits.classes, train.arch_args, train.data_config)
-    structure = timm_structure(train.arch.partition(".")[0], _lasting(train.arch_args))
+    structure = timm_structure(train.arch.partition(".")[0], train.arch_args)
     return describe_timm(model, structure, {}, splits.class_names, None)
 
 
@@ -215,34 +224,6 @@ def _fit(name: str, train: ParentTrain, model: LoadedModel, splits: Splits) -> l
         raise error.replace(
             what=f"{name} can't be trained from {train.source}: {error.what}"
         ) from None
-
-
-def _lasting(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return an architecture's arguments less those that matter in training alone."""
-    return {key: value for key, value in arguments.items() if not _is_dropout(key)}
-
-
-def _is_dropout(argument: str) -> bool:
-    # drop_path_rate, attn_drop_rate, ...
-    return argument.startswith("drop") or argument.endswith("drop_rate")
-
-
-def _with_dropout(
-    opened: LoadedModel, arguments: dict[str, Any], train: ParentTrain
-) -> LoadedModel:
-    """Build a source of timm's again with the recipe's dropout, which is how to train and not what
-    a model is."""
-    dropout = {key: value for key, value in train.arch_args.items() if _is_dropout(key)}
-    if not dropout or opened.library != "timm":
-        return opened
-    if opened.folder is not None:
-        model = timm.create_model(f"local-dir:{opened.folder}", pretrained=True, **dropout)
-    else:
-        architecture = str(opened.structure["architecture"])
-        model = build_timm(architecture, opened.num_classes, arguments | dropout)
-        model.pretrained_cfg = opened.model.pretrained_cfg
-        model.load_state_dict(opened.model.state_dict())
-    return replace(opened, model=model.eval())
 
 
 def _try(name: str, model: LoadedModel, rows: int) -> None:

@@ -201,8 +201,7 @@ def test_what_a_parent_will_be(data: Path, splits: Splits, folders: Path, tmp_pa
 def test_an_architectures_arguments_are_saved(
     data: Path, splits: Splits, tmp_path: Path, monkeypatch
 ) -> None:
-    """Whether timm writes them itself or not; but not its dropout, which is how to train and not
-    what a model is."""
+    """Whether timm writes them itself or not; models that differ in dropout alone can be merged."""
     from timm.models import _hub
 
     arguments = {"drop_path_rate": 0.1, "drop_rate": 0.2, "depth": 2}
@@ -212,12 +211,16 @@ def test_an_architectures_arguments_are_saved(
     if hasattr(_hub, "get_model_args"):
         monkeypatch.setattr(_hub, "get_model_args", lambda model, given: given)
     save_trained(tmp_path / "a", open_start(made, "a", tmp_path, splits))
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["model_args"] == {"depth": 2}
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["model_args"] == arguments
     monkeypatch.undo()
     save_trained(tmp_path / "b", open_start(made, "a", tmp_path, splits))
     saved = open_model(tmp_path / "b")
     assert len(saved.model.blocks) == 2
     assert disagreements(check_training(made, ["a"], splits)["a"], saved) == []
+    without = trainings.recipe(
+        data, arch="test_vit", arch_args={"depth": 2}, data_config={"input_size": [3, 32, 32]}
+    )
+    assert disagreements(check_training(without, ["a"], splits)["a"], saved) == []
 
 
 @pytest.mark.parametrize("kind", ["trained", "folder", "weights", "transformers"])
