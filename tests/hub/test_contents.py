@@ -17,7 +17,8 @@ from tests.tools.commands import Commands
 
 def test_without_a_license_nothing_is_guessed(run: Commands, hub: Hub, name: str) -> None:
     refused(run("push", "run", name), "a: none; b: none", "--license")
-    refused(run("push", "run", name, "--license", "my-own"), "no license that the Hub knows")
+    refused(run("push", "run", name, "--license", "my own"), "not a license identifier")
+    refused(run("push", "run", name, "--license", "my-own"), "must be one of")
     assert ("models", name) not in hub.repositories
 
 

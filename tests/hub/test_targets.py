@@ -92,7 +92,7 @@ def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str
     written = [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
     assert written == ["POST /api/validate-yaml"]
     assert ("models", name) not in hub.repositories
-    refused(run("push", "run", name, "--dry-run"), "under which license")
+    refused(run("push", "run", name, "--dry-run"), "no license in common")
 
 
 def test_the_card_of_a_branch_names_the_branch(
