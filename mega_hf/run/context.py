@@ -205,18 +205,15 @@ def open_run(recipe: Recipe, folder: RunFolder, options: RunOptions) -> Iterator
     parents = Path(options.parents) if options.parents else folder.path / "parents"
     _check_parents_folder(parents, folder.path)
     processes = Processes()
-    try:
-        with (
-            ExitStack() as locks,
-            _out_of_space_errors(folder.path),
-            keep_freed_memory(),
-            recipe.document.placing(),
-        ):
-            progress = Progress(options.progress and processes.is_main)
-            yield RunContext(folder, processes, progress, parents, locks, options)
-        processes.leave()
-    finally:
-        processes.close()
+    with (
+        ExitStack() as locks,
+        _out_of_space_errors(folder.path),
+        keep_freed_memory(),
+        recipe.document.placing(),
+    ):
+        progress = Progress(options.progress and processes.is_main)
+        yield RunContext(folder, processes, progress, parents, locks, options)
+    processes.leave()
 
 
 def _log_to_stderr() -> None:

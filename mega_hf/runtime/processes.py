@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
@@ -59,6 +60,8 @@ class Processes:
             raise LaunchError(
                 "the processes don't see each other", expected=started, got=got, hint=CPU_COMMAND
             )
+        if self.count > 1:  # only at exit, so that several runs can follow each other
+            atexit.register(self._accelerator.end_training)
 
     @property
     def count(self) -> int:
@@ -178,11 +181,6 @@ class Processes:
     def leave(self) -> None:
         """Say that this process has done all of its work; the others may go on."""
         self._leave()
-
-    def close(self) -> None:
-        """Leave the process group in order."""
-        if self.count > 1:
-            self._accelerator.end_training()
 
 
 @contextmanager
