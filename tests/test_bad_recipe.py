@@ -63,13 +63,13 @@ def test_no_recipe(tmp_path: Path, mega) -> None:
 
 def test_one_model_on_the_command_line(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.a, "--data", pair.data, "--out", tmp_path / "out")
-    refused(answer, ["one parent only", "two models or more"], tmp_path)
+    refused(answer, ["at least two models", "two or more models"], tmp_path)
 
 
 def test_models_without_data(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     refused(
         mega("merge", pair.a, pair.b, "--out", tmp_path / "out"),
-        ["no data set", "--data"],
+        ["need a data set", "--data"],
         tmp_path,
     )
 

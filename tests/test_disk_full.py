@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from mega_hf import MergeResult, Recipe, merge
-from mega_hf.cli.main import COMMANDS
+from mega_hf.cli import compare
 from mega_hf.errors import MegaError, ParentError, RunError, as_resource_error, library_errors
 from mega_hf.runtime.files import write_folder
 from tests.tools import soak, tiny, trainings
@@ -236,10 +236,10 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
     with pytest.raises(ParentError), library_errors("can't be loaded", "a", "a model", "none"):
         raise RuntimeError("a missing key")
 
-    def fail(args: object, words: object) -> int:
+    def fail(args: object) -> int:
         raise MemoryError
 
-    monkeypatch.setitem(COMMANDS, "compare", fail)
+    monkeypatch.setattr(compare, "run", fail)
     answer = mega("compare", "a", "b")
     assert answer.code == 2 and "a smaller evaluation.batch_size, or fewer processes" in answer.err
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -252,15 +252,15 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
 
 
 def test_a_fault_in_one_of_several_processes_names_it(mega, monkeypatch, capsys) -> None:
-    def fail(args: object, words: object) -> int:
+    def fail(args: object) -> int:
         raise KeyError("ours")
 
-    monkeypatch.setitem(COMMANDS, "compare", fail)
+    monkeypatch.setattr(compare, "run", fail)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(KeyError):
         mega("compare", "a", "b")
-    assert capsys.readouterr().err.startswith("mega-hf: process 1: KeyError, a fault of mega_hf")
+    assert capsys.readouterr().err.startswith("mega-hf: process 1: KeyError, a bug in mega_hf")
 
 
 def test_a_folder_that_could_not_be_filled_says_so_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The command line: one file per command, its parser and its function side by side."""
+"""The command line: one file per command, with its parser and its function side by side."""

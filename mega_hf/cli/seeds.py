@@ -1,42 +1,48 @@
-"""`merge --seeds K`: the same search from several seeds, each a run of its own; what they gave, in
-the mean."""
+"""`mega-hf merge --seeds K`: repeat a search with several seeds, and summarize the results."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import os
+import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mega_hf.cli.arguments import without
-from mega_hf.errors import LaunchError, RecipeError, RunError
+from mega_hf.cli.arguments import search_options
+from mega_hf.cli.launch import is_main_process, launch_processes
+from mega_hf.cli.merge import print_estimate
+from mega_hf.cli.output import print_answer
+from mega_hf.errors import RecipeError, RunError
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.result import MergeResult
 from mega_hf.report.table import format_p
+from mega_hf.run.folder import RunFolder
 from mega_hf.runtime.files import write_whole
 from mega_hf.runtime.untrusted import printable
 
-NAME = "seeds.json"
-_SURE = 0.05
+SUMMARY_FILE = "seeds.json"
+_SIGNIFICANT = 0.05
+_COLUMNS = ("merged", "searched", "parent")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """What a search gave from several seeds; `str` is a table.
+    """The results of one search repeated with several seeds; `str` is a table.
 
     Attributes:
-        seeds: for each {seed, merged, searched, parent, against, p}: accuracies on test in [0, 1]
-            of the merged model, of the search's own best, and of the parent that is best on
-            validation; its name; McNemar's p against it.
-        mean: of merged, searched and parent.
-        deviation: their standard deviations over the seeds.
-        better: seeds whose merged model is better than its best parent by p < 0.05.
-        worse: seeds whose merged model is worse, likewise.
+        seeds: one dict per seed. `merged`, `searched` and `parent` are test accuracies in [0, 1]:
+            of the merged model, of the best individual of the search, and of the parent that is
+            best on validation. `against` is that parent's name, and `p` the p-value of McNemar's
+            test of the merged model against it.
+        mean: the mean of `merged`, `searched` and `parent` over the seeds.
+        deviation: their sample standard deviation over the seeds.
+        better: number of seeds whose merged model is better than its best parent (p < 0.05).
+        worse: number of seeds whose merged model is worse (p < 0.05).
     """
 
     seeds: list[dict[str, Any]]
@@ -46,143 +52,128 @@ class SeedSummary:
     worse: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values."""
+        """Return the summary as plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{'seed':>6}  {'merged':>7}  {'search':>7}  {'parent':>7}  against it"]
-        for one in self.seeds:
-            cells = "  ".join(f"{100 * one[key]:7.2f}" for key in _SHOWN)
-            lines.append(
-                f"{one['seed']:6}  {cells}  {printable(one['against'])}, p {format_p(one['p'])}"
-            )
-        mean, spread = (
-            "  ".join(f"{100 * values[key]:7.2f}" for key in _SHOWN)
-            for values in (self.mean, self.deviation)
+        lines = [f"{'seed':>6}  {'merged':>7}  {'search':>7}  {'parent':>7}  against"]
+        for row in self.seeds:
+            against = f"{printable(row['against'])}, p {format_p(row['p'])}"
+            lines.append(f"{row['seed']:6}  {_percentages(row)}  {against}")
+        lines.append(f"{'mean':>6}  {_percentages(self.mean)}")
+        lines.append(f"{'std':>6}  {_percentages(self.deviation)}")
+        lines.append(
+            f"\nTest accuracy in %. Better than the best parent (p < {_SIGNIFICANT}) with"
+            f" {self.better} of {len(self.seeds)} seeds, worse with {self.worse}."
         )
-        lines += [f"{'mean':>6}  {mean}", f"{'+-':>6}  {spread}  standard deviation over the seeds"]
-        verdict = (
-            f"Better than the parent that is best on validation (p < {_SURE}) in {self.better} of"
-        )
-        return "\n".join(
-            [*lines, "", f"{verdict} {len(self.seeds)}, worse in {self.worse}; per cent on test."]
-        )
+        return "\n".join(lines)
 
 
-_SHOWN = ("merged", "searched", "parent")
+def merge_seeds(
+    recipe: Recipe, count: int, out: Path, *, parents: Path | None = None, **options: Any
+) -> SeedSummary:
+    """Merge with `count` seeds, from the recipe's own upwards, each in the folder `out/seedN`.
+
+    Parents that are trained for the runs are trained once. Finished runs are not repeated.
+
+    Args:
+        recipe: the recipe of the first seed.
+        count: number of seeds.
+        out: the folder for all runs; the summary is written to its seeds.json.
+        parents: the folder of the trained parents; `out/parents` by default.
+        options: passed to `mega_hf.merge`.
+
+    Raises:
+        MegaError: as `mega_hf.merge`; the runs that are finished are kept.
+    """
+    from mega_hf.run.pipeline import merge
+
+    if recipe.trained and parents is None:
+        parents = out / "parents"
+    results: list[MergeResult] = []
+    for seed in range(recipe.merge.seed, recipe.merge.seed + count):
+        logger.info("seed %d (%d of %d)", seed, len(results) + 1, count)
+        results.append(
+            merge(recipe.with_seed(seed), out / f"seed{seed}", parents=parents, **options)
+        )
+    summary = summarize(results)
+    if is_main_process():
+        text = json.dumps(summary.to_dict(), indent=1) + "\n"
+        write_whole(out / SUMMARY_FILE, text.encode())
+    return summary
 
 
 def summarize(results: Sequence[MergeResult]) -> SeedSummary:
-    """Return what runs gave that differ by their seed."""
+    """Return the summary of runs that differ only in their seeds."""
     seeds = [_describe(result) for result in results]
-    mean = {key: statistics.fmean(one[key] for one in seeds) for key in _SHOWN}
-    deviation = {
-        key: statistics.stdev([one[key] for one in seeds]) if len(seeds) > 1 else 0.0
-        for key in _SHOWN
-    }
-    sure = [one for one in seeds if one["p"] < _SURE]
-    better = sum(one["merged"] > one["parent"] for one in sure)
-    return SeedSummary(seeds, mean, deviation, better, len(sure) - better)
+    mean = {key: statistics.fmean(row[key] for row in seeds) for key in _COLUMNS}
+    deviation = {key: statistics.stdev(row[key] for row in seeds) for key in _COLUMNS}
+    significant = [row for row in seeds if row["p"] < _SIGNIFICANT]
+    better = sum(row["merged"] > row["parent"] for row in significant)
+    return SeedSummary(seeds, mean, deviation, better, len(significant) - better)
 
 
 def _describe(result: MergeResult) -> dict[str, Any]:
     report = result.report
-    rows = {model.role: model for model in report.models}
-    shown = {
+    roles = {row.role: row for row in report.models}
+    rows = {
         "merged": report.merged,
-        "searched": rows.get("searched", report.merged),
+        "searched": roles.get("searched", report.merged),
         "parent": result.record.row(report.paired.against),
     }
     return {
         "seed": result.record.final.merge["seed"],
-        **{key: model.test.accuracy for key, model in shown.items()},
+        **{name: row.test.accuracy for name, row in rows.items()},
         "against": report.paired.against,
         "p": report.paired.p,
     }
 
 
-def merge_seeds(
-    args: argparse.Namespace,
-    words: list[str],
-    recipe: Recipe,
-    merge: Callable[[argparse.Namespace, list[str]], int],
-) -> tuple[int, SeedSummary | None]:
-    """Run `mega-hf merge` once for each seed, each in a folder of its own; runs that are finished
-    are not run again.
-
-    Args:
-        args: what the command was asked, as `check_seeds` saw it.
-        words: the command's words.
-        recipe: what is merged.
-        merge: what runs one.
-
-    Returns:
-        the exit code of the first run that failed, or 0 and what they gave.
-    """
-    out, results = args.out, []
-    for offset in range(args.seeds):
-        one, seed = copy.copy(args), recipe.merge.seed + offset
-        one.seeds, one.out = None, out / f"seed{seed}"
-        changes = [f"merge.seed={seed}"]
-        if isinstance(recipe.merges, dict):
-            own = {
-                name: node.seed
-                for name, node in recipe.merges.items()
-                if node.seed != recipe.merge.seed
-            }
-            changes += [f"merges.{name}.seed={value + offset}" for name, value in own.items()]
-        one.overrides = [*args.overrides, *changes]
-        more = [word for change in changes for word in ("--set", change)]
-        if recipe.trained and args.parents is None:
-            one.parents = out / "parents"
-            more += ["--parents", str(one.parents)]
-        code = merge(one, [*without(words, "--seeds", "--out"), "--out", str(one.out), *more])
-        if code:
-            return code, None
-        results.append(MergeResult.load(one.out))
-    found = summarize(results)
-    write_whole(out / NAME, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
-    return 0, found
+def _percentages(values: dict[str, Any]) -> str:
+    return "  ".join(f"{100 * values[key]:7.2f}" for key in _COLUMNS)
 
 
-def check_seeds(args: argparse.Namespace, recipe: Recipe) -> Path:
-    """Return the folder for the runs of all seeds.
+def run_seeds(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Run `mega-hf merge --seeds K`; several processes are launched once, for all seeds."""
+    out = args.out or Path("runs") / f"{recipe.name}.seeds"
+    _check(args, recipe, out)
+    if args.dry_run:
+        return print_estimate(args, recipe, out, runs=args.seeds)
+    seeds = range(recipe.merge.seed, recipe.merge.seed + args.seeds)
+    for seed in seeds:
+        RunFolder(out / f"seed{seed}").check(recipe.with_seed(seed), args.overwrite, args.update)
+    code = launch_processes(args)
+    if code is not None:
+        return code
+    options = search_options(args) | {"overwrite": args.overwrite, "update": args.update}
+    summary = merge_seeds(recipe, args.seeds, out, keep=args.keep, **options)
+    if is_main_process():
+        print_answer(summary)
+    return 0
 
-    Raises:
-        MegaError: several seeds can't be run so.
-    """
-    out = Path(args.out or Path("runs") / f"{recipe.name}.seeds")
+
+def _check(args: argparse.Namespace, recipe: Recipe, out: Path) -> None:
+    """Raise MegaError if the arguments make no sense with --seeds."""
     if args.seeds < 2:
         raise RecipeError(
-            "nothing to repeat",
-            where="--seeds",
+            "--seeds needs at least 2",
             expected="2 or more",
             got=args.seeds,
-            hint="more",
+            hint="use e.g. --seeds 3",
         )
-    asked = {"--only": args.only, "--push": recipe.push}
-    given = [flag for flag, value in asked.items() if value]
-    if given:
-        hint = f"--seeds without it; then {given[0]} for one of the seeds"
-        raise RecipeError(
-            "not for several seeds",
-            expected="one of them",
-            got=f"--seeds and {given[0]}",
-            hint=hint,
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LaunchError(
-            "several seeds under a launcher",
-            expected="mega-hf merge RECIPE --seeds K --num-processes N",
-            got="processes that were started already",
-            hint="that command: it starts them anew for each seed",
-        )
+    for option, value in (("--only", args.only), ("--push", recipe.push)):
+        if value:
+            raise RecipeError(
+                f"--seeds and {option} can't be combined",
+                expected="one of them",
+                got="both",
+                hint=f"use --seeds now, and {option} with one of the seeds later",
+            )
     if (out / "recipe.yaml").exists():
         raise RunError(
-            "a run lies there",
+            "the folder holds a single run",
             where=str(out),
             expected="a folder for the runs of all seeds",
-            got="one run's",
-            hint="another --out",
+            got="recipe.yaml of one run",
+            hint="choose another --out",
         )
-    return out

@@ -260,6 +260,21 @@ class Recipe(Strict):
             merges = {name: apply_auto(node, chosen) for name, node in merges.items()}
         return self.model_copy(update={"merge": merge, "merges": merges})
 
+    def with_seed(self, seed: int) -> Recipe:
+        """Return the recipe with another `merge.seed`.
+
+        A node with a seed of its own moves by the same distance.
+        """
+        move = seed - self.merge.seed
+        merges = self.merges
+        if isinstance(merges, dict):
+            merges = {
+                name: node.model_copy(update={"seed": node.seed + move})
+                for name, node in merges.items()
+            }
+        merge = self.merge.model_copy(update={"seed": seed})
+        return self.model_copy(update={"merge": merge, "merges": merges})
+
     def chosen_nodes(
         self, only: str | None, ranking: Sequence[str] | None = None
     ) -> dict[str, Node]:

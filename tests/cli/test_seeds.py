@@ -1,5 +1,4 @@
-"""`merge --seeds K`: a run for each seed, what they gave in the mean, and what can't be repeated
-so."""
+"""`merge --seeds K`: one run per seed, the summary, and arguments that make no sense with it."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 from mega_hf import MergeResult, Recipe
-from mega_hf.cli.arguments import without
 from mega_hf.run.estimate import estimate
 from tests.tools import tiny, trainings
 from tests.tools.run_files import journal
@@ -29,14 +27,14 @@ def test_each_seed_is_a_run_of_its_own(pair: tiny.Pair, tmp_path: Path, mega: An
     assert answer.code == 0, answer.err
     results = [MergeResult.load(out / f"seed{seed}") for seed in (46, 47, 48)]
     assert [result.record.nodes[0].merge["seed"] for result in results] == [46, 47, 48]
-    told = json.loads((out / "seeds.json").read_text())
+    summary = json.loads((out / "seeds.json").read_text())
     merged = [result.report.merged.test.correct / 90 for result in results]
-    assert [one["merged"] for one in told["seeds"]] == merged
-    assert told["mean"]["merged"] == pytest.approx(statistics.fmean(merged))
-    assert told["deviation"]["merged"] == pytest.approx(statistics.stdev(merged))
+    assert [row["merged"] for row in summary["seeds"]] == merged
+    assert summary["mean"]["merged"] == pytest.approx(statistics.fmean(merged))
+    assert summary["deviation"]["merged"] == pytest.approx(statistics.stdev(merged))
     sure = [result for result in results if result.report.paired.p < 0.05]
-    assert told["better"] + told["worse"] == len(sure)
-    assert f"in {told['better']} of 3, worse in {told['worse']}" in answer.out
+    assert summary["better"] + summary["worse"] == len(sure)
+    assert f"with {summary['better']} of 3 seeds, worse with {summary['worse']}" in answer.out
     before = [journal(out / f"seed{seed}") for seed in (46, 47, 48)]
     again = mega("merge", file, "--seeds=3", "--out", out, "--quiet")
     assert again.code == 0 and [journal(out / f"seed{seed}") for seed in (46, 47, 48)] == before
@@ -58,7 +56,7 @@ def test_parents_are_trained_once_for_all_seeds(data: Path, tmp_path: Path, mega
     assert not (tmp_path / "out" / "seed46" / "parents").exists()
 
 
-def test_nodes_with_seeds_of_their_own_get_others_too(
+def test_nodes_with_seeds_of_their_own_move_with_the_seed(
     four: dict[str, Any], tmp_path: Path, mega: Any
 ) -> None:
     merges = {"ab": {"parents": ["a", "b"], "seed": 7}, "all": {"parents": ["ab", "c", "d"]}}
@@ -75,7 +73,9 @@ def test_nodes_with_seeds_of_their_own_get_others_too(
 
 
 @pytest.mark.long
-def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
+def test_two_processes_are_launched_once_for_all_seeds(
+    pair: tiny.Pair, tmp_path: Path, mega: Any
+) -> None:
     file = pair.write(tmp_path, merge=MERGE)
     words = [*MEGA, "merge", str(file), "--seeds", "2", "--num-processes", "2", "--quiet", "--out"]
     done = subprocess.run([*words, str(tmp_path / "two")], capture_output=True, text=True)
@@ -90,20 +90,20 @@ def test_several_processes_are_started_for_each(pair: tiny.Pair, tmp_path: Path,
     ("more", "said"),
     [
         (["--seeds", "1"], "2 or more"),
-        (["--seeds", "2", "--only", "a+b"], "--seeds and --only"),
-        (["--seeds", "2", "--push", "me/x"], "--seeds and --push"),
+        (["--seeds", "2", "--only", "a+b"], "--seeds and --only can't"),
+        (["--seeds", "2", "--push", "me/x"], "--seeds and --push can't"),
         # all would go to one repository
-        (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push"),
+        (["--seeds", "2", "--set", "push.repo=me/x"], "--seeds and --push can't"),
     ],
 )
-def test_what_cant_be_repeated_is_refused(
+def test_arguments_that_make_no_sense_with_seeds(
     more: list[str], said: str, pair: tiny.Pair, tmp_path: Path, mega: Any
 ) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=MERGE), "--out", tmp_path / "out", *more)
     assert answer.code == 2 and said in answer.err and not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_reckons_all_seeds(data: Path, tmp_path: Path, mega: Any) -> None:
+def test_a_dry_run_estimates_all_seeds(data: Path, tmp_path: Path, mega: Any) -> None:
     """Parents are trained once, and all runs search."""
     tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}}) | {"merge": MERGE}
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
@@ -117,32 +117,8 @@ def test_a_dry_run_reckons_all_seeds(data: Path, tmp_path: Path, mega: Any) -> N
     assert cost.total_minutes == pytest.approx(3 * lone.minutes + cost.training_minutes)
 
 
-def test_under_a_launcher_it_says_how(
-    pair: tiny.Pair, tmp_path: Path, mega: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    answer = mega(
-        "merge", pair.write(tmp_path, merge=MERGE), "--seeds", "2", "--out", tmp_path / "out"
-    )
-    assert answer.code == 2 and "--num-processes N" in answer.err
-
-
 def test_a_run_is_not_taken_for_a_folder_of_runs(
     copied: Path, pair: tiny.Pair, tmp_path: Path, mega: Any
 ) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=MERGE), "--seeds", "2", "--out", copied)
     assert answer.code == 2 and "another --out" in answer.err
-
-
-@pytest.mark.parametrize(
-    ("words", "left"),
-    [
-        (["a", "--x", "1", "b"], ["a", "b"]),
-        (["--x=1", "b"], ["b"]),
-        (["--x", "--x", "b"], ["b"]),  # a value that looks like the flag
-        (["--xy", "1"], ["--xy", "1"]),
-        ([], []),
-    ],
-)
-def test_a_flag_goes_with_its_value(words: list[str], left: list[str]) -> None:
-    assert without(words, "--x") == left

@@ -33,7 +33,7 @@ def test_the_command(copied: Path, mega) -> None:
         (["./nowhere"], "no such run"),
         (["runs/nowhere"], "if a folder was meant, there is none of this name"),
         (["."], "nothing that can be verified"),
-        (["RUN", "--data", "x"], "--data is not needed"),
+        (["RUN", "--data", "x"], "--data needs --evaluate"),
         (["RUN", "--parent", "c=./x"], "there is no parent c"),
         (["RUN", "--parent", "a=./x"], "a: no such parent folder"),
     ],

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mega_hf.cli.failures import say
+from mega_hf.cli.output import print_error
 from mega_hf.errors import RecipeError
 from mega_hf.recipe.schema import Recipe
 from mega_hf.runtime.untrusted import harmless
@@ -221,6 +221,6 @@ def test_many_snapshots_are_not_listed(recipe_tree: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize("value", [one for one in HOSTILE if isinstance(one, str)], ids=ascii)
 def test_nothing_that_is_printed_is_obeyed(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    say(RecipeError(value, expected="x"))
+    print_error(RecipeError(value, expected="x"))
     assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
     assert harmless("a\nb\tc") == "a\nb c"
