@@ -1,31 +1,22 @@
-"""`mega-hf` and `python -m mega_hf`, which is what `accelerate launch -m mega_hf` runs."""
+"""`mega-hf` and `python -m mega_hf`, which `accelerate launch -m mega_hf` runs too."""
 
 from __future__ import annotations
 
 import os
-import signal
-from types import FrameType
+import sys
 from typing import NoReturn
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    word = b"interrupted" if number == signal.SIGINT else b"terminated"
-    os.write(2, b"mega-hf: " + word + b": nothing was begun; the same command goes on from there\n")
-    os._exit(128 + number)
-
-
 def run() -> NoReturn:
-    """Run the command line; until it has been loaded, signals end the process at once and without a
-    traceback.
+    """Run the command that this process was started for, and end the process."""
+    from mega_hf.cli.main import main
+    from mega_hf.runtime.environment import relax_gc
 
-    But for a process that a launcher started: the launcher's signals are heard in its own way.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM) if "WORLD_SIZE" not in os.environ else ():
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _end)
-    from mega_hf.cli.main import program
-
-    program()
+    relax_gc()
+    code = main()
+    if code > 128:
+        os._exit(code)  # interrupted: wait for no thread
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import Any, NoReturn
 
 from mega_hf.cli import bench, card, compare, evaluate, merge, pull, push, train, verify
 from mega_hf.cli.output import check_output, print_error
-from mega_hf.cli.signals import SIGNALS, handle_signals
+from mega_hf.cli.signals import handle_signals, print_interrupted
 from mega_hf.errors import Terminated
-from mega_hf.runtime.environment import configure_logging, let_threads_sleep, relax_gc
+from mega_hf.runtime.environment import configure_logging
 
 COMMANDS = (merge, train, evaluate, compare, card, push, pull, verify, bench)
 
@@ -65,32 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, as `mega-hf --help` lists them."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with handle_signals() as interruption:
+    with handle_signals() as received:
         try:
             check_output()
             code = _run(words)
             sys.stdout.flush()
             return code
         except BaseException as error:
-            if isinstance(error, Terminated):
-                interruption.number = signal.SIGTERM  # a launcher of torch's may have heard it
-            if interruption.number is not None or isinstance(error, KeyboardInterrupt):
-                return interruption.end()  # whatever the signal's exception became on its way
+            if received or isinstance(error, KeyboardInterrupt):
+                # libraries may have turned the interrupt into another exception
+                is_terminated = signal.SIGTERM in received or isinstance(error, Terminated)
+                number = signal.SIGTERM if is_terminated else signal.SIGINT
+                print_interrupted(number)
+                return 128 + number
             failed = print_error(error)
             if failed is None:
                 raise
             return failed
-
-
-def program() -> NoReturn:
-    """Run the command that this process was started for, and end the process."""
-    with relax_gc():
-        code = main()
-    if code > 128:
-        os._exit(code)  # nothing that is left to do is worth waiting for
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the work is done
-    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:
@@ -101,5 +91,4 @@ def _run(words: list[str]) -> int:
         raise
     args.words = words
     configure_logging(getattr(args, "quiet", False))
-    let_threads_sleep()
     return args.run(args)

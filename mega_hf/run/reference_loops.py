@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mega_hf.errors import RunError
 from mega_hf.evaluation.forward import Examples, ResidentModel
-from mega_hf.runtime.environment import theirs
 from mega_hf.runtime.processes import is_gpu
 from mega_hf.tasks.image_classification import logits
 
@@ -56,7 +55,6 @@ def time_loops(forward: ResidentModel, examples: Examples) -> dict[str, Timing]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=theirs(),
             start_new_session=True,  # signals of the terminal are for this process, which ends it
             check=False,
         )

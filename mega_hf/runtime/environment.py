@@ -1,7 +1,8 @@
-"""What the command says to the libraries, before any of them is loaded."""
+"""Settings of this process: what is logged, the garbage collector, and the C library's memory."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import logging
@@ -10,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-
 
 def configure_logging(no_bars: bool) -> None:
-    """Let our own lines stand alone: warnings of ours, errors of the libraries'."""
+    """Show our log lines, and of the libraries' only errors. Call before they are imported.
+
+    MEGA_HF_VERBOSITY sets the level of our lines; the default is info.
+    """
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    # it looks for CUDA where there is none
+    # torch warns on machines without CUDA
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("mega_hf").setLevel(os.environ.get("MEGA_HF_VERBOSITY", "info").upper())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -25,101 +27,58 @@ def configure_logging(no_bars: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-@contextmanager
-def relax_gc() -> Iterator[None]:
-    """Look for cyclic garbage less often, and not at all at the end, when the system takes
-    everything back.
+def relax_gc() -> None:
+    """Collect cyclic garbage less often, and not at exit, when the system frees everything.
 
-    While the libraries load, nothing that they make is garbage: to look through it again and again
-        is a quarter of
-    the time.
+    The collector takes a quarter of the time in which the libraries are imported.
     """
     gc.set_threshold(100_000)
-    try:
-        yield
-    finally:
-        gc.freeze()
+    atexit.register(gc.freeze)
 
 
-_ours: list[str] = []  # variables that were not set before
-
-
-def theirs() -> dict[str, str]:
-    """Return the environment as it would be without what `let_threads_sleep` set, for another
-    process."""
-    return {name: value for name, value in os.environ.items() if name not in _ours}
-
-
-def let_threads_sleep() -> None:
-    """Let torch's threads spin but shortly while they wait, if others are at work here; what the
-    user says stays.
-
-    Spinning, they take the core that others need: beside one busy process, a small network's
-        forward pass on 2 cores
-    took 40 times as long as alone. Spinning for a fraction of a millisecond costs 2 to 3 times
-    there, and alone a search took a fifth longer than with threads that spin as they do by default.
-    """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        return
-    ours = (
-        {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-        if _is_busy()
-        else {"GOMP_SPINCOUNT": "300000"}
-    )
-    # the latter is the default; processes that this one starts are told, and don't look again
-    _ours.extend(ours)
-    os.environ.update(ours)
-
-
-def _is_busy() -> bool:
-    """Say whether others take half a core or more, in the tenth of a second in which this process
-    does nothing."""
-    return psutil.cpu_percent(interval=0.1) * (psutil.cpu_count() or 1) >= 50
-
-
-# glibc's mallopt: the parameters' numbers, and the values that its own rule ends at once large
-# blocks were freed.
+# Parameters of glibc's mallopt, and the values that glibc itself sets after large blocks were freed
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_USUAL = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
-_KEPT = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1}
+_DEFAULT = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
+_KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1}
 
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Inside, keep freed memory for what is allocated next; afterwards give it back.
+    """Keep freed memory for the next allocation while inside, and give it back at the end.
 
-    glibc gives blocks as large as a batch's activations back at once, and the system clears them
-    anew for every layer: a fifth of the time of an eager ResNet-18 at 224 px on 2 cores, and a
-        quarter of a ResNet-20's at 32 px. What users
-    set themselves stays, and so does every other C library.
+    By default glibc returns a block as large as a batch's activations at once, and the system
+    clears a new one for each layer. This takes a fifth of the time of an eager ResNet-18 at 224 px
+    on 2 cores, and a quarter of a ResNet-20's at 32 px.
+
+    Settings of the user (MALLOC_*, GLIBC_TUNABLES) are kept. Other C libraries are left alone.
     """
-    if not _set(_KEPT):
+    if not _set_malloc(_KEEP):
         yield
         return
     try:
         yield
     finally:
-        _set(_USUAL)
+        _set_malloc(_DEFAULT)
         trim()
 
 
 def trim() -> None:
-    """Give freed memory back to the system: the C library keeps what lies between other things, up
-    to a model."""
+    """Give freed memory back to the system; glibc would keep up to a whole model."""
     if _has("malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _set(values: dict[int, int]) -> bool:
-    if not _has("mallopt") or any(
-        name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ
-    ):
+def _set_malloc(values: dict[int, int]) -> bool:
+    """Set parameters of the allocator, and return whether this was possible."""
+    is_set_by_user = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if is_set_by_user or not _has("mallopt"):
         return False
     return all(ctypes.CDLL(None).mallopt(parameter, value) for parameter, value in values.items())
 
 
 def _has(function: str) -> bool:
+    """Return whether the C library has a function."""
     try:
         return hasattr(ctypes.CDLL(None), function)
-    except (OSError, TypeError):  # no such thing as the program's own symbols
+    except (OSError, TypeError):  # the system can't open the program itself as a library
         return False

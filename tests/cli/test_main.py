@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -316,7 +315,7 @@ def test_compare_shows_what_keeps_models_apart(
 def test_compare_needs_two_models(models: list[str], pair: tiny.Pair, mega) -> None:
     answer = mega("compare", *[pair.a for _ in models])
     assert answer.code == 2
-    assert "two models or more" in answer.err
+    assert "two or more models" in answer.err
 
 
 def test_arguments_that_make_no_sense(pair: tiny.Pair, tmp_path: Path, mega) -> None:
@@ -335,22 +334,8 @@ def test_ctrl_c_says_that_the_run_resumes(pair: tiny.Pair, tmp_path: Path, mega,
     interrupt(8)
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "out")
     assert answer.code == 130
-    assert "the same command goes on" in answer.err
+    assert answer.err.endswith("mega-hf: interrupted; run the same command to resume\n")
     kept = (tmp_path / "out" / "journal.jsonl").read_bytes()
     assert kept.count(b"fitness") == 8
     assert mega("merge", pair.write(tmp_path), "--out", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "journal.jsonl").read_bytes().startswith(kept)
-
-
-def test_threads_wait_without_taking_a_core_that_others_use(
-    mega, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("mega_hf.runtime.environment._is_busy", lambda: True)
-    mega("compare", "./a")
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    mega("compare", "./a")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE", "what the user says is changed"

@@ -17,7 +17,7 @@ HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
 def test_memory_is_used_again_inside_and_given_back_afterwards():
     program = """
         import resource, psutil, torch
-        from mega_hf.runtime.environment import keep_freed
+        from mega_hf.runtime.environment import keep_freed_memory
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +26,7 @@ def test_memory_is_used_again_inside_and_given_back_afterwards():
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
         outside = faults()
-        with keep_freed():
+        with keep_freed_memory():
             faults()
             inside, held = faults(), psutil.Process().memory_info().rss
         print(outside > 100 * max(1, inside), held - psutil.Process().memory_info().rss > 2**26)

@@ -85,8 +85,8 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
     from mega_hf.runtime.environment import relax_gc
 
     before = psutil.Process().memory_info().rss
-    with relax_gc():  # as the command does
-        mega_hf.run.pipeline.merge(Recipe.from_dict(recipe), out, forward=forward, overwrite=True)
+    relax_gc()  # as the command does
+    mega_hf.run.pipeline.merge(Recipe.from_dict(recipe), out, forward=forward, overwrite=True)
     return {"imports": before, "peak": _peak()}
 
 
