@@ -150,10 +150,12 @@ def _print_node(merged: MergedNode) -> int:
 def print_estimate(args: argparse.Namespace, recipe: Recipe, out: Path, runs: int = 1) -> int:
     """Check all that the run needs, and print what it would cost."""
     from mega_hf.run.estimate import estimate
+    from mega_hf.run.folder import RunFolder
 
     kept = None if args.overwrite and args.parents is None else args.parents or out / "parents"
+    ranking = RunFolder(out).ranking(recipe) if args.only and not args.overwrite else None
     with recipe.document.placing():
-        cost = estimate(recipe, args.num_processes or 1, args.only, kept, args.update)
+        cost = estimate(recipe, args.num_processes or 1, args.only, kept, args.update, ranking)
     print_answer(replace(cost, runs=runs))
     if recipe.push and args.only is None:
         _check_push(recipe)

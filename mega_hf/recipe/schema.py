@@ -275,42 +275,33 @@ class Recipe(Strict):
         merge = self.merge.model_copy(update={"seed": seed})
         return self.model_copy(update={"merge": merge, "merges": merges})
 
-    def chosen_nodes(
-        self, only: str | None, ranking: Sequence[str] | None = None
-    ) -> dict[str, Node]:
-        """Return the nodes to run: all, or the one named `only` with what it needs; that one, or
-        the root, is last.
+    def leaves(self, only: str | None, ranking: Sequence[str] | None = None) -> list[str]:
+        """Return the parents and snapshots to open for all nodes, or for the one named `only`.
 
-        Where `order: accuracy` needs a ranking that is not known yet, a node of the same size
-            stands for `only`.
+        Args:
+            only: the name of a node; None for all nodes.
+            ranking: as for `nodes`.
 
         Raises:
-            RecipeError: there is no such node, or can't be.
+            RecipeError: there is no such node, or `order: accuracy` has not ranked the parents yet.
         """
-        nodes = self.nodes(ranking)
-        if only is None:
-            return nodes
-        is_auto = self.order == "accuracy" and ranking is None
-        chosen = tree.stand_in(inputs_of(nodes), only) if is_auto else only
-        if chosen not in nodes:
-            known, hint = ", ".join(nodes), "--only one of these"
-            if is_auto:
-                known = f"{known}, or these with the parents in another order"
-                hint = "names of this form"
-            raise RecipeError("no such node", expected=known, got=only, hint=hint)
-        return {name: nodes[name] for name in tree.needed_for(inputs_of(nodes), chosen)}
-
-    def leaves(self, only: str | None) -> list[str]:
-        """Return the parents and snapshots to open; which of them `only` needs may not be known
-        before all are ranked.
-
-        Raises:
-            RecipeError: there is no node of this name, or can't be.
-        """
-        nodes = self.chosen_nodes(None if self.is_auto else only)  # all parents choose how to merge
+        inputs = inputs_of(self.nodes(ranking))
+        if only is not None and self.order == "accuracy" and ranking is None:
+            raise RecipeError(
+                "order: accuracy has not ranked the parents yet, so the nodes have no names",
+                expected="--only after a run of the whole tree in the same folder",
+                got=f"--only {only}",
+                hint=(
+                    "run the whole tree first, without --only; or list the parents from best to"
+                    " worst and use order: listed"
+                ),
+            )
+        nodes = list(inputs) if only is None else tree.needed_for(inputs, only)
         if self.order == "accuracy":
-            return list(self.parents)
-        return tree.leaves_of(inputs_of(nodes), next(reversed(nodes)))
+            return list(self.parents)  # all are ranked
+        if self.is_auto:
+            nodes = list(inputs)  # all parents decide which method is chosen
+        return tree.leaves_of(inputs, nodes[-1])
 
     def substitutions(self) -> dict[str, tuple[str, Any]]:
         """Return what was given for each placeholder: key, as `parents.a` -> (path, digest).

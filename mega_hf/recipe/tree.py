@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from mega_hf.errors import RecipeError
+
 Nodes = Mapping[str, Sequence[str]]  # node -> the parents and nodes that it merges
 Error = Callable[..., Exception]  # (key as a list, expected, got, hint) -> what is raised
 _LONGEST = 100  # characters of an automatic name
@@ -62,7 +64,18 @@ def arrange(nodes: Nodes) -> list[str]:
 
 
 def needed_for(nodes: Nodes, name: str) -> list[str]:
-    """Return the nodes that a node needs, itself last, in the order of `arrange`."""
+    """Return the nodes that a node needs, itself last, in the order of `arrange`.
+
+    Raises:
+        RecipeError: there is no node of this name.
+    """
+    if name not in nodes:
+        raise RecipeError(
+            "no such node",
+            expected=f"one of {', '.join(nodes)}",
+            got=name,
+            hint="pass one of these names to --only",
+        )
     below = set(_below(nodes, name))
     return [node for node in arrange(nodes) if node in below]
 
@@ -81,21 +94,6 @@ def levels(nodes: Nodes) -> dict[str, int]:
             known.setdefault(parent, 0)
         known[node] = 1 + max(known[parent] for parent in nodes[node])
     return known
-
-
-def stand_in(nodes: Nodes, name: str) -> str | None:
-    """Return a node of a tree of `pair_up` that merges as many parents as `name` says, if these
-    parents are in it.
-
-    Where the order of the parents is not known yet, `name` may be the node that then takes this
-    one's place.
-    """
-    parts, root = name.split("+"), list(nodes)[-1]
-    if "..." in parts:  # the names of large merges do not say all
-        return next((node for node in nodes if "+...+" in node), None)
-    if len(set(parts)) != len(parts) or not set(parts) <= set(leaves_of(nodes, root)):
-        return None
-    return next((node for node in nodes if len(leaves_of(nodes, node)) == len(parts)), None)
 
 
 def _below(nodes: Nodes, name: str) -> list[str]:

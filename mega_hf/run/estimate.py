@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,6 +253,7 @@ def estimate(
     only: str | None = None,
     kept: Path | None = None,
     update: bool = False,
+    ranking: Sequence[str] | None = None,
 ) -> Estimate:
     """Check everything that a merge checks before its search, and time one batch.
 
@@ -264,12 +266,12 @@ def estimate(
         only: the last merge to make; None for the whole tree.
         kept: the folder of trained parents; None if there is none.
         update: whether parents with other settings would be trained again.
+        ranking: the parents from best to worst, if a run has ranked them for `order: accuracy`.
 
     Raises:
         MegaError: an error that would end the merge before its search.
     """
-    leaves, plan = recipe.leaves(only), plan_merges(recipe)
-    plan.needed_for(only)
+    leaves, plan = recipe.leaves(only, ranking), plan_merges(recipe, ranking)
     prepared = prepare(recipe, leaves, kept, update, dry_run=True)
     splits, model = prepared.splits, prepared.model
     try_model(model, leaves[0])

@@ -92,6 +92,12 @@ class RunFolder:
         """Return the folder of a baseline, or of any merge but the last."""
         return self.path / "nodes" / name
 
+    def ranking(self, recipe: Recipe) -> list[str] | None:
+        """Return the parents from best to worst, if `order: accuracy` has ranked them here."""
+        order = Journal(self.journal).order if self.journal.is_file() else None
+        ranking = order["ranking"] if order else []
+        return ranking if set(ranking) == set(recipe.parents) else None
+
     def check(self, recipe: Recipe, overwrite: bool, update: bool = False) -> Recipe:
         """Check that a recipe can run in this folder, and return the recipe to run.
 

@@ -53,7 +53,8 @@ def begin_search(
         MegaError: recipe, parents, data or the run folder can't be used.
     """
     recipe = run.acquire(requested)
-    leaves = recipe.leaves(only)
+    is_new = only is None or run.options.overwrite
+    leaves = recipe.leaves(only, None if is_new else run.folder.ranking(recipe))
     prepared = prepare(recipe, leaves, run.kept, run.options.update, time=run.time)
     recipe, splits = prepared.recipe, prepared.splits
     run.create(requested, prepared)

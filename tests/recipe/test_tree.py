@@ -17,7 +17,6 @@ from mega_hf.recipe.tree import (
     node_name,
     pair_up,
     render_tree,
-    stand_in,
 )
 
 NODES = {"ab": ["a", "b"], "cd": ["c", "d"], "top": ["ab", "cd", "e"]}
@@ -292,21 +291,6 @@ def test_a_node_that_is_used_often_is_visited_once():
     nodes = {f"n{i}": [f"n{i - 1}", f"n{i - 2}"] for i in range(2, 60)}
     assert leaves_of(nodes, "n59") == ["n1", "n0"]
     assert needed_for(nodes, "n59") == list(nodes)
-
-
-@pytest.mark.parametrize(
-    ("name", "node"),
-    [("a+b", "a+b"), ("e+c", "a+b"), ("d+b+a+c", "a+b+c+d"), ("e+d+c+b+a", "a+b+c+d+e")]
-    + [(name, None) for name in ("a", "a+b+c", "a+a", "a+f", "nosuch", "a+...+b-0123")],
-)
-def test_any_order_of_the_parents_has_a_node_of_that_size(name, node):
-    assert stand_in(pair_up(list("abcde")), name) == node
-
-
-def test_a_shortened_name_may_be_any_of_them():
-    assert (
-        stand_in(pair_up([f"{i}".ljust(60, "x") for i in range(4)]), "a+...+b-01234567") is not None
-    )
 
 
 def test_a_tree_is_drawn():

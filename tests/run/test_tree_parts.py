@@ -116,6 +116,12 @@ def test_pairs_by_accuracy_are_journaled(
     again = merge(recipe, tmp_path / "out")
     assert weights_of(again.folder) == weights_of(result.folder)
     assert len(journal(result.folder, "order")) == 1
+    first = "+".join(line["ranking"][:2])
+    assert merge_only(recipe, first, tmp_path / "out").folder == result.folders[first]
+    with pytest.raises(RecipeError, match="no such node"):
+        merge_only(recipe, "+".join(line["ranking"][1:3]), tmp_path / "out")
+    with pytest.raises(RecipeError, match="has not ranked the parents yet"):
+        merge_only(recipe, first, tmp_path / "new")
 
 
 def test_other_rows_rank_the_parents_again(four: Four, tmp_path: Path) -> None:
