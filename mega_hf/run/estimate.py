@@ -185,7 +185,7 @@ class Estimate:
         splits, nodes, is_whole = self.splits, self.nodes.values(), self.only is None
         mixing = {node.granularity: None for node in nodes if node.encoding == "mixing"}
         built = f", from coefficients of the parents by {' or '.join(mixing)}" if mixing else ""
-        test = "read once, after the search" if is_whole else "not read for a part of the tree"
+        test = "read once after the search" if is_whole else "not read for a part of the tree"
         mapped = f"; {_mib(self.mapped_bytes)} of parents mapped from disk"
         evaluations = sum(node.evaluations for node in nodes)
         lines = [
@@ -282,6 +282,8 @@ def estimate(
         if kept is not None and is_trained(prepared.recipe, kept, {name: key})
     }
     to_train = [name for name in prepared.to_train if name not in trained]
+    # before `_time_batch`, whose resident model has no parameters to train
+    training = _time_training(recipe, to_train, model, splits, device)
     batch, shape = recipe.evaluation.batch_size, model.input_shape
     rows = choose_batch_size(batch, len(splits.validation), device, model.model, shape)
     return Estimate(
@@ -294,7 +296,7 @@ def estimate(
         sum(t.numel() for t in model.view().values() if t.is_floating_point()),
         picture=math.prod(shape),
         seconds_a_picture=_time_batch(model, device, rows),
-        training=_time_training(recipe, to_train, model, splits, device),
+        training=training,
         trained=trained,
         device=device.type,
         processes=processes,
