@@ -100,12 +100,10 @@ def test_every_recipe_is_dry_run(path, data, mega):
     assert answer.code == 0, answer.err
     recipe = Recipe.from_yaml(path)
     assert all(
-        f"{parent}  trained here" in answer.out
-        for parent in recipe.nodes()
-        if parent in recipe.parents
+        f"{parent}  to train" in answer.out for parent in recipe.nodes() if parent in recipe.parents
     )
     assert f"in {len(recipe.nodes())} merge" in answer.out
-    assert "Nothing was made." in answer.out
+    assert "Nothing was written." in answer.out
 
 
 def test_the_papers_experiments_are_all_there():

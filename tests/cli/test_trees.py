@@ -175,8 +175,8 @@ def test_the_dry_run_draws_the_tree_and_its_cost(data: Path, tmp_path: Path, meg
     for line in (
         "tree         s1+s2+s3+s4  28 evaluations, about ",
         "├─ s1+s2  28 evaluations, about ",
-        "│  ├─ s1  trained here, about ",
-        "   └─ s4  trained here, about ",
+        "│  ├─ s1  to train, about ",
+        "   └─ s4  to train, about ",
         "84 in 3 merges",
     ):
         assert line in answer.out, answer.out

@@ -173,9 +173,7 @@ def test_what_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) 
 
 def test_a_dry_run_takes_an_open_recipe(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=AUTO, baselines=["random"]), "--dry-run")
-    assert (
-        answer.code == 0 and "method       auto: chosen once the parents are measured" in answer.out
-    )
+    assert answer.code == 0 and "method       auto: chosen after the parents" in answer.out
     assert "baselines    random 26 evaluations" in answer.out, (
         "as many as the search, whichever is chosen"
     )
