@@ -23,9 +23,11 @@ from mega_hf.report.record import Count, ModelRow, Role
 from mega_hf.report.table import recalibrated
 from mega_hf.runtime.files import remove, write_folder
 from mega_hf.runtime.processes import Processes
-from mega_hf.search.crossover import mix
+from mega_hf.search.crossover import average
 from mega_hf.weights.space import Segment
 
+UNIFORM = "uniform_soup"  # the mean of the parents
+ALIGNED = "aligned_soup"  # the mean of the parents, aligned as in the final merge
 ENSEMBLE = "ensemble"  # of the parents: what their merge may come to, at the cost of all of them
 _TOLERANCE = 1 / 1000  # of the rows
 
@@ -60,53 +62,49 @@ def save_baselines(
     calibration: Calibration | None,
     aligned: Callable[[MergeInputs], MergeInputs] | None,
     device: torch.device,
-    made: Container[str] = (),
+    existing: Container[str] = (),
 ) -> None:
-    """Write the models that stand beside the parents, each to FOLDER/NAME.
+    """Save the models that only the report needs, each to FOLDER/NAME.
+
+    These are the uniform soup, the soup of the aligned parents, and the recalibrated parents.
 
     Args:
         parents: by name.
-        folder: made here.
-        calibration: what the merge was recalibrated on: so are the baselines then, and the parents
-            a second time.
-        aligned: puts the parents' channels in the order that the merge put them in, if it did that
-            with all of them.
+        folder: written anew.
+        calibration: recalibrates the soups and the parents, as the merge was; None if it was not.
+        aligned: puts the channels of the parents in the order of the merge; None if the merge did
+            not align all of them.
         device: where statistics are computed.
-        made: baselines that lie elsewhere already.
+        existing: baselines that the run has made already.
     """
     remove(folder)
-    forward = (
-        ResidentModel(next(iter(parents.values())).open().model, device) if calibration else None
-    )
+    first_parent = next(iter(parents.values()))
+    forward = ResidentModel(first_parent.open().model, device) if calibration else None
 
-    def save(name: str, baseline: Baseline, parents: dict[str, ModelSource]) -> None:
-        """Write one baseline of some parents."""
+    def save(name: str, parents: dict[str, ModelSource]) -> None:
+        """Save the mean of some parents."""
         opened = open_inputs(parents, calibration is not None)
         opened = aligned(opened) if aligned and name == ALIGNED else opened
-        state = dict(opened.space.combine(opened.states.values(), partial(_apart, baseline)))
+        state = dict(opened.space.combine(opened.states.values(), _mean))
         recomputed = {}
         if calibration and forward:
             forward.write(state.items(), part=True)
             recomputed = calibration.recalibrate(forward, opened.space.recomputed)
         first = opened.first
-        del opened  # what is mapped goes before a copy of all weights is made to be saved
+        del opened  # Unmap the parents before all weights are copied to be saved.
         write_folder(folder / name, lambda path: save_model(path, first, state | recomputed))
 
-    for name in (name for name in BASELINES if name not in made):
-        save(name, BASELINES[name], parents)
-    if aligned and ALIGNED not in made:
-        save(ALIGNED, uniform_soup, parents)
+    soups = [UNIFORM, ALIGNED] if aligned else [UNIFORM]
+    for name in soups:
+        if name not in existing:
+            save(name, parents)
     for name, source in parents.items() if calibration else ():
-        save(recalibrated(name), uniform_soup, {name: source})
+        save(recalibrated(name), {name: source})
 
 
-def _apart(
-    baseline: Callable[[torch.Tensor], torch.Tensor], segment: Segment, tensors: list[torch.Tensor]
-) -> torch.Tensor:
-    """Apply a baseline to one tensor of each parent."""
-    return baseline(torch.stack([tensor.reshape(-1).float() for tensor in tensors])).reshape(
-        segment.shape
-    )
+def _mean(segment: Segment, tensors: list[torch.Tensor]) -> torch.Tensor:
+    vectors = [tensor.reshape(-1).float() for tensor in tensors]
+    return average(vectors, torch.empty_like(vectors[0])).reshape(segment.shape)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class ReportRows:
             for name in plan.leaves
             if self.is_recalibrated_run
         ]
-        soups = [*BASELINES, *([ALIGNED] if self.is_aligned else [])]
+        soups = [UNIFORM, *([ALIGNED] if self.is_aligned else [])]
         rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *plan.baselines])]
         rows += [(ENSEMBLE, "ceiling", None)] if plan.has_ensemble else []
         intermediates = [(name, plan.levels[name]) for name in plan.merges if name != plan.final]
@@ -262,20 +260,3 @@ def paired_test(candidates: list[Candidate], right: np.ndarray, rows: int, again
     """Test the merged model against another one on the test rows; args as `count`."""
     test = right[:, rows:].astype(bool)
     return mcnemar(against, test[-1], test[[one.name for one in candidates].index(against)])
-
-
-Baseline = Callable[[torch.Tensor], torch.Tensor]
-
-
-def uniform_soup(parents: torch.Tensor) -> torch.Tensor:
-    """Average the parents with equal weights (Wortsman et al., 2022): [parents, size] to [size],
-    float32.
-
-    Each number by itself, so that any part of the weights will do.
-    """
-    return mix(list(parents), [1 / len(parents)] * len(parents), out=torch.empty(parents.shape[1]))
-
-
-ALIGNED = "aligned_soup"  # the parents' average, their channels in one order as in the final merge
-
-BASELINES: dict[str, Baseline] = {"uniform_soup": uniform_soup}

@@ -21,7 +21,6 @@ from mega_hf.recipe.merge import Node, inputs_of
 from mega_hf.recipe.plan import MergePlan, plan_merges
 from mega_hf.recipe.schema import Recipe
 from mega_hf.recipe.tree import parent_name
-from mega_hf.run.candidates import BASELINES
 from mega_hf.run.prepare import prepare
 from mega_hf.runtime.environment import keep_freed_memory
 from mega_hf.runtime.processes import Processes, is_gpu
@@ -134,11 +133,12 @@ class Estimate:
         validation, test = len(self.splits.validation), len(self.splits.test)
         root, leaves = next(reversed(self.nodes.values())), len(self.leaves)
         calibration = self.calibration if root.recalibrates else 0
-        measured = leaves * (2 if calibration else 1) + len(self._searches) + len(BASELINES)
+        soups = 1  # the uniform soup
+        measured = leaves * (2 if calibration else 1) + len(self._searches) + soups
         measured += leaves if self.plan.has_ensemble else 0
         examples = (
             math.ceil(measured / self.processes) * (validation + test)
-            + (leaves + len(BASELINES)) * calibration
+            + (leaves + soups) * calibration
         )
         examples = examples if self.only is None else 0
         if self.recipe.order == "accuracy":

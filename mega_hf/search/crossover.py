@@ -27,6 +27,16 @@ def mix(vectors: list[torch.Tensor], weights: list[float], out: torch.Tensor) ->
     return out
 
 
+def equal_weights(count: int) -> list[float]:
+    """Return the mixing weights of a uniform soup (Wortsman et al., 2022)."""
+    return [1 / count] * count
+
+
+def average(vectors: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """Write the mean of the vectors into `out` ([size] float32, none of the vectors)."""
+    return mix(vectors, equal_weights(len(vectors)), out)
+
+
 def blend(a: torch.Tensor, b: torch.Tensor, beta: float, out: torch.Tensor) -> torch.Tensor:
     """Write β a + (1 - β) b into `out`: the paper's crossover. Mates that are one individual are
     copied."""

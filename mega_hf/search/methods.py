@@ -13,7 +13,7 @@ import torch
 
 from mega_hf.runtime.seeds import Streams
 from mega_hf.search.cma_es import cma_es
-from mega_hf.search.crossover import mix, spacings
+from mega_hf.search.crossover import average, equal_weights, mix, spacings
 from mega_hf.search.evolve import (
     Evaluate,
     InvalidRecord,
@@ -41,7 +41,7 @@ def uniform_soup(
     recall: RecordedDraws,
 ) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
-    return _try(parents, [_equal(len(parents))], 1, evaluate)
+    return _try(parents, [equal_weights(len(parents))], 1, evaluate)
 
 
 def choose(
@@ -140,11 +140,7 @@ def greedy_soup(
     best = Individual(parents[first].clone(), fitness[first], 1, first)
     for other in others:
         generation += 1
-        tried = mix(
-            [parents[i] for i in (*kept, other)],
-            _equal(len(kept) + 1),
-            torch.empty_like(best.genome),
-        )
+        tried = average([parents[i] for i in (*kept, other)], torch.empty_like(best.genome))
         fitness = measure(torch.stack([tried, best.genome]), [*kept, other])
         if winner([0, 1], fitness) == 0:  # of equals the larger soup
             kept, best = [*kept, other], Individual(tried, fitness[0], generation, 0)
@@ -173,10 +169,6 @@ def _try(
         elite = best_of(population, fitness)
         if not left:
             return Outcome(elite, tuple(history))
-
-
-def _equal(count: int) -> list[float]:
-    return [1 / count] * count
 
 
 METHODS: dict[str, Method] = {
