@@ -1,5 +1,4 @@
-"""A hermetic environment: nothing is read from or written to the user's caches, and nothing leaves
-the machine."""
+"""Fixtures, and a hermetic environment: no user caches, and no network."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ import signal
 import sys
 import tempfile
 
-# All of this must stand before the first import of a Hugging Face library: they read it when they
-# are imported.
+# Hugging Face libraries read these when they are imported, so they are set first.
 _HOME = tempfile.mkdtemp(prefix="mega-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 _FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "OMP_", "MEGA_HF_", "TORCHELASTIC")
@@ -31,10 +29,9 @@ for _name in list(os.environ):
     ) or _name.upper() in _LAUNCHED:
         del os.environ[_name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A suite that a script started in the background inherits this, and hands it on to commands
-    # that are interrupted.
+    # A suite in the background of a script ignores Ctrl-C, and its commands would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-CLOSED = "http://127.0.0.1:9"  # nobody listens there: what wants the Hub by mistake fails at once
+CLOSED = "http://127.0.0.1:9"  # no server: a request to the Hub by mistake fails at once
 os.environ |= {
     "HF_HOME": _HOME,
     "HF_ENDPOINT": CLOSED,
@@ -46,8 +43,7 @@ os.environ |= {
     "MPLCONFIGDIR": f"{_HOME}/matplotlib",
     "NO_PROXY": "127.0.0.1,localhost",
     "GLOO_SOCKET_IFNAME": "lo",
-    # Two threads gain nothing on models this small, and wait for each other on a machine that is
-    # busy.
+    # For models this small a second thread gains nothing.
     "OMP_NUM_THREADS": "1",
 }
 
@@ -62,7 +58,7 @@ from tests.tools.started import started  # noqa: E402, F401
 
 
 class Answer(NamedTuple):
-    """What a command gave back."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -71,7 +67,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
-    """Forget Accelerate's process-wide state: each test is a process of its own to it."""
+    """Reset Accelerate's process-wide state after each test."""
     yield
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
@@ -82,7 +78,7 @@ def _fresh_accelerate() -> Iterator[None]:
 
 @pytest.fixture
 def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run a command line in this process: mega("merge", "recipe.yaml") gives (code, out, err)."""
+    """Run a command in this process: `mega("merge", "recipe.yaml")` returns (code, out, err)."""
     from mega_hf.cli.main import main
 
     def run(*words: object) -> Answer:
@@ -97,20 +93,22 @@ def mega(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def order_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop early on any processor: with AVX-512, answers of tiny models depend on a row's place in
-    its batch."""
+    """Stop early on any processor.
+
+    With AVX-512, predictions of tiny models depend on the position of a row in its batch.
+    """
     monkeypatch.setattr("mega_hf.evaluation.forward.ResidentModel.is_order_free", lambda *_: True)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data set: tests read it, but never change it."""
+    """The tiny data set, read only."""
     return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def splits(data: Path) -> Any:
-    """That data set divided as the recipes of tiny trainings say."""
+    """The splits of the tiny data set, for recipes of tests.tools.trainings."""
     from mega_hf.tasks.splits import load_splits
     from tests.tools import trainings
 
@@ -119,13 +117,13 @@ def splits(data: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
-    """Two timm parents with BatchNorm on each side of a trained model, and their data set."""
+    """Two timm parents on both sides of a trained model with BatchNorm, and their data set."""
     return tiny.make_pair(tmp_path_factory.mktemp("pair"), tiny.timm_model())
 
 
 @pytest.fixture(scope="session")
 def finished(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished merge of that pair: tests read it and copy it, but never change it."""
+    """A finished merge of that pair, read only."""
     from mega_hf import Recipe, merge
 
     return merge(Recipe.from_dict(pair.recipe()), tmp_path_factory.mktemp("run") / "pair")
@@ -133,13 +131,13 @@ def finished(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def copied(finished: Any, tmp_path: Path) -> Path:
-    """A copy of the finished run folder, to change."""
+    """A copy of the finished run folder, for changes."""
     return Path(shutil.copytree(finished.folder, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")
 def four(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A recipe, as a tree of values, that merges four parents in pairs."""
+    """A recipe, as a dict, that merges four parents in pairs."""
     other = tiny.make_pair(
         tmp_path_factory.mktemp("other"), tiny.timm_model(seed=4), data=pair.data
     )
@@ -149,7 +147,7 @@ def four(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def treed(four: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished merge of those four: tests read it and copy it, but never change it."""
+    """A finished merge of those four, read only."""
     from mega_hf import Recipe, merge
 
     return merge(Recipe.from_dict(four), tmp_path_factory.mktemp("tree") / "out")
@@ -157,13 +155,13 @@ def treed(four: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any
 
 @pytest.fixture
 def treed_copy(treed: Any, tmp_path: Path) -> Path:
-    """A copy of the finished tree's run folder, to change."""
+    """A copy of the run folder of the finished tree, for changes."""
     return Path(shutil.copytree(treed.folder, tmp_path / "copied"))
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that gets the node's name of each individual that is measured."""
+    """A list of the nodes whose individuals were evaluated, one entry per evaluation."""
     from mega_hf.evaluation.racing import RacingEvaluator
 
     seen: list[str] = []
@@ -179,8 +177,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]:
-    """Let the measuring numbered so, from 0, be interrupted: gives the iterator that counts
-    them."""
+    """Interrupt the evaluation of a given number, from 0; returns the counter of evaluations."""
     from mega_hf.evaluation.racing import RacingEvaluator
 
     def at(stop: int) -> Iterator[int]:

@@ -1,5 +1,4 @@
-"""Data sets and splits that can't be used: found before anything is searched, and nothing is
-made."""
+"""A data set or split that cannot be used is an error before the search, and leaves no files."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ import datasets
 import pytest
 
 from tests.tools import tiny
-from tests.tools.broken import PARTS, refused
+from tests.tools.broken import PARTS, assert_error
 
 
-def encoded(
+def with_changed_files(
     split: datasets.Dataset, change: Callable[[int, dict[str, Any]], None]
 ) -> datasets.Dataset:
     """Return a split whose rows were changed while their images were encoded."""
@@ -30,7 +29,7 @@ def encoded(
     )
 
 
-def break_seventh(i: int, row: dict[str, Any]) -> None:
+def truncate_image_7(i: int, row: dict[str, Any]) -> None:
     if i == 7:
         row["image"] = {"bytes": row["image"]["bytes"][:40], "path": None}
 
@@ -40,7 +39,7 @@ def not_an_image(i: int, row: dict[str, Any]) -> None:
         row["image"] = {"bytes": b"not an image", "path": None}
 
 
-def unlabelled(i: int, row: dict[str, Any]) -> None:
+def remove_label(i: int, row: dict[str, Any]) -> None:
     row["label"] = -1
 
 
@@ -50,8 +49,8 @@ def splits(**changed: datasets.Dataset) -> dict[str, datasets.Dataset]:
     } | changed
 
 
-def renamed() -> dict[str, datasets.Dataset]:
-    """The data set with a class that the model lacks."""
+def with_unknown_class() -> dict[str, datasets.Dataset]:
+    """Return the data set with a class that the model does not have."""
     return {
         name: tiny.split(rows, 1 + i, ("bar", "dash", "dot"))
         for i, (name, rows) in enumerate(tiny.ROWS.items())
@@ -60,10 +59,10 @@ def renamed() -> dict[str, datasets.Dataset]:
 
 BAD_ROWS: dict[str, tuple[Callable[[], dict[str, datasets.Dataset]], list[str]]] = {
     "labels of -1": (
-        lambda: splits(test=encoded(tiny.split(90, 3), unlabelled)),
+        lambda: splits(test=with_changed_files(tiny.split(90, 3), remove_label)),
         ["labels out of range", "test", "0 to 2", "-1"],
     ),
-    "a class that the model lacks": (renamed, ["lacks a class", "dot"]),
+    "a class that the model does not have": (with_unknown_class, ["lacks a class", "dot"]),
     "the same images": (
         lambda: splits(validation=tiny.split(90, 3).select(range(60))),
         ["same images", "60 of 60"],
@@ -72,7 +71,7 @@ BAD_ROWS: dict[str, tuple[Callable[[], dict[str, datasets.Dataset]], list[str]]]
         lambda: {k: v for k, v in splits().items() if k != "test"},
         ["test", "train, validation"],
     ),
-    "no picture column": (
+    "no image column": (
         lambda: {
             k: v.remove_columns("image").add_column("x", list(range(len(v))))
             for k, v in splits().items()
@@ -87,22 +86,22 @@ BAD_ROWS: dict[str, tuple[Callable[[], dict[str, datasets.Dataset]], list[str]]]
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_bad_rows(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_bad_rows_are_an_error(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     make, words = BAD_ROWS[case]
     data = tiny.write_splits(tmp_path / "data-set", make())
     recipe = pair.write(
         tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
     )
-    # No run folder is left behind, so nothing was searched before the test split's fault was found.
-    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    # No run folder is left: errors of the test split are found before the search.
+    assert_error(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
 
 
-@pytest.mark.parametrize("change", [break_seventh, not_an_image])
+@pytest.mark.parametrize("change", [truncate_image_7, not_an_image])
 def test_a_broken_test_image_leaves_a_run_that_resumes(
     change: Any, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     """Test images are decoded after the search, whose journal is kept."""
-    broken = splits(test=encoded(tiny.split(90, 3), change))
+    broken = splits(test=with_changed_files(tiny.split(90, 3), change))
     data, out = tiny.write_splits(tmp_path / "data-set", broken), tmp_path / "out"
     recipe = pair.write(
         tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
@@ -127,9 +126,9 @@ def test_a_broken_validation_image(row: int, pair: tiny.Pair, tmp_path: Path, me
     """Rows of the search, and of the held-out selection, to which row 7 belongs."""
 
     def break_row(i: int, image: dict[str, Any]) -> None:
-        break_seventh(7 if i == row else -1, image)
+        truncate_image_7(7 if i == row else -1, image)
 
-    broken = splits(validation=encoded(tiny.split(60, 2), break_row))
+    broken = splits(validation=with_changed_files(tiny.split(60, 2), break_row))
     data = tiny.write_splits(tmp_path / "data-set", broken)
     recipe = pair.write(
         tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
@@ -139,14 +138,14 @@ def test_a_broken_validation_image(row: int, pair: tiny.Pair, tmp_path: Path, me
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_more_classes_than_outputs(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_more_classes_than_outputs_are_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     shifted = {
         k: tiny.split(n, seed, None).map(shift) for seed, (k, n) in enumerate(tiny.ROWS.items(), 1)
     }
     data = tiny.write_splits(tmp_path / "data-set", shifted)
     recipe = pair.write(tmp_path, data={"path": str(data), "label": "label"})
     words = ["lacks a class", "4 classes", "3 outputs"]
-    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    assert_error(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
 
 
 def shift(row: dict[str, Any]) -> dict[str, Any]:
@@ -178,21 +177,21 @@ BAD_DATA: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_bad_data_settings_are_an_error(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     changes, words = BAD_DATA[case]
     data = {"path": str(pair.data), "validation": "validation", "test": "test"} | changes
     recipe = pair.write(tmp_path, data=data)
     for more in ((), ("--dry-run",)):
         answer = mega("merge", recipe, "--out", tmp_path / "out", *more)
-        refused(answer, words, tmp_path)
-        blamed = lines(answer.err, recipe)
-        assert len(blamed) == 1 and re.match(
-            r"\s*\"?(" + "|".join([*changes, "path"]) + ')"?:', blamed[0]
+        assert_error(answer, words, tmp_path)
+        named = named_lines(answer.err, recipe)
+        assert len(named) == 1 and re.match(
+            r"\s*\"?(" + "|".join([*changes, "path"]) + ')"?:', named[0]
         ), answer.err
 
 
-def lines(message: str, recipe: Path) -> list[str]:
-    """Return the lines of a recipe that a message names."""
+def named_lines(message: str, recipe: Path) -> list[str]:
+    """Return the lines of a recipe that an error names."""
     written = recipe.read_text().splitlines()
     return [
         written[int(number) - 1]
@@ -200,8 +199,9 @@ def lines(message: str, recipe: Path) -> list[str]:
     ]
 
 
-def test_bad_data_that_a_command_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    """What --set says is blamed on it, what nobody says on the block that lacks it."""
+def test_an_error_names_the_option_that_set_the_value(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     recipe = pair.write(tmp_path, data={"path": str(pair.data)})
     answer = mega("merge", recipe, "--set", "data.validation=valid", "--out", tmp_path / "out")
     assert (

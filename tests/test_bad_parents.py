@@ -1,5 +1,4 @@
-"""Parents that can't be read or merged: exit code 2, what was expected, what stood there, what to
-do; nothing made."""
+"""A parent that cannot be loaded or merged is an error that leaves no files."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import broken, tiny
-from tests.tools.broken import refused
+from tests.tools.broken import assert_error
 
 BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     "does not exist": (
@@ -58,15 +57,17 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_PARENTS)
-def test_bad_parent(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_bad_parent_is_an_error(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     make, words = BAD_PARENTS[case]
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": make(pair, tmp_path)})
-    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    assert_error(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
     assert not (tmp_path / "exploded").exists(), "a pickle was executed"
 
 
 @pytest.mark.parametrize("weights", ["other shapes", "a pickle", "truncated"])
-def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_bad_weights_file_is_an_error(
+    weights: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     files = {
         "other shapes": (pair.b / "model.safetensors", ["don't fit cifar_resnet32"]),
         "a pickle": (
@@ -82,7 +83,7 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
     arch = "cifar_resnet32" if weights == "other shapes" else "cifar_resnet8"
     bare = {"arch": arch, "weights": str(file), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare})
-    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    assert_error(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +97,19 @@ def test_bad_bare_weights(weights: str, pair: tiny.Pair, tmp_path: Path, mega) -
         ({"arch_args": {"block": "x"}}, ["can't build cifar_resnet8", "correct arch_args"]),
     ],
 )
-def test_bare_weights_with_wrong_arguments(
+def test_wrong_arguments_of_a_weights_file_are_an_error(
     wrong, words, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     bare = {"arch": "cifar_resnet8", "weights": str(pair.b / "model.safetensors"), "num_classes": 3}
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": bare | wrong})
     for more in (["--out", tmp_path / "out"], ["--dry-run"]):
-        refused(mega("merge", recipe, *more), words, tmp_path)
+        assert_error(mega("merge", recipe, *more), words, tmp_path)
 
 
-def test_a_folder_whose_configuration_can_not_be_built(
-    pair: tiny.Pair, tmp_path: Path, mega
-) -> None:
+def test_a_config_that_cannot_be_built_is_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     folder = broken.copy_model(
         pair.b, tmp_path / "odd", lambda config: config.update(model_args={"block": "x"})
     )
     recipe = pair.write(tmp_path, parents={"a": str(pair.a), "b": folder})
     for more in (["--out", tmp_path / "out"], ["--dry-run"]):
-        refused(mega("merge", recipe, *more), [folder, "block", "odd"], tmp_path)
+        assert_error(mega("merge", recipe, *more), [folder, "block", "odd"], tmp_path)

@@ -1,4 +1,4 @@
-"""Recipes, settings and output folders that can't be used: refused before anything is loaded."""
+"""A bad recipe, setting or output folder is an error before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import tiny
-from tests.tools.broken import refused
+from tests.tools.broken import assert_error
 
 BAD_SETTINGS: dict[str, tuple[str, list[str]]] = {
     "population of one": ("merge.population_size=1", ["greater than or equal to 2", "1"]),
@@ -29,45 +29,47 @@ BAD_SETTINGS: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)
-def test_bad_setting(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_bad_setting_is_an_error(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
     setting, words = BAD_SETTINGS[case]
     answer = mega("merge", pair.write(tmp_path), "--set", setting, "--out", tmp_path / "out")
-    refused(answer, [*words, "--set"], tmp_path)
+    assert_error(answer, [*words, "--set"], tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: [", ["not YAML", "asked.yaml:1"]),
+        ("name: [", ["not YAML", "recipe.yaml:1"]),
         ("- a\n- b\n", ["mapping"]),
         ("", ["name", "missing"]),
-        ("name: x\nname: y\n", ["twice", "asked.yaml:2"]),
-        ("name: x\ndatta: {}\n", ["unknown key", "did you mean data?", "asked.yaml:2"]),
+        ("name: x\nname: y\n", ["twice", "recipe.yaml:2"]),
+        ("name: x\ndatta: {}\n", ["unknown key", "did you mean data?", "recipe.yaml:2"]),
         (b"name: \xff\n", ["UTF-8"]),
     ],
     ids=["not YAML", "a list", "empty", "a key twice", "unknown key", "not UTF-8"],
 )
-def test_bad_recipe_file(text: str | bytes, words: list[str], tmp_path: Path, mega) -> None:
-    file = tmp_path / "asked.yaml"
+def test_a_bad_recipe_file_is_an_error(
+    text: str | bytes, words: list[str], tmp_path: Path, mega
+) -> None:
+    file = tmp_path / "recipe.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(mega("merge", file, "--out", tmp_path / "out"), words, tmp_path)
+    assert_error(mega("merge", file, "--out", tmp_path / "out"), words, tmp_path)
 
 
-def test_no_recipe(tmp_path: Path, mega) -> None:
-    refused(
+def test_a_missing_recipe_is_an_error(tmp_path: Path, mega) -> None:
+    assert_error(
         mega("merge", tmp_path / "none.yaml", "--out", tmp_path / "out"),
         ["no such recipe", "none.yaml"],
         tmp_path,
     )
 
 
-def test_one_model_on_the_command_line(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_one_model_alone_is_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.a, "--data", pair.data, "--out", tmp_path / "out")
-    refused(answer, ["at least two models", "two or more models"], tmp_path)
+    assert_error(answer, ["at least two models", "two or more models"], tmp_path)
 
 
-def test_models_without_data(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    refused(
+def test_models_without_data_are_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    assert_error(
         mega("merge", pair.a, pair.b, "--out", tmp_path / "out"),
         ["need a data set", "--data"],
         tmp_path,
@@ -75,21 +77,25 @@ def test_models_without_data(pair: tiny.Pair, tmp_path: Path, mega) -> None:
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file"])
-def test_out_is_a_file(where: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_file_as_output_folder_is_an_error(
+    where: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     file = tmp_path / "taken"
     file.write_text("precious")
     answer = mega(
         "merge", pair.write(tmp_path), "--out", file if where == "a file" else file / "out"
     )
-    refused(answer, ["can't be written", "taken"], tmp_path)
+    assert_error(answer, ["can't be written", "taken"], tmp_path)
     assert file.read_text() == "precious"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_out_without_the_right_to_write(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_an_output_folder_without_write_permission_is_an_error(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    refused(
+    assert_error(
         mega("merge", pair.write(tmp_path), "--out", locked / "out"),
         ["can't be written", "locked"],
         tmp_path,
@@ -99,17 +105,19 @@ def test_out_without_the_right_to_write(pair: tiny.Pair, tmp_path: Path, mega) -
 @pytest.mark.skipif(
     not Path("/proc/self").is_dir(), reason="needs a file system that even root can't write to"
 )
-def test_out_that_the_system_refuses(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_an_output_folder_that_cannot_be_created_is_an_error(
+    pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     answer = mega("merge", pair.write(tmp_path), "--out", "/proc/mega-tests/out")
-    refused(answer, ["/proc/mega-tests"], tmp_path)
+    assert_error(answer, ["/proc/mega-tests"], tmp_path)
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["plain", "overwrite"])
-def test_out_holds_something_else(
+def test_an_output_folder_with_other_files_is_an_error(
     overwrite: list[str], pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("precious")
     answer = mega("merge", pair.write(tmp_path), "--out", tmp_path / "photos", *overwrite)
-    refused(answer, ["not a run folder", "cat.jpg"], tmp_path)
+    assert_error(answer, ["not a run folder", "cat.jpg"], tmp_path)
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]

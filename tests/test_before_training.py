@@ -1,5 +1,4 @@
-"""What would end a run after its training, which may take days, is found before it; and nothing
-trained is lost."""
+"""Errors are found before training, which may take days, and no trained parent is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import pytest
 
 from mega_hf import Recipe, RunError, merge, merge_only, train
 from tests.tools import tiny, trainings
-from tests.tools.broken import copy_model, refused
+from tests.tools.broken import assert_error, copy_model
 from tests.tools.run_files import weights_of
 
 SMALL = tiny.MERGE | {"population_size": 4, "generations": 2}
@@ -28,7 +27,7 @@ def of_seeds(data: Path, parents: dict[str, Any] | None = None, **train: Any) ->
 def changed_train(
     folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], names: Any
 ) -> Path:
-    """Write the tiny data set, its training rows changed."""
+    """Write the tiny data set with changed training rows."""
     rows = {
         name: tiny.split(count, seed, names)
         for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
@@ -36,19 +35,19 @@ def changed_train(
     return tiny.write_splits(folder, rows | {"train": rows["train"].map(change)})
 
 
-def unlabelled(row: dict[str, Any]) -> dict[str, Any]:
+def remove_label(row: dict[str, Any]) -> dict[str, Any]:
     return {"label": -1 if row["label"] == 1 else row["label"]}
 
 
-def more_classes(row: dict[str, Any]) -> dict[str, Any]:
+def raise_label(row: dict[str, Any]) -> dict[str, Any]:
     return {"label": row["label"] + 2}
 
 
-def test_rows_without_a_label_are_not_trained_on(pair: tiny.Pair, tmp_path: Path, mega) -> None:
-    data = changed_train(tmp_path / "data-set", unlabelled, tiny.NAMES)
+def test_training_rows_without_labels_are_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+    data = changed_train(tmp_path / "data-set", remove_label, tiny.NAMES)
     recipe = pair.write(tmp_path, **of_seeds(data))
     for words in (["--out", tmp_path / "out"], ["--dry-run"]):
-        refused(
+        assert_error(
             mega("merge", recipe, *words),
             ["labels out of range in train", "0 to 2", "-1 in row"],
             tmp_path,
@@ -56,11 +55,11 @@ def test_rows_without_a_label_are_not_trained_on(pair: tiny.Pair, tmp_path: Path
     given = pair.write(
         tmp_path, data={"path": str(data), "validation": "validation", "test": "test"}
     )
-    assert mega("merge", given, "--dry-run").code == 0, "nothing is trained on them"
+    assert mega("merge", given, "--dry-run").code == 0, "these rows are not used"
 
 
-def test_classes_that_only_training_rows_have(tmp_path: Path) -> None:
-    data = changed_train(tmp_path / "data-set", more_classes, None)
+def test_classes_of_the_training_rows_alone_count(tmp_path: Path) -> None:
+    data = changed_train(tmp_path / "data-set", raise_label, None)
     recipe = Recipe.from_dict(of_seeds(data) | {"data": {"path": str(data), "label": "label"}})
     result = merge(recipe, tmp_path / "out")
     assert result.record.data.classes == 5
@@ -108,19 +107,20 @@ def other_names(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", APART)
-def test_parents_that_can_not_be_merged(case: str, pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_parents_that_do_not_fit_together_are_an_error(
+    case: str, pair: tiny.Pair, tmp_path: Path, mega
+) -> None:
     make, words = APART[case]
     recipe = pair.write(tmp_path, **of_seeds(pair.data, make(pair, tmp_path)))
-    refused(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
+    assert_error(mega("merge", recipe, "--out", tmp_path / "out"), words, tmp_path)
     said = mega("merge", recipe, "--dry-run")
-    assert said.code == 2, f"the dry run has nothing against it:\n{said.out}"
+    assert said.code == 2, f"the dry run raised no error:\n{said.out}"
 
 
 def test_a_fine_tune_keeps_the_dtype_of_what_it_starts_from(
     pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
-    """It is known from the header of the weights before any is read, and two such parents go
-    together."""
+    """The dtype is read from the file header before training, and such parents can be merged."""
     source = half(pair, tmp_path)
     parents = {
         "a": {"seed": 1, "from": source, "learning_rate": 0.1},
@@ -139,7 +139,7 @@ OTHERWISE = "a lies there, trained otherwise"
 
 @pytest.fixture
 def data_copy(pair: tiny.Pair, tmp_path: Path) -> Path:
-    """A data set that may be changed."""
+    """A copy of the data set, for changes."""
     return Path(shutil.copytree(pair.data, tmp_path / "data-set"))
 
 
@@ -151,7 +151,7 @@ def of_three(data: Path, **train: Any) -> Recipe:
 
 
 def fewer_rows(data: Path, rows: int = 90) -> None:
-    """Leave so many training rows in a data set."""
+    """Reduce the training rows of a data set."""
     splits = {
         name: tiny.split(count, seed) for seed, (name, count) in enumerate(tiny.ROWS.items(), 1)
     }
@@ -159,7 +159,7 @@ def fewer_rows(data: Path, rows: int = 90) -> None:
     tiny.write_splits(data, splits | {"train": splits["train"].select(range(rows))})
 
 
-def test_parents_of_a_run_are_not_trained_otherwise_unasked(
+def test_parents_with_different_data_are_not_replaced_without_update(
     data_copy: Path, tmp_path: Path
 ) -> None:
     recipe, out = of_three(data_copy), tmp_path / "out"
@@ -179,7 +179,7 @@ def test_parents_of_a_run_are_not_trained_otherwise_unasked(
     assert trainings.stored(out / "parents") == kept
 
 
-def test_nor_are_those_that_no_merge_has_used(data_copy: Path, tmp_path: Path) -> None:
+def test_parents_that_no_merge_has_used_are_not_replaced(data_copy: Path, tmp_path: Path) -> None:
     recipe, out = of_three(data_copy, epochs=2), tmp_path / "out"
     train(recipe, out, parent="b")
     fewer_rows(data_copy)
@@ -192,7 +192,7 @@ def test_nor_are_those_that_no_merge_has_used(data_copy: Path, tmp_path: Path) -
         merge(recipe, tmp_path / "other", parents=tmp_path / "half")
 
 
-def test_nor_are_those_of_another_recipe(pair: tiny.Pair, tmp_path: Path) -> None:
+def test_parents_of_a_different_recipe_are_not_replaced(pair: tiny.Pair, tmp_path: Path) -> None:
     shared = tmp_path / "parents"
     train(of_three(pair.data), tmp_path / "one", parents=shared)
     kept = trainings.stored(shared)
@@ -207,9 +207,8 @@ def test_nor_are_those_of_another_recipe(pair: tiny.Pair, tmp_path: Path) -> Non
     assert trainings.stored(shared) == kept
 
 
-def test_after_an_update_of_a_part_the_rest_goes_on(pair: tiny.Pair, tmp_path: Path) -> None:
-    """Whoever has said --update once need not say it again; and no report stands that is of other
-    parents."""
+def test_update_of_one_node_allows_the_rest_to_be_updated(pair: tiny.Pair, tmp_path: Path) -> None:
+    """A second run needs no --update, and no report of the old parents is left."""
     out, changed = tmp_path / "out", of_three(pair.data, learning_rate=0.1)
     merge(of_three(pair.data), out)
     merge_only(changed, "a+b", out, update=True)
@@ -223,12 +222,12 @@ def test_after_an_update_of_a_part_the_rest_goes_on(pair: tiny.Pair, tmp_path: P
 
 
 @pytest.mark.parametrize("where", ["", "nodes", "merged/deep"])
-def test_trained_parents_among_a_runs_own_files(
+def test_trained_parents_inside_the_run_folder_are_an_error(
     where: str, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     recipe, out = pair.write(tmp_path, **of_seeds(pair.data)), tmp_path / "out"
     answer = mega("merge", recipe, "--out", out, "--parents", out / where)
-    refused(answer, ["can't be kept there", "outside the run's"], tmp_path)
+    assert_error(answer, ["can't be kept there", "outside the run's"], tmp_path)
 
 
 # --- A node that is named before the parents are ranked
@@ -236,10 +235,8 @@ def test_trained_parents_among_a_runs_own_files(
 
 def test_only_needs_parents_that_are_ranked(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     parents = {name: {"seed": seed} for seed, name in enumerate("abc")}
-    recipe, out = (
-        pair.write(tmp_path, **of_seeds(pair.data, parents), merges="pairwise", order="accuracy"),
-        tmp_path / "out",
-    )
+    tree = of_seeds(pair.data, parents) | {"merges": "pairwise", "order": "accuracy"}
+    recipe, out = pair.write(tmp_path, **tree), tmp_path / "out"
     words = ["has not ranked the parents yet", "run the whole tree first", "order: listed"]
     for command in (["--out", out], ["--out", out, "--dry-run"]):
-        refused(mega("merge", recipe, "--only", "c+a", *command), words, tmp_path)
+        assert_error(mega("merge", recipe, "--only", "c+a", *command), words, tmp_path)

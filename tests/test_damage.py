@@ -1,5 +1,4 @@
-"""What should not lie in folders (others' files, damaged models, changed recipes) is neither used
-nor lost."""
+"""Damaged models, changed recipes and unknown files in a run folder are neither used nor lost."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ SMALL = tiny.MERGE | {"population_size": 4, "generations": 2}
 
 @pytest.fixture(scope="module")
 def seeds(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
-    """A merge of two parents that were trained for it, the second starting from the first."""
+    """A merge of two trained parents, the second fine-tuned from the first."""
     return merge(Recipe.from_dict(of_seeds(pair)), tmp_path_factory.mktemp("seeds") / "out")
 
 
@@ -31,14 +30,14 @@ def of_seeds(pair: tiny.Pair) -> dict[str, Any]:
 
 @pytest.fixture
 def seeds_copy(seeds: MergeResult, tmp_path: Path) -> Path:
-    """A copy of its run folder, not finished."""
+    """An unfinished copy of that run folder."""
     copy = Path(shutil.copytree(seeds.folder, tmp_path / "copied"))
     (copy / "result.json").unlink()
     return copy
 
 
 def flip(file: Path) -> None:
-    """Change one byte in the middle of a file."""
+    """Change one byte of a file."""
     content = bytearray(file.read_bytes())
     content[-8] ^= 0xFF
     file.write_bytes(content)
@@ -67,7 +66,7 @@ def test_a_damaged_parent_is_trained_again(
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_was_not_trained_here_is_never_replaced(
+def test_a_folder_that_was_not_trained_here_is_never_replaced(
     kind: str, pair: tiny.Pair, tmp_path: Path, mega
 ) -> None:
     kept = tmp_path / "mine" / "b"
@@ -86,7 +85,7 @@ def test_what_was_not_trained_here_is_never_replaced(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_parents_folder(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_a_file_as_parents_folder_is_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     (tmp_path / "file").write_text("x")
     file = pair.write(tmp_path, **of_seeds(pair))
     answer = mega("train", file, "--out", tmp_path / "out", "--parents", tmp_path / "file")
@@ -94,8 +93,8 @@ def test_a_file_in_the_place_of_the_parents_folder(pair: tiny.Pair, tmp_path: Pa
     assert "can't be kept there" in answer.err
 
 
-def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path: Path) -> None:
-    """Else its figures would stand under another model's digest."""
+def test_a_model_that_changes_during_a_run_is_an_error(pair: tiny.Pair, tmp_path: Path) -> None:
+    """Otherwise its accuracy would be reported with the digest of another model."""
     from mega_hf.models.references import open_parent
 
     folder = Path(shutil.copytree(pair.a, tmp_path / "a"))
@@ -108,10 +107,10 @@ def test_a_model_that_changes_during_a_run_is_noticed(pair: tiny.Pair, tmp_path:
         source.open()
 
 
-def test_a_parent_whose_removal_was_cut_short_is_trained_again(
+def test_a_partly_removed_parent_is_trained_again(
     seeds: MergeResult, seeds_copy: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of it must never look like a folder of somebody else's."""
+    """The rest of a killed removal must not look like a folder of the user."""
 
     def killed(path: Path) -> None:
         (path / "train.sha256").unlink()
@@ -131,7 +130,7 @@ def test_a_parent_whose_removal_was_cut_short_is_trained_again(
 # --- The run folder
 
 
-def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copied: Path) -> None:
+def test_a_changed_recipe_in_the_run_folder_is_an_error(pair: tiny.Pair, copied: Path) -> None:
     file = copied / "recipe.yaml"
     file.write_text(file.read_text().replace("population_size: 6", "population_size: 5"))
     before = weights_of(copied)
@@ -144,7 +143,7 @@ def test_a_changed_recipe_in_the_run_folder_is_not_trusted(pair: tiny.Pair, copi
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x81", b"", None])
-def test_a_recipe_that_is_lost_or_garbled(
+def test_a_missing_or_damaged_recipe_is_an_error(
     content: bytes | None, pair: tiny.Pair, copied: Path, mega
 ) -> None:
     file = copied / "recipe.yaml"
@@ -159,11 +158,11 @@ def test_a_recipe_that_is_lost_or_garbled(
 @pytest.mark.parametrize(
     "file", ["merged/config.json", "nodes/a+b/config.json", "nodes/c+d/model.safetensors"]
 )
-def test_a_finished_run_is_finished_while_its_models_are_whole(
+def test_a_missing_file_of_a_finished_run_is_made_again(
     file: str, four: dict[str, Any], treed: MergeResult, treed_copy: Path, measured: list[str]
 ) -> None:
     (treed_copy / file).unlink()
     merge(Recipe.from_dict(four), treed_copy)
     assert (treed_copy / file).read_bytes() == (treed.folder / file).read_bytes()
     assert file_of(treed_copy, "a+b") == file_of(treed.folder, "a+b")
-    assert measured == [], "the journal knew it all"
+    assert measured == [], "something was evaluated again"

@@ -20,7 +20,7 @@ from mega_hf import MergeResult, Recipe
 from mega_hf.cli.main import build_parser
 from tests.hub_server.server import serve
 from tests.test_architecture import HOMES, LAYERS
-from tests.tools import results_table, study_table, tiny
+from tests.tools import results_table, soak, study_table, tiny
 from tests.tools.commands import commands
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +154,12 @@ def test_every_option_and_tool_that_the_text_names_exists(page):
     for tool in re.findall(r"python -m (tests[\w.]+)", PAGES[page]):
         place = ROOT / tool.replace(".", "/")
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), tool
+
+
+def test_the_soak_table_has_the_rows_of_make_soak():
+    for what, tests in soak.TESTS.items():
+        assert f"\n| {what} |" in PAGES["docs/robustness.md"]
+        assert (ROOT / tests).exists(), tests
 
 
 @pytest.fixture

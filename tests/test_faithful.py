@@ -1,4 +1,4 @@
-"""What was measured is what is saved, for every kind of parent; and the test split waits."""
+"""The saved model is the one that was evaluated, and the test split is read after the search."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_measured_is_what_is_saved(
+def test_the_saved_model_is_the_one_that_was_evaluated(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every kind of parent: stored dtype kept, and the file holds the very weights whose fitness
-    won."""
+    """For every kind of parent, in the stored dtype."""
     pair = KINDS[kind](tmp_path)
     measured: list[dict[str, torch.Tensor]] = []
     write = ResidentModel.write
@@ -73,7 +72,7 @@ def load(kind: str, folder: Path) -> torch.nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def test_no_forward_pass_sees_a_test_picture_before_the_search_has_ended(
+def test_no_test_image_is_evaluated_before_the_search_has_ended(
     pair: tiny.Pair, tmp_path: Path
 ) -> None:
     rows = {row.numpy().tobytes() for row in tiny.as_tensors(90, 3)[0]}
@@ -97,13 +96,15 @@ def test_no_forward_pass_sees_a_test_picture_before_the_search_has_ended(
         merge(Recipe.from_dict(pair.recipe()), tmp_path / "out")
     finally:
         handle.remove()
-    assert ("validation", 0) in seen, "the spy sees nothing"
+    assert ("validation", 0) in seen, "the hook does not work"
     tested = [count for name, count in seen if name == "test"]
     assert len(tested) >= 4 * 90, "the report has not read the test split"
     assert set(tested) == {EVALUATIONS}
 
 
-def test_not_finite_logits_are_the_worst_and_stop_nothing(pair: tiny.Pair, tmp_path: Path) -> None:
+def test_individuals_with_infinite_logits_lose_and_the_search_continues(
+    pair: tiny.Pair, tmp_path: Path
+) -> None:
     mutation = {"rate": 0.3, "std": 1e6, "scope": "element", "relative": False}
     wild = tiny.MERGE | {"mutation": mutation, "population_size": 4, "generations": 3}
     recipe = pair.recipe(merge=wild)
@@ -118,7 +119,7 @@ def test_not_finite_logits_are_the_worst_and_stop_nothing(pair: tiny.Pair, tmp_p
     assert sum(generation.failed for generation in result.history) > 0
 
 
-def test_bare_weights_of_an_architecture(
+def test_a_weights_file_with_an_architecture_can_be_merged(
     finished: MergeResult, pair: tiny.Pair, tmp_path: Path
 ) -> None:
     bare = {

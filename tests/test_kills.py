@@ -1,4 +1,4 @@
-"""Runs that are killed anywhere, by `kill -9`: the short form of what `make soak` does."""
+"""Runs that are killed at random: the short form of `make soak`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published (recipes, cards, the README's figures) must follow from what is committed."""
+"""Check the published runs and recipes: complete, verifiable, and with cards made from them."""
 
 import json
 import re
@@ -18,14 +18,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda path: path.name)
-def test_a_published_card_is_made_from_its_result_byte_for_byte(folder):
+def test_a_published_card_is_the_card_of_its_result(folder):
     assert (folder / "README.md").read_text(encoding="utf-8") == render_card(
         MergeResult.load(folder)
     )
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda path: path.name)
-def test_a_published_result_is_complete_and_counts_whole_splits(folder):
+def test_a_published_result_is_complete(folder):
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert [model["role"] for model in record["models"]].count("merged") == 1
     for model in record["models"]:
@@ -35,14 +35,13 @@ def test_a_published_result_is_complete_and_counts_whole_splits(folder):
     root = list(Recipe.from_dict(record["recipe"]).nodes().values())[-1]
     assert record["search"]["evaluations"] == root.evaluations
     assert len(record["history"]) == root.generations
-    assert (folder / "journal.jsonl").is_file(), "nobody can verify it"
-    assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a path of one machine"
+    assert (folder / "journal.jsonl").is_file(), "cannot be verified"
+    assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(record)), "a local path"
 
 
 @pytest.mark.parametrize("folder", CARRYING, ids=lambda path: path.name)
-def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
-    """On whatever processor this runs; those of other parents are verified where these lie
-    (tests/test_real.py)."""
+def test_a_published_run_with_its_parents_is_verified(folder, mega):
+    """On any processor. Runs whose parents lie elsewhere: tests/test_real.py."""
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     local = [parent["name"] for parent in record["parents"] if "local" in parent]
     parents = study_table.carried_by(folder)
@@ -52,12 +51,12 @@ def test_a_published_run_that_carries_its_parents_is_verified(folder, mega):
         *(word for name in local for word in ("--parent", f"{name}={parents}/{name}")),
     )
     assert answer.code == 0, answer.err
-    # of which statistics are a part, from pictures
+    # without data, the file of a recalibrated model cannot be made
     what = "weights" if "calibration" in record["data"] else "file"
     assert record["digests"][what] in answer.out
 
 
-def test_every_published_result_stands_in_the_table():
+def test_every_published_result_is_in_a_table():
     shown = {name for _, runs in results_table.ROWS.values() for name in runs.values()}
     shown |= {f"study-{kind}-{how}" for kind, how, _ in study_table.runs()}
     assert {folder.name for folder in CARDS} <= shown | {"quickstart"}
@@ -70,7 +69,7 @@ def test_the_published_quickstart_has_the_recipe_of_make_quickstart():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_is_usable_and_says_how_to_run_it(path):
+def test_every_recipe_is_valid_and_has_its_command(path):
     recipe = Recipe.from_yaml(path)
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert f"mega-hf merge recipes/{path.name}" in "\n".join(head)
@@ -86,14 +85,12 @@ def test_every_recipe_is_usable_and_says_how_to_run_it(path):
     ],
     ids=lambda path: path.name,
 )
-def test_every_recipe_is_dry_run(path, data, mega):
-    """On three tiny splits in the place of CIFAR-10, which is not here: parents are built, the tree
-    is drawn."""
-    there = path.name == "quickstart.yaml"
+def test_every_recipe_passes_a_dry_run(path, data, mega):
+    """With the tiny data set instead of CIFAR-10."""
     splits = {"path": data, "validation": "validation", "test": "test", "train": "train"}
     words = (
         []
-        if there
+        if path.name == "quickstart.yaml"
         else [word for key, value in splits.items() for word in ("--set", f"data.{key}={value}")]
     )
     answer = mega("merge", path, "--dry-run", *words)
@@ -106,7 +103,7 @@ def test_every_recipe_is_dry_run(path, data, mega):
     assert "Nothing was written." in answer.out
 
 
-def test_the_papers_experiments_are_all_there():
+def test_all_experiments_of_the_paper_have_recipes():
     names = {path.stem for path in RECIPES}
     models = {"resnet56", "resnet110", "resnet152", "xception", "densenet121", "densenet169"}
     assert {f"paper-table1-{model}" for model in models} <= names

@@ -1,5 +1,4 @@
-"""The same recipe in the same folder goes on, answers at once, or starts afresh; another one is
-refused."""
+"""A run resumes in its folder, a finished run is returned, and a different recipe is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tests.tools.run_files import FILES, lines, names, weights_of
 def test_a_run_resumes_from_its_journal(
     finished: MergeResult, pair: tiny.Pair, copied: Path
 ) -> None:
-    """As after a crash: a journal that ends in the middle of a line, and nothing behind it."""
+    """As after a crash: the journal ends in the middle of a line, and there are no other files."""
     whole = (copied / "journal.jsonl").read_bytes().splitlines(keepends=True)
     for name in FILES - {"journal.jsonl", "recipe.yaml"}:
         path = copied / name
@@ -27,9 +26,7 @@ def test_a_run_resumes_from_its_journal(
     (copied / "journal.jsonl").write_bytes(kept + whole[12][:20])
     (copied / ".mega-merged").mkdir()
     merge(Recipe.from_dict(pair.recipe()), copied)
-    assert (copied / "journal.jsonl").read_bytes().startswith(kept), (
-        "what was known was measured again"
-    )
+    assert (copied / "journal.jsonl").read_bytes().startswith(kept), "something was evaluated again"
     assert [strip(line) for line in lines(copied)] == [
         strip(line) for line in lines(finished.folder)
     ]
@@ -38,23 +35,22 @@ def test_a_run_resumes_from_its_journal(
 
 
 def strip(line: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a run that goes on may need more of: it tries again whether the order of rows
-    matters."""
+    """Remove the counts that may be larger in a resumed run."""
     return {key: value for key, value in line.items() if key not in ("seconds", "crc", "pictures")}
 
 
-def test_a_whole_journal_is_replayed_without_measuring(
+def test_a_complete_journal_is_replayed_without_evaluation(
     finished: MergeResult, pair: tiny.Pair, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copied / "merged")
     monkeypatch.setattr(
-        RacingEvaluator, "_measure", lambda *_: pytest.fail("an individual was measured again")
+        RacingEvaluator, "_measure", lambda *_: pytest.fail("an individual was evaluated again")
     )
     merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == weights_of(finished.folder)
 
 
-def test_changed_merged_weights_are_noticed(
+def test_changed_merged_weights_are_made_again(
     finished: MergeResult, pair: tiny.Pair, copied: Path
 ) -> None:
     file = copied / "merged" / "model.safetensors"
@@ -64,8 +60,10 @@ def test_changed_merged_weights_are_noticed(
 
 
 @pytest.mark.parametrize("what", ["parents", "data"])
-def test_a_journal_of_other_inputs_is_refused(what: str, pair: tiny.Pair, tmp_path: Path) -> None:
-    """The recipe names the same folders, but something else lies in them now."""
+def test_a_journal_of_different_inputs_is_an_error(
+    what: str, pair: tiny.Pair, tmp_path: Path
+) -> None:
+    """The recipe is the same, but the content of the folders has changed."""
     moved = tiny.Pair(tmp_path / "a", tmp_path / "b", tmp_path / "data")
     for name in ("a", "b", "data"):
         shutil.copytree(getattr(pair, name), getattr(moved, name))
@@ -83,11 +81,11 @@ def test_a_journal_of_other_inputs_is_refused(what: str, pair: tiny.Pair, tmp_pa
     assert (result.folder / "journal.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_answers_at_once(
+def test_a_finished_run_is_returned_unchanged(
     copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        RacingEvaluator, "_measure", lambda *_: pytest.fail("a finished run was measured again")
+        RacingEvaluator, "_measure", lambda *_: pytest.fail("a finished run was evaluated again")
     )
     before = {
         path: (path.stat().st_mtime_ns, path.read_bytes())
@@ -102,22 +100,24 @@ def test_a_finished_run_answers_at_once(
         if path.is_file()
     }
     assert after == before
-    # The folder's own recipe, with every default in it, is the same recipe.
+    # The recipe in the folder lists every default, and is the same recipe.
     assert merge(Recipe.from_yaml(copied / "recipe.yaml"), copied).record == result.record
 
 
-def test_another_recipe_is_refused_and_the_difference_shown(copied: Path, pair: tiny.Pair) -> None:
+def test_a_different_recipe_is_an_error_that_shows_the_difference(
+    copied: Path, pair: tiny.Pair
+) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="another recipe") as refusal:
+    with pytest.raises(RunError, match="a different recipe") as error:
         merge(Recipe.from_dict(pair.recipe(merge=tiny.MERGE | {"seed": 7})), copied)
-    assert "seed: 46" in str(refusal.value)
-    assert "seed: 7" in str(refusal.value)
-    assert "generations" not in str(refusal.value), "what is the same is no difference"
-    assert "--overwrite" in str(refusal.value)
+    assert "seed: 46" in str(error.value)
+    assert "seed: 7" in str(error.value)
+    assert "generations" not in str(error.value), "only differences are shown"
+    assert "--overwrite" in str(error.value)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
-def test_overwrite_starts_afresh(copied: Path, pair: tiny.Pair) -> None:
+def test_overwrite_starts_again(copied: Path, pair: tiny.Pair) -> None:
     tree = pair.recipe(merge=tiny.MERGE | {"seed": 7, "generations": 2})
     result = merge(Recipe.from_dict(tree), copied, overwrite=True)
     assert len(lines(copied)) == 1 + 6 + 5

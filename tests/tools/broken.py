@@ -1,4 +1,4 @@
-"""Parents that can't be used, made from one that can; and what every refusal must say."""
+"""Damaged or unfit parents, and the check of an error message."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from tests.tools import tiny
 
 Change = Callable[[Any], None]
-# what the design asks of every error that a user can cause
+# of every error that a user can cause
 PARTS = ("expected:", "got:", "hint:")
 
 
 def copy_model(
     source: Path, target: Path, config: Change | None = None, weights: Change | None = None
 ) -> str:
-    """Copy a model's folder, its configuration or its weights changed on the way."""
+    """Copy a model's folder, and change its config or its weights."""
     shutil.copytree(source, target)
     if config:
         tree = json.loads((target / "config.json").read_text())
@@ -57,7 +57,7 @@ def pickled(pair: tiny.Pair, folder: Path) -> str:
 
 
 class Bomb:
-    """Leaves a mark where it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -138,8 +138,8 @@ def not_json(pair: tiny.Pair, folder: Path) -> str:
     return path
 
 
-def refused(answer: Any, words: list[str], folder: Path) -> None:
-    """Assert that a command was refused well, and that it left no run folder."""
+def assert_error(answer: Any, words: list[str], folder: Path) -> None:
+    """Assert that a command failed with a complete error message and left no run folder."""
     assert answer.code == 2, answer
     missing = [word for word in words if word not in answer.err]
     assert not missing, f"{missing} not in:\n{answer.err}"

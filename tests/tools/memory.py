@@ -1,9 +1,8 @@
-"""The memory that a merge of large models takes, against its bound: `python -m tests.tools.memory
-FOLDER`.
+"""Compare the memory of a large merge with its bound: `python -m tests.tools.memory FOLDER`.
 
-Two parents with random weights and pictures of noise are made in FOLDER, and merged. The bound for
-coefficients: the parents on the disk, which are mapped, two models, one batch's activations (of a
-bare forward pass, in a process of its own), and 0.2 GB, above what is resident after the imports.
+Two parents with random weights and images of noise are made in FOLDER, and merged. The bound for
+`encoding: mixing` is the memory-mapped parents, two models, the activations of one batch (measured
+in a process of its own) and 0.2 GB, beyond the memory that is resident after the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _ROWS = {"train": 3}
 
 
 def prepare(words: argparse.Namespace) -> dict[str, Any]:
-    """Make parents and data, and return the recipe."""
+    """Write parents and data, and return the recipe."""
     folder = Path(words.folder).absolute()
     rows = _ROWS | {"validation": words.rows, "test": words.rows}
     import timm
@@ -74,8 +73,7 @@ def _noise(count: int, seed: int) -> datasets.Dataset:
 
 
 def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, int]:
-    """Merge in this process; return what was resident after the imports, and the most that ever
-    was."""
+    """Merge in this process; return resident memory after the imports and at its peak, in bytes."""
     import timm  # noqa: F401
     import transformers.models.auto  # noqa: F401
 
@@ -91,29 +89,30 @@ def measure_merge(recipe: dict[str, Any], out: Path, forward: Any) -> dict[str, 
 
 
 def measure_batch(recipe: dict[str, Any]) -> dict[str, int]:
-    """Run one batch through a parent in this process; return what it took beside model and
-    pictures."""
+    """Run one batch in this process; return the memory of its activations, in bytes."""
     from mega_hf.models.load import open_model
 
     model = open_model(Path(recipe["parents"]["a"]))
     examples = torch.randn(recipe["evaluation"]["batch_size"], *model.input_shape)
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     with torch.inference_mode():
         model.model(examples)
     return {"activations": _peak() - before}
 
 
 def _peak() -> int:
-    """Return the most that was resident; a child of a larger process would be told that one's by
-    getrusage."""
+    """Return the peak of resident memory, in bytes.
+
+    In a child of a larger process, getrusage would return the parent's peak.
+    """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(
         next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     )
 
 
-def _in_a_process(what: str) -> dict[str, int]:
+def _run_apart(what: str) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, *sys.argv, "--measure", what], capture_output=True, text=True
     )
@@ -144,7 +143,7 @@ def main() -> None:
     elif words.measure == "batch":
         print(json.dumps(measure_batch(recipe)))
     else:
-        _show(words, _in_a_process("batch") | _in_a_process("merge"))
+        _show(words, _run_apart("batch") | _run_apart("merge"))
 
 
 def _show(words: argparse.Namespace, found: dict[str, int]) -> None:
@@ -159,14 +158,14 @@ def _show(words: argparse.Namespace, found: dict[str, int]) -> None:
     )
     parts = {
         "resident after the imports": found["imports"],
-        "at most, above that": above,
+        "peak, beyond that": above,
         "bound": bound,
         "  parents, mapped": 2 * model,
         "  two models": 2 * model,
         "  genomes": genomes,
         "  a batch's activations": found["activations"],
         "  allowance": int(_ALLOWANCE),
-        "of which pictures, if all are held": examples,
+        "images (part of the peak)": examples,
     }
     for name, size in parts.items():
         print(f"{name:36} {size / 1e6:8,.0f}")

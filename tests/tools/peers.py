@@ -1,10 +1,9 @@
-"""The same search by peers, side by side: `python -m tests.tools.peers RECIPE.yaml [--set KEY=VALUE
-...]`.
+"""Time the same search by other libraries: `python -m tests.tools.peers RECIPE.yaml`.
 
-PyGAD and EvoTorch get the founders, the sizes of population, tournaments and mutation of the
-recipe's one merge, and mega_hf's own eager forward pass as their fitness, with pictures resident:
-what is compared is how many pictures each search asks for and what it does beside. Each runs in a
-process of its own. Both are installed by `pip install -e ".[benchmarks]"`.
+PyGAD and EvoTorch get the founders and the settings of the recipe's one merge, and the eager
+forward pass of mega_hf on images in memory as their fitness. So the comparison is about the number
+of evaluated images and the overhead of each search. Each runs in a process of its own. Both are
+installed by `pip install -e ".[benchmarks]"`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 class Ran(NamedTuple):
-    """One search's row in the table."""
+    """A search and its row of the table."""
 
     name: str
     seconds: float
@@ -46,7 +45,7 @@ class Ran(NamedTuple):
 
 
 class Task:
-    """What every peer is given: founders, and a fitness that counts how often it is asked."""
+    """Founders and a fitness function that counts its calls, for any library."""
 
     def __init__(self, recipe: Recipe) -> None:
         splits = load_splits(recipe.data)
@@ -55,7 +54,7 @@ class Task:
             parents.add_parent(name, recipe.parents[name])
         ((self.name, self.node),) = recipe.nodes().items()
         if self.node.batchnorm != "blend":
-            raise SystemExit("the peers compute no statistics anew: --set merge.batchnorm=blend")
+            raise SystemExit("other libraries do not recalibrate: --set merge.batchnorm=blend")
         model = parents.model
         self.encoding = encode(open_inputs(parents.sources), self.node)
         rows = splits.validation
@@ -90,15 +89,17 @@ class Task:
         return bred[0]
 
     def fitness(self, genome: torch.Tensor) -> float:
-        """Return right answers of a genome ([size] float32) on all rows."""
+        """Return the correct answers of a genome ([size] float32) on all rows."""
         self.asked += 1
         self.forward.write(self.encoding.entries(genome))
         return float(self.forward.count(self.examples) or 0)
 
 
 def run_pygad(task: Task) -> float:
-    """Search with PyGAD, weights mutated by uniform noise of the recipe's spread; return the best
-    right answers."""
+    """Search with PyGAD; return the correct answers of its best individual.
+
+    Mutation is uniform noise with the standard deviation of the recipe.
+    """
     import pygad
 
     node = task.node
@@ -127,8 +128,7 @@ def run_pygad(task: Task) -> float:
 
 
 def run_evotorch(task: Task) -> float:
-    """Search with EvoTorch's genetic algorithm, weights mutated by Gaussian noise; return the best
-    right answers."""
+    """Search with EvoTorch's genetic algorithm; return the correct answers of its best."""
     from evotorch import Problem
     from evotorch.algorithms import GeneticAlgorithm
     from evotorch.operators import GaussianMutation, OnePointCrossOver
@@ -159,7 +159,7 @@ def run_evotorch(task: Task) -> float:
     search = GeneticAlgorithm(
         problem, operators=operators, popsize=node.population_size, elitist=True, re_evaluate=False
     )
-    search.run(node.generations - 1)  # its first step measures the founders and their children
+    search.run(node.generations - 1)  # its first step evaluates founders and children
     return float(search.status["best_eval"])
 
 
@@ -167,8 +167,7 @@ PEERS: dict[str, Callable[[Task], float]] = {"PyGAD": run_pygad, "EvoTorch": run
 
 
 def run_peer(name: str, recipe: Recipe) -> Ran:
-    """Time a peer's search; reading parents and pictures is not part of it, as it is none of
-    ours."""
+    """Time the search of another library, without loading parents and images."""
     task = Task(recipe)
     began = time.perf_counter()
     best, rows = PEERS[name](task), task.examples.count
@@ -176,21 +175,21 @@ def run_peer(name: str, recipe: Recipe) -> Ran:
 
 
 def run_apart(name: str, words: list[str]) -> Ran:
-    """Run a peer in another process, as nobody has both in one."""
+    """Run another library in a process of its own."""
     command = [sys.executable, "-m", "tests.tools.peers", *words, "--only", name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return Ran(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
-    """Run all of them, one after the other, and print a table."""
+    """Run all searches one after the other, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=PEERS, help="run this peer alone, and print its record")
+    parser.add_argument("--only", choices=PEERS, help="run this library alone and print its record")
     args = parser.parse_args()
     recipe = Recipe.from_yaml(args.recipe, args.overrides)
     if args.only:
@@ -214,7 +213,7 @@ def main() -> None:
         print(json.dumps([ran._asdict() for ran in found]))
         return
     print(
-        "| search | seconds | times as long | individuals | pictures | best on validation"
+        "| search | seconds | relative time | individuals | images | best on validation"
         " |\n|---|---|---|---|---|---|"
     )
     for ran in found:

@@ -1,6 +1,6 @@
-"""The long form of the tests of faults: `make soak` runs it and prints a table of what was tried.
+"""Run the tests of faults in their long form and print a table: `make soak`.
 
-The same tests run in their short form in the suite. Here MEGA_HF_SOAK multiplies their cases, and
+The suite runs the same tests in their short form. Here MEGA_HF_SOAK multiplies their cases, and
 runs are killed fifty times with one process and fifty times with two.
 """
 
@@ -18,25 +18,25 @@ from typing import Any
 
 KILLS = 50
 TESTS = {
-    "hostile files and recipes": "tests/hostile",
-    "signals (Ctrl-C, SIGTERM)": "tests/test_interruption.py",
-    "disks that are full": "tests/test_disk_full.py",
-    "starts while another run is at work": "tests/test_lock.py",
-    "deaths of one of two machines": "tests/test_machines.py",
+    "damaged files and recipes": "tests/hostile",
+    "signals (Ctrl-C, SIGTERM)": "tests/cli/test_signals.py",
+    "full disks": "tests/test_disk_full.py",
+    "starts while another run is at work": "tests/runtime/test_lock.py",
+    "deaths of one of two machines": "tests/runtime/test_machines.py",
 }
 _LOG = "MEGA_HF_SOAK_LOG"
 
 
 def count(number: int = 1) -> None:
-    """Say that so many cases were tried, to a soak that listens."""
+    """Report a number of cases to the soak run, if there is one."""
     if _LOG in os.environ:
         with Path(os.environ[_LOG]).open("a") as log:
             log.write(f"{number}\n")
 
 
 def main() -> int:
-    """Run everything, print the table, and return 1 where anything did not come out as it must."""
-    rows = [["tried", "cases", "not as they must be", "minutes"]]
+    """Run everything, print the table, and return 1 if anything failed."""
+    rows = [["tried", "cases", "failures", "minutes"]]
     for processes in (1, 2):
         rows.append(_kill(processes))
         print(rows[-1], file=sys.stderr, flush=True)
@@ -49,18 +49,10 @@ def main() -> int:
 
 
 def _kill(processes: int) -> list[str]:
-    """Kill runs, and return their row."""
+    """Kill runs at random, and return their row of the table."""
     with tempfile.TemporaryDirectory(prefix="mega_hf-soak-") as folder:
-        words = [
-            sys.executable,
-            "-m",
-            "tests.tools.kills",
-            folder,
-            "--processes",
-            str(processes),
-            "--kills",
-            str(KILLS),
-        ]
+        words = [sys.executable, "-m", "tests.tools.kills", folder]
+        words += ["--processes", str(processes), "--kills", str(KILLS)]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return [f"kill -9, {processes} processes", "?", "the harness failed", ""]
@@ -76,7 +68,7 @@ def _kill(processes: int) -> list[str]:
 
 
 def _test(what: str, tests: str, times: str) -> list[str]:
-    """Run tests in their long form, and return their row."""
+    """Run tests in their long form, and return their row of the table."""
     began = time.monotonic()
     with tempfile.NamedTemporaryFile(prefix="mega_hf-soak-") as log:
         environment = os.environ | {"MEGA_HF_SOAK": times, _LOG: log.name}

@@ -1,5 +1,4 @@
-"""Tiny data sets and models made on disk: 8 x 8 pictures of three classes, networks that learn them
-in seconds."""
+"""Tiny data sets and models: 8 x 8 images of three classes, and networks that learn them."""
 
 from __future__ import annotations
 
@@ -24,10 +23,9 @@ assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names
 NAMES = ("bar", "dash", "slash")
 ROWS = {"train": 120, "validation": 60, "test": 90}
 SIZE = 8
-# Few individuals, but several generations that find something: a run that stops improving at its
-# founders would have the same merged file however its children were bred. The noise is small, so
-# that children win on every processor, though each of them trains the tiny parents to other
-# weights.
+# Several generations must improve: if a founder won, the merged file would not depend on breeding.
+# The noise is small, so that children win on every processor, although each processor trains the
+# tiny parents to different weights.
 MERGE: dict[str, Any] = {
     "population_size": 6,
     "generations": 5,
@@ -37,8 +35,7 @@ MERGE: dict[str, Any] = {
 
 
 def examples(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy lines of three directions: [rows, 8, 8, 3] uint8, and which direction: [rows]
-    int64."""
+    """Return images of noisy lines, [rows, 8, 8, 3] uint8, and their directions, [rows] int64."""
     draw = np.random.default_rng(seed)
     labels = np.arange(rows) % len(NAMES)
     images = draw.normal(110, 55, (rows, SIZE, SIZE, 3))
@@ -50,8 +47,7 @@ def examples(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(rows: int, seed: int, names: Sequence[str] | None = NAMES) -> datasets.Dataset:
-    """Return pictures and labels as a `datasets` split; without names the labels are plain
-    integers."""
+    """Return images and labels as a `datasets` split; without names, labels are integers."""
     images, labels = examples(rows, seed)
     label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
@@ -60,7 +56,7 @@ def split(rows: int, seed: int, names: Sequence[str] | None = NAMES) -> datasets
 
 
 def write_splits(folder: Path, splits: dict[str, datasets.Dataset]) -> Path:
-    """Write splits as the Hub has them: data/SPLIT-00000-of-00001.parquet."""
+    """Write splits in the layout of the Hub: data/SPLIT-00000-of-00001.parquet."""
     (folder / "data").mkdir(parents=True)
     for name, rows in splits.items():
         rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
@@ -68,7 +64,7 @@ def write_splits(folder: Path, splits: dict[str, datasets.Dataset]) -> Path:
 
 
 def write_data(folder: Path, rows: dict[str, int] = ROWS) -> Path:
-    """Write the whole tiny data set, each split from a seed of its own."""
+    """Write the tiny data set; each split has a seed of its own."""
     return write_splits(
         folder, {name: split(count, seed) for seed, (name, count) in enumerate(rows.items(), 1)}
     )
@@ -77,14 +73,9 @@ def write_data(folder: Path, rows: dict[str, int] = ROWS) -> Path:
 def timm_model(
     arch: str = "cifar_resnet8", seed: int = 0, classes: int = len(NAMES), **arguments: Any
 ) -> nn.Module:
-    """Make a timm model for the tiny pictures, its fresh weights those of the seed."""
-    config = {
-        "input_size": (3, SIZE, SIZE),
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
-        "crop_pct": 1.0,
-    }
-    config |= {"num_classes": classes, "fixed_input_size": False}
+    """Make a timm model for the tiny images, with weights initialized from a seed."""
+    config = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    config |= {"crop_pct": 1.0, "num_classes": classes, "fixed_input_size": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(
@@ -98,7 +89,7 @@ def save_timm(
     names: Sequence[str] | None = NAMES,
     dtype: torch.dtype | None = None,
 ):
-    """Write a timm folder as `save_for_hf` does, optionally in half precision."""
+    """Write a model in timm's layout, optionally in half precision."""
     from timm.models import save_for_hf
 
     folder.mkdir(parents=True)
@@ -109,42 +100,26 @@ def save_timm(
         safe_serialization=True,
     )
     if dtype is not None:
-        state = {
-            k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()
-        }
+        state = model.state_dict()
+        state |= {k: v.to(dtype) for k, v in state.items() if v.is_floating_point()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 def transformers_model(kind: str, seed: int = 0) -> nn.Module:
-    """Make a transformers classifier of a few channels: `resnet` (BatchNorm), `vit`, `convnext` or
-    `swin`."""
+    """Make a small transformers classifier: `resnet`, `vit`, `convnext` or `swin`."""
     import transformers as hf
 
     names = dict(enumerate(NAMES))
     labels: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    window = {"image_size": SIZE, "num_attention_heads": 2, "intermediate_size": 32}
+    stages: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+    vit = {"hidden_size": 16, "num_hidden_layers": 2, "patch_size": 4, "intermediate_size": 32}
+    swin = {"patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]}
     sizes: dict[str, tuple[str, dict[str, Any]]] = {
-        "resnet": (
-            "ResNet",
-            {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
-        ),
-        "vit": ("ViT", {"hidden_size": 16, "num_hidden_layers": 2, "patch_size": 4, **window}),
-        "convnext": (
-            "ConvNext",
-            {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]},
-        ),
-        "swin": (
-            "Swin",
-            {
-                "image_size": SIZE,
-                "patch_size": 2,
-                "embed_dim": 8,
-                "depths": [1, 1],
-                "num_heads": [2, 2],
-                "window_size": 2,
-            },
-        ),
+        "resnet": ("ResNet", {"embedding_size": 8, "layer_type": "basic", **stages}),
+        "vit": ("ViT", {"image_size": SIZE, "num_attention_heads": 2, **vit}),
+        "convnext": ("ConvNext", {"patch_size": 2, "num_stages": 2, **stages}),
+        "swin": ("Swin", {"image_size": SIZE, "window_size": 2, **swin}),
     }
     name, arguments = sizes[kind]
     config = getattr(hf, f"{name}Config")(**arguments, **labels)
@@ -154,12 +129,12 @@ def transformers_model(kind: str, seed: int = 0) -> nn.Module:
 
 
 def wrapped_model(folder: Path, arch: str = "test_resnet") -> nn.Module:
-    """Make a timm model in transformers' wrapper; `folder` is where timm's own goes."""
+    """Make a timm model in transformers' wrapper, after saving it with timm in `folder`."""
     from transformers import AutoModelForImageClassification
 
     save_timm(folder, timm_model(arch))
     config = json.loads((folder / "config.json").read_text())
-    config["model_args"].pop("num_classes", None)  # else the wrapper is given it twice
+    config["model_args"].pop("num_classes", None)  # the wrapper passes it again
     (folder / "config.json").write_text(json.dumps(config))
     return AutoModelForImageClassification.from_pretrained(folder).eval()
 
@@ -167,21 +142,20 @@ def wrapped_model(folder: Path, arch: str = "test_resnet") -> nn.Module:
 def save_transformers(
     folder: Path, model: nn.Module, mean: float = 0.5, shards: str = "50GB"
 ) -> Path:
-    """Write a transformers folder with its image processor; in shards of a size at most."""
+    """Write a model in transformers' layout with its image processor, in shards."""
     from transformers import ViTImageProcessor
 
     model.save_pretrained(folder, max_shard_size=shards)
     if model.config.model_type == "timm_wrapper":
-        return folder  # its processor lies in its configuration
+        return folder  # its config.json describes the preprocessing
     size = {"height": SIZE, "width": SIZE}
-    ViTImageProcessor(size=size, image_mean=[mean] * 3, image_std=[0.25] * 3).save_pretrained(
-        folder
-    )
+    processor = ViTImageProcessor(size=size, image_mean=[mean] * 3, image_std=[0.25] * 3)
+    processor.save_pretrained(folder)
     return folder
 
 
 def fit(model: nn.Module, epochs: int = 10, learning_rate: float = 0.003) -> nn.Module:
-    """Train a model on the tiny training rows, in about a second."""
+    """Train a model on the tiny training rows (about a second)."""
     images, labels = as_tensors(ROWS["train"], 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     order = np.random.default_rng(0)
@@ -198,8 +172,7 @@ def fit(model: nn.Module, epochs: int = 10, learning_rate: float = 0.003) -> nn.
 
 @torch.no_grad()
 def recalibrate(model: nn.Module) -> nn.Module:
-    """Give a model the statistics of the tiny training rows, by torch's own means and by no code of
-    mega_hf."""
+    """Compute BatchNorm statistics on the tiny training rows, without any code of mega_hf."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in layers:
         layer.reset_running_stats()
@@ -210,17 +183,14 @@ def recalibrate(model: nn.Module) -> nn.Module:
 
 
 def as_tensors(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pictures as the tiny models take them, by hand: mean 0.5 and standard deviation
-    0.25."""
+    """Return normalized images (mean 0.5, standard deviation 0.25) and labels, without mega_hf."""
     images, labels = examples(rows, seed)
-    return (
-        torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5
-    ) / 0.25, torch.from_numpy(labels)
+    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (scaled - 0.5) / 0.25, torch.from_numpy(labels)
 
 
 def count(model: nn.Module, split_name: str, classes: Sequence[int] = (0, 1, 2)) -> int:
-    """Count right answers on a tiny split without any code of mega_hf; `classes` maps labels to
-    outputs."""
+    """Count correct answers on a tiny split without mega_hf; `classes` maps labels to outputs."""
     images, labels = as_tensors(ROWS[split_name], list(ROWS).index(split_name) + 1)
     with torch.inference_mode():
         output = model(images)
@@ -229,10 +199,9 @@ def count(model: nn.Module, split_name: str, classes: Sequence[int] = (0, 1, 2))
 
 
 def displaced(model: nn.Module, strength: float, seed: int = 0) -> tuple[dict, dict]:
-    """Return state dicts at equal distances on both sides of a model: their middle is far better
-    than either.
+    """Return two state dicts at equal distances on both sides of a model.
 
-    So the winner of a merge is no parent, by construction and not by luck.
+    Their average is far better than either, so no parent wins a merge of them.
     """
     draw = torch.Generator().manual_seed(seed)
     learned = {name for name, _ in model.named_parameters()}
@@ -241,17 +210,11 @@ def displaced(model: nn.Module, strength: float, seed: int = 0) -> tuple[dict, d
         noise = torch.zeros(1)
         if name in learned:
             scale = tensor.std() if tensor.numel() > 1 else tensor.abs()
-            noise = (
-                torch.randn(tensor.shape, generator=draw)
-                * strength
-                * (scale if scale > 0 else 0.02)
-            )
+            scale = scale if scale > 0 else 0.02
+            noise = torch.randn(tensor.shape, generator=draw) * strength * scale
         for side, sign in zip(sides, (1, -1), strict=True):
-            side[name] = (
-                (tensor + sign * noise).contiguous()
-                if tensor.is_floating_point()
-                else tensor.clone()
-            )
+            moved = tensor + sign * noise if tensor.is_floating_point() else tensor.clone()
+            side[name] = moved.contiguous()
     return sides
 
 
@@ -270,9 +233,9 @@ class Pair:
         return tree | {"parents": {"a": str(self.a), "b": str(self.b)}, "merge": MERGE} | changes
 
     def write(self, folder: Path, **changes: Any) -> Path:
-        """Write that recipe to a file (YAML reads JSON) and return its path."""
+        """Write that recipe to a file (JSON is valid YAML) and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "recipe-asked.yaml"
+        file = folder / "recipe.yaml"
         file.write_text(json.dumps(self.recipe(**changes), indent=1))
         return file
 
@@ -285,7 +248,7 @@ def make_pair(
     data: Path | None = None,
     **save_arguments: Any,
 ) -> Pair:
-    """Train a model, displace it to both sides, save both."""
+    """Train a model, move its weights to both sides, and save both models."""
     base = fit(model)
     for name, state in zip("ab", displaced(base, strength), strict=True):
         model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Trainings of tiny parents: recipes for them, and progress that counts, interrupts or kills."""
+"""Recipes that train tiny parents, and progress bars that record, interrupt or kill."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ DROPPING: dict[str, Any] = {"arch": "test_resnet", "arch_args": {"drop_rate": 0.
 def tree(
     data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any
 ) -> dict[str, Any]:
-    """Return a recipe whose parents are trained, from seeds 1 and 2 by default; `train` is laid
-    over the shared block.
+    """Return a recipe, as a dict, whose parents are trained.
 
-    A parent is its train block, or anything else that a recipe takes.
+    Args:
+        data: the data set's folder.
+        parents: name -> train block, or any other parent; by default `a` and `b` from seeds 1, 2.
+        threads: of the recipe.
+        **train: changes of the shared `train` block.
     """
     own = {"a": {"seed": 1}, "b": {"seed": 2}} if parents is None else parents
     return {
@@ -50,16 +53,16 @@ def tree(
 def recipe(
     data: Path, parents: dict[str, Any] | None = None, threads: int = 1, **train: Any
 ) -> Recipe:
-    """Return that recipe, checked."""
+    """Return that recipe, validated."""
     return Recipe.from_dict(tree(data, parents, threads, **train))
 
 
 class Watch:
-    """Progress that remembers what it was told, and may end the training after some batches.
+    """Progress that records its calls, and can end the training.
 
     Args:
-        batches: how many are done before `end` is called.
-        end: what happens then; Ctrl-C by default.
+        batches: number of batches before `end` is called.
+        end: called then; raises KeyboardInterrupt by default.
     """
 
     def __init__(self, batches: int | None = None, end: Callable[[], None] | None = None) -> None:
@@ -98,7 +101,7 @@ def train(
     watch: Any = None,
     processes: Any = None,
 ) -> Watch:
-    """Train some parents, all by default, into a folder and return what progress was told."""
+    """Train some parents (all by default) into a folder, and return the recorded progress."""
     watch = watch or Watch()
     wanted = list(made.trained) if names is None else names
     splits = load_splits(made.data)
@@ -109,7 +112,7 @@ def train(
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """Return the weights of every model in a folder."""
+    """Return the content of the weight file of every model in a folder."""
     return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("*/*.safetensors"))}
 
 
@@ -119,12 +122,12 @@ def names_in(folder: Path) -> set[str]:
 
 
 def stop(folder: Path, made: Recipe) -> Path:
-    """Leave a training of `a` in its second epoch; return its state's file."""
+    """Interrupt a training of `a` in its second epoch, and return its checkpoint file."""
     try:
         train(folder, made, ["a"], Watch(batches=5))
     except KeyboardInterrupt:
         return folder / "a@training"
-    raise AssertionError("it was to be stopped")
+    raise AssertionError("the training was not interrupted")
 
 
 def kill() -> None:
