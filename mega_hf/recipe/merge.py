@@ -11,21 +11,6 @@ from mega_hf.recipe.fields import Input, Seed, Share, Strict, impossible
 
 # Fixed by `variant: reference`, the code published beside the paper, whatever else the recipe says.
 REFERENCE = {"std": 0.1, "scope": "tensor", "relative": False}
-# Keys of `merge` and `data` that came later, and what held before; where that is the default no
-# more, it is written.
-_LATER = {
-    "encoding": "direct",
-    "granularity": "layer",
-    "batchnorm": "blend",
-    "align": "none",
-    "calibration": None,
-    "second_look": 0.0,
-    "prefer": 0,
-    "fitness": "accuracy",
-    "align_to": None,
-}
-_CHANGED = {"batchnorm", "second_look"}
-_OTHER = object()
 SWEEP = 21  # points of a line sweep
 # What `method: auto` chooses, and how it stands until then.
 _OPEN = {
@@ -147,23 +132,6 @@ class Merge(Strict):
         return self.batchnorm == "recalibrate"
 
 
-def without_later(settings: dict[str, Any], written: bool = False) -> dict[str, Any]:
-    """Leave out keys that came later, where they say what held before: older recipes keep their
-    digests.
-
-    Args:
-        settings: of a merge, or of the data.
-        written: whether they are to be read again, so that what is the default no more must stand
-            there.
-    """
-    kept = _CHANGED if written else ()
-    return {
-        key: value
-        for key, value in settings.items()
-        if key in kept or _LATER.get(key, _OTHER) != value
-    }
-
-
 class Node(Merge):
     """One merge of the tree: what it merges, parents or other nodes, and its settings.
 
@@ -200,7 +168,7 @@ class Node(Merge):
     @property
     def settings(self) -> dict[str, Any]:
         """The genetic algorithm's settings as plain values."""
-        return without_later(self.model_dump(mode="json", exclude={"parents"}))
+        return self.model_dump(mode="json", exclude={"parents"})
 
 
 _AnyMerge = TypeVar("_AnyMerge", bound=Merge)

@@ -32,7 +32,7 @@ from mega_hf.recipe.baselines import (
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.document import Document, Origin, dump, read
 from mega_hf.recipe.fields import Count, Name, Strict, impossible
-from mega_hf.recipe.merge import Merge, Node, apply_auto, inputs_of, without_later
+from mega_hf.recipe.merge import Merge, Node, apply_auto, inputs_of
 from mega_hf.recipe.parents import ParentRef, Train, TrainedParent
 from mega_hf.recipe.shared_blocks import apply_shared_blocks, strip_shared_blocks
 
@@ -365,15 +365,8 @@ class Recipe(Strict):
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values; what is inherited stands once.
-
-        Defaults are included, but for `push`, and for keys that came later and hold what held
-        before.
-        """
-        tree = strip_shared_blocks(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
-        return tree | {
-            block: without_later(tree[block], written=True) for block in ("data", "merge")
-        }
+        """Return the recipe as plain values, every default included, but without `push`."""
+        return strip_shared_blocks(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `from_yaml` reads back."""
@@ -382,13 +375,9 @@ class Recipe(Strict):
     @property
     def sha256(self) -> str:
         """The digest of all settings, in hexadecimal."""
-        tree = self.to_dict()
-        tree |= {block: without_later(tree[block]) for block in ("data", "merge")}
-        tree = {key: value for key, value in tree.items() if key != "baselines" or value}
         # The parents' order decides who is paired with whom.
-        return hashlib.sha256(
-            json.dumps([tree, list(self.parents)], sort_keys=True).encode()
-        ).hexdigest()
+        tree = [self.to_dict(), list(self.parents)]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _decisive(parent: ParentRef) -> Any:

@@ -81,8 +81,8 @@ class SearchResult(Count):
 
     generation: _Whole
     index: _Whole
-    pictures_evaluated: _Whole | None = None
-    pictures_full: _Whole | None = None  # what evaluating every individual on all rows would take
+    pictures_evaluated: _Whole
+    pictures_full: _Whole  # what evaluating every individual on all rows would take
     evaluations: _Whole
     node: str
 

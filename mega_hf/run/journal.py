@@ -183,8 +183,7 @@ class NodeRecord:
         self._known[line["generation"], line["index"]] = (fitness, line["genome"])
         self._genomes[line["genome"]] = fitness
         self.seconds += line["seconds"]
-        examples = line.get("pictures")
-        self.examples += examples if examples is not None else line["n"] if line["seconds"] else 0
+        self.examples += line["pictures"]
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Append what came of the merge (its best individual, its history, digests), unless that

@@ -80,10 +80,9 @@ def compare_node(
         "evaluations": len(known),
         "node": name,
     }
-    if "pictures_evaluated" in search:  # since version 4 of the journal
-        node = told.recipe.all_nodes(told.ranking)[name]
-        full = node.evaluations * told.shown(name, made["recomputes"])
-        found |= {"pictures_evaluated": known.examples, "pictures_full": full}
+    node = told.recipe.all_nodes(told.ranking)[name]
+    full = node.evaluations * told.shown(name, made["recomputes"])
+    found |= {"pictures_evaluated": known.examples, "pictures_full": full}
     found |= {"generation": best.generation, "index": best.index}
     if any(search.get(key) != value for key, value in found.items()):
         raise changed(RESULT, f"the best individual of {name}", found, search)

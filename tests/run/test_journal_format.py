@@ -6,6 +6,7 @@ import pytest
 
 from mega_hf.errors import RunError
 from mega_hf.run.journal import Journal
+from mega_hf.search.population import Fitness
 from tests.run.test_journal import HEADER
 from tests.tools.run_files import OUTCOME, journal_of
 
@@ -20,7 +21,7 @@ def _begun(path, lines):
     journal.begin(HEADER)
     node = journal.node("a+b", "k")
     for index in range(lines):
-        node.add(1, index, f"1{index}", (index, 9, 0), 0.5)
+        node.add(1, index, f"1{index}", Fitness(index, 9), 0.5)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -78,7 +79,7 @@ FITNESS = {
         FITNESS | {"seconds": 1.0, "more": 1},
         {"kind": "merged", "node": "a+b", **OUTCOME, "history": [1]},
         {"kind": "order", "key": "k", "ranking": "ab", "correct": {}, "n": 1},
-        {"kind": "header", "version": 3, "recipe": "r"},
+        {"kind": "header", "version": 4, "recipe": "r"},
     ],
 )
 def test_a_strangers_line_with_a_right_checksum_is_read_with_care(path, line):
@@ -89,9 +90,9 @@ def test_a_strangers_line_with_a_right_checksum_is_read_with_care(path, line):
         Journal(path)
 
 
-@pytest.mark.parametrize("version", [2, 5])
+@pytest.mark.parametrize("version", [3, 5])
 def test_another_version_of_the_format_is_refused(path, version):
     line = {"kind": "header", "version": version} | HEADER
-    path.write_bytes(json.dumps(line).encode() + b"\n" if version == 2 else journal_of([line]))
+    path.write_bytes(journal_of([line]))
     with pytest.raises(RunError, match=r"journal\.jsonl:1[\s\S]*version"):
         Journal(path)
