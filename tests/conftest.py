@@ -165,13 +165,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from mega_hf.evaluation.racing import RacingEvaluator
 
     seen: list[str] = []
-    measure = RacingEvaluator._measure
+    evaluate = RacingEvaluator._evaluate
 
     def spy(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
         seen.append(self.record.node)  # type: ignore[attr-defined]
-        return measure(self, population, index, rows)
+        return evaluate(self, population, index, rows)
 
-    monkeypatch.setattr(RacingEvaluator, "_measure", spy)
+    monkeypatch.setattr(RacingEvaluator, "_evaluate", spy)
     return seen
 
 
@@ -181,14 +181,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[int]]
     from mega_hf.evaluation.racing import RacingEvaluator
 
     def at(stop: int) -> Iterator[int]:
-        measure, calls = RacingEvaluator._measure, iter(range(1000))
+        evaluate, calls = RacingEvaluator._evaluate, iter(range(1000))
 
         def interrupted(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
             if next(calls) == stop:
                 raise KeyboardInterrupt
-            return measure(self, population, index, rows)
+            return evaluate(self, population, index, rows)
 
-        monkeypatch.setattr(RacingEvaluator, "_measure", interrupted)
+        monkeypatch.setattr(RacingEvaluator, "_evaluate", interrupted)
         return calls
 
     return at

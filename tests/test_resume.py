@@ -44,7 +44,7 @@ def test_a_complete_journal_is_replayed_without_evaluation(
 ) -> None:
     shutil.rmtree(copied / "merged")
     monkeypatch.setattr(
-        RacingEvaluator, "_measure", lambda *_: pytest.fail("an individual was evaluated again")
+        RacingEvaluator, "_evaluate", lambda *_: pytest.fail("an individual was evaluated again")
     )
     merge(Recipe.from_dict(pair.recipe()), copied)
     assert weights_of(copied) == weights_of(finished.folder)
@@ -85,7 +85,7 @@ def test_a_finished_run_is_returned_unchanged(
     copied: Path, pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        RacingEvaluator, "_measure", lambda *_: pytest.fail("a finished run was evaluated again")
+        RacingEvaluator, "_evaluate", lambda *_: pytest.fail("a finished run was evaluated again")
     )
     before = {
         path: (path.stat().st_mtime_ns, path.read_bytes())

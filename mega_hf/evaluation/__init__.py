@@ -1,1 +1,7 @@
-"""From weights to a number: forward pass, racing, calibration, statistics."""
+"""Evaluate weights: forward pass, racing, recalibration, alignment, interpolation, statistics.
+
+`forward` runs one resident model, `racing` evaluates a population just far enough for the search,
+`calibration` recomputes BatchNorm statistics, `aligner` finds channel permutations, and
+`interpolation`, `compare` and `evaluate` evaluate models for a user. May import recipe, tasks,
+models, weights and search.
+"""

@@ -1,5 +1,4 @@
-"""The parents of a merge brought into one order of channels: found once, kept in the journal, read
-from there."""
+"""Find the permutations that align the parents of a merge, and check that they change no output."""
 
 from __future__ import annotations
 
@@ -22,50 +21,54 @@ from mega_hf.weights.matching import activation_matching, permute, weight_matchi
 from mega_hf.weights.space import StateDict
 from mega_hf.weights.symmetry import Group, Symmetry, find_symmetry
 
-_BATCH = 32  # pictures, where activations are compared
-_PICTURES = 512
-_APART = 1e-3  # of the largest logit: what rounding in another order of sums may come to
+# Of activation matching.
+_BATCH_SIZE = 32
+_EXAMPLES = 512
+_TOLERANCE = 1e-3  # rounding of sums in another order, relative to the largest logit
 
+# For each group of channels its order: [channels] int64, the old index of each new channel.
 Orders = list[tuple[Group, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Aligner:
-    """What finds a merge's permutations where no journal knows them."""
+    """Finds the permutations of a merge that are not in the journal yet."""
 
-    forward: ResidentModel  # whose model's graph is read
-    shape: tuple[int, ...]  # of a picture
-    calibration: Calibration | None  # pictures for activations
+    forward: ResidentModel  # its model's graph is traced
+    shape: tuple[int, ...]  # of an image: (channels, height, width)
+    calibration: Calibration | None  # examples whose activations are compared
     processes: Processes
-    # for merges of the same parents: not made again
-    found: dict[str, dict[str, Orders]] = field(default_factory=dict)
+    # by a digest of settings and parents, for several merges of the same parents
+    cache: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
-    def recall(self, settings: Merge, opened: MergeInputs) -> dict[str, Orders]:
-        """Return what `find` gives, or gave before for these parents."""
+    def find_cached(self, settings: Merge, inputs: MergeInputs) -> dict[str, Orders]:
+        """Return what `find` returns, from the cache if possible."""
         key = json.dumps(
-            [settings.align, settings.align_to, settings.seed, list(opened.states), opened.contents]
+            [settings.align, settings.align_to, settings.seed, list(inputs.states), inputs.contents]
         )
-        if key not in self.found:
-            self.found[key] = self.find(settings, opened)
-        return self.found[key]
+        if key not in self.cache:
+            self.cache[key] = self.find(settings, inputs)
+        return self.cache[key]
 
-    def find(self, settings: Merge, opened: MergeInputs) -> dict[str, Orders]:
-        """Return for each parent but the reference how its channels are put beside that one's; on
-        all processes.
+    def find(self, settings: Merge, inputs: MergeInputs) -> dict[str, Orders]:
+        """Match the channels of each parent with those of the reference; call it on all processes.
+
+        Returns:
+            parent -> groups of channels and their orders, for all parents but the reference.
 
         Raises:
             ParentError: the model can't be traced.
         """
-        rows = min(_BATCH, self.calibration.examples.count) if self.calibration else 2
+        rows = min(_BATCH_SIZE, self.calibration.examples.count) if self.calibration else 2
         symmetry = find_symmetry(
-            self.forward.model, self.shape, opened.first.structure["architecture"], rows
+            self.forward.model, self.shape, inputs.first.structure["architecture"], rows
         )
-        name, others = reference_of(settings, opened)
-        reference = opened.states[name]
+        name, others = reference_and_others(settings, inputs)
+        reference = inputs.states[name]
         sizes = [group.size for group in symmetry.groups]
 
         def match(i: int) -> list[int]:
-            orders = self._match(settings, opened, symmetry, reference, opened.states[others[i]])
+            orders = self._match(settings, inputs, symmetry, reference, inputs.states[others[i]])
             return np.concatenate(orders).tolist()
 
         found = self.processes.share(len(others), sum(sizes), match)
@@ -78,71 +81,70 @@ class Aligner:
     def _match(
         self,
         settings: Merge,
-        opened: MergeInputs,
+        inputs: MergeInputs,
         symmetry: Symmetry,
         reference: StateDict,
         state: StateDict,
     ) -> list[np.ndarray]:
         if settings.align == "weights":
-            learned = [segment.name for segment in opened.space.segments if segment.learned]
+            learned = [segment.name for segment in inputs.space.segments if segment.learned]
             return weight_matching(symmetry.groups, reference, state, learned, settings.seed)
-        assert self.calibration is not None, "its rows were looked for before"
-        images = self.calibration.examples.images[:_PICTURES].to(self.forward.device)
+        assert self.calibration is not None, "the recipe was checked for calibration rows"
+        images = self.calibration.examples.images[:_EXAMPLES].to(self.forward.device)
         return activation_matching(symmetry, reference, state, images)
 
 
-def reference_of(settings: Merge, opened: MergeInputs) -> tuple[str, list[str]]:
-    """Return the parent whose order of channels is kept, and those that are put beside it."""
-    reference = settings.align_to or next(iter(opened.states))
-    return reference, [name for name in opened.states if name != reference]
+def reference_and_others(settings: Merge, inputs: MergeInputs) -> tuple[str, list[str]]:
+    """Return the parent whose order of channels is kept, and those that are aligned to it."""
+    reference = settings.align_to or next(iter(inputs.states))
+    return reference, [name for name in inputs.states if name != reference]
 
 
-def move(
-    opened: MergeInputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]
+def reorder_channels(
+    inputs: MergeInputs, state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]
 ) -> StateDict:
-    """Return a parent's state dict with its channels in another order, second names of tensors
-    included."""
+    """Return a parent's state dict with its channels reordered, tied tensors included."""
     moved = permute(state, groups, orders)
-    return moved | {second: moved[first] for second, first in opened.space.tied.items()}
+    return moved | {second: moved[first] for second, first in inputs.space.tied.items()}
 
 
 @torch.no_grad()
 def check_function(
     model: nn.Module, before: Mapping[str, StateDict], after: MergeInputs, shape: tuple[int, ...]
 ) -> None:
-    """Raise RunError unless each parent answers as it did before its channels were moved.
+    """Check that reordered channels leave each parent's logits as they were, up to rounding.
 
     Args:
         model: of the architecture, on the CPU; its weights are overwritten.
         before: the parents' state dicts, by name.
         after: the parents as they are merged.
-        shape: of a picture.
+        shape: of an image: (channels, height, width).
+
+    Raises:
+        RunError: the logits of a parent differ.
     """
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     for name in after.moved:
-        answers = []
+        outputs = []
         for state in (before[name], after.states[name]):
-            model.load_state_dict(
-                {entry: tensor.float() for entry, tensor in state.items()}, strict=False
-            )
-            answers.append(logits(model, images))
-        apart = float(
-            (answers[0] - answers[1]).abs().max() / answers[0].abs().max().clamp_min(1e-6)
-        )
-        if not apart <= _APART:
+            floats = {entry: tensor.float() for entry, tensor in state.items()}
+            model.load_state_dict(floats, strict=False)
+            outputs.append(logits(model, images))
+        scale = outputs[0].abs().max().clamp_min(1e-6)
+        error = float((outputs[0] - outputs[1]).abs().max() / scale)
+        if not error <= _TOLERANCE:
             raise RunError(
-                f"moving the channels of {name} changed what it computes",
+                f"reordering the channels of {name} changed its output",
                 where="journal.jsonl",
-                expected=f"logits up to {_APART:g} apart",
-                got=f"{apart:.3g}",
-                hint="another copy of the run",
+                expected=f"relative difference of logits up to {_TOLERANCE:g}",
+                got=f"{error:.3g}",
+                hint="use another copy of the run",
             )
 
 
 def check_alignable(
     nodes: Iterable[Merge], model: nn.Module, shape: tuple[int, ...], name: str
 ) -> None:
-    """Raise ParentError where a merge is to be aligned and its model can't be traced; before
-    anything is made."""
+    """Raise ParentError if a merge is to be aligned and its model can't be traced."""
     if any(node.align != "none" for node in nodes):
         find_symmetry(model, shape, name)

@@ -1,5 +1,4 @@
-"""How many rows are shown at once: to the model, and to one individual before others have their
-turn."""
+"""Choose the batch size, and the rows to evaluate before turning to another individual."""
 
 from __future__ import annotations
 
@@ -10,62 +9,69 @@ from torch import nn
 
 from mega_hf.runtime.processes import is_gpu
 
-# Measured on 2 CPU cores with AVX2, freed memory kept: ResNet-20 at 32 px, compiled, shows 1.04
-# times as many pictures in batches of 128 as in batches of 32, which cost another 4 % in Python;
-# twice as many gain 1.03. At 224 px a batch takes 50 times the memory; there 16 to 32 were fastest,
-# before memory was kept.
+# Measured on 2 CPU cores with AVX2, with freed memory kept: a compiled ResNet-20 at 32 px processes
+# 1.04 times as many images per second in batches of 128 as in batches of 32, whose overhead in
+# Python is another 4 %; batches of 256 gain another 1.03. At 224 px a batch takes 50 times the
+# memory, and batches of 16 to 32 were fastest (before freed memory was kept).
 _SMALLEST, _LARGEST, _GPU = 32, 128, 512
-_LAYER = 2**25  # bytes of one layer's output for a batch
+_LAYER = 2**25  # bytes of the largest layer's output for a batch
 _CHUNK = 128
 
 
 def even_batches(rows: int, batch_size: int) -> int:
-    """Return a batch size of at most `batch_size` that leaves the least padding, e.g. 125 for 5,000
-    rows and 128."""
+    """Return the batch size up to `batch_size` with the least padding.
+
+    For example 125 for 5,000 rows and a limit of 128.
+    """
     return math.ceil(rows / math.ceil(rows / min(batch_size, rows)))
 
 
 def choose_batch_size(
-    asked: int | None, rows: int, device: torch.device, model: nn.Module, shape: tuple[int, ...]
+    batch_size: int | None,
+    rows: int,
+    device: torch.device,
+    model: nn.Module,
+    shape: tuple[int, ...],
 ) -> int:
-    """Return the run's one batch size: what was asked for, else what suits device and model, with
-    the least padding.
+    """Return the one batch size of a run: the recipe's, else one that suits device and model.
 
-    It depends on no measured time, so it is the same wherever a recipe is run on one kind of
-    device.
+    The choice depends on no measured time, so it is the same wherever a recipe runs on one kind of
+    device. It is rounded down to leave the least padding.
 
     Args:
-        asked: the recipe's, or None.
+        batch_size: the recipe's, or None.
         rows: of the validation split.
         device: where the model will run.
-        model: on whatever device.
-        shape: of a picture: (channels, height, width).
+        model: on any device.
+        shape: of an image: (channels, height, width).
     """
-    return even_batches(rows, asked or (_GPU if is_gpu(device) else suitable(model, shape)))
+    limit = batch_size or (_GPU if is_gpu(device) else suitable_batch_size(model, shape))
+    return even_batches(rows, limit)
 
 
-def choose_chunk(asked: int | None, batch_size: int) -> int:
-    """Return how many rows an individual is shown before it is asked whether it may still win.
+def choose_chunk(recipe_batch_size: int | None, batch_size: int) -> int:
+    """Return how many rows to evaluate before checking whether an individual can still win.
 
-    Building an individual costs some milliseconds, so small batches are shown several at a time;
-    but one, where the recipe says how large.
+    Building an individual costs some milliseconds, so several small batches are evaluated at a
+    time; only one where the recipe sets the batch size.
     """
-    return batch_size if asked else max(_CHUNK, batch_size)
+    return batch_size if recipe_batch_size else max(_CHUNK, batch_size)
 
 
 @torch.inference_mode()
-def suitable(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the batch size that suits a model on a CPU: one layer's output for a batch is some 32
-    MiB at most."""
+def suitable_batch_size(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return a batch size for a CPU, such that no layer's output takes more than 32 MiB."""
     largest = 1
 
-    def look(_: nn.Module, __: object, output: object) -> None:
+    def record_size(_: nn.Module, __: object, output: object) -> None:
         nonlocal largest
         if isinstance(output, torch.Tensor):
             largest = max(largest, output.numel())
 
     hooks = [
-        part.register_forward_hook(look) for part in model.modules() if not any(part.children())
+        layer.register_forward_hook(record_size)
+        for layer in model.modules()
+        if not any(layer.children())
     ]
     try:
         model(torch.zeros(1, *shape, device=next(model.parameters()).device))

@@ -1,4 +1,4 @@
-"""Training pictures from which BatchNorm's statistics follow, for whatever weights are resident."""
+"""Recalibrate BatchNorm statistics of the resident model on training examples."""
 
 from __future__ import annotations
 
@@ -15,42 +15,40 @@ from mega_hf.weights.space import StateDict
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pictures of the training split, and the threads that sum over them.
+    """Calibration examples, and how to sum over them.
 
-    One result is promised for any number of processes and threads, so each process recalibrates
-    whatever it measures,
-    by itself: the sums run on the recipe's `threads`, in batches that depend on model and pictures
-        alone.
+    The result is the same for any number of processes and threads: each process recalibrates the
+    individuals that it evaluates by itself, sums run on the recipe's number of threads, and the
+    batches depend on the model and the examples alone.
     """
 
     examples: Examples
-    threads: int
+    threads: int  # for sums
     digest: str  # of the rows
 
     @property
     def key(self) -> list[object]:
-        """What decides the statistics beside the weights."""
+        """All that decides the statistics besides the weights, for a digest."""
         return [self.digest, self.threads, self.examples.batch_size]
 
     def recalibrate(self, forward: ResidentModel, dtypes: Mapping[str, torch.dtype]) -> StateDict:
-        """Compute the statistics of the weights that are resident, and write them into the resident
-        model.
+        """Compute the statistics for the resident weights and write them into the model.
 
         Args:
-            forward: the resident model; it runs uncompiled for this.
-            dtypes: to which each entry is rounded, the parents' own.
+            forward: the resident model; it runs uncompiled here.
+            dtypes: statistic -> the parents' dtype, to which it is rounded.
 
         Returns:
-            the entries as they are stored.
+            the statistics, rounded; on the CPU.
         """
-        whole, size = self.examples.images, self.examples.batch_size
-        # of equal size, give or take a row
-        parts = whole.tensor_split(math.ceil(len(whole) / size))
+        images = self.examples.images
+        # Batches differ by one row at most, since they have equal weight in the average.
+        parts = images.tensor_split(math.ceil(len(images) / self.examples.batch_size))
         batches = (
             part.to(forward.device).to(memory_format=forward.memory_format) for part in parts
         )
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            made = recalibrate_batchnorm(forward.model, forward.eager, batches, self.threads)
-        rounded = {name: made[name].to(dtype) for name, dtype in dtypes.items()}
+            statistics = recalibrate_batchnorm(forward.model, forward.eager, batches, self.threads)
+        rounded = {name: statistics[name].to(dtype) for name, dtype in dtypes.items()}
         forward.write(rounded.items(), part=True)
         return rounded

@@ -1,4 +1,4 @@
-"""Can these models be merged? Structure alone: no data is needed."""
+"""Check whether models can be merged, by their structure, and evaluate the lines between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mega_hf.evaluation.interpolation import Line, draw_lines
+from mega_hf.evaluation.interpolation import Line, evaluate_lines
 from mega_hf.models.compatibility import disagreements
 from mega_hf.models.load import open_model
 from mega_hf.models.references import resolve
@@ -21,35 +21,38 @@ from mega_hf.weights.space import build_space, digest
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models: what keeps them from being merged, else how far apart they are."""
+    """Two models: why they can't be merged, or else how far apart they are."""
 
     first: str
     second: str
     problems: list[str]
     distance: float | None  # |a - b| / mean of |a| and |b|, over the learned weights
     cosine: float | None
-    line: Line | None = None  # between them, where there was a data set
+    line: Line | None = None  # accuracy between the two, where a data set was given
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What models are, and what stands between each two of them; `str` is a table and an answer."""
+    """Descriptions of models and of each pair of them; `str` gives a table and an answer."""
 
     models: list[dict[str, Any]]
     pairs: list[Pair]
 
     @property
     def mergeable(self) -> bool:
-        """Whether all of them can be merged with each other."""
+        """Whether all models can be merged with each other."""
         return not any(pair.problems for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        return {
-            "models": self.models,
-            "pairs": [_record(pair) for pair in self.pairs],
-            "mergeable": self.mergeable,
-        }
+        """Return the comparison as plain values, for JSON."""
+        pairs = []
+        for pair in self.pairs:
+            entry, line = asdict(pair), pair.line
+            if line is not None:
+                barriers = {kind: line.barrier(kind) for kind in line.accuracy}
+                entry["line"] |= {"advice": line.advice, "barriers": barriers}
+            pairs.append(entry)
+        return {"models": self.models, "pairs": pairs, "mergeable": self.mergeable}
 
     def __str__(self) -> str:
         lines = []
@@ -62,19 +65,14 @@ class Comparison:
             if pair.distance is not None:
                 lines.append(f"  relative distance {pair.distance:.4f}, cosine {pair.cosine:.4f}")
             if pair.line is not None:
-                lines += [
-                    f"  accuracy in % on {pair.line.rows:,} rows, from the first to the second",
-                    str(pair.line),
-                ]
+                lines.append(f"  accuracy in % on {pair.line.rows:,} rows, from first to second")
+                lines.append(str(pair.line))
         if not self.mergeable:
             return "\n".join([*lines, "These models can't be merged."])
-        is_measured = any(pair.line for pair in self.pairs)
-        gives = (
-            "What a merge may give is said above"
-            if is_measured
-            else "What a merge may give, --data measures"
-        )
-        return "\n".join([*lines, f"These models can be merged: they fit together. {gives}."])
+        answer = "These models can be merged."
+        if not any(pair.line for pair in self.pairs):
+            answer += " Use --data to evaluate mixtures of them."
+        return "\n".join([*lines, answer])
 
 
 def compare(
@@ -88,50 +86,32 @@ def compare(
 
     Args:
         models: parents' references.
-        data: a data set, for the accuracy along the line between each two.
-        split: what of it to measure on: a slice; its validation split by default.
-        sample: so many rows of that, drawn at random.
+        data: a data set, to evaluate accuracy along the line between the models of each pair.
+        split: the split to evaluate on (a `datasets` slice); the validation split by default.
+        sample: the largest number of rows to draw from it.
         progress: show bars on standard error.
 
     Raises:
-        ParentError: one of them can't be read.
-        DataError: the data set can't be.
+        ParentError: a model can't be read.
+        DataError: the data set can't be read.
     """
-    opened = {}
+    loaded = {}
     for reference in models:
-        opened[reference] = open_model(resolve(absolute(reference), reference)[0], reference)
-    pairs = [_pair(a, b, opened[a], opened[b]) for a, b in combinations(opened, 2)]
-    fitting = [pair for pair in pairs if not pair.problems]
-    if data is not None and fitting:
-        lines = draw_lines(
-            [(pair.first, pair.second) for pair in fitting], opened, data, split, sample, progress
-        )
+        loaded[reference] = open_model(resolve(absolute(reference), reference)[0], reference)
+    pairs = [_compare_pair(a, b, loaded[a], loaded[b]) for a, b in combinations(loaded, 2)]
+    mergeable = [(pair.first, pair.second) for pair in pairs if not pair.problems]
+    if data is not None and mergeable:
+        lines = evaluate_lines(mergeable, loaded, data, split, sample, progress)
         pairs = [replace(pair, line=lines.get((pair.first, pair.second))) for pair in pairs]
-    return Comparison([_describe(name, model) for name, model in opened.items()], pairs)
-
-
-def _record(pair: Pair) -> dict[str, Any]:
-    line = pair.line
-    told = (
-        {
-            **asdict(line),
-            "advice": line.advice,
-            "barriers": {k: line.barrier(k) for k in line.accuracy},
-        }
-        if line
-        else None
-    )
-    return asdict(pair) | {"line": told}
+    return Comparison([_describe(name, model) for name, model in loaded.items()], pairs)
 
 
 def _describe(name: str, model: LoadedModel) -> dict[str, Any]:
     weights = sum(p.numel() for p in model.model.parameters())
-    shown = (
-        ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "")
-        if model.labels
-        else "no names"
-    )
-    shown = printable(shown)  # a label with an end of line would add lines of its own to the answer
+    shown = "no names"
+    if model.labels:
+        shown = ", ".join(model.labels[:12]) + (" ..." if len(model.labels) > 12 else "")
+        shown = printable(shown)  # a label may hold line breaks
     kinds = sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})
     return {
         "model": name,
@@ -145,7 +125,7 @@ def _describe(name: str, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _pair(first: str, second: str, a: LoadedModel, b: LoadedModel) -> Pair:
+def _compare_pair(first: str, second: str, a: LoadedModel, b: LoadedModel) -> Pair:
     problems = [f"{what}: {left} / {right}" for what, left, right in disagreements(a, b)]
     if problems:
         return Pair(first, second, problems, None, None)

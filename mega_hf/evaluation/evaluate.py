@@ -1,4 +1,4 @@
-"""One model on one split."""
+"""Evaluate one model on one split."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mega_hf.tasks.splits import load_split
 
 @dataclass(frozen=True)
 class Measurement:
-    """Right answers of a model on a split; `str` is a sentence."""
+    """Correct predictions of a model on a split; `str` gives one sentence."""
 
     model: str
     split: str
     correct: int
     n: int
     seconds: float
-    matched: str  # how classes were matched: by name or by position
+    matched: str  # how classes were matched: by name, or by position and why
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -39,60 +39,56 @@ class Measurement:
         return wilson_interval(self.correct, self.n)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values, accuracy and interval included."""
+        """Return the measurement as plain values, with accuracy and interval."""
         return asdict(self) | {"accuracy": self.correct / self.n, "interval": list(self.interval)}
 
     def __str__(self) -> str:
         low, high = self.interval
         return (
             f"{self.model} on {self.split}: {100 * self.correct / self.n:.2f} % ({self.correct} of"
-            f" {self.n} right; 95 % interval {100 * low:.2f} to {100 * high:.2f}), classes matched"
-            f" {self.matched}, {self.seconds:.1f} s"
+            f" {self.n} correct; 95 % interval {100 * low:.2f} to {100 * high:.2f}), classes"
+            f" matched {self.matched}, {self.seconds:.1f} s"
         )
 
 
 @keep_freed_memory()
 def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measurement:
-    """Measure a model as its user would run it: loaded by its own library, float32, plain eager
-    mode.
+    """Evaluate a model as its user would run it.
+
+    The model is loaded by its own library and runs in float32, in plain eager mode.
 
     Args:
-        model: a parent's reference, or a run folder (its merged model is meant).
+        model: a model reference, or a run folder, whose merged model is evaluated.
         data: the data set and its columns.
         split: a `datasets` slice.
-        batch_size: pictures in a forward pass.
+        batch_size: the largest number of examples in a forward pass.
 
     Raises:
-        MegaError: model, data or split can't be read, or the model lacks a class.
+        MegaError: the model, the data or the split can't be read, or the model lacks a class.
     """
     reference = absolute(model)
     if is_local(model) and (Path(reference) / "recipe.yaml").exists():
         reference = str(_merged_model(Path(reference)))
-    opened = open_model(resolve(reference, model)[0], model)
-    try_model(opened, model)
+    loaded = open_model(resolve(reference, model)[0], model)
+    try_model(loaded, model)
     rows, names, classes = load_split(data, split)
-    mapping, matched = match_classes(opened.labels, opened.num_classes, names, classes)
-    device = Processes().device
-    examples = place_examples(
-        len(rows), opened.input_shape, even_batches(len(rows), batch_size), device, 0.5
-    )
-    load_examples(rows, mapping, opened.transform, examples.images, examples.labels)
+    mapping, matched = match_classes(loaded.labels, loaded.num_classes, names, classes)
+    device, size = Processes().device, even_batches(len(rows), batch_size)
+    examples = place_examples(len(rows), loaded.input_shape, size, device, 0.5)
+    load_examples(rows, mapping, loaded.transform, examples.images, examples.labels)
     began = time.perf_counter()
-    right = ResidentModel(opened.model, device, PLAIN).answers(examples).right
-    return Measurement(
-        model, split, int(right.sum()), len(rows), time.perf_counter() - began, matched
-    )
+    correct = int(ResidentModel(loaded.model, device, PLAIN).predict(examples).correct.sum())
+    return Measurement(model, split, correct, len(rows), time.perf_counter() - began, matched)
 
 
 def _merged_model(run: Path) -> Path:
-    """Return the folder of a run's merged model.
-
-    Raises:
-        RunError: the run is not finished.
-    """
+    """Return the folder of a run's merged model; raise RunError if the run is not finished."""
     if not (run / "result.json").is_file():
-        hint = "finish the run: the same mega-hf merge command resumes it"
         raise RunError(
-            "no finished run", where=str(run), expected="result.json", got="none", hint=hint
+            "no finished run",
+            where=str(run),
+            expected="result.json",
+            got="no such file",
+            hint="run the same mega-hf merge command again to resume it",
         )
     return run / "merged"

@@ -1,5 +1,8 @@
-"""The line between two models: how accuracy falls along it, as they are, recalibrated, aligned, and
-both."""
+"""Accuracy along the straight line between two models: as they are, recalibrated, aligned, or both.
+
+The largest fall below the straight line between the ends' accuracies is the loss barrier
+(Frankle et al., 2020), here in accuracy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 
 from mega_hf.errors import ParentError
-from mega_hf.evaluation.aligner import Aligner, move
+from mega_hf.evaluation.aligner import Aligner, reorder_channels
 from mega_hf.evaluation.batch_size import choose_batch_size
 from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
@@ -29,190 +32,199 @@ from mega_hf.weights.space import StateDict, build_space
 
 POINTS = 11
 PLAIN, RECALIBRATED, ALIGNED, BOTH = "plain", "recalibrated", "aligned", "aligned and recalibrated"
-# Points by which accuracy may fall below the straight line between the ends' accuracies.
+# Barriers, in percentage points: up to the first models interpolate well, beyond the second a
+# search between them finds nothing.
 _SMALL, _PASSABLE = 2.0, 20.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy in per cent at 11 points from the first model to the second, for each way of
-    treating them."""
+    """Accuracy in percent at 11 points from the first model to the second.
+
+    Attributes:
+        rows: the number of rows evaluated.
+        accuracy: plain, recalibrated, aligned, or both -> [11], where that could be done.
+        skipped: why kinds are missing from `accuracy`; empty where none is.
+    """
 
     rows: int
-    accuracy: Mapping[str, list[float]]  # the kind -> [11]
-    without: str  # why a kind is not there, in words; empty where all are
+    accuracy: Mapping[str, list[float]]
+    skipped: str
 
     def barrier(self, kind: str) -> float:
-        """Return by how many points accuracy falls at most below what lies straight between its
-        ends; 0 or more."""
-        found = np.array(self.accuracy[kind])
-        straight = np.linspace(found[0], found[-1], len(found))
-        return float(max(0.0, (straight - found).max()))
+        """Return the largest fall below the straight line, in percentage points; 0 or more."""
+        accuracy = np.array(self.accuracy[kind])
+        straight = np.linspace(accuracy[0], accuracy[-1], len(accuracy))
+        return float(max(0.0, (straight - accuracy).max()))
 
     @property
     def advice(self) -> str:
-        """Say in one sentence what these two need."""
+        """One sentence on how to merge the two models."""
         barriers = {kind: self.barrier(kind) for kind in self.accuracy}
         shown = ", ".join(f"{kind} {barrier:.1f}" for kind, barrier in barriers.items())
-        fallen = f"accuracy falls by at most so many points below the straight line: {shown}"
+        shown = f"largest fall of accuracy below the straight line, in points: {shown}"
         if barriers[PLAIN] <= _SMALL:
-            return f"They interpolate well ({fallen}): average them, or search between them."
+            return f"The models interpolate well ({shown}): average them, or search between them."
         if barriers.get(RECALIBRATED, np.inf) <= _SMALL:
-            return f"They need merge.batchnorm: recalibrate, and interpolate well then ({fallen})."
-        kind, best = min(barriers.items(), key=lambda one: one[1])
+            return f"With merge.batchnorm: recalibrate the models interpolate well ({shown})."
+        kind, best = min(barriers.items(), key=lambda item: item[1])
         if kind in (ALIGNED, BOTH) and best <= _PASSABLE:
             also = " and merge.batchnorm: recalibrate" if kind == BOTH else ""
             return (
-                f"They need merge.align: activations{also} ({fallen}); an average is still worse"
-                " than they are, a search near them may not be."
+                f"Use merge.align: activations{also} ({shown}). The average is still worse than"
+                " either model; a search near one of them may be better."
             )
         return (
-            "They can't be averaged: whatever was tried, the line leads through far worse models"
-            f" ({fallen}). They were trained apart, or for something else; only what lies close to"
-            " one of them is any good."
+            f"The models can't be averaged: every line passes through far worse models ({shown})."
+            " They were trained independently, or for different tasks. Only mixtures close to one"
+            " of them are useful."
         )
 
     def __str__(self) -> str:
         width = max(len(kind) for kind in self.accuracy)
         head = "  ".join(f"{point / (POINTS - 1):5.1f}" for point in range(POINTS))
         lines = [f"  {'':{width}}  {head}"]
-        for kind, found in self.accuracy.items():
-            lines.append(f"  {kind:{width}}  " + "  ".join(f"{value:5.1f}" for value in found))
-        lines += [f"  {self.without}"] if self.without else []
+        for kind, accuracy in self.accuracy.items():
+            lines.append(f"  {kind:{width}}  " + "  ".join(f"{value:5.1f}" for value in accuracy))
+        lines += [f"  {self.skipped}"] if self.skipped else []
         return "\n".join([*lines, f"  {self.advice}"])
 
 
-def draw_line(opened: MergeInputs, tracer: Aligner, examples: Examples, progress: Progress) -> Line:
-    """Measure the line between two models.
+def evaluate_line(
+    inputs: MergeInputs, aligner: Aligner, examples: Examples, progress: Progress
+) -> Line:
+    """Evaluate the line between two models.
 
     Args:
-        opened: both.
-        tracer: aligns the second to the first; its calibration pictures, if there are any,
-            recalibrate.
-        examples: what is measured on.
-        progress: shows how far it is.
+        inputs: the two models.
+        aligner: aligns the second model to the first; its calibration examples, if there are any,
+            recalibrate BatchNorm.
+        examples: what to evaluate on.
+        progress: shows a bar.
     """
-    forward, without = tracer.forward, ""
-    states: dict[str, Mapping[str, StateDict]] = {PLAIN: opened.states}
+    states: dict[str, Mapping[str, StateDict]] = {PLAIN: inputs.states}
+    skipped = []
     try:
-        states[ALIGNED] = align_models(opened, tracer)[0]
+        states[ALIGNED] = align_models(inputs, aligner)[0]
     except ParentError as error:
-        without = f"not aligned: {error.what}"
-    has_statistics = bool(statistics_names(forward.model))
-    if has_statistics and tracer.calibration is None:
-        without = "; ".join(
-            filter(None, [without, "not recalibrated: the data set has no other rows to do it on"])
-        )
-    kinds = [
-        (PLAIN, PLAIN, False),
-        (RECALIBRATED, PLAIN, True),
-        (ALIGNED, ALIGNED, False),
-        (BOTH, ALIGNED, True),
-    ]
-    kinds = [
-        one
-        for one in kinds
-        if one[1] in states and (not one[2] or (has_statistics and tracer.calibration))
-    ]
-    found: dict[str, list[float]] = {}
+        skipped.append(f"not aligned: {error.what}")
+    statistics = statistics_names(aligner.forward.model)
+    if statistics and aligner.calibration is None:
+        skipped.append("not recalibrated: the data set has no other rows for that")
+    kinds = [(PLAIN, PLAIN, False), (ALIGNED, ALIGNED, False)]
+    if statistics and aligner.calibration:
+        kinds = [(PLAIN, PLAIN, False), (RECALIBRATED, PLAIN, True)]
+        kinds += [(ALIGNED, ALIGNED, False), (BOTH, ALIGNED, True)]
+    kinds = [kind for kind in kinds if kind[1] in states]
+    accuracy: dict[str, list[float]] = {}
     with progress.bar("line", len(kinds) * POINTS, "models") as advance:
-        for kind, of, recalibrates in kinds:
-            mixing = mix_models(
-                opened, states[of], statistics_names(forward.model) if recalibrates else []
-            )
-            found[kind] = []
+        for kind, source, recalibrates in kinds:
+            mixing = mix_models(inputs, states[source], statistics if recalibrates else [])
+            accuracy[kind] = []
             for share in (point / (POINTS - 1) for point in range(POINTS)):
-                right = count_right(mixing, [1.0 - share, share], tracer, examples)
-                found[kind].append(100 * (right or 0) / examples.count)
+                correct = count_correct(mixing, [1.0 - share, share], aligner, examples)
+                accuracy[kind].append(100 * (correct or 0) / examples.count)
                 advance(1, kind)
-    return Line(examples.count, found, without)
+    return Line(examples.count, accuracy, "; ".join(skipped))
 
 
-def draw_lines(
+def evaluate_lines(
     pairs: list[tuple[str, str]],
-    opened: Mapping[str, LoadedModel],
+    models: Mapping[str, LoadedModel],
     data: Data,
     split: str | None,
     sample: int,
     progress: bool,
 ) -> dict[tuple[str, str], Line]:
-    """Measure the line between each two of some models.
+    """Evaluate the line between the two models of each pair.
 
     Args:
         pairs: of names.
-        opened: the models by name.
+        models: the models by name.
         data: the data set.
-        split: what of it to measure on; its validation split by default.
-        sample: so many rows of that, at most.
+        split: the split to evaluate on; the validation split by default.
+        sample: the largest number of rows to draw from it.
         progress: show bars.
 
     Raises:
         DataError: the data set can't be read, or has a class that a model lacks.
-        ParentError: the models number its classes otherwise.
+        ParentError: the models number the classes differently.
     """
-    processes, first = Processes(), opened[pairs[0][0]]
-    rows, calibration, names, classes = load_sample(data, split, sample)
-    mapping = [
-        match_classes(one.labels, one.num_classes, names, classes)[0] for one in opened.values()
+    processes, first = Processes(), models[pairs[0][0]]
+    rows, calibration_rows, names, classes = load_sample(data, split, sample)
+    mappings = [
+        match_classes(model.labels, model.num_classes, names, classes)[0]
+        for model in models.values()
     ]
-    if any(found != mapping[0] for found in mapping):
+    if any(mapping != mappings[0] for mapping in mappings):
         raise ParentError(
-            "these models number the classes otherwise",
-            expected="the data set's class names in all",
-            got="others",
-            hint="give them the class names of the data set (label_names in config.json)",
+            "these models number the classes differently",
+            expected="one order of classes in all models",
+            got="different orders",
+            hint="give each model the data set's class names (label_names in config.json)",
         )
     size = choose_batch_size(None, len(rows), processes.device, first.model, first.input_shape)
-    load = Loader(first, mapping[0], size, processes.device, memory_share=0.4)
+    load = Loader(first, mappings[0], size, processes.device, memory_share=0.4)
     examples = load(rows)
-    shown = load.calibrate(calibration, threads=1) if calibration is not None else None
+    calibration = None
+    if calibration_rows is not None:
+        calibration = load.load_calibration(calibration_rows, threads=1)
     forward = ResidentModel(copy.deepcopy(first.model), processes.device)
-    tracer = Aligner(forward, first.input_shape, shown, processes)
+    aligner = Aligner(forward, first.input_shape, calibration, processes)
     lines = {}
-    for one, other in pairs:
-        states = {name: opened[name].view() for name in (one, other)}
+    for a, b in pairs:
+        states = {name: models[name].view() for name in (a, b)}
         space = build_space(states, first.learned(), first.tied())
-        # no digest of it is asked for
-        inputs = MergeInputs(opened[one], space, states, contents=["", ""])
-        lines[one, other] = draw_line(inputs, tracer, examples, Progress(progress))
+        # The digests of the contents are not used here.
+        inputs = MergeInputs(models[a], space, states, contents=["", ""])
+        lines[a, b] = evaluate_line(inputs, aligner, examples, Progress(progress))
     return lines
 
 
 def mix_models(
-    opened: MergeInputs, states: Mapping[str, StateDict], recomputed: Collection[str]
+    inputs: MergeInputs, states: Mapping[str, StateDict], recomputed: Collection[str]
 ) -> Mixing:
-    """Return what mixes some state dicts of one architecture; statistics named `recomputed` are no
-    part of it."""
-    learned = [segment.name for segment in opened.space.segments if segment.learned]
-    space = build_space(dict(states), learned, opened.space.tied, recomputed)
-    # no digest of it is asked for
+    """Return the encoding that mixes state dicts of one architecture by one coefficient each.
+
+    Args:
+        inputs: gives the layout.
+        states: the state dicts by name.
+        recomputed: BatchNorm statistics that are recalibrated, and so not mixed.
+    """
+    learned = [segment.name for segment in inputs.space.segments if segment.learned]
+    space = build_space(dict(states), learned, inputs.space.tied, recomputed)
+    # The digests of the contents are not used here.
     return Mixing(space, list(states.values()), "model", contents=list(states))
 
 
-def count_right(
-    mixing: Mixing, shares: Sequence[float], tracer: Aligner, examples: Examples
+def count_correct(
+    mixing: Mixing, shares: Sequence[float], aligner: Aligner, examples: Examples
 ) -> int | None:
-    """Return a mixture's right answers; None where a logit is not finite. It is recalibrated if
-    statistics are."""
-    forward, recomputed = tracer.forward, mixing.space.recomputed
-    forward.write(
-        mixing.entries(torch.tensor(shares).repeat(len(mixing.bounds))), part=bool(recomputed)
-    )
-    if recomputed and tracer.calibration:
-        tracer.calibration.recalibrate(forward, recomputed)
-    return forward.count(examples)
+    """Return a mixture's number of correct predictions; None where a logit is not finite.
+
+    The mixture is recalibrated first if its statistics are not mixed.
+    """
+    forward, recomputed = aligner.forward, mixing.space.recomputed
+    genome = torch.tensor(shares).repeat(len(mixing.bounds))
+    forward.write(mixing.entries(genome), part=bool(recomputed))
+    if recomputed and aligner.calibration:
+        aligner.calibration.recalibrate(forward, recomputed)
+    return forward.count_correct(examples)
 
 
-def align_models(opened: MergeInputs, tracer: Aligner) -> tuple[dict[str, StateDict], str]:
-    """Return state dicts in the first model's order of channels, and how they were matched; on all
-    processes.
+def align_models(inputs: MergeInputs, aligner: Aligner) -> tuple[dict[str, StateDict], str]:
+    """Align all models to the first one; call it on all processes.
+
+    Returns:
+        the state dicts in the first model's order of channels, and what was matched: "weights" or
+        "activations".
 
     Raises:
         ParentError: the model can't be traced.
     """
-    how = Merge(align="activations" if tracer.calibration else "weights")
-    aligned = dict(opened.states)
-    for name, orders in tracer.find(how, opened).items():
-        groups, found = zip(*orders, strict=True) if orders else ((), ())
-        aligned[name] = move(opened, opened.states[name], groups, found)
-    return aligned, how.align
+    settings = Merge(align="activations" if aligner.calibration else "weights")
+    aligned = dict(inputs.states)
+    for name, found in aligner.find(settings, inputs).items():
+        groups, orders = zip(*found, strict=True) if found else ((), ())
+        aligned[name] = reorder_channels(inputs, inputs.states[name], groups, orders)
+    return aligned, settings.align

@@ -1,5 +1,4 @@
-"""Splits as pictures that are ready to use: decoded and transformed once, in the one batch shape of
-a run."""
+"""Load splits as examples: decoded and transformed once, in the one batch shape of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mega_hf.evaluation.batch_size import even_batches, suitable
+from mega_hf.evaluation.batch_size import even_batches, suitable_batch_size
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, place_examples
 from mega_hf.models.loaded import LoadedModel
@@ -20,10 +19,10 @@ class Loader:
     """Loads splits for one kind of model."""
 
     model: LoadedModel
-    mapping: list[int]  # for each class of the data set the model's output
+    mapping: list[int]  # the model's output for each class of the data set
     batch_size: int
     device: torch.device
-    memory_share: float  # of what is free, for one split's pictures
+    memory_share: float  # the part of the free memory that one split may take
 
     def __call__(self, split: Split) -> Examples:
         """Decode and transform a split."""
@@ -35,16 +34,18 @@ class Loader:
         return examples
 
     def calibration(self, splits: Splits, threads: int) -> Calibration | None:
-        """Load the pictures on which merges are recalibrated; None where none is, or can be."""
+        """Load the calibration split; None where the run has none."""
         digest = splits.digests.get("calibration")
         if digest is None:
             return None
         assert splits.calibration is not None, "its digest is known"
-        return self.calibrate(splits.calibration, threads, digest)
+        return self.load_calibration(splits.calibration, threads, digest)
 
-    def calibrate(self, split: Split, threads: int, digest: str = "") -> Calibration:
-        """Load the pictures of a split as those from which statistics follow."""
-        # By the model alone: statistics depend on it, and must be the same on another kind of
-        # device.
-        rows = even_batches(len(split), suitable(self.model.model, self.model.input_shape))
+    def load_calibration(self, split: Split, threads: int, digest: str = "") -> Calibration:
+        """Load a split to recalibrate BatchNorm on; `digest` is that of its rows."""
+        # The statistics depend on the batch size, so it depends on the model alone: the same
+        # statistics on every kind of device.
+        rows = even_batches(
+            len(split), suitable_batch_size(self.model.model, self.model.input_shape)
+        )
         return Calibration(replace(self, batch_size=rows)(split), threads, digest)

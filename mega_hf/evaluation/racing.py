@@ -1,4 +1,4 @@
-"""Population in, fitness out: enough to decide every tournament and the elite."""
+"""Evaluate a population just far enough to decide every tournament and the elite."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, ResidentModel
-from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty, quantize, quantize_losses
+from mega_hf.evaluation.row_difficulty import (
+    MAX_ROW_LOSS,
+    CountCache,
+    RowDifficulty,
+    quantize,
+    quantize_losses,
+)
 from mega_hf.runtime.processes import Processes
 from mega_hf.search.population import Fitness, Population
 from mega_hf.search.selection import contenders
@@ -86,249 +92,329 @@ class PartialResult:
         rows, seen = len(self.unseen), int(len(self.unseen) - self.unseen.sum())
         return Fitness(self.correct, seen, loss=self.loss).out_of(rows, self.row_loss)
 
+    def add(self, rows: np.ndarray, cost: Cost, correct: np.ndarray, losses: np.ndarray) -> None:
+        """Add an evaluation on some rows ([n] int64): correct and losses are [n] int64."""
+        self.seconds += cost.microseconds / 1e6
+        self.examples += len(rows) + cost.calibration_examples
+        self.unseen[rows] = False
+        if cost.failed or self.correct is None:
+            # Nothing is worse, so the other rows do not matter.
+            self.correct, self.loss, self.unseen[:] = None, 0, False
+        else:
+            self.correct, self.loss = (
+                self.correct + int(correct.sum()),
+                self.loss + int(losses.sum()),
+            )
 
+
+class Cost(NamedTuple):
+    """What one evaluation cost and whether it failed, as integers that cross processes."""
+
+    failed: int  # 1 where a logit was not finite
+    microseconds: int
+    calibration_examples: int  # forwarded to recalibrate BatchNorm
+
+
+@dataclass(eq=False)
 class RacingEvaluator:
-    """Individuals on validation rows: as many rows as decide who wins, none twice, shared out over
-    the processes.
+    """Racing evaluator.
 
-    A contest, a tournament or the one for the elite, is decided when one individual is left that
-    may win it, and that one has seen all rows. Until then those that may win are measured batch by
-    batch, each time the one that may still have most right answers (one or two for each of several
-    processes): the others then lose without being measured to the end. The rows that others were
-    wrong about come first, so that losers are known early. What an
-    individual answers on a row depends neither on the other rows of its batch nor on their order:
-        so every contest
-    has the winner that full evaluation gives it.
+    Evaluate individuals batch by batch and stop each one as soon as it can no longer win any
+    tournament or become the elite. The winners are the same as with full evaluation.
+
+    A contest is a tournament, or the comparison of all individuals for the elite. A contest is
+    decided when only one individual can still win it and that individual has seen all rows. In each
+    round the individuals that may still have the most correct predictions are evaluated on their
+    next rows: one individual per process, or two. The others then often lose without being
+    evaluated further. Rows that recent individuals got wrong come first, so that losers are found
+    early. A prediction on a row depends neither on the other rows of the batch nor on their order,
+    so every contest has the winner that full evaluation gives it. Where a device breaks this rule,
+    every individual is evaluated on all rows in one order.
 
     Args:
         forward: the resident model.
         examples: the validation split.
         encoding: turns a genome into weights.
-        processes: who takes part.
-        record: the journal: what it knows is not measured again.
-        progress: called with (individuals measured or known, best right answers so far).
-        memory: what is known of the rows, and of genomes that were measured elsewhere.
-        chunk: how many rows an individual is shown before it is asked whether it may still win.
-        full: measure every individual on every row.
-        calibration: what gives each individual BatchNorm's statistics; none where they are part of
-            a genome.
-        sums_losses: whether losses decide between individuals with as many right answers.
+        processes: share the work.
+        record: the journal; individuals that it knows are not evaluated again.
+        progress: called with (individuals evaluated or known, best correct predictions so far).
+        difficulty: orders the rows, and learns from each evaluation.
+        counts: the fitness of genomes that were evaluated elsewhere.
+        chunk: rows to evaluate before checking whether an individual can still win.
+        full: evaluate every individual on all rows.
+        calibration: recalibrates BatchNorm for each individual; None where the statistics are part
+            of a genome.
+        sums_losses: whether the loss decides between individuals with equally many correct
+            predictions.
     """
 
-    def __init__(
-        self,
-        forward: ResidentModel,
-        examples: Examples,
-        encoding: Encoding,
-        processes: Processes,
-        record: Record,
-        progress: Callable[[int, int], None],
-        memory: RowDifficulty,
-        chunk: int,
-        full: bool = False,
-        calibration: Calibration | None = None,
-        sums_losses: bool = False,
-    ) -> None:
-        self.most = MOST_LOSS if sums_losses else 0
-        self.forward = forward
-        self.examples = examples
-        self.encoding = encoding
-        self.processes = processes
-        self.record = record
-        self.progress = progress
-        self.memory = memory
-        self.chunk, self.full, self._best, self._resident = chunk, full, 0, (0, 0)
-        self._order_bound: bool | None = None
-        self.calibration, self._genomes = calibration, list[str]()
-        self._statistics: dict[str, StateDict] = {}  # of this generation's genomes
+    forward: ResidentModel
+    examples: Examples
+    encoding: Encoding
+    processes: Processes
+    record: Record
+    progress: Callable[[int, int], None]
+    difficulty: RowDifficulty
+    counts: CountCache
+    chunk: int
+    full: bool = False
+    calibration: Calibration | None = None
+    sums_losses: bool = False
+    _best: int = field(default=0, init=False)  # correct predictions, of those that saw all rows
+    # (generation, index) of the individual in the resident model
+    _resident: tuple[int, int] = field(default=(0, 0), init=False)
+    _is_order_bound: bool | None = field(default=None, init=False)
+    _genomes: list[str] = field(default_factory=list, init=False)  # digests of this generation
+    # BatchNorm statistics by the digest of a genome of this generation
+    _statistics: dict[str, StateDict] = field(default_factory=dict, init=False)
 
     def __call__(
         self, population: Population, tournaments: list[list[int]], elite: Fitness | None
     ) -> list[Fitness]:
-        """Return for each individual what was seen of it: enough to decide every tournament and the
-        elite.
+        """Return a fitness for each individual that decides every tournament and the elite.
+
+        Args:
+            population: the individuals.
+            tournaments: lists of indices into the population.
+            elite: the known fitness of individual 0, if it is the elite of an earlier generation.
 
         Raises:
             LaunchError: the processes do not hold the same population.
         """
-        self.processes.compare(f"generation {population.generation}", population.proof)
+        generation = population.generation
+        self.processes.compare(f"generation {generation}", population.proof)
         genomes = self._genomes = self._digest(population)
         self._statistics = {
             genome: self._statistics[genome] for genome in genomes if genome in self._statistics
         }
-        known: dict[str, PartialResult] = {}  # individuals that are the same share one
+        known: dict[str, PartialResult] = {}  # identical individuals share one result
         for index, genome in enumerate(genomes):
-            first = elite if index == 0 else None
-            known[genome] = known.get(genome) or self._recall(
-                population.generation, index, genome, first
-            )
-        seen = [known[genome] for genome in genomes]
-        contests = [*tournaments, list(range(len(seen)))]
-        waiting, counted = set(range(len(seen))), {0} if elite else set[int]()
+            if genome not in known:
+                known[genome] = self._look_up(generation, index, genome, None if index else elite)
+        results = [known[genome] for genome in genomes]
+        contests = [*tournaments, list(range(len(results)))]
+        pending, reported = set(range(len(results))), {0} if elite else set[int]()
         while True:
-            needed = self._needed(contests, seen)
-            if needed and not self.full and self._is_order_bound(seen[min(needed)]):
+            needed = self._needed(contests, results)
+            if needed and not self.full and self._check_order_bound(results[min(needed)]):
                 self.full = True
                 continue
-            settled = sorted((waiting | needed) - needed)
-            self._settle(population.generation, settled, seen, is_elite_known=elite is not None)
-            self._report([seen[i] for i in settled], len({*settled} - counted))
-            waiting, counted = (waiting | needed) - {*settled}, counted | {*settled}
+            settled = sorted((pending | needed) - needed)
+            self._settle(generation, settled, results, is_elite_known=elite is not None)
+            self._report([results[i] for i in settled], len({*settled} - reported))
+            pending, reported = (pending | needed) - {*settled}, reported | {*settled}
             if not needed:
-                self.memory.fade()
-                return [one.fitness for one in seen]
-            self._round(population, self._choose(needed, seen), seen)
+                self.difficulty.decay()
+                return [result.fitness for result in results]
+            self._round(population, self._choose(needed, results), results)
 
-    def answers(self, population: Population) -> np.ndarray:
-        """Measure all of a population to its end; return who is right where: [individuals, rows]
-        bool.
+    def correct_rows(self, population: Population) -> np.ndarray:
+        """Evaluate all individuals on all rows: [individuals, rows] bool, whether correct.
 
-        One with a logit that is not finite is right nowhere.
+        An individual with a logit that is not finite is correct nowhere. Losses are not summed,
+        since they decide nothing where this is used.
         """
-        genomes, rows, head = self._digest(population), np.arange(self.examples.count), 3
+        genomes, rows = self._digest(population), np.arange(self.examples.count)
         self._genomes, self._statistics = genomes, {}
+        head = len(Cost._fields)
 
-        def measure(i: int) -> list[int]:
-            failed, seconds, shown, right, *_ = self._measure(population, i, rows)
-            return [failed, int(1e6 * seconds), shown, *(right & ~failed).tolist()]
+        def evaluate(i: int) -> list[int]:
+            cost, correct, *_ = self._evaluate(population, i, rows)
+            return [*cost, *(correct & (not cost.failed)).tolist()]
 
-        found = self.processes.share(len(genomes), head + len(rows), measure)
-        for i, (failed, microseconds, shown, *right) in enumerate(found.tolist()):
-            # losses decide nothing between these
-            fitness = Fitness(None if failed else sum(right), len(rows))
+        found = self.processes.share(len(genomes), head + len(rows), evaluate)
+        for i, line in enumerate(found.tolist()):
+            cost, correct = Cost(*line[:head]), line[head:]
+            fitness = Fitness(None if cost.failed else sum(correct), len(rows))
+            examples = len(rows) + cost.calibration_examples
             self._record(
-                population.generation, i, genomes[i], fitness, microseconds / 1e6, shown + len(rows)
+                population.generation, i, genomes[i], fitness, cost.microseconds / 1e6, examples
             )
         return found[:, head:].astype(bool)
 
     def _digest(self, population: Population) -> list[str]:
-        """Return the digest of each genome; each process makes its share of them."""
+        """Return the digest of each genome; each process computes its share of them."""
 
         def words(i: int) -> list[int]:
             return np.frombuffer(
                 bytes.fromhex(self.encoding.digest(population.genomes[i])), dtype=">u4"
             ).tolist()
 
-        made = self.processes.share(len(population.genomes), 4, words)
-        return [row.astype(">u4").tobytes().hex() for row in made]
+        digests = self.processes.share(len(population.genomes), 4, words)
+        return [row.astype(">u4").tobytes().hex() for row in digests]
 
-    def _recall(
+    # --- What is known
+
+    def _look_up(
         self, generation: int, index: int, genome: str, elite: Fitness | None
     ) -> PartialResult:
-        """Return what the record, or the memory, has of an individual."""
+        """Return what the record, the elite or the cache knows of an individual."""
         found = self.record.find(generation, index, genome)
         found = found or elite or self.record.find_genome(genome)
-        rows = self.examples.count
+        rows, row_loss = self.examples.count, MAX_ROW_LOSS if self.sums_losses else 0
         if found is None or found.seen < rows:
-            found = self.memory.find(genome, bool(self.most)) or found
+            found = self.counts.find(genome, self.sums_losses) or found
         unseen = np.ones(rows, dtype=bool)
         if found is not None and found.seen == rows:
-            loss = found.loss if self.most else 0
-            self._remember(genome, found.correct, loss)
-            return PartialResult(genome, ~unseen, found.correct, loss, self.most)
-        recorded = found and found.out_of(rows, self.most)
-        return PartialResult(genome, unseen, row_loss=self.most, recorded=recorded)
+            loss = found.loss if self.sums_losses else 0
+            self.counts.keep(genome, found.correct, loss if self.sums_losses else None)
+            return PartialResult(genome, ~unseen, found.correct, loss, row_loss)
+        recorded = found and found.out_of(rows, row_loss)
+        return PartialResult(genome, unseen, row_loss=row_loss, recorded=recorded)
 
-    def _remember(self, genome: str, correct: int | None, loss: int) -> None:
-        self.memory.keep(genome, correct, loss if self.most else None)
+    def _settle(
+        self,
+        generation: int,
+        indices: list[int],
+        results: list[PartialResult],
+        is_elite_known: bool,
+    ) -> None:
+        """Record individuals whose evaluation ends here.
 
-    def _needed(self, contests: list[list[int]], seen: list[PartialResult]) -> set[int]:
-        """Return the individuals whose unseen rows may decide a contest, and all that are the
-        same."""
-        fitness = [one.fitness for one in seen]
-        may = set(range(len(seen)))
+        A known elite is recorded already, in its own generation.
+        """
+        for i in indices:
+            result = results[i]
+            is_carried = i == 0 and is_elite_known and not result.examples
+            if not is_carried and self._record(
+                generation, i, result.genome, result.fitness, result.seconds, result.examples
+            ):
+                result.seconds, result.examples = 0.0, 0  # identical individuals cost nothing more
+
+    def _record(
+        self,
+        generation: int,
+        index: int,
+        genome: str,
+        fitness: Fitness,
+        seconds: float,
+        examples: int,
+    ) -> bool:
+        """Record a fitness unless it is recorded already; return whether it was new."""
+        found = self.record.find(generation, index, genome)
+        known = (found.correct, found.seen, found.loss) if found else None
+        is_new = known != (fitness.correct, fitness.seen, fitness.loss)
+        if is_new:
+            self.record.add(
+                generation, index, genome, fitness, seconds, examples, write=self.processes.is_main
+            )
+        return is_new
+
+    def _report(self, settled: list[PartialResult], count: int) -> None:
+        if settled:
+            whole = [result for result in settled if not result.fitness.unseen]
+            self._best = max([self._best, *(result.correct or 0 for result in whole)])
+            self.progress(count, self._best)
+
+    # --- Whom to evaluate next
+
+    def _needed(self, contests: list[list[int]], results: list[PartialResult]) -> set[int]:
+        """Return the individuals whose unseen rows may decide a contest, and their duplicates."""
+        fitness = [result.fitness for result in results]
+        candidates = set(range(len(results)))
         if not self.full:
-            may = {i for contest in contests for i in contenders(contest, fitness)}
-        genomes = {seen[i].genome for i in may if fitness[i].unseen}
-        return {i for i, one in enumerate(seen) if one.genome in genomes}
+            candidates = {i for contest in contests for i in contenders(contest, fitness)}
+        genomes = {results[i].genome for i in candidates if fitness[i].unseen}
+        return {i for i, result in enumerate(results) if result.genome in genomes}
 
-    def _is_order_bound(self, one: PartialResult) -> bool:
-        """Say, on all processes alike, whether the order of rows may change an answer: then it must
-        not be chosen."""
-        if self._order_bound is None:
-            one.examples += self.forward.tried_for_order(self.examples)
+    def _check_order_bound(self, result: PartialResult) -> bool:
+        """Return whether predictions depend on the order of rows; the same on all processes.
+
+        Args:
+            result: bears the cost of the first check; later ones are free.
+        """
+        if self._is_order_bound is None:
+            result.examples += self.forward.order_check_size(self.examples)
             bound = np.array([not self.forward.is_order_free(self.examples)], dtype=np.int64)
-            self._order_bound = bool(self.processes.add_up(bound)[0])
-            if self._order_bound and self.processes.is_main:
+            self._is_order_bound = bool(self.processes.add_up(bound)[0])
+            if self._is_order_bound and self.processes.is_main:
                 logger.warning(
-                    "on this device answers depend on a row's place in its batch: all rows are"
-                    " measured"
+                    "on this device predictions depend on a row's place in its batch: every"
+                    " individual is evaluated on all rows"
                 )
-        return self._order_bound
+        return self._is_order_bound
 
-    def _choose(self, needed: set[int], seen: list[PartialResult]) -> list[int]:
-        """Return those that may still have most right answers, for each process one.
+    def _choose(self, needed: set[int], results: list[PartialResult]) -> list[int]:
+        """Return the individuals that may still have the most correct predictions, one per process.
 
-        Several processes wait for each other less often with two each, where so many are left that
-        most of them will be shown their next rows in any case.
+        With several processes and many candidates there are two per process: most of them will be
+        evaluated further in any case, and the processes wait for each other less often.
         """
 
         def order(i: int) -> tuple[int, int]:
-            fitness = seen[i].fitness
+            fitness = results[i].fitness
             return -(fitness.correct or 0) - fitness.unseen, i
 
-        first = {seen[i].genome: i for i in sorted(needed, reverse=True)}
+        first = {results[i].genome: i for i in sorted(needed, reverse=True)}
         processes = self.processes.count
         each = 2 if processes > 1 and len(first) >= 4 * processes else 1
         return sorted(first.values(), key=order)[: each * processes]
 
-    def _round(self, population: Population, indices: list[int], seen: list[PartialResult]) -> None:
-        """Show individuals their next rows.
+    # --- Evaluation
 
-        The batches of all are one row of work, cut into equal parts: with as many individuals as
-            processes, each
-        process has its own; with fewer, as at the end of a generation, they share them.
+    def _round(
+        self, population: Population, indices: list[int], results: list[PartialResult]
+    ) -> None:
+        """Evaluate some individuals on their next rows.
+
+        The batches of all individuals form one list that is cut into equal parts. With as many
+        individuals as processes, each process has its own; with fewer, as at the end of a
+        generation, they share them.
         """
         size, rows = self.examples.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
-        for one in (seen[i] for i in indices):
-            if one.recorded is not None:
-                one.correct, one.loss, one.recorded = 0, 0, None
-            left = one.unseen
-            rows.append(
-                np.flatnonzero(left) if self.full else self.memory.hardest(left, batches * size)
-            )
-        longest = max(map(len, rows))
-        head = 3  # failed, microseconds, pictures for statistics; then right, margins, losses
+        for result in (results[i] for i in indices):
+            if result.recorded is not None:
+                result.correct, result.loss, result.recorded = 0, 0, None
+            if self.full:
+                rows.append(np.flatnonzero(result.unseen))
+            else:
+                rows.append(self.difficulty.hardest(result.unseen, batches * size))
+        longest, head = max(map(len, rows)), len(Cost._fields)
+        # of each individual: its cost, then whether correct, margin and loss of each row
         found = np.zeros((len(indices), head + 3 * longest), dtype=np.int64)
-        parts = [(row, at) for row in range(len(indices)) for at in range(0, len(rows[row]), size)]
+        parts = [(i, at) for i in range(len(indices)) for at in range(0, len(rows[i]), size)]
         share = self.processes.part(len(parts))
-        for row, index in enumerate(indices):
-            mine = [parts[i][1] for i in share if parts[i][0] == row]
-            if mine:
-                chosen = slice(mine[0], min(mine[-1] + size, len(rows[row])))
-                failed, seconds, shown, *answers = self._measure(
-                    population, index, rows[row][chosen]
-                )
-                found[row, :head] = failed, int(1e6 * seconds), shown
-                for part, values in enumerate(answers):
-                    found[row, head + part * longest :][chosen] = values
-        for row, answers in enumerate(self.processes.add_up(found)):
-            n = len(rows[row])
-            right, margins, losses = (answers[head + part * longest :][:n] for part in range(3))
-            self._take(seen[indices[row]], rows[row], answers[:head], right, margins, losses)
+        for i, index in enumerate(indices):
+            starts = [parts[part][1] for part in share if parts[part][0] == i]
+            if starts:
+                chosen = slice(starts[0], min(starts[-1] + size, len(rows[i])))
+                cost, *columns = self._evaluate(population, index, rows[i][chosen])
+                found[i, :head] = cost
+                for column, values in enumerate(columns):
+                    found[i, head + column * longest :][chosen] = values
+        for i, line in enumerate(self.processes.add_up(found)):
+            n, result = len(rows[i]), results[indices[i]]
+            correct, margins, losses = (line[head + c * longest :][:n] for c in range(3))
+            result.add(rows[i], Cost(*line[:head].tolist()), correct, losses)
+            if result.correct is not None:
+                self.difficulty.learn(rows[i], margins)
+            if not result.unseen.any():
+                loss = result.loss if self.sums_losses else None
+                self.counts.keep(result.genome, result.correct, loss)
 
-    def _measure(
+    def _evaluate(
         self, population: Population, index: int, rows: np.ndarray
-    ) -> tuple[bool, float, int, np.ndarray, np.ndarray, np.ndarray]:
-        """Measure an individual on some rows.
+    ) -> tuple[Cost, np.ndarray, np.ndarray, np.ndarray]:
+        """Evaluate an individual on some rows ([n] int64).
 
         Returns:
-            whether a logit was not finite, the seconds that it took, how many pictures its
-            statistics took, and right answers, margins and losses, row by row.
+            the cost, and for each row ([n]): whether correct, the margin, the loss (quantized).
         """
-        began, shown = time.perf_counter(), 0
+        began, calibration_examples = time.perf_counter(), 0
         if self._resident != (population.generation, index):
-            shown = self._place(population, index)
+            calibration_examples = self._load(population, index)
             self._resident = (population.generation, index)
-        right, margin, finite, loss = self.forward.answers(self.examples, torch.from_numpy(rows))
-        losses = quantize_losses(loss.numpy()) if self.most else np.zeros(len(rows), dtype=np.int64)
-        seconds = time.perf_counter() - began
-        return not finite, seconds, shown, right.numpy(), quantize(margin.numpy()), losses
+        found = self.forward.predict(self.examples, torch.from_numpy(rows))
+        losses = np.zeros(len(rows), dtype=np.int64)
+        if self.sums_losses:
+            losses = quantize_losses(found.loss.numpy())
+        microseconds = int(1e6 * (time.perf_counter() - began))
+        cost = Cost(int(not found.finite), microseconds, calibration_examples)
+        return cost, found.correct.numpy(), quantize(found.margin.numpy()), losses
 
-    def _place(self, population: Population, index: int) -> int:
-        """Write an individual into the resident model; return how many pictures its statistics
-        took."""
+    def _load(self, population: Population, index: int) -> int:
+        """Write an individual into the resident model; return the calibration examples it took."""
         entries = self.encoding.entries(population.genomes[index])
         if self.calibration is None:
             self.forward.write(entries)
@@ -342,60 +428,3 @@ class RacingEvaluator:
             self.forward, self.encoding.space.recomputed
         )
         return self.calibration.examples.count
-
-    def _take(
-        self, one: PartialResult, rows: np.ndarray, cost: np.ndarray, *answers: np.ndarray
-    ) -> None:
-        """Add to what is known of an individual, and of the rows; `cost` as it stands before the
-        answers."""
-        (failed, microseconds, shown), (right, margins, losses) = cost.tolist(), answers
-        one.seconds = one.seconds + microseconds / 1e6
-        one.examples = one.examples + len(rows) + shown
-        one.unseen[rows] = False
-        if failed or one.correct is None:
-            # nothing is worse: the other rows don't matter
-            one.correct, one.loss, one.unseen[:] = None, 0, False
-        else:
-            one.correct, one.loss = one.correct + int(right.sum()), one.loss + int(losses.sum())
-            self.memory.learn(rows, margins)
-        if not one.unseen.any():
-            self._remember(one.genome, one.correct, one.loss)
-
-    def _settle(
-        self, generation: int, indices: list[int], seen: list[PartialResult], is_elite_known: bool
-    ) -> None:
-        """Record individuals that are measured no further; an elite that was known stands in its
-        own generation."""
-        for i in indices:
-            one = seen[i]
-            carried = i == 0 and is_elite_known and not one.examples
-            if not carried and self._record(
-                generation, i, one.genome, one.fitness, one.seconds, one.examples
-            ):
-                one.seconds, one.examples = 0.0, 0  # another of the same genome has cost nothing
-
-    def _record(
-        self,
-        generation: int,
-        index: int,
-        genome: str,
-        fitness: Fitness,
-        seconds: float,
-        examples: int,
-    ) -> bool:
-        """Record a fitness unless it stands there; return whether it did not."""
-        found = self.record.find(generation, index, genome)
-        is_new = found is None or found.out_of(self.examples.count, self.most) != fitness
-        if is_new:
-            self.record.add(
-                generation, index, genome, fitness, seconds, examples, write=self.processes.is_main
-            )
-        return is_new
-
-    def _report(self, settled: list[PartialResult], count: int) -> None:
-        if not settled:
-            return
-        self._best = max(
-            [self._best, *(one.correct or 0 for one in settled if not one.fitness.unseen)]
-        )
-        self.progress(count, self._best)

@@ -1,5 +1,4 @@
-"""What the search has learnt of the validation rows: which decide early, and who was measured
-whole."""
+"""Which validation rows are hard, and which models have been counted on all of them."""
 
 from __future__ import annotations
 
@@ -7,76 +6,95 @@ import numpy as np
 
 from mega_hf.search.population import Fitness
 
-_FADING = 0.5  # what one generation's answers weigh beside those of the next
-_LIMIT = 1 << 20  # of a margin
-# of a row, in 2⁻¹⁶: 16 nats, as of a class that is given one part in nine million
-MOST_LOSS = 1 << 20
+_DECAY = 0.5  # weight of what was learned so far, applied after each generation
+_MARGIN_LIMIT = 1 << 20  # of a quantized margin
+# The largest loss of one row, in units of 2⁻¹⁶ nats: 16 nats, a probability of 1 in 9 million.
+MAX_ROW_LOSS = 1 << 20
 
 
 class RowDifficulty:
-    """Margins by which each row was answered, of late: rows with a small or negative one are asked
-    first.
+    """Margins that recent individuals had on each row, to evaluate the hardest rows first.
 
-    Which row comes first decides only how soon a loser is known, never who wins.
+    The order of rows only decides how soon a losing individual is stopped, never who wins.
 
     Args:
-        rows: of the validation split.
+        rows: number of rows of the validation split.
     """
 
     def __init__(self, rows: int) -> None:
-        self._margins = np.zeros(rows)  # sums, faded
-        self._asked = np.zeros(rows)  # how often, faded alike
-        # right answers, and the loss if it was summed
-        self._whole: dict[str, tuple[int | None, int | None]] = {}
+        self._margins = np.zeros(rows)  # decayed sums
+        self._counts = np.zeros(rows)  # decayed numbers of margins in these sums
 
-    def fade(self) -> None:
-        """Let what was learnt so far weigh less than what will be: a generation is over."""
-        self._margins *= _FADING
-        self._asked *= _FADING
+    def decay(self) -> None:
+        """Halve the weight of all margins learned so far, at the end of a generation."""
+        self._margins *= _DECAY
+        self._counts *= _DECAY
 
     def learn(self, rows: np.ndarray, margins: np.ndarray) -> None:
-        """Take in the margins ([n] int64, as `quantize` made them) of some rows ([n] int64)."""
+        """Add an individual's margins ([n] int64, from `quantize`) on some rows ([n] int64)."""
         self._margins[rows] += margins
-        self._asked[rows] += 1
+        self._counts[rows] += 1
 
     def hardest(self, unseen: np.ndarray, count: int) -> np.ndarray:
-        """Return up to `count` of the rows that are unseen ([rows] bool), the hardest first; of
-        equals the first."""
+        """Return up to `count` of the unseen rows ([rows] bool), those of the lowest margin first.
+
+        Ties go to the lower row.
+        """
         rows = np.flatnonzero(unseen)
-        mean = self._margins[rows] / np.maximum(self._asked[rows], 1e-9)
+        mean = self._margins[rows] / np.maximum(self._counts[rows], 1e-9)
         return rows[np.argsort(mean, kind="stable")[:count]]
 
-    def keep(self, digest: str, correct: int | None, loss: int | None = None) -> None:
-        """Remember right answers, on all rows, of a genome or state dict, by its digest; and the
-        loss, if known."""
-        if loss is not None or digest not in self._whole:
-            self._whole[digest] = correct, loss
 
-    def find(self, digest: str, needs_loss: bool = False) -> Fitness | None:
-        """Return the fitness on all rows; None where it is not known, or its loss is needed and is
-        not."""
-        correct, loss = self._whole.get(digest, (None, None))
-        if digest not in self._whole or (needs_loss and loss is None):
+class CountCache:
+    """Fitness of models that were evaluated on all validation rows, by a digest of their weights.
+
+    Args:
+        rows: number of rows of the validation split.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        # key -> correct predictions, and the loss if it was summed
+        self._counts: dict[str, tuple[int | None, int | None]] = {}
+
+    @staticmethod
+    def cache_key(sha256: str, is_recalibrated: bool) -> str:
+        """Return the key of a model, as saved or with recalibrated BatchNorm statistics."""
+        return f"{sha256} recalibrated" if is_recalibrated else sha256
+
+    def keep(self, key: str, correct: int | None, loss: int | None = None) -> None:
+        """Keep the correct predictions of a model on all rows, and the loss if it was summed.
+
+        Args:
+            key: the digest of a genome, or the `cache_key` of a state dict.
+            correct: correct predictions; None where a logit was not finite.
+            loss: the sum over all rows in units of 2⁻¹⁶ nats; None where it was not summed.
+        """
+        if loss is not None or key not in self._counts:
+            self._counts[key] = correct, loss
+
+    def find(self, key: str, needs_loss: bool = False) -> Fitness | None:
+        """Return the fitness kept under a key; None if there is none, or its loss is missing."""
+        correct, loss = self._counts.get(key, (None, None))
+        if key not in self._counts or (needs_loss and loss is None):
             return None
-        return Fitness(correct, len(self._asked), loss=loss or 0)
-
-
-def cache_key(sha256: str, is_recalibrated_run: bool) -> str:
-    """Return by what the memory knows the count of a model: as it is, or with BatchNorm's
-    statistics computed anew."""
-    return f"{sha256} recalibrated" if is_recalibrated_run else sha256
+        return Fitness(correct, self._rows, loss=loss or 0)
 
 
 def quantize(margins: np.ndarray) -> np.ndarray:
-    """Return margins as integers, in 1/256: only integers cross processes. What is no number counts
-    as wrong."""
-    return np.clip(np.nan_to_num(256 * margins, nan=-_LIMIT), -_LIMIT, _LIMIT).astype(np.int64)
+    """Return margins as int64 in units of 1/256, since only integers cross processes.
+
+    NaN becomes the lowest margin.
+    """
+    limited = np.nan_to_num(256 * margins, nan=-_MARGIN_LIMIT)
+    return np.clip(limited, -_MARGIN_LIMIT, _MARGIN_LIMIT).astype(np.int64)
 
 
 def quantize_losses(losses: np.ndarray) -> np.ndarray:
-    """Return losses, in nats, as integers in 2⁻¹⁶ up to `MOST_LOSS`: their sums are exact in any
-    order."""
-    bounded = np.clip(
-        np.nan_to_num(losses.astype(np.float64), nan=np.inf), 0, MOST_LOSS / (1 << 16)
-    )
+    """Return losses in nats as int64 in units of 2⁻¹⁶, at most `MAX_ROW_LOSS`.
+
+    Sums of integers are exact in any order. NaN becomes the largest loss.
+    """
+    limit = MAX_ROW_LOSS / (1 << 16)
+    bounded = np.clip(np.nan_to_num(losses.astype(np.float64), nan=np.inf), 0, limit)
     return np.rint(bounded * (1 << 16)).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mega_hf.errors import RunError
-from mega_hf.evaluation.aligner import Aligner, move, reference_of
+from mega_hf.evaluation.aligner import Aligner, reference_and_others, reorder_channels
 from mega_hf.models.merge_inputs import MergeInputs, digest_without
 from mega_hf.recipe.baselines import is_aligned
 from mega_hf.recipe.merge import Merge, Node
@@ -31,9 +31,9 @@ def align_inputs(
     """
     if settings.align == "none":
         return opened
-    others = reference_of(settings, opened)[1]
+    others = reference_and_others(settings, opened)[1]
     if not set(others) <= set(known.aligned):
-        for parent, orders in tracer.recall(settings, opened).items():
+        for parent, orders in tracer.find_cached(settings, opened).items():
             known.align(
                 parent,
                 [_line(group, order) for group, order in orders],
@@ -51,7 +51,7 @@ def aligned_inputs(settings: Merge, opened: MergeInputs, known: NodeRecord) -> M
     states = dict(opened.states)
     contents = dict(zip(opened.states, opened.contents, strict=True))
     moved = set()
-    for parent in reference_of(settings, opened)[1]:
+    for parent in reference_and_others(settings, opened)[1]:
         if parent not in known.aligned:
             raise _unfit(known, f"how {parent} was aligned", "nothing")
         groups, orders = (
@@ -63,7 +63,7 @@ def aligned_inputs(settings: Merge, opened: MergeInputs, known: NodeRecord) -> M
             check_orders(groups, orders, states[parent])
         except ValueError as error:
             raise _unfit(known, f"permutations of {parent}'s channels", error) from None
-        states[parent] = move(opened, states[parent], groups, orders)
+        states[parent] = reorder_channels(opened, states[parent], groups, orders)
         if any((order != np.arange(len(order))).any() for order in orders):
             moved.add(parent)
             contents[parent] = digest_without(states[parent], opened.space.recomputed)

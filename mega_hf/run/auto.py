@@ -10,7 +10,7 @@ from typing import Any
 from mega_hf.errors import ParentError
 from mega_hf.evaluation.aligner import Aligner
 from mega_hf.evaluation.forward import Examples
-from mega_hf.evaluation.interpolation import align_models, count_right, mix_models
+from mega_hf.evaluation.interpolation import align_models, count_correct, mix_models
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.recipe.merge import Merge
 from mega_hf.recipe.schema import Recipe
@@ -169,7 +169,7 @@ class _Counted:
         mixing = mix_models(self.opened, states, self.recomputed)
 
         def count(i: int) -> list[int]:
-            found = count_right(mixing, mixtures[i], self.tracer, self.examples)
+            found = count_correct(mixing, mixtures[i], self.tracer, self.examples)
             return [-1 if found is None else found]
 
         counted: list[int] = self.tracer.processes.share(len(mixtures), 1, count)[:, 0].tolist()

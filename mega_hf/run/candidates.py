@@ -197,7 +197,7 @@ def measure(
             right = _ensemble_right(one.members, splits, processes)
         else:
             forward = ResidentModel(one.open().model, processes.device, PLAIN)
-            right = [forward.answers(examples).right for examples in splits]
+            right = [forward.predict(examples).correct for examples in splits]
         advance()
         return torch.cat(right).int().tolist()
 

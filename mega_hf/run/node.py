@@ -18,7 +18,7 @@ from mega_hf.evaluation.aligner import Aligner, Orders
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples, ResidentModel
 from mega_hf.evaluation.racing import RacingEvaluator
-from mega_hf.evaluation.row_difficulty import RowDifficulty, cache_key
+from mega_hf.evaluation.row_difficulty import CountCache, RowDifficulty
 from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import (
     MergeInputs,
@@ -61,7 +61,8 @@ class MergeContext:
         chunk: rows that an individual sees before the search asks whether it can still win.
         fitness_key: everything, beside weights and settings, that decides a fitness: data,
             classes, preprocessing, device, forward path.
-        difficulty: the validation rows by difficulty, and the counts of known weights.
+        difficulty: orders the validation rows.
+        counts: the fitness of models that were evaluated on all validation rows.
         orders: permutations of channels that were found for other merges.
     """
 
@@ -73,6 +74,7 @@ class MergeContext:
     chunk: int
     fitness_key: list[Any]
     difficulty: RowDifficulty
+    counts: CountCache
     orders: dict[str, dict[str, Orders]] = field(default_factory=dict)
 
     @property
@@ -195,8 +197,8 @@ def merge_node(
     rows = context.validation.count
     if record["n"] == rows:  # as a founder of the next merge it is not evaluated again
         for is_recalibrated_run in {False, calibration is not None}:
-            state_key = cache_key(record["state"], is_recalibrated_run)
-            context.difficulty.keep(state_key, record["correct"])
+            state_key = CountCache.cache_key(record["state"], is_recalibrated_run)
+            context.counts.keep(state_key, record["correct"])
     full = node.evaluations * (rows + (calibration.examples.count if calibration else 0))
     return MergedNode(
         name,
@@ -278,16 +280,16 @@ def _search(
     context: MergeContext,
 ) -> tuple[Outcome, StateDict]:
     """Return the outcome of a search, and the state dict of its best individual."""
-    run, difficulty, calibration = context.run, context.difficulty, context.calibration_of(node)
+    run, counts, calibration = context.run, context.counts, context.calibration_of(node)
     _check_memory(name, node, inputs, run.processes)
     encoding = encode(inputs, node)
     for parent, source in zip(encoding.parents, sources.values(), strict=True):
-        state_key = cache_key(source.sha256, calibration is not None)
-        fitness = difficulty.find(state_key, node.sums_losses)
+        state_key = counts.cache_key(source.sha256, calibration is not None)
+        fitness = counts.find(state_key, node.sums_losses)
         # a parent whose channels were moved may round differently
         if fitness is not None and source.name not in inputs.moved:
             loss = fitness.loss if node.sums_losses else None
-            difficulty.keep(encoding.digest(parent), fitness.correct, loss)
+            counts.keep(encoding.digest(parent), fitness.correct, loss)
     with run.progress.bar(f"search {name}", node.evaluations, "evaluations") as advance:
         evaluator = RacingEvaluator(
             context.forward,
@@ -296,7 +298,8 @@ def _search(
             run.processes,
             known,
             _accuracy_of(context.validation, advance),
-            difficulty,
+            context.difficulty,
+            counts,
             context.chunk,
             run.options.full_evaluation,
             calibration,

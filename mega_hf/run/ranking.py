@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-from mega_hf.evaluation.row_difficulty import cache_key
 from mega_hf.models.merge_inputs import is_recalibrated
 from mega_hf.recipe.schema import Recipe
 from mega_hf.run.node import MergeContext
@@ -34,7 +33,7 @@ def rank(parents: ParentSet, recipe: Recipe, context: MergeContext) -> list[str]
         if calibration:
             statistics = statistics_names(forward.model)
             calibration.recalibrate(forward, {name: state[name].dtype for name in statistics})
-        correct = forward.count(validation)
+        correct = forward.count_correct(validation)
         return [-1 if correct is None else correct]
 
     line = context.journal.order
@@ -48,7 +47,6 @@ def rank(parents: ParentSet, recipe: Recipe, context: MergeContext) -> list[str]
             context.journal.append(line)
     for name, sha256 in contents.items():
         count = line["correct"][name]
-        context.difficulty.keep(
-            cache_key(sha256, calibration is not None), count if count >= 0 else None
-        )
+        cache_key = context.counts.cache_key(sha256, calibration is not None)
+        context.counts.keep(cache_key, count if count >= 0 else None)
     return line["ranking"]

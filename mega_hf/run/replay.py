@@ -64,7 +64,7 @@ def _propose(
 def _answer(known: NodeRecord, evaluation: RacingEvaluator, population: Population) -> np.ndarray:
     """Return who is right where; what was recorded holds."""
     if known.answers is None:
-        right = evaluation.answers(population)
+        right = evaluation.correct_rows(population)
         known.answer(
             [np.packbits(row).tobytes().hex() for row in right], write=evaluation.processes.is_main
         )
@@ -82,13 +82,17 @@ class Replay:
         record: the journal.
         rows: of the validation split.
         digest: of a genome, which must be the one that was recorded; None if it does not matter.
-        most: what a row's loss is at most; 0 where it does not count.
+        row_loss: the largest loss that one row can have; 0 where losses are not summed.
     """
 
     def __init__(
-        self, record: Record, rows: int, digest: Callable[[torch.Tensor], str] | None, most: int = 0
+        self,
+        record: Record,
+        rows: int,
+        digest: Callable[[torch.Tensor], str] | None,
+        row_loss: int = 0,
     ) -> None:
-        self.record, self.rows, self.digest, self.most = record, rows, digest, most
+        self.record, self.rows, self.digest, self.row_loss = record, rows, digest, row_loss
         # (generation, index) of whatever the search had to do with
         self.asked: set[tuple[int, int]] = set()
 
@@ -109,5 +113,5 @@ class Replay:
                 fitness = elite
             if fitness is None:
                 raise MissingRecord(f"individual {index} of generation {population.generation}")
-            known.append(fitness.out_of(self.rows, self.most))
+            known.append(fitness.out_of(self.rows, self.row_loss))
         return known

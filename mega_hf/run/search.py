@@ -14,7 +14,7 @@ from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.compile import choose_path, compile_everywhere
 from mega_hf.evaluation.forward import COMPILED, EAGER, Examples, ResidentModel
 from mega_hf.evaluation.loader import Loader
-from mega_hf.evaluation.row_difficulty import RowDifficulty
+from mega_hf.evaluation.row_difficulty import CountCache, RowDifficulty
 from mega_hf.models.merge_inputs import ModelSource
 from mega_hf.models.references import open_parent
 from mega_hf.recipe.baselines import SECOND_LOOK
@@ -91,6 +91,7 @@ def begin_search(
         choose_chunk(recipe.evaluation.batch_size, batch_size),
         _fitness_key(splits, parents, head),
         RowDifficulty(examples.count),
+        CountCache(examples.count),
     )
     ranking = rank(parents, recipe, context) if recipe.order == "accuracy" else None
     outcome = RunOutcome(
@@ -198,6 +199,7 @@ def _on_held_out_rows(context: MergeContext, outcome: RunOutcome) -> MergeContex
         validation=outcome.load(rows),
         fitness_key=[outcome.splits.digests["second_look"], *others],
         difficulty=RowDifficulty(len(rows)),
+        counts=CountCache(len(rows)),
     )
 
 

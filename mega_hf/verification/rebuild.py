@@ -13,7 +13,7 @@ import torch
 
 from mega_hf.errors import ParentError, RunError, VerificationError
 from mega_hf.evaluation.aligner import check_function
-from mega_hf.evaluation.row_difficulty import MOST_LOSS
+from mega_hf.evaluation.row_difficulty import MAX_ROW_LOSS
 from mega_hf.models.load import open_model
 from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, encode, open_inputs
@@ -119,8 +119,8 @@ def _search_again(
     told = making.told
     recall = replay_draws(known, told.rows_of(name))
     kept = {(generation, index) for at, generation, index in making.wanted if at == name}
-    most = MOST_LOSS if node.sums_losses else 0
-    record = Replay(known, told.rows_of(name), encoding.digest, most)
+    row_loss = MAX_ROW_LOSS if node.sums_losses else 0
+    record = Replay(known, told.rows_of(name), encoding.digest, row_loss)
     with _blaming(name, known):
         right = answered(known, told.rows_of(name)) if node.prefer else None
         keeping = _Keeping(name, record, encoding, kept, right, making.chosen)
@@ -129,7 +129,7 @@ def _search_again(
             outcome = search_node(name, node, encoding, keeping, recall)
         except RunError as error:  # bred otherwise: by how much, in the end?
             loosely = search_node(
-                name, node, encoding, Replay(known, told.rows_of(name), None, most), recall
+                name, node, encoding, Replay(known, told.rows_of(name), None, row_loss), recall
             )
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise

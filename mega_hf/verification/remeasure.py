@@ -190,13 +190,13 @@ def _count_lines(
             forward.write(one.state.items(), part=bool(one.recomputed))
             if calibration and one.recomputed:
                 calibration.recalibrate(forward, one.recomputed)
-            found = forward.answers(shown)
+            found = forward.predict(shown)
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
             known, rows = one.fitness, one.fitness.seen + one.fitness.unseen
-            lines.append(CountCheck(what, known.correct, found.correct, rows, known.unseen))
+            lines.append(CountCheck(what, known.correct, found.num_correct, rows, known.unseen))
             _refuse(lines[-1], "journal.jsonl")
             if one.right is not None:
-                alike = int((one.right == (found.right.numpy() & found.finite)).sum())
+                alike = int((one.right == (found.correct.numpy() & found.finite)).sum())
                 looked.append(CountCheck(f"{what}, row by row,", rows, alike, rows))
                 _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
             advance(1, "")

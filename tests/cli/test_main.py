@@ -248,7 +248,7 @@ def test_evaluate(what: str, finished: MergeResult, pair: tiny.Pair, mega) -> No
 def test_evaluate_says_it_in_a_sentence(finished: MergeResult, pair: tiny.Pair, mega) -> None:
     answer = mega("evaluate", finished.folder, "--data", pair.data, "--split", "test[:50%]")
     assert answer.code == 0
-    assert "of 45 right" in answer.out
+    assert "of 45 correct" in answer.out
     assert "95 % interval" in answer.out
     assert answer.out.count("\n") == 1
 
@@ -280,7 +280,7 @@ def test_compare_models_that_can_be_merged(pair: tiny.Pair, mega) -> None:
         "float32",
         "3: bar, dash, slash",
         "cosine",
-        "fit together. What a merge may give, --data",
+        "can be merged. Use --data to evaluate mixtures of them.",
     ):
         assert words in answer.out, answer.out
     record = json.loads(mega("compare", pair.a, pair.b, "--json").out)

@@ -5,7 +5,7 @@ import torch
 
 from mega_hf.evaluation.forward import ResidentModel, place_examples
 from mega_hf.evaluation.racing import RacingEvaluator
-from mega_hf.evaluation.row_difficulty import RowDifficulty
+from mega_hf.evaluation.row_difficulty import CountCache, RowDifficulty
 from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
@@ -38,8 +38,8 @@ def make(processes, examples, encoding):
     """Return a function that makes an evaluation, its record, and a list of what progress was
     told."""
 
-    def build(known=(), full=True, memory=None):
-        record, told, memory = Record(known), [], memory or RowDifficulty(ROWS)
+    def build(known=(), full=True, counts=None):
+        record, told = Record(known), []
         forward = ResidentModel(make_model(), processes.device)
         evaluation = RacingEvaluator(
             forward,
@@ -48,7 +48,8 @@ def make(processes, examples, encoding):
             processes,
             record,
             lambda *seen: told.append(seen),
-            memory,
+            RowDifficulty(ROWS),
+            counts or CountCache(ROWS),
             8,
             full,
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mega_hf.evaluation.forward import Predictions
 from mega_hf.evaluation.racing import RacingEvaluator
-from mega_hf.evaluation.row_difficulty import MOST_LOSS, RowDifficulty
+from mega_hf.evaluation.row_difficulty import MAX_ROW_LOSS, CountCache, RowDifficulty
 from mega_hf.run.replay import Replay
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import winner
@@ -28,7 +28,7 @@ class Table:
     def __init__(self, table, draw, losses=None):
         self.table, self.draw, self.path, self.losses = table, draw, "table", losses
 
-    def tried_for_order(self, examples):
+    def order_check_size(self, examples):
         return 0
 
     def is_order_free(self, examples):
@@ -37,7 +37,7 @@ class Table:
     def write(self, state):
         ((_, self.now),) = state
 
-    def answers(self, examples, rows):
+    def predict(self, examples, rows):
         found = torch.tensor(self.table[self.now])[rows]
         # says nothing of the answers
         margin = torch.tensor(self.draw.normal(size=len(rows)), dtype=torch.float32)
@@ -116,6 +116,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
             record,
             lambda *_: None,
             RowDifficulty(rows),
+            CountCache(rows),
             chunk,
             full,
         )
@@ -161,6 +162,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
             record,
             lambda *_: None,
             RowDifficulty(rows),
+            CountCache(rows),
             chunk,
             full,
             sums_losses=True,
@@ -168,7 +170,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
         fitness = evaluation(population, tournaments, first)
         assert _decide(tournaments, fitness) == fittest
         assert all(fitness[i].loss == summed[i] for i in fittest), "to the last unit"
-        again = Replay(record, rows, None, MOST_LOSS)
+        again = Replay(record, rows, None, MAX_ROW_LOSS)
         assert _decide(tournaments, again(population, tournaments, first)) == fittest, (
             "from the record alone"
         )
@@ -195,10 +197,10 @@ def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(
 ):
     evaluation, _, _ = make(full=False)
     evaluation.forward.is_order_free = lambda _: False
-    asked, answers = [], evaluation.forward.answers
-    evaluation.forward.answers = lambda examples, rows: (
+    asked, predict = [], evaluation.forward.predict
+    evaluation.forward.predict = lambda examples, rows: (
         asked.append(rows.tolist()),
-        answers(examples, rows),
+        predict(examples, rows),
     )[1]
     assert evaluation(populate(encoding), [[0, 1]], None) == [
         Fitness(expect(examples, i), ROWS) for i in range(4)
@@ -212,19 +214,19 @@ def test_losers_are_not_measured_to_their_end(make, examples, encoding):
     known."""
     evaluation, record, _ = make(full=False)
     population = populate(encoding, seeds=range(12))
-    tried = evaluation.forward.tried_for_order(examples)
+    tried = evaluation.forward.order_check_size(examples)
     evaluation(population, [[0, 1]], None)
     assert ROWS < record.examples - tried < 12 * ROWS
-    assert evaluation.forward.tried_for_order(examples) == 0, "it is tried once"
+    assert evaluation.forward.order_check_size(examples) == 0, "it is tried once"
     assert sum(record.known[1, i].seen == ROWS for i in range(12)) < 12
 
 
 def test_what_another_search_measured_is_known(make, examples, encoding):
     """As the winner of a merge, who is a parent of the next."""
-    memory = RowDifficulty(ROWS)
-    first, _, _ = make(memory=memory)
+    counts = CountCache(ROWS)
+    first, _, _ = make(counts=counts)
     first(populate(encoding, seeds=(0, 1)), [], None)
-    evaluation, record, _ = make(memory=memory)
+    evaluation, record, _ = make(counts=counts)
     evaluation.forward = None
     assert evaluation(populate(encoding, seeds=(1, 0)), [], None) == [
         Fitness(expect(examples, i), ROWS) for i in (1, 0)

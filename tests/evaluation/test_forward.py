@@ -50,7 +50,7 @@ def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
     mapped.images.copy_(resident.images)
     mapped.labels.copy_(resident.labels)
     assert (resident.place, mapped.place) == ("device", "disk")
-    assert model.count(mapped) == model.count(resident)
+    assert model.count_correct(mapped) == model.count_correct(resident)
 
 
 # --- Counting
@@ -60,12 +60,14 @@ def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
 @settings(max_examples=30, deadline=None)
 def test_count_equals_a_naive_loop(rows, batch_size, seed):
     examples = _pictures(rows, batch_size, seed)
-    assert ResidentModel(_model(seed), CPU).count(examples) == _naive(_model(seed), examples)
+    assert ResidentModel(_model(seed), CPU).count_correct(examples) == _naive(
+        _model(seed), examples
+    )
 
 
 def test_answers_are_those_of_each_row():
     examples, model = _pictures(10, 4), _model().eval()
-    right, _, finite, _ = ResidentModel(_model(), CPU).answers(examples)
+    right, _, finite, _ = ResidentModel(_model(), CPU).predict(examples)
     expected = model(examples.images[:10]).argmax(dim=1) == examples.labels[:10]
     assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
     assert torch.equal(right, expected)
@@ -76,9 +78,9 @@ def test_answers_are_those_of_each_row():
 @settings(max_examples=30, deadline=None)
 def test_a_row_is_answered_alike_whatever_rows_are_beside_it(order, chosen, batch_size):
     examples, forward = _pictures(10, batch_size), ResidentModel(_model(), CPU)
-    whole, rows = forward.answers(examples), torch.tensor(order[:chosen])
-    some = forward.answers(examples, rows)
-    assert torch.equal(some.right, whole.right[rows])
+    whole, rows = forward.predict(examples), torch.tensor(order[:chosen])
+    some = forward.predict(examples, rows)
+    assert torch.equal(some.correct, whole.correct[rows])
     assert torch.equal(some.margin, whole.margin[rows])
 
 
@@ -94,20 +96,20 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_noticed():
 
 def test_margins_are_those_of_the_right_class():
     examples, model = _pictures(10, 4), _model().eval()
-    found = ResidentModel(_model(), CPU).answers(examples)
+    found = ResidentModel(_model(), CPU).predict(examples)
     scores = model(examples.images).detach()
     for row, label in enumerate(examples.labels.tolist()):
         others = torch.cat([scores[row, :label], scores[row, label + 1 :]])
         assert found.margin[row] == pytest.approx(
             float(scores[row, label] - others.max()), abs=1e-5
         )
-    assert torch.equal(found.right, found.margin > 0)
+    assert torch.equal(found.correct, found.margin > 0)
 
 
 def test_every_batch_has_one_shape():
     shapes, model = [], _model()
     model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    ResidentModel(model, CPU).count(_pictures(10, 4))
+    ResidentModel(model, CPU).count_correct(_pictures(10, 4))
     assert shapes == [(4, *SHAPE)] * 3
 
 
@@ -116,7 +118,7 @@ def test_every_batch_has_one_shape():
 def test_a_logit_that_is_not_finite_gives_none(row, bad):
     examples = _pictures(10, 4)
     examples.images[row, 0, 0, 0] = bad
-    assert ResidentModel(_model(), CPU).count(examples) is None
+    assert ResidentModel(_model(), CPU).count_correct(examples) is None
 
 
 def test_one_bad_logit_that_is_not_the_largest_is_enough():
@@ -124,7 +126,7 @@ def test_one_bad_logit_that_is_not_the_largest_is_enough():
         def forward(self, images):
             return torch.tensor([1.0, -torch.inf, 0.0, 0.0, 0.0]).expand(len(images), 5)
 
-    assert ResidentModel(Broken(), CPU).count(_pictures(10, 4)) is None
+    assert ResidentModel(Broken(), CPU).count_correct(_pictures(10, 4)) is None
 
 
 def test_a_record_with_logits_is_understood():
@@ -137,9 +139,9 @@ def test_a_record_with_logits_is_understood():
             return SimpleNamespace(logits=self.inner(images))
 
     examples = _pictures(10, 4)
-    assert ResidentModel(Wrapped(), CPU).count(examples) == ResidentModel(_model(), CPU).count(
-        examples
-    )
+    assert ResidentModel(Wrapped(), CPU).count_correct(examples) == ResidentModel(
+        _model(), CPU
+    ).count_correct(examples)
 
 
 # --- The resident model
@@ -150,7 +152,7 @@ def test_written_weights_are_those_that_count():
     counts = []
     for seed in (1, 2, 0, 1):
         forward.write(_model(seed).state_dict().items())
-        counts.append(forward.count(examples))
+        counts.append(forward.count_correct(examples))
         assert counts[-1] == _naive(_model(seed), examples)
     assert counts[0] == counts[3]
     assert len(set(counts)) > 1
@@ -183,7 +185,7 @@ def test_an_incomplete_state_is_not_written_in_silence():
 def test_measuring_changes_nothing_and_twice_gives_the_same():
     forward, examples = ResidentModel(_model().train(), CPU), _pictures(10, 4)
     before = {k: v.clone() for k, v in forward.model.state_dict().items()}
-    assert forward.count(examples) == forward.count(examples)
+    assert forward.count_correct(examples) == forward.count_correct(examples)
     assert all(torch.equal(v, before[k]) for k, v in forward.model.state_dict().items())
 
 
@@ -192,7 +194,7 @@ def test_the_path_decides_the_memory_format():
     assert fast.path == EAGER
     assert fast.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.model[0].weight.is_contiguous()
-    assert plain.count(_pictures(30, 8)) == _naive(_model(), _pictures(30, 8))
+    assert plain.count_correct(_pictures(30, 8)) == _naive(_model(), _pictures(30, 8))
 
 
 # --- Compiled
@@ -208,17 +210,17 @@ def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypa
     for seed in (0, 1, 2, 0):
         for forward in (eager, fast):
             forward.write(_model(seed).state_dict().items())
-        slow, quick = eager.answers(examples), fast.answers(examples)
+        slow, quick = eager.predict(examples), fast.predict(examples)
         assert torch.allclose(slow.margin, quick.margin, atol=1e-5)
-        assert torch.equal(slow.right, quick.right)
+        assert torch.equal(slow.correct, quick.correct)
     assert (fast.path, len(shapes)) == (COMPILED, 1)
 
 
 def test_another_shape_is_not_compiled_in_silence():
     forward = ResidentModel(_model(), CPU, COMPILED)
-    forward.count(_pictures(40, 10))
+    forward.count_correct(_pictures(40, 10))
     with pytest.raises(RuntimeError, match="recompile"):
-        forward.count(_pictures(40, 8))
+        forward.count_correct(_pictures(40, 8))
 
 
 def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, caplog):
@@ -226,24 +228,24 @@ def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, capl
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
     examples, forward = _pictures(40, 10), ResidentModel(_model(), CPU)
-    expected = forward.count(examples)
+    expected = forward.count_correct(examples)
     monkeypatch.setattr(torch, "compile", fail)
     assert compile_everywhere(forward, examples, Processes()) is False
     assert "No working C++ compiler found" in caplog.text
-    assert (forward.path, forward.count(examples)) == (EAGER, expected)
+    assert (forward.path, forward.count_correct(examples)) == (EAGER, expected)
     with pytest.raises(
         RunError,
-        match=r"can't be compiled here[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager",
+        match=r"cannot compile the model[\s\S]*No working C\+\+ compiler[\s\S]*--forward eager",
     ):
-        ResidentModel(_model(), CPU, COMPILED).count(examples)
+        ResidentModel(_model(), CPU, COMPILED).count_correct(examples)
 
 
 def test_a_compiler_that_miscalculates_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, **_: lambda images: run(images) * 1.1)
     forward = ResidentModel(_model(), CPU)
-    with pytest.raises(ArithmeticError, match="apart"):
+    with pytest.raises(ArithmeticError, match="differ by"):
         forward.compile(_pictures(40, 10))
-    assert forward.count(_pictures(40, 10)) == _naive(_model(), _pictures(40, 10))
+    assert forward.count_correct(_pictures(40, 10)) == _naive(_model(), _pictures(40, 10))
 
 
 @pytest.mark.parametrize(("shown", "path"), [(1000, EAGER), (10**11, COMPILED)])

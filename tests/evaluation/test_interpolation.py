@@ -33,7 +33,7 @@ def test_the_ends_are_what_the_models_answer(models: dict[str, Path], data: Path
         [str(models["a"]), str(models["b"])], Data(path=str(data)), "validation"
     ).pairs
     line = pair.line
-    assert line is not None and line.rows == 60 and not line.without
+    assert line is not None and line.rows == 60 and not line.skipped
     for point, name in ((0, "a"), (10, "b")):
         model = timm.create_model(f"local-dir:{models[name]}", pretrained=True).eval()
         assert abs(line.accuracy[PLAIN][point] - 100 * tiny.count(model, "validation") / 60) < 2
@@ -78,11 +78,11 @@ def test_without_other_rows_it_says_what_is_missing(
         [str(models["a"]), str(models["b"])], Data(path=str(data)), "validation"
     ).pairs
     assert pair.line is not None
-    assert "not recalibrated" in pair.line.without and set(pair.line.accuracy) == {
+    assert "not recalibrated" in pair.line.skipped and set(pair.line.accuracy) == {
         "plain",
         "aligned",
     }
-    assert pair.line.without in str(pair.line)
+    assert pair.line.skipped in str(pair.line)
 
 
 def test_a_model_without_batchnorm_has_two_lines(tmp_path: Path, data: Path) -> None:
@@ -104,17 +104,17 @@ def _line(**middles: float) -> Line:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (_line(plain=79.0), "They interpolate well"),
+        (_line(plain=79.0), "The models interpolate well"),
         (
             _line(plain=10.0, recalibrated=79.5, aligned=10.0),
-            "They need merge.batchnorm: recalibrate, and interpolate",
+            "With merge.batchnorm: recalibrate the models interpolate well",
         ),
         (
             _line(plain=10.0, recalibrated=15.0, aligned=10.0, aligned_and_recalibrated=61.0),
-            "They need merge.align: activations and merge.batchnorm: recalibrate",
+            "Use merge.align: activations and merge.batchnorm: recalibrate",
         ),
-        (_line(plain=10.0, aligned=75.0), "They need merge.align: activations ("),
-        (_line(plain=10.0, recalibrated=15.0, aligned=11.0), "They can't be averaged"),
+        (_line(plain=10.0, aligned=75.0), "Use merge.align: activations ("),
+        (_line(plain=10.0, recalibrated=15.0, aligned=11.0), "The models can't be averaged"),
     ],
 )
 def test_advice(line: Line, said: str) -> None:

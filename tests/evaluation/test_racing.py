@@ -23,7 +23,7 @@ def test_every_individual_gets_its_own_count(make, examples, encoding):
     assert record.added == [(1, 0), (1, 1), (1, 2), (1, 3)]
 
 
-def test_what_the_record_knows_is_used_and_not_measured(make, examples, encoding):
+def test_what_the_record_knows_is_used_and_not_evaluated(make, examples, encoding):
     evaluation, record, _ = make({(1, 1): (29, ROWS), (1, 3): (None, ROWS)})
     counted = evaluation(populate(encoding), [], None)
     assert counted == [
@@ -50,14 +50,14 @@ def test_the_record_of_another_generation_is_not_used(make, examples, encoding):
     assert len(record.added) == 4
 
 
-def test_the_elite_keeps_its_fitness_and_is_not_measured(make, encoding):
+def test_the_elite_keeps_its_fitness_and_is_not_evaluated(make, encoding):
     evaluation, record, _ = make()
     counted = evaluation(populate(encoding, generation=2), [], Fitness(17, ROWS))
     assert counted[0] == Fitness(17, ROWS)
     assert record.added == [(2, 1), (2, 2), (2, 3)]
 
 
-def test_an_elite_without_a_fitness_is_not_measured_either(make, encoding):
+def test_an_elite_without_a_fitness_is_not_evaluated_either(make, encoding):
     evaluation, record, _ = make()
     assert evaluation(populate(encoding, generation=2), [], Fitness(None, ROWS))[0] == Fitness(
         None, ROWS
@@ -128,14 +128,14 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_result(make, encoding):
 # --- Genomes that were measured before
 
 
-def test_one_genome_is_measured_once(make, examples, encoding, monkeypatch):
+def test_one_genome_is_evaluated_once(make, examples, encoding, monkeypatch):
     evaluation, record, told = make()
     measured = []
-    measure = RacingEvaluator._measure
+    evaluate = RacingEvaluator._evaluate
     monkeypatch.setattr(
         RacingEvaluator,
-        "_measure",
-        lambda self, *words: (measured.append(words[1]), measure(self, *words))[1],
+        "_evaluate",
+        lambda self, *words: (measured.append(words[1]), evaluate(self, *words))[1],
     )
     counted = evaluation(populate(encoding, seeds=(0, 1, 0, 2, 1)), [], None)
     assert counted == [Fitness(expect(examples, seed), ROWS) for seed in (0, 1, 0, 2, 1)]
@@ -179,7 +179,7 @@ def test_full_evaluation_sees_them_all(make, examples, encoding):
     assert record.added == [(1, 1)]
 
 
-def test_an_elite_that_saw_few_rows_is_measured_to_the_end(make, examples, encoding):
+def test_an_elite_that_saw_few_rows_is_evaluated_to_the_end(make, examples, encoding):
     evaluation, record, _ = make({(2, 1): (9, ROWS), (2, 2): (1, ROWS)}, full=False)
     population = populate(encoding, generation=2, seeds=(0, 1, 2))
     assert evaluation(population, [], Fitness(2, 20, 10))[0] == Fitness(expect(examples, 0), ROWS)
@@ -231,10 +231,10 @@ def test_the_parts_of_all_processes_are_the_whole(
     for rank in range(count):
         evaluation, _, _ = make(full=full)
         evaluation.processes = Many(rank, count)
-        measure, mine = evaluation._measure, []
-        evaluation._measure = lambda p, i, r, measure=measure, mine=mine: (
+        evaluate, mine = evaluation._evaluate, []
+        evaluation._evaluate = lambda p, i, r, evaluate=evaluate, mine=mine: (
             mine.append(len(r)),
-            measure(p, i, r),
+            evaluate(p, i, r),
         )[1]
         seen = [PartialResult(str(i), np.ones(ROWS, dtype=bool)) for i in indices]
         evaluation._round(population, indices, seen)
@@ -249,7 +249,7 @@ def test_the_parts_of_all_processes_are_the_whole(
     ("count", "left", "chosen"),
     [(1, 12, 1), (2, 12, 4), (2, 8, 4), (2, 7, 2), (2, 1, 1), (8, 20, 8)],
 )
-def test_while_many_may_still_win_each_of_several_processes_measures_two_before_it_waits(
+def test_while_many_may_still_win_each_of_several_processes_evaluates_two_before_it_waits(
     make, count, left, chosen
 ):
     evaluation, _, _ = make(full=False)

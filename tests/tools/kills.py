@@ -164,14 +164,14 @@ def _log_measures(file: Path) -> None:
     each process."""
     from mega_hf.evaluation.racing import RacingEvaluator
 
-    measure = RacingEvaluator._measure
+    evaluate = RacingEvaluator._evaluate
 
     def spy(self: RacingEvaluator, population: Any, index: int, rows: Any) -> Any:
         with file.open("a") as log:
             log.write(f"{self.record.node} {population.generation} {index} {rows.tolist()}\n")  # type: ignore[attr-defined]
-        return measure(self, population, index, rows)
+        return evaluate(self, population, index, rows)
 
-    RacingEvaluator._measure = spy  # type: ignore[method-assign]
+    RacingEvaluator._evaluate = spy  # type: ignore[method-assign]
 
 
 def _die_at(access: int, out: str) -> None:

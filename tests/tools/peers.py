@@ -92,7 +92,7 @@ class Task:
         """Return the correct answers of a genome ([size] float32) on all rows."""
         self.asked += 1
         self.forward.write(self.encoding.entries(genome))
-        return float(self.forward.count(self.examples) or 0)
+        return float(self.forward.count_correct(self.examples) or 0)
 
 
 def run_pygad(task: Task) -> float:
