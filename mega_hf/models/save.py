@@ -13,7 +13,7 @@ from torch import nn
 
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.models.transformers_models import without_progress_bars
-from mega_hf.weights.mapped import apart
+from mega_hf.weights.mapped import separate_tensors
 
 _KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -71,7 +71,7 @@ def save_timm(
     # timm writes num_classes here too, and transformers' wrapper then passes it twice and fails.
     config.get("model_args", {}).pop("num_classes", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(apart(state), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(separate_tensors(state), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _save_transformers(folder: Path, like: LoadedModel, state: dict[str, torch.Tensor]) -> None:

@@ -1,5 +1,4 @@
-"""Which dimensions of a model's tensors may only be permuted together: axes, their pieces, and what
-ties them."""
+"""Axes of tensors, and the groups of channels in them that may only be permuted together."""
 
 from __future__ import annotations
 
@@ -9,136 +8,145 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """Some channels in a row that are permuted alike wherever they stand; pieces that are found to
-    be one are joined.
+    """Consecutive channels that are permuted in the same way wherever they occur.
+
+    While a graph is walked, groups are merged, split, and gathered into blocks. The group that
+    represents such a group now is found by `root` and `Axis.resolved`.
 
     Attributes:
-        size: how many channels.
-        is_fixed: whether they must stay where they are.
-        joined: the piece that this one became a part of.
-        parts: what it was cut into.
-        blocks: the piece whose channels are so many of its own in a row, which only move together.
+        size: the number of channels.
+        is_fixed: whether the channels must keep their order.
+        merged_into: the group that this one was merged into.
+        parts: the two groups that this one was split into.
+        blocks: (group, n) where each channel of `group` is n consecutive channels of this one,
+            which only move together.
     """
 
     size: int
     is_fixed: bool = False
-    joined: ChannelGroup | None = None
+    merged_into: ChannelGroup | None = None
     parts: tuple[ChannelGroup, ChannelGroup] | None = None
     blocks: tuple[ChannelGroup, int] | None = None
 
     @property
     def root(self) -> ChannelGroup:
-        """The piece that stands for this one and all that it was joined with."""
-        piece = self
-        while piece.joined is not None:
-            piece = piece.joined
-        return piece
+        """The group that this one was finally merged into; itself where it was not."""
+        group = self
+        while group.merged_into is not None:
+            group = group.merged_into
+        return group
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece as it stands in a dimension: each of its channels takes `block` places there."""
+    """A group's channels in one axis, `block` consecutive places for each channel."""
 
-    piece: ChannelGroup
+    group: ChannelGroup
     block: int = 1
 
     @property
     def length(self) -> int:
-        """How many places all of it takes."""
-        return self.piece.size * self.block
+        """The number of places of all channels."""
+        return self.group.size * self.block
 
 
 @dataclass
 class Axis:
-    """One dimension of a tensor: runs, one after the other."""
+    """One dimension of a tensor: spans, one after the other."""
 
-    runs: list[Span] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
     @classmethod
     def new(cls, size: int, is_fixed: bool = False) -> Axis:
-        """Make a dimension of which nothing is known yet, or that must stay as it is."""
+        """Return an axis with one new group of `size` channels."""
         return cls([Span(ChannelGroup(size, is_fixed))])
 
     @property
     def length(self) -> int:
-        """The dimension's size."""
-        return sum(run.length for run in self.runs)
+        """The size of the dimension."""
+        return sum(span.length for span in self.spans)
 
     @property
-    def whole(self) -> list[Span]:
-        """Its runs, each of a piece that was neither joined nor cut."""
-        return [part for run in self.runs for part in _whole(run)]
+    def resolved(self) -> list[Span]:
+        """The spans in terms of groups that are neither merged nor split."""
+        return [part for span in self.spans for part in _resolve(span)]
 
     @property
     def is_fixed(self) -> bool:
-        """Whether nothing of it may move."""
-        return all(run.piece.is_fixed for run in self.whole)
+        """Whether no channel of the axis may move."""
+        return all(span.group.is_fixed for span in self.resolved)
 
     def fix(self) -> None:
-        """Let all of it stay where it is, wherever it stands."""
-        for run in self.whole:
-            run.piece.is_fixed = True
+        """Let all channels of the axis keep their order, wherever they occur."""
+        for span in self.resolved:
+            span.group.is_fixed = True
 
     def repeat(self, block: int) -> Axis:
-        """Return the dimension that comes of each place being followed by `block` - 1 of its
-        own."""
-        return Axis([Span(run.piece, run.block * block) for run in self.whole])
+        """Return an axis in which `block` consecutive places stand for each place of this one."""
+        return Axis([Span(span.group, span.block * block) for span in self.resolved])
 
 
-def _whole(run: Span) -> Iterable[Span]:
-    piece = run.piece.root
-    if piece.blocks is not None:
-        larger, count = piece.blocks
-        return _whole(Span(larger, run.block * count))
-    if piece.parts is None:
-        return [Span(piece, run.block)]
-    return [whole for part in piece.parts for whole in _whole(Span(part, run.block))]
+def _resolve(span: Span) -> Iterable[Span]:
+    group = span.group.root
+    if group.blocks is not None:
+        larger, count = group.blocks
+        return _resolve(Span(larger, span.block * count))
+    if group.parts is None:
+        return [Span(group, span.block)]
+    return [resolved for part in group.parts for resolved in _resolve(Span(part, span.block))]
 
 
 def tie(a: Axis, b: Axis) -> None:
-    """Let two dimensions of one size be permuted alike from now on; fix both where they have no
-    common pieces."""
+    """Let two axes of one length be permuted in the same way from now on.
+
+    Groups are split and gathered into blocks until both axes have the same spans. Both axes are
+    fixed where that is not possible.
+    """
     assert a.length == b.length, f"{a.length} and {b.length}"
     while True:
-        pairs = list(zip(a.whole, b.whole, strict=False))
-        unlike = next((pair for pair in pairs if pair[0] != pair[1] and not _is_alike(*pair)), None)
-        if unlike is None:
+        pairs = list(zip(a.resolved, b.resolved, strict=False))
+        different = next(
+            (
+                (one, other)
+                for one, other in pairs
+                if (one.group.size, one.block) != (other.group.size, other.block)
+            ),
+            None,
+        )
+        if different is None:
             break
-        if not _adjust(*unlike):
+        if not _make_equal(*different):
             a.fix()
             b.fix()
             return
     for one, other in pairs:
-        _join(one.piece.root, other.piece.root)
+        into, group = one.group.root, other.group.root
+        if into is not group:
+            into.is_fixed |= group.is_fixed
+            group.merged_into = into
 
 
-def _is_alike(one: Span, other: Span) -> bool:
-    return one.piece.size == other.piece.size and one.block == other.block
+def _make_equal(one: Span, other: Span) -> bool:
+    """Split the longer of two spans, or gather channels of the finer one into blocks.
 
-
-def _adjust(one: Span, other: Span) -> bool:
-    """Cut one of two runs, or take channels of one together, so that they fit; say whether that can
-    be."""
+    Returns:
+        whether that is possible.
+    """
     if one.length != other.length:
-        shorter, longer = sorted((one, other), key=lambda run: run.length)
+        shorter, longer = sorted((one, other), key=lambda span: span.length)
         if shorter.length % longer.block:
             return False
         size = shorter.length // longer.block
-        piece = longer.piece
-        piece.parts = (
-            ChannelGroup(size, piece.is_fixed),
-            ChannelGroup(piece.size - size, piece.is_fixed),
+        group = longer.group
+        sizes = (size, group.size - size)
+        group.parts = (
+            ChannelGroup(sizes[0], group.is_fixed),
+            ChannelGroup(sizes[1], group.is_fixed),
         )
         return True
-    finer, coarser = sorted((one, other), key=lambda run: run.block)
+    finer, coarser = sorted((one, other), key=lambda span: span.block)
     if coarser.block % finer.block:
         return False
     count = coarser.block // finer.block
-    finer.piece.blocks = ChannelGroup(finer.piece.size // count, finer.piece.is_fixed), count
+    finer.group.blocks = ChannelGroup(finer.group.size // count, finer.group.is_fixed), count
     return True
-
-
-def _join(one: ChannelGroup, other: ChannelGroup) -> None:
-    if one is not other:
-        one.is_fixed |= other.is_fixed
-        other.joined = one

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, computed afresh for whatever weights a model holds."""
+"""Recalibrate BatchNorm: recompute the running statistics for the weights of a model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mega_hf.weights.space import STATISTICS, StateDict
 
 
 def statistics_names(model: nn.Module) -> list[str]:
-    """Return the entries of a model's state dict that `recalibrate_batchnorm` computes; none
-    without BatchNorm."""
+    """Return the entries of a state dict that `recalibrate_batchnorm` computes."""
     return [
         f"{name}.{entry}" if name else entry for name, _ in _layers(model) for entry in STATISTICS
     ]
@@ -27,25 +26,24 @@ def recalibrate_batchnorm(
     batches: Iterable[torch.Tensor],
     threads: int,
 ) -> StateDict:
-    """Give each BatchNorm layer the mean and variance that it sees, averaged over batches of equal
-    weight.
+    """Set the running mean and variance of each BatchNorm layer to their average over batches.
 
-    The rest of the model stays in evaluation mode. A batch passes each layer by its own statistics,
-    as in training, and the average is cumulative (`momentum=None` of torch's layers). How many
-    threads sum decides the last bits, so they are set for these sums; what stands between them may
-    use all that there are.
+    All batches have equal weight: the average is cumulative (`momentum=None` of torch's layers).
+    Each batch is normalized by its own statistics, as in training, and the rest of the model stays
+    in evaluation mode. The number of threads that sum decides the last bits, so it is set for the
+    BatchNorm layers; the other layers may use all threads.
 
     Args:
         model: in evaluation mode, on its device; its running statistics are written in place.
-        run: shows it a batch.
-        batches: [rows, channels, height, width], two rows or more each.
-        threads: that sum.
+        run: forwards one batch through the model.
+        batches: [rows, channels, height, width] float32, two or more rows each.
+        threads: for the sums of BatchNorm layers.
 
     Returns:
-        the statistics: copies, on the CPU.
+        the statistics by their names in the state dict: copies, on the CPU.
     """
     layers = [layer for _, layer in _layers(model)]
-    with _summing(layers, threads):
+    with _cumulative_average(layers, threads):
         for images in batches:
             run(images)
     state = model.state_dict()
@@ -54,25 +52,24 @@ def recalibrate_batchnorm(
 
 def _layers(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     return [
-        (name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
     ]
 
 
 @contextmanager
-def _summing(layers: list[_BatchNorm], threads: int) -> Iterator[None]:
-    """Let layers average what they see; their counters of batches, and everything else, are
-    afterwards as before."""
+def _cumulative_average(layers: list[_BatchNorm], threads: int) -> Iterator[None]:
+    """Let layers average the statistics of batches; restore all other state afterwards."""
     before = torch.get_num_threads()
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     hooks = []
     for layer in layers:
-        assert layer.running_mean is not None, "it tracks"
+        assert layer.running_mean is not None, "the layer tracks running statistics"
         layer.num_batches_tracked = torch.zeros(
             (), dtype=torch.int64, device=layer.running_mean.device
         )
-        layer.reset_running_stats()  # else what was no number before would stay none
+        layer.reset_running_stats()  # else NaN would stay NaN
         layer.momentum, layer.training = None, True
         hooks.append(layer.register_forward_pre_hook(lambda *_: torch.set_num_threads(threads)))
         hooks.append(layer.register_forward_hook(lambda *_: torch.set_num_threads(before)))

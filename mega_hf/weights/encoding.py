@@ -1,5 +1,4 @@
-"""Genome -> weights: the weights themselves, as the paper has it, or coefficients by which the
-parents are mixed."""
+"""Encodings, from genome to weights: the weights themselves, or coefficients of the parents."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ from mega_hf.weights.space import Segment, StateDict, WeightSpace
 Granularity = Literal["model", "stage", "layer", "tensor"]
 # stages.0.blocks.1.norm -> stages.0, and fc.weight -> fc.
 _STAGE = re.compile(r"[^\d]*\d+|.*\.|.*")
-BOUNDS = (-0.5, 1.5)  # of a coefficient: how far beyond the parents a mixture may lie
+BOUNDS = (-0.5, 1.5)  # of a coefficient: a mixture may lie somewhat beyond the parents
 
 
 class Encoding(Protocol):
-    """What a genome means, for the parents of one merge."""
+    """The meaning of a genome, for the parents of one merge."""
 
     @property
     def space(self) -> WeightSpace:
@@ -35,36 +34,37 @@ class Encoding(Protocol):
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """[start, stop) of what belongs together in a genome, in order."""
+        """[start, stop) of each group of genes, in order; one per tensor or group of tensors."""
 
     @property
     def learned(self) -> int:
-        """How many of these, from the first, stand for learned weights; the rest for BatchNorm's
-        statistics."""
+        """How many of these groups, from the first, are learned weights.
+
+        The others are BatchNorm statistics.
+        """
 
     def digest(self, genome: torch.Tensor) -> str:
-        """Return 128 bits, in hexadecimal, that two genomes share where they are the same weights;
-        [size] float32."""
+        """Return 128 hexadecimal bits that identify the weights of a genome ([size] float32)."""
 
     def entries(self, genome: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-        """Yield the weights' state dict, entry by entry, in the parents' dtypes."""
+        """Yield name and tensor of a genome's state dict, in the parents' dtypes."""
 
 
 @dataclass(frozen=True)
 class Direct:
-    """A genome is the weights: one number for each, as in the paper."""
+    """A genome is the vector of weights itself, as in the paper."""
 
     space: WeightSpace
     parents: torch.Tensor  # [parents, size] float32
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """One for each tensor."""
+        """[start, stop) of each tensor."""
         return tuple((s.start, s.stop) for s in self.space.segments)
 
     @property
     def learned(self) -> int:
-        """How many tensors are learned."""
+        """The number of learned tensors."""
         return sum(s.learned for s in self.space.segments)
 
     def digest(self, genome: torch.Tensor) -> str:
@@ -72,31 +72,25 @@ class Direct:
         return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
 
     def entries(self, genome: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
-        """Yield views of the genome, and what is not searched."""
+        """Yield views of the genome, and the entries that are not searched."""
         return self.space.unpack(genome).items()
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """A genome is a few coefficients: θ = Σ cᵢ θᵢ, with coefficients of their own for each group of
-    tensors.
+    """A genome is a list of coefficients: θ = Σ cᵢ θᵢ, with its own cᵢ for each group of tensors.
 
-    Any numbers are a genome. Before they mix, those of a group are shifted alike, so that their sum
-    is 1, and drawn
-    towards equal ones where one of them would leave BOUNDS. So a population is small, however large
-        the model: what
-    is held of it are the parents (mapped from the disk) and the one model that is measured.
+    Any numbers are a valid genome, see `coefficients`. A population takes little memory, however
+    large the model is: the parents are mapped from the disk, and one model is evaluated at a time.
 
     Attributes:
         space: the parents' layout.
         states: the parents' state dicts.
-        granularity: what is mixed alike: all the `model`, the tensors of one `stage` (whose names
-            are the same up to their first number) or of one `layer`, or each `tensor` by itself.
-            BatchNorm's running statistics are a
-            group of their own, which is blended but never mutated: by coefficients within 0 and 1
-                no variance is
-            negative.
-        contents: what tells these parents from others; part of a genome's digest.
+        granularity: which tensors form a group: all of the `model`, those of one `stage` (equal
+            names up to the first number) or of one `layer`, or each `tensor` by itself. BatchNorm
+            statistics form a group that is mixed but never mutated: its coefficients lie in
+            [0, 1], so that no variance is negative.
+        contents: digests of the parents, as part of a genome's digest.
     """
 
     space: WeightSpace
@@ -108,7 +102,7 @@ class Mixing:
 
     def __post_init__(self) -> None:
         groups: dict[tuple[bool, str], int] = {}
-        group_of = {  # numbered as they come: in a space, learned segments come first
+        group_of = {  # groups are numbered as they occur; learned segments come first
             s.name: groups.setdefault((s.learned, _group(s, self.granularity)), len(groups))
             for s in self.space.segments
         }
@@ -121,13 +115,12 @@ class Mixing:
 
     @property
     def parents(self) -> torch.Tensor:
-        """Each parent is 1 of itself and 0 of the others, in all groups: [parents, groups x
-        parents]."""
+        """[parents, groups x parents] float32: 1 for the parent itself, 0 for the others."""
         return torch.eye(len(self.states)).repeat(1, self._groups)
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """One for each group."""
+        """[start, stop) of the coefficients of each group."""
         n = len(self.states)
         return tuple((n * group, n * group + n) for group in range(self._groups))
 
@@ -138,38 +131,39 @@ class Mixing:
         return sha.hexdigest()[:32]
 
     def entries(self, genome: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the mixture; one tensor of it is made at a time."""
+        """Yield the mixture, one tensor at a time."""
         n = len(self.states)
-        rows = genome.numpy().reshape(-1, n)
-        weights = [coefficients(row) for row in rows]
+        weights = [coefficients(genes) for genes in genome.numpy().reshape(-1, n)]
         return self.space.combine(
             self.states, lambda s, tensors: _mix(tensors, weights[self._group_of[s.name]])
         )
 
 
 def coefficients(genes: np.ndarray) -> list[float]:
-    """Return by what a group is mixed: [parents] float32 of a genome to numbers within BOUNDS whose
-    sum is 1.
+    """Return the coefficients of a group: within BOUNDS, and their sum is 1.
 
-    All in float64, one operation after the other, so that every machine rounds alike.
+    The genes ([parents] float32) are shifted equally until their sum is 1. Where one lies outside
+    BOUNDS, all are scaled towards equal coefficients. Float64 operations run one after the other,
+    so that every machine rounds in the same way.
     """
     values = [float(gene) for gene in genes]
     equal = 1.0 / len(values)
-    # not `sum`, which Python 3.12 made to compensate
+    # Not `sum`: since Python 3.12 it compensates rounding errors.
     shift = (1.0 - functools.reduce(operator.add, values)) * equal
-    apart = [value + shift - equal for value in values]
+    offsets = [value + shift - equal for value in values]
     low, high = BOUNDS[0] - equal, BOUNDS[1] - equal
-    factor = min([1.0, *((high if a > 0 else low) / a for a in apart if not low <= a <= high)])
-    return (
-        [value + shift for value in values]
-        if factor == 1.0
-        else [equal + factor * a for a in apart]
-    )
+    outside = [offset for offset in offsets if not low <= offset <= high]
+    factor = min([1.0, *((high if offset > 0 else low) / offset for offset in outside)])
+    if factor == 1.0:
+        return [value + shift for value in values]
+    return [equal + factor * offset for offset in offsets]
 
 
 def _mix(tensors: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
-    """Return Σ wᵢ tᵢ in float32, without what has no part in it: a parent alone stays what it is,
-    bit for bit."""
+    """Return Σ wᵢ tᵢ in float32.
+
+    Tensors of weight 0 are left out, so a single parent of weight 1 is returned bit for bit.
+    """
     chosen = [
         (tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0
     ]
@@ -177,7 +171,7 @@ def _mix(tensors: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
         return chosen[0][0]
     mixed = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, weight in chosen:
-        # two roundings: no machine fuses them
+        # Two calls, so that no machine fuses multiplication and addition into one rounding.
         mixed.add_(torch.mul(tensor.float(), float(np.float32(weight))))
     return mixed
 
@@ -186,5 +180,5 @@ def _group(segment: Segment, granularity: Granularity) -> str:
     if granularity == "model" or not segment.learned:
         return ""
     if granularity == "stage":
-        return _STAGE.match(segment.name)[0]  # type: ignore[index]  # it matches everything
+        return _STAGE.match(segment.name)[0]  # type: ignore[index]  # it always matches
     return segment.name if granularity == "tensor" else segment.name.rpartition(".")[0]

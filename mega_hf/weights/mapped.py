@@ -1,5 +1,4 @@
-"""Weights that stay on the disk: memory-mapped, read where they are needed, given up when memory is
-short."""
+"""Memory-mapped weights: they stay on the disk and are read where they are needed."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from mega_hf.weights.space import StateDict, digest
 
 
 def map_files(files: Sequence[Path], sha256: str) -> StateDict | None:
-    """Return the tensors of safetensors files, if they are a state dict just as it is.
+    """Return the memory-mapped tensors of safetensors files, if they are a known state dict.
 
     Args:
-        files: none, one or several shards.
-        sha256: the state dict's digest, by which it is known; libraries may give tensors other
-            names on the disk.
+        files: no file, one file or several shards.
+        sha256: the digest of the state dict. Files with another content give None, such as those
+            of a library that stores tensors under other names.
     """
     try:
         state = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -30,24 +29,25 @@ def map_files(files: Sequence[Path], sha256: str) -> StateDict | None:
 
 
 def map_copy(state: StateDict) -> StateDict:
-    """Write a state dict into a temporary file and return it from there; the file goes with the
-    last tensor."""
-    # unlinked at once, freed when unmapped
+    """Return a state dict that is memory-mapped from a temporary file."""
+    # The file is unlinked at once, and its space is freed with the last tensor.
     with tempfile.NamedTemporaryFile(prefix="mega_hf-parent-") as file:
-        save_file(apart(state), file.name)
+        save_file(separate_tensors(state), file.name)
         return load_file(file.name)
 
 
-def apart(state: StateDict) -> StateDict:
-    """Return the same tensors as the format wants them, contiguous and each alone in its memory;
-    copied if need be."""
+def separate_tensors(state: StateDict) -> StateDict:
+    """Return the same tensors as safetensors needs them: contiguous, and no memory shared.
+
+    Tensors are copied only where they have to be.
+    """
     seen: set[int] = set()
-    found = {}
+    separate = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
-        if not (whole and tensor.is_contiguous()) or tensor.data_ptr() in seen:
+        is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+        if not (is_whole and tensor.is_contiguous()) or tensor.data_ptr() in seen:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         seen.add(tensor.data_ptr())
-        found[name] = tensor
-    return found
+        separate[name] = tensor
+    return separate

@@ -1,11 +1,10 @@
-"""Permutation alignment: a model's channels reordered to lie beside those of another one that do
-the same.
+"""Permutation alignment: reorder a model's channels to match those of a reference.
 
-Two networks that were trained apart may compute alike with their channels in another order; the
-straight line between their weights then crosses networks that compute nothing (Entezari et al.,
-2022). A permutation of the channels leaves a network's function as it is, and is found by comparing
-weights (Ainsworth et al., "Git Re-Basin", 2023, algorithm 1) or activations (Li et al., 2016;
-Jordan et al., "REPAIR", 2023).
+Two networks trained independently may compute similar functions with their channels in different
+orders. The straight line between their weights then passes through networks of chance accuracy
+(Entezari et al., 2022). A permutation of channels leaves a network's function as it is. It is found
+by comparing weights (Ainsworth et al., "Git Re-Basin", 2023, algorithm 1) or activations (Li et
+al., 2016; Jordan et al., "REPAIR", 2023).
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from torch.fx import Interpreter, Node
 from mega_hf.weights.space import StateDict
 from mega_hf.weights.symmetry import Group, Place, Symmetry
 
-_SWEEPS = 100  # over all groups, at most; a handful is enough
+_MAX_SWEEPS = 100  # over all groups; a handful is usually enough
 
 
 def permute(state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarray]) -> StateDict:
-    """Return a state dict with the channels of each group in another order; tensors that stay are
-    not copied.
+    """Return a state dict with the channels of each group reordered.
 
     Args:
-        state: any.
-        groups: whose channels move.
-        orders: for each group [size] int64: the channel that comes to stand in each place.
+        state: a state dict; it is not changed, and tensors without moved channels are not copied.
+        groups: of channels.
+        orders: for each group [size] int64: the old index of each new channel.
     """
     moved = dict(state)
     copied: set[str] = set()
@@ -47,7 +45,7 @@ def permute(state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarr
 
 
 def _spread(order: np.ndarray, block: int) -> torch.Tensor:
-    """Return the order of single places where each channel takes a block of them."""
+    """Return the order of single places where each channel has a block of them."""
     return torch.from_numpy((order[:, None] * block + np.arange(block)[None]).reshape(-1))
 
 
@@ -58,50 +56,52 @@ def weight_matching(
     learned: Iterable[str],
     seed: int,
 ) -> list[np.ndarray]:
-    """Find the orders that bring a model's weights closest to those of the reference, one group
-    after the other.
+    """Find the orders that bring a model's weights closest to those of a reference.
 
-    A group's best order depends on those of the others, so groups are gone through in a random
-    order, again and again, until none changes.
+    Git Re-Basin, algorithm 1: the best order of a group depends on the orders of the others, so
+    the groups are solved one by one, in a random sequence, until no order changes.
 
     Args:
         groups: of the architecture.
-        reference: a state dict that stays as it is.
-        state: the one to be reordered.
-        learned: entries that are compared; BatchNorm's statistics only move with them.
-        seed: of the order in which groups are gone through.
+        reference: a state dict, which keeps its order.
+        state: the state dict to be reordered.
+        learned: entries that are compared; BatchNorm statistics only move with them.
+        seed: of the random sequences.
+
+    Returns:
+        for each group [size] int64: the old index of each new channel.
     """
     from scipy.optimize import linear_sum_assignment
 
-    paired_against = set(learned)
-    places = [
-        [place for place in group.places if place.entry in paired_against] for group in groups
-    ]
-    there = {place.entry: reference[place.entry].double() for found in places for place in found}
+    compared = set(learned)
+    places = [[place for place in group.places if place.entry in compared] for group in groups]
+    entries = {place.entry for found in places for place in found}
+    target = {entry: reference[entry].double() for entry in entries}
+    moved = {entry: state[entry].double() for entry in entries}
     orders = [np.arange(group.size) for group in groups]
-    here = {entry: state[entry].double() for entry in there}
     draw = np.random.Generator(np.random.Philox(key=seed))
-    for _ in range(_SWEEPS):
-        is_settled = True
+    for _ in range(_MAX_SWEEPS):
+        has_changed = False
         for i in np.argsort(draw.random(len(groups)), kind="stable"):
             group = groups[i]
-            alike = np.zeros((group.size, group.size))
+            similarity = np.zeros((group.size, group.size))
             for place in places[i]:
                 rows, columns = (
-                    _rows(tensors[place.entry], group.size, place) for tensors in (there, here)
+                    _rows(tensors[place.entry], group.size, place) for tensors in (target, moved)
                 )
-                alike += (rows @ columns.T).numpy()
-            order = linear_sum_assignment(alike, maximize=True)[1]
-            if alike[np.arange(group.size), order].sum() > np.trace(alike) * (1 + 1e-12) + 1e-12:
-                here = permute(here, [Group(group.size, tuple(places[i]))], [order])
-                orders[i], is_settled = orders[i][order], False
-        if is_settled:
+                similarity += (rows @ columns.T).numpy()
+            order = linear_sum_assignment(similarity, maximize=True)[1]
+            best = similarity[np.arange(group.size), order].sum()
+            if best > np.trace(similarity) * (1 + 1e-12) + 1e-12:
+                moved = permute(moved, [Group(group.size, tuple(places[i]))], [order])
+                orders[i], has_changed = orders[i][order], True
+        if not has_changed:
             break
     return orders
 
 
 def _rows(tensor: torch.Tensor, size: int, place: Place) -> torch.Tensor:
-    """Return what belongs to each channel of a group in one tensor: [channels, numbers]."""
+    """Return the part of a tensor that belongs to a group: [channels, numbers]."""
     part = tensor.narrow(place.dim, place.start, size * place.block)
     return part.movedim(place.dim, 0).reshape(size, -1)
 
@@ -109,14 +109,17 @@ def _rows(tensor: torch.Tensor, size: int, place: Place) -> torch.Tensor:
 def activation_matching(
     symmetry: Symmetry, reference: StateDict, state: StateDict, images: torch.Tensor
 ) -> list[np.ndarray]:
-    """Find the orders in which a model's channels are most correlated with those of the reference.
+    """Find the orders that maximize the correlation of activations with a reference.
 
     Args:
         symmetry: the architecture's graph and groups.
-        reference: a state dict that stays as it is.
-        state: the one to be reordered.
-        images: pictures, [rows, channels, height, width], on the model's device; an incomplete
-            batch is left out.
+        reference: a state dict, which keeps its order.
+        state: the state dict to be reordered.
+        images: [rows, channels, height, width] float32 on the model's device; rows that do not
+            fill a batch are left out.
+
+    Returns:
+        for each group [size] int64: the old index of each new channel.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -130,13 +133,13 @@ def activation_matching(
                 correlation.add(*(_rows(each[tap.entry], group.size, tap) for each in seen))
     orders = []
     for group, found in zip(groups, sums, strict=True):
-        alike = sum((one.value for one in found), np.zeros((group.size, group.size)))
-        orders.append(linear_sum_assignment(alike, maximize=True)[1])
+        similarity = sum((one.value for one in found), np.zeros((group.size, group.size)))
+        orders.append(linear_sum_assignment(similarity, maximize=True)[1])
     return orders
 
 
 class _Correlation:
-    """The correlation between channels of two models, over whatever samples are added."""
+    """The correlation between channels of two models, over the samples that are added."""
 
     def __init__(self, size: int) -> None:
         self.count = 0
@@ -144,7 +147,7 @@ class _Correlation:
         self.products = np.zeros((size, size))
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Take in samples of both: [channels, samples] float32."""
+        """Add samples of both models: [channels, samples] float32."""
         self.count += a.shape[1]
         for i, one in enumerate((a, b)):
             self.sums[i] += one.sum(dim=1, dtype=torch.float64).cpu().numpy()
@@ -153,7 +156,7 @@ class _Correlation:
 
     @property
     def value(self) -> np.ndarray:
-        """[channels of a, channels of b]; 0 for a channel that never changes."""
+        """[channels of a, channels of b]; 0 for a constant channel."""
         means = self.sums / self.count
         spread = np.sqrt(np.maximum(self.squares / self.count - means**2, 0.0))
         covariance = self.products / self.count - np.outer(means[0], means[1])
@@ -162,7 +165,7 @@ class _Correlation:
 
 
 class _Tapped(Interpreter):
-    """A model's graph with some weights, which keeps what its taps see."""
+    """A model's graph with given weights, which keeps the outputs of the taps."""
 
     def __init__(self, symmetry: Symmetry, state: StateDict) -> None:
         super().__init__(copy.deepcopy(symmetry.module))
@@ -177,7 +180,7 @@ class _Tapped(Interpreter):
 
     @torch.no_grad()
     def collect(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the outputs of the taps for one whole batch."""
+        """Return tap -> output for one whole batch."""
         self.kept = {}
         self.run(images)
         return self.kept
@@ -186,19 +189,19 @@ class _Tapped(Interpreter):
         """Run one node of the graph."""
         output = super().run_node(n)
         if n.name in self.taps:
-            self.kept[n.name] = output.clone()  # what comes next may be in place
+            self.kept[n.name] = output.clone()  # the next operation may be in place
         return output
 
 
 def check_orders(
     groups: Sequence[Group], orders: Sequence[Sequence[int]], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Raise ValueError unless these are permutations of channels that a state dict has."""
+    """Raise ValueError unless the orders are permutations of channels in a state dict."""
     if len(groups) != len(orders):
-        raise ValueError(f"{len(groups)} groups, {len(orders)} orders")
+        raise ValueError(f"{len(orders)} orders for {len(groups)} groups")
     for group, order in zip(groups, orders, strict=True):
         if sorted(order) != list(range(group.size)):
-            raise ValueError(f"no permutation of {group.size} channels")
+            raise ValueError(f"not a permutation of {group.size} channels")
         for place in group.places:
             tensor = state.get(place.entry)
             if tensor is None or not 0 <= place.dim < tensor.dim():

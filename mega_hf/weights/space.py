@@ -1,5 +1,4 @@
-"""A state dict as one flat float32 vector: which entries are searched, which are copied; and
-back."""
+"""The layout of a state dict as one flat float32 vector, and the way back."""
 
 from __future__ import annotations
 
@@ -18,47 +17,53 @@ STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 
 @dataclass(frozen=True)
 class Segment:
-    """Where one tensor stands in the flat vector."""
+    """The part of one tensor in the flat vector: [start, stop)."""
 
     name: str
     start: int
     stop: int
     shape: torch.Size
-    # the parents' own; weights are rounded to it before they are measured or saved
-    dtype: torch.dtype
+    dtype: torch.dtype  # the parents'; weights are rounded to it before evaluation and saving
     learned: bool
 
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """The layout shared by all parents: learned weights first, then BatchNorm's running statistics.
+    """The layout shared by all parents: learned weights first, then BatchNorm statistics.
 
-    Statistics that are recomputed for whatever weights are measured are no part of a vector, nor of
-    what is made of
-    one: the state dicts made here are complete but for them.
+    Integer buffers are copied from the first parent and never averaged; other floating-point
+    buffers are equal in all parents.
 
-    Integer buffers are copied from the first parent, never averaged; other floating buffers are
-    equal in all.
+    Attributes:
+        segments: the tensors of the vector, in order.
+        copied: entries that are not searched.
+        tied: second name of a tensor -> the name that is searched.
+        recomputed: BatchNorm statistics that are recalibrated for any weights, with their dtypes.
+            They are part of no vector, and of no state dict made here.
     """
 
     segments: tuple[Segment, ...]
-    copied: StateDict  # what is not searched
-    tied: dict[str, str]  # a second name of a tensor -> the name that is searched
-    # statistics that follow from the weights
+    copied: StateDict
+    tied: dict[str, str]
     recomputed: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """How many numbers a vector has."""
+        """The length of a vector."""
         return self.segments[-1].stop if self.segments else 0
 
     @property
     def learned_size(self) -> int:
-        """How many of them are learned weights."""
+        """The number of learned weights, which come first."""
         return max((s.stop for s in self.segments if s.learned), default=0)
 
     def pack(self, state: StateDict, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Return a state dict as a vector, [size] float32 on the CPU: `out`, if it is given."""
+        """Return a state dict as a vector: [size] float32 on the CPU.
+
+        Args:
+            state: the state dict.
+            out: the vector to write into; a new one by default.
+        """
         vector = torch.empty(self.size) if out is None else out
         for s in self.segments:
             vector[s.start : s.stop] = state[s.name].detach().reshape(-1)
@@ -77,30 +82,33 @@ class WeightSpace:
     def combine(
         self,
         states: Iterable[StateDict],
-        how: Callable[[Segment, list[torch.Tensor]], torch.Tensor],
+        mix: Callable[[Segment, list[torch.Tensor]], torch.Tensor],
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield a state dict made from those of the parents, one tensor at a time.
+        """Yield the entries of a mixed state dict, one tensor at a time.
 
         Args:
-            states: the parents'.
-            how: makes a tensor of those of the parents, all of one shape.
+            states: the parents' state dicts.
+            mix: returns a tensor from those of the parents, all of one shape.
         """
-        states, seconds = list(states), defaultdict(list)
+        states, second_names = list(states), defaultdict(list)
         for second, name in self.tied.items():
-            seconds[name].append(second)
+            second_names[name].append(second)
         for s in self.segments:
-            made = how(s, [state[s.name] for state in states]).to(s.dtype)
-            yield from ((name, made) for name in (s.name, *seconds.pop(s.name, ())))
+            mixed = mix(s, [state[s.name] for state in states]).to(s.dtype)
+            yield from ((name, mixed) for name in (s.name, *second_names.pop(s.name, ())))
         yield from self.copied.items()
-        yield from ((name, self.copied[of]) for of, names in seconds.items() for name in names)
+        for name, seconds in second_names.items():
+            yield from ((second, self.copied[name]) for second in seconds)
 
     def learned_digest(self, state: StateDict) -> str:
-        """Return the SHA-256 of the learned weights: what recipe, parents and journal decide
-        alone."""
+        """Return the SHA-256 of the learned weights.
+
+        Recipe, parents and journal alone decide these weights, on any machine.
+        """
         return digest({s.name: state[s.name] for s in self.segments if s.learned})
 
     def statistics_digest(self, state: StateDict) -> str | None:
-        """Return the SHA-256 of BatchNorm's running statistics, or None if there are none."""
+        """Return the SHA-256 of the BatchNorm statistics, or None if there are none."""
         names = [*(s.name for s in self.segments if not s.learned), *self.recomputed]
         return digest({name: state[name] for name in names}) if names else None
 
@@ -115,13 +123,13 @@ def build_space(
 
     Args:
         states: parent's name -> its state dict, in its own dtypes.
-        learned: the entries that are learned.
-        tied: second names of tensors, which are left out.
-        recomputed: the entries that are computed anew for any weights.
+        learned: names of the learned entries.
+        tied: second name of a tensor -> its first name; second names are left out.
+        recomputed: names of BatchNorm statistics that are recalibrated for any weights.
 
     Raises:
         ParentError: the parents differ in names, shapes or dtypes, hold NaN or infinity, or differ
-            in a floating buffer that can't be mixed; the difference is shown.
+            in a floating-point buffer that can't be mixed.
     """
     check_identical(states)
     first, learned = next(iter(states.values())), set(learned)
@@ -144,15 +152,11 @@ def build_space(
     for name, tensor in copied.items():
         for parent, state in states.items():
             if tensor.is_floating_point() and not torch.equal(state[name], tensor):
-                what = f"the buffer {name} differs between parents and can't be mixed"
                 raise ParentError(
-                    what,
+                    f"the buffer {name} differs between parents and can't be mixed",
                     expected="equal in all parents",
-                    got=f"another value in {parent}",
-                    hint=(
-                        "this model cannot be merged with the others; mega-hf compare tells them"
-                        " apart"
-                    ),
+                    got=f"a different value in {parent}",
+                    hint=f"leave {parent} out; mega-hf compare shows which models can be merged",
                 )
     return WeightSpace(
         tuple(segments), copied, tied, {name: first[name].dtype for name in recomputed}
@@ -160,8 +164,7 @@ def build_space(
 
 
 def check_identical(states: Mapping[str, StateDict]) -> None:
-    """Raise ParentError unless all parents have the same entries, shapes and dtypes, and finite
-    numbers."""
+    """Raise ParentError unless all parents have equal names, shapes and dtypes, and no NaN."""
     (first_name, first), *others = states.items()
     for name, state in others:
         differences = list(difference(first, state))
@@ -173,22 +176,21 @@ def check_identical(states: Mapping[str, StateDict]) -> None:
                 f"{first_name} and {name} differ",
                 expected="identical architectures",
                 got=shown,
-                hint="merge only models of one architecture; mega-hf compare shows what differs",
+                hint="merge models of one architecture; mega-hf compare shows all differences",
             )
     for name, state in states.items():
         for key, tensor in state.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                hint = "this model is broken: leave it out, or take an earlier checkpoint"
                 raise ParentError(
                     f"{name} holds NaN or infinity",
                     expected="finite weights",
                     got=key,
-                    hint=hint,
+                    hint="leave this model out, or use an earlier checkpoint",
                 )
 
 
 def difference(a: StateDict, b: StateDict) -> Iterable[str]:
-    """Yield in words what distinguishes the layouts of two state dicts."""
+    """Yield the differences between the layouts of two state dicts, in words."""
     for key in [*a, *(k for k in b if k not in a)]:
         if key not in a or key not in b:
             yield f"{key} is only in the {'second' if key not in a else 'first'}"
@@ -199,7 +201,7 @@ def difference(a: StateDict, b: StateDict) -> Iterable[str]:
 
 
 def digest(state: StateDict) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes, sorted by name."""
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -211,13 +213,17 @@ def digest(state: StateDict) -> str:
 
 
 def largest_difference(a: StateDict, b: StateDict) -> tuple[float, int, int]:
-    """Return the largest difference between two models' entries, how many numbers differ, and of
-    how many."""
+    """Compare the entries of two state dicts.
+
+    Returns:
+        the largest absolute difference, how many numbers differ, and the number of all of them;
+        infinity, 0 and 0 where names or shapes differ.
+    """
     largest, differing, total = 0.0, 0, 0
     for name in a.keys() | b.keys():
         if name not in a or name not in b or a[name].shape != b[name].shape:
             return float("inf"), 0, 0
-        apart = (a[name].double() - b[name].double()).abs()
-        largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
-        differing, total = differing + int((apart != 0).sum()), total + apart.numel()
+        distance = (a[name].double() - b[name].double()).abs()
+        largest = max(largest, float(distance.max()) if distance.numel() else 0.0)
+        differing, total = differing + int((distance != 0).sum()), total + distance.numel()
     return largest, differing, total

@@ -1,10 +1,9 @@
-"""The permutations that leave a model's function as it is, read off its own graph.
+"""Find the permutations of channels that leave a model's output as it is, from its graph.
 
-A graph of torch's operations is walked once. Each dimension of each tensor is an `Axis`; an
-operation ties those that must be permuted alike (a convolution's input channels and its weight's
-second dimension, the two sides of a residual addition), and fixes those of which it is not known
-what a permutation would do. So an operation that is not known costs permutations, never
-correctness.
+The graph of torch operations is walked once. Each dimension of each tensor is an `Axis`. An
+operation ties axes that must be permuted in the same way (a convolution's input channels and
+dimension 1 of its weight, the two sides of a residual addition), and fixes axes whose order
+matters. `operations` has the rules.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from torch.fx import GraphModule, Node
 
 from mega_hf.errors import ParentError, first_line
 from mega_hf.weights.axes import Axis, ChannelGroup, Span
-from mega_hf.weights.operations import RULES, Axes, fix, fixed, name_of, shape_of
+from mega_hf.weights.operations import RULES, Axes, fix_all, fixed_axes, name_of, shape_of
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group's channels stand in a tensor: `block` places each, from `start` on, in a
-    dimension."""
+    """Where a group's channels lie in a tensor: from `start` on, `block` places for each."""
 
-    entry: str  # of the state dict, or a node of the graph
+    entry: str  # of the state dict, or the name of a graph node
     dim: int
     start: int
     block: int
@@ -36,22 +34,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can be permuted without changing what the model computes, if it is done in all
-    places."""
+    """Channels that may be permuted, in all places at once, without changing the output."""
 
     size: int
     places: tuple[Place, ...]
-    taps: tuple[Place, ...] = ()  # nodes of the graph that hold their activations
+    taps: tuple[Place, ...] = ()  # graph nodes that hold the activations of these channels
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """A model's graph, and the groups found in it.
+    """A model's graph, and the groups of channels found in it.
 
     Attributes:
         groups: in the order of the graph.
-        module: runs the graph; its state dict has the model's names after `model.`.
-        rows: pictures in a batch that it takes.
+        module: runs the graph; names in its state dict are the model's after `model.`.
+        rows: the batch size of the graph.
     """
 
     groups: tuple[Group, ...]
@@ -60,16 +57,16 @@ class Symmetry:
 
 
 def find_symmetry(model: nn.Module, shape: tuple[int, ...], name: str, rows: int = 2) -> Symmetry:
-    """Find the groups of channels of a model.
+    """Find the groups of channels of a model that may be permuted.
 
     Args:
-        model: in evaluation mode, on any device; it is read.
-        shape: of a picture: (channels, height, width).
-        name: whose it is, for the error.
-        rows: pictures in each batch that the graph will be run on.
+        model: in evaluation mode, on any device; it is not changed.
+        shape: of an image: (channels, height, width).
+        name: of the model, for the error.
+        rows: the batch size that the graph will run on.
 
     Raises:
-        ParentError: it can't be traced.
+        ParentError: the model can't be traced.
     """
     device = next(model.parameters()).device
     try:
@@ -77,24 +74,24 @@ def find_symmetry(model: nn.Module, shape: tuple[int, ...], name: str, rows: int
             program = torch.export.export(
                 _Logits(model), (torch.zeros(rows, *shape, device=device),)
             )
-    except Exception as error:  # of whatever the model's own code does
+    except Exception as error:  # from the model's own code
         raise ParentError(
-            "the model can't be aligned: torch.export can't trace it",
+            "cannot align the model: torch.export can't trace it",
             where=name,
-            expected="a graph",
+            expected="a model that torch.export can trace",
             got=first_line(error)[:200],
-            hint="merge.align: none",
+            hint="set merge.align: none",
         ) from None
     signature = program.graph_signature
     entries = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk({key: entry.removeprefix("model.") for key, entry in entries.items()}, rows)
     for node in program.graph.nodes:
-        walk.take(node)
+        walk.visit(node)
     return Symmetry(tuple(walk.groups()), program.module(), rows)
 
 
 class _Logits(nn.Module):
-    """A classifier whose answer is a tensor, whatever library it is of."""
+    """A classifier that returns logits as a tensor, for timm and transformers models."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -106,7 +103,7 @@ class _Logits(nn.Module):
 
 
 class _Walk:
-    """The axes of every tensor of a graph, as far as it has been walked."""
+    """The axes of all tensors of a graph, as far as its nodes have been visited."""
 
     def __init__(self, entries: Mapping[str, str], rows: int) -> None:
         self.entries = entries
@@ -114,69 +111,73 @@ class _Walk:
         self.states = dict[str, Axes]()
         self.rows = rows
 
-    def take(self, node: Node) -> None:
-        """Give a node's output axes, tied to those of its inputs."""
+    def visit(self, node: Node) -> None:
+        """Set the axes of a node's output, and tie or fix those of its inputs."""
         if node.op == "placeholder":
-            self.axes[node] = self._placed(node)
+            self.axes[node] = self._placeholder(node)
         elif node.op == "output":
-            for one in node.all_input_nodes:
-                fix(self.axes.get(one, []))
+            self._fix_inputs(node)
         elif node.op == "call_function":
             shape, rule = shape_of(node), RULES.get(name_of(node.target))
-            found = rule(self.of, node) if rule is not None and shape is not None else None
-            is_known = found is not None and [axis.length for axis in found] == shape
-            self.axes[node] = found if found is not None and is_known else self._unknown(node)
+            axes = rule(self.axes_of, node) if rule is not None and shape is not None else None
+            if axes is None or [axis.length for axis in axes] != shape:
+                self._fix_inputs(node)
+                axes = fixed_axes(shape or [])
+            self.axes[node] = axes
         else:
-            self.axes[node] = fixed(shape_of(node) or [])
+            self.axes[node] = fixed_axes(shape_of(node) or [])
 
-    def _placed(self, node: Node) -> Axes:
+    def _placeholder(self, node: Node) -> Axes:
         shape, entry = shape_of(node) or [], self.entries.get(node.name)
         if entry is None:
-            return fixed(shape)
+            return fixed_axes(shape)
         return self.states.setdefault(entry, [Axis.new(size) for size in shape])
 
-    def of(self, argument: Any) -> Axes:
-        """Return the axes of a node's argument; none of what is no tensor."""
+    def axes_of(self, argument: Any) -> Axes:
+        """Return the axes of a node's argument; an empty list where it is not a tensor."""
         return self.axes[argument] if isinstance(argument, Node) else []
 
-    def _unknown(self, node: Node) -> Axes:
-        for one in node.all_input_nodes:
-            fix(self.axes.get(one, []))
-        return fixed(shape_of(node) or [])
+    def _fix_inputs(self, node: Node) -> None:
+        for source in node.all_input_nodes:
+            fix_all(self.axes.get(source, []))
 
     def groups(self) -> Iterator[Group]:
-        """Yield the groups of two channels or more that may be permuted."""
+        """Yield the groups of two or more channels that are not fixed."""
         places: dict[ChannelGroup, list[Place]] = defaultdict(list)
         for entry, axes in self.states.items():
-            for dim, start, run in _standing(axes):
-                places[run.piece].append(Place(entry, dim, start, run.block))
+            for dim, start, span in _locate(axes):
+                places[span.group].append(Place(entry, dim, start, span.block))
         taps = self._taps()
-        for piece, found in places.items():
-            if not piece.is_fixed and piece.size > 1:
-                yield Group(piece.size, tuple(found), tuple(taps[piece]))
+        for group, found in places.items():
+            if not group.is_fixed and group.size > 1:
+                yield Group(group.size, tuple(found), tuple(taps[group]))
 
     def _taps(self) -> dict[ChannelGroup, list[Place]]:
-        """Return where each piece's activations are seen: after nonlinearities, else after sums,
-        else anywhere."""
-        seen: dict[ChannelGroup, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
+        """Return the nodes that hold each group's activations.
+
+        These are outputs of nonlinearities; where a group has none, those of additions; else those
+        of normalizations, convolutions and linear layers.
+        """
+        found: dict[ChannelGroup, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
         for node, axes in self.axes.items():
             rank = _RANKS.get(name_of(node.target)) if node.op == "call_function" else None
-            # of pictures, not of weights
+            # The first dimension tells activations of a batch from weights.
             if rank is not None and axes and axes[0].length == self.rows:
-                for dim, start, run in _standing(axes):
-                    seen[run.piece][rank].append(Place(node.name, dim, start, run.block))
-        return defaultdict(list, {piece: ranks[min(ranks)] for piece, ranks in seen.items()})
+                for dim, start, span in _locate(axes):
+                    found[span.group][rank].append(Place(node.name, dim, start, span.block))
+        return defaultdict(list, {group: ranks[min(ranks)] for group, ranks in found.items()})
 
 
-def _standing(axes: Axes) -> Iterator[tuple[int, int, Span]]:
+def _locate(axes: Axes) -> Iterator[tuple[int, int, Span]]:
+    """Yield (dimension, start, span) for each span of a tensor."""
     for dim, axis in enumerate(axes):
         start = 0
-        for run in axis.whole:
-            yield dim, start, run
-            start += run.length
+        for span in axis.resolved:
+            yield dim, start, span
+            start += span.length
 
 
-_AFTER = (
+_NONLINEARITIES = (
     "celu",
     "elu",
     "gelu",
@@ -191,10 +192,10 @@ _AFTER = (
     "silu",
     "tanh",
 )
-_ORDER = (_AFTER, ("add",), ("batch_norm", "layer_norm", "conv2d", "linear"))
+_TAPPED = (_NONLINEARITIES, ("add",), ("batch_norm", "layer_norm", "conv2d", "linear"))
 _RANKS = {
     f"aten.{name}{end}": rank
-    for rank, names in enumerate(_ORDER)
+    for rank, names in enumerate(_TAPPED)
     for name in names
     for end in ("", "_")
 }

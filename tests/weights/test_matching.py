@@ -100,27 +100,26 @@ def test_tied_axes_are_cut_alike(left, right):
     sides = [
         [*sizes, total - sum(sizes)] if sum(sizes) < total else sizes for sizes in (left, right)
     ]
-    a, b = (Axis([run for size in sizes for run in Axis.new(size).runs]) for sizes in sides)
+    a, b = (Axis([span for size in sizes for span in Axis.new(size).spans]) for sizes in sides)
     tie(a, b)
-    assert [run.piece for run in a.whole] == [run.piece for run in b.whole]
+    assert [span.group for span in a.resolved] == [span.group for span in b.resolved]
     cuts = [set(np.cumsum(sizes).tolist()) for sizes in sides]
-    assert set(np.cumsum([run.length for run in a.whole]).tolist()) == cuts[0] | cuts[1]
+    assert set(np.cumsum([span.length for span in a.resolved]).tolist()) == cuts[0] | cuts[1]
     assert not a.is_fixed
 
 
 def test_what_is_tied_to_something_fixed_is_fixed_wherever_it_stands():
     a, b, fixed = Axis.new(6), Axis.new(6), Axis.new(2, is_fixed=True)
     tie(a, b)
-    tie(b, Axis([*fixed.runs, *Axis.new(4).runs]))
-    assert [run.piece.is_fixed for run in a.whole] == [True, False]
+    tie(b, Axis([*fixed.spans, *Axis.new(4).spans]))
+    assert [span.group.is_fixed for span in a.resolved] == [True, False]
 
 
 def test_what_stands_in_blocks_moves_in_blocks():
     channels, places = Axis.new(3), Axis.new(12)
     tie(channels.repeat(4), places)
-    assert [run.block for run in places.whole] == [4] and places.whole[0].piece is channels.whole[
-        0
-    ].piece
+    (span,) = places.resolved
+    assert span.block == 4 and span.group is channels.resolved[0].group
     tie(Axis.new(2).repeat(6), places)  # 6 is no multiple of 4
     assert places.is_fixed and channels.is_fixed
 
