@@ -182,7 +182,7 @@ class RacingEvaluator:
             LaunchError: the processes do not hold the same population.
         """
         generation = population.generation
-        self.processes.compare(f"generation {generation}", population.proof)
+        self.processes.compare(f"generation {generation}", population.fingerprint)
         genomes = self._genomes = self._digest(population)
         self._statistics = {
             genome: self._statistics[genome] for genome in genomes if genome in self._statistics

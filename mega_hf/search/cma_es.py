@@ -13,14 +13,14 @@ from mega_hf.search.evolve import (
     RecordedDraws,
     Search,
     best_of,
-    prove,
+    fingerprint,
     record_generation,
 )
 from mega_hf.search.population import Generation, Genes, Individual, Population
 
-# where it begins: two parents are 1.41 apart, and their middle half of that from each
+# Initial step size. Two parents are √2 apart, and their average is half of that from each.
 _SIGMA = 0.25
-_LARGEST = 1e6  # of a coordinate; far beyond what coefficients are drawn back to
+_LARGEST = 1e6  # of a coordinate, far beyond any that makes a difference
 
 
 def cma_es(
@@ -29,21 +29,19 @@ def cma_es(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
-    """Adapt a normal distribution of coefficients, from the best of the parents and their average
-    on.
+    """Search mixing coefficients with CMA-ES, from the best of the parents and their average.
 
-    A point is how far the coefficients of each group are from equal ones, in directions along which
-    their sum stays
-    1: one fewer than there are parents. Statistics, where they are blended, are mixed by the
-        groups' mean, no parent
-    less than nothing. What the strategy proposes is recorded before it is used: its linear algebra
-        rounds otherwise on
-    other machines.
+    A point holds, for each group, the offset of its coefficients from equal ones, in the
+    `parents` - 1 directions that keep their sum at 1. BatchNorm statistics that are mixed get the
+    mean coefficients of all groups, without negative ones. Each proposal is recorded before use,
+    since the linear algebra of CMA-ES rounds differently on other machines.
+
+    Args and returns: see `evolve`; a genome holds `parents` coefficients for each group.
 
     Raises:
-        Unfit: what was recorded has another shape, or numbers that it never proposes.
+        InvalidRecord: a recorded proposal has another shape, or numbers that CMA-ES never proposes.
     """
     from cmaes import CMA
 
@@ -56,34 +54,32 @@ def cma_es(
     seed = int(streams(1, 0, "strategy").random() * 2**32)
     strategy = CMA(mean=mean, sigma=_SIGMA, seed=seed, population_size=size)
     for generation in range(2, 2 + (search.budget - 1 - count) // size):
-        asked = recall.propose(generation, lambda: [strategy.ask().tolist() for _ in range(size)])
-        points = _checked(asked, size, len(mean))
+        proposal = recorded.propose(
+            generation, lambda: [strategy.ask().tolist() for _ in range(size)]
+        )
+        points = _check_proposal(proposal, size, len(mean))
         genomes = torch.cat([elite.genome[None], _genomes(points, basis, parents.shape[1])])
-        population = Population(genomes, generation, elite, prove(asked, genomes, generation))
-        alone = [[i] for i in range(len(genomes))]  # each to its end: the strategy ranks them all
+        population = Population(
+            genomes, generation, elite, fingerprint(proposal, genomes, generation)
+        )
+        alone = [[i] for i in range(len(genomes))]  # all rows of each, since CMA-ES ranks them all
         fitness = evaluate(population, alone, elite.fitness)
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
-        # the strategy looks at who is better than whom alone
-        places = sorted({one.worst_key for one in fitness})
-        strategy.tell(
-            [
-                (point, float(places.index(one.worst_key)))
-                for point, one in zip(points, fitness[1:], strict=True)
-            ]
-        )
+        ranks = sorted({one.worst_key for one in fitness})  # CMA-ES only uses the ranking
+        values = [float(ranks.index(one.worst_key)) for one in fitness[1:]]
+        strategy.tell(list(zip(points, values, strict=True)))
     return Outcome(elite, tuple(history))
 
 
 def _first(genomes: torch.Tensor, evaluate: Evaluate) -> tuple[Individual, list[Generation]]:
-    population = Population(genomes, 1, None, prove("average and parents", genomes, 1))
+    population = Population(genomes, 1, None, fingerprint("average and parents", genomes, 1))
     fitness = evaluate(population, [], None)
     return best_of(population, fitness), [record_generation(1, fitness)]
 
 
 def _directions(count: int) -> np.ndarray:
-    """Return Helmert's orthonormal directions in which the sum of `count` numbers stays: [count,
-    count - 1]."""
+    """Return Helmert's orthonormal directions that keep the sum: [count, count - 1] float64."""
     columns = [np.r_[np.full(k, 1.0), -float(k), np.zeros(count - k - 1)] for k in range(1, count)]
     return np.stack(
         [column / np.sqrt(k * (k + 1.0)) for k, column in enumerate(columns, start=1)], axis=1
@@ -91,9 +87,9 @@ def _directions(count: int) -> np.ndarray:
 
 
 def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor:
-    """Return [points, length] float32: coefficients of all groups, those of statistics last.
+    """Return the genomes of points: [points, length] float32, statistics last.
 
-    Element by element, one operation after the other, so that every machine rounds alike.
+    The operations run element by element, so that every machine rounds in the same way.
     """
     count = len(basis)
     shifts = points.reshape(len(points), -1, count - 1)
@@ -107,13 +103,11 @@ def _genomes(points: np.ndarray, basis: np.ndarray, length: int) -> torch.Tensor
     return torch.from_numpy(whole.reshape(len(points), length).astype(np.float32))
 
 
-def _checked(asked: list[list[float]], size: int, dimensions: int) -> np.ndarray:
-    if {len(point) for point in asked} != {dimensions} or len(asked) != size:
-        raise InvalidRecord(
-            f"{len(asked)} points of {len(asked[0]) if asked else 0} numbers, not {size} of"
-            f" {dimensions}"
-        )
-    points = np.array(asked, dtype=np.float64)
+def _check_proposal(proposal: list[list[float]], size: int, dimensions: int) -> np.ndarray:
+    if {len(point) for point in proposal} != {dimensions} or len(proposal) != size:
+        shape = f"{len(proposal)} points of {len(proposal[0]) if proposal else 0} numbers"
+        raise InvalidRecord(f"{shape}, not {size} of {dimensions}")
+    points = np.array(proposal, dtype=np.float64)
     if not (np.abs(points) < _LARGEST).all():
-        raise InvalidRecord("a number that the strategy never proposes")
+        raise InvalidRecord("a number that CMA-ES never proposes")
     return points

@@ -1,4 +1,4 @@
-"""Mixing: founders from the parents, children from two mates. Rounded alike on every machine."""
+"""Mix vectors, for founders and children, with the same rounding on every machine."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import torch
 
 
 def spacings(stream: np.random.Generator, parents: int) -> list[float]:
-    """Draw weights that are uniform on the simplex: the gaps between `parents` - 1 sorted uniforms.
+    """Draw weights uniformly from the simplex: the gaps between `parents` - 1 sorted uniforms.
 
-    With two parents they are (α, 1 - α), α ~ U(0, 1): the paper's equation for the founders.
+    With two parents the weights are (α, 1 - α), α ~ U(0, 1), as in the paper's equation for the
+    founders.
     """
     cuts = np.sort(stream.random(parents - 1))
     return np.diff(cuts, prepend=0.0, append=1.0).tolist()
 
 
 def mix(vectors: list[torch.Tensor], weights: list[float], out: torch.Tensor) -> torch.Tensor:
-    """Write Σ wᵢ vᵢ into `out` ([size] float32, none of the vectors).
+    """Write Σ wᵢ vᵢ into `out` and return it.
 
     Multiplications and additions are separate calls, so that no machine fuses them into one
     rounding.
+
+    Args:
+        vectors: [size] float32 each.
+        weights: one for each vector.
+        out: [size] float32; not one of the vectors.
     """
     torch.mul(vectors[0], _float32(weights[0]), out=out)
     for vector, weight in zip(vectors[1:], weights[1:], strict=True):
@@ -38,8 +44,10 @@ def average(vectors: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
 
 
 def blend(a: torch.Tensor, b: torch.Tensor, beta: float, out: torch.Tensor) -> torch.Tensor:
-    """Write β a + (1 - β) b into `out`: the paper's crossover. Mates that are one individual are
-    copied."""
+    """Write β a + (1 - β) b into `out`, the paper's crossover.
+
+    Where both mates are the same individual, it is copied.
+    """
     return out.copy_(a) if a is b else mix([a, b], [beta, 1.0 - beta], out)
 
 

@@ -1,4 +1,4 @@
-"""The one generation loop: draw the tournaments, evaluate, select, cross, mutate."""
+"""MeGA's generation loop: draw tournaments, evaluate, select, cross over, mutate."""
 
 from __future__ import annotations
 
@@ -23,41 +23,39 @@ Evaluate = Callable[[Population, list[list[int]], Fitness | None], list[Fitness]
 
 
 class RecordedDraws(NamedTuple):
-    """What a method takes from others beside fitness, made now or as a journal has it.
+    """Inputs of a method besides fitness: computed and recorded now, or read from a journal.
 
     Attributes:
-        propose: (generation, what makes a proposal) -> the proposal.
-        answers: a population, all of which is measured to its end -> who is right where,
-            [individuals, rows] bool.
+        propose: (generation, function that makes a proposal) -> the recorded proposal.
+        correct_rows: population -> [individuals, rows] bool, after evaluating all rows.
     """
 
     propose: Callable[[int, Callable[[], list[list[float]]]], list[list[float]]]
-    answers: Callable[[Population], np.ndarray]
+    correct_rows: Callable[[Population], np.ndarray]
 
 
 class InvalidRecord(Exception):
-    """What was recorded can't be what a method made."""
+    """A record that the method could not have made."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The search's settings, in the paper's letters: N, G, K, t, and how children change."""
+    """Settings of a search."""
 
-    population_size: int
-    generations: int
-    num_mates: int
-    tournament_size: int
+    population_size: int  # the paper's N
+    generations: int  # G
+    num_mates: int  # K
+    tournament_size: int  # t
     mutation: Gaussian
-    include_parents: bool = True
+    include_parents: bool = True  # among the founders
     plan: Planner = plan
-    budget: int = 0  # individuals to be tried by a method that breeds none
-    # of `choose`: inputs, from the first, that win unless another one is better by more than chance
-    prefer: int = 0
+    budget: int = 0  # individuals to evaluate, for methods without generations
+    prefer: int = 0  # for `choose`: how many inputs, from the first, are preferred
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best individual ever seen, and every generation's record."""
+    """The best individual of all generations, and the history."""
 
     best: Individual
     history: tuple[Generation, ...]
@@ -69,26 +67,25 @@ def evolve(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws | None = None,
+    recorded: RecordedDraws | None = None,
 ) -> Outcome:
     """Search the weights between and around the parents (MeGA, Algorithm 1).
 
     Args:
-        parents: [parents, size] float32 on the CPU, never written to.
+        parents: [parents, size] float32 on the CPU; never written to.
         genes: the layout of a genome.
         search: the settings.
         streams: the random streams of this merge.
-        evaluate: gives each individual its fitness; called once a generation.
-        recall: not needed here.
+        evaluate: returns the fitness of each individual; called once per generation.
+        recorded: not used.
 
     Returns:
-        the best individual over all generations; `generations` populations are evaluated, the elite
-        only once.
+        the best individual of all generations. The elite is evaluated once, when it first occurs.
 
     Raises:
-        Undecided: the evaluator has seen too few rows to decide a tournament or the elite.
+        UndecidedTournament: `evaluate` saw too few rows to decide a tournament or the elite.
     """
-    population = _found(parents, search, streams)
+    population = _make_founders(parents, search, streams)
     history = []
     while True:
         drawn = search.plan(
@@ -99,19 +96,21 @@ def evolve(
             search.tournament_size,
         )
         elite = population.elite.fitness if population.elite else None
-        # nobody is bred from it: only who is best matters
+        # The last generation breeds no children, so only the best individual matters.
         is_last = population.generation == search.generations
-        contests = [] if is_last else drawn.tournaments
-        fitness = evaluate(population, contests, elite)
+        tournaments = [] if is_last else drawn.tournaments
+        fitness = evaluate(population, tournaments, elite)
         history.append(record_generation(population.generation, fitness))
         if is_last:
             return Outcome(best_of(population, fitness), tuple(history))
         population = _breed(population, fitness, drawn, genes, search, streams)
 
 
-def _found(parents: torch.Tensor, search: Search, streams: Streams) -> Population:
-    """The founders: θ = Σ wᵢ θᵢ, w uniform on the simplex; the parents themselves come first, if
-    included."""
+def _make_founders(parents: torch.Tensor, search: Search, streams: Streams) -> Population:
+    """Return the founders: θ = Σ wᵢ θᵢ, with w uniform on the simplex.
+
+    The parents themselves come first, if they are included.
+    """
     genomes = torch.empty(search.population_size, parents.shape[1])
     included = len(parents) if search.include_parents else 0
     genomes[:included] = parents[:included]
@@ -121,24 +120,25 @@ def _found(parents: torch.Tensor, search: Search, streams: Streams) -> Populatio
     ]
     for genome, weights in zip(genomes[included:], drawn, strict=True):
         mix(list(parents), weights, out=genome)
-    return Population(genomes, 1, None, prove(drawn, genomes, 1))
+    return Population(genomes, 1, None, fingerprint(drawn, genomes, 1))
 
 
-def prove(drawn: object, genomes: torch.Tensor, generation: int) -> str:
-    """Return the digest of what was drawn for a generation and of one of its genomes, each time
-    another one."""
-    proof = hashlib.sha256(json.dumps(drawn).encode())
-    proof.update(genomes[generation % len(genomes)].numpy().data)
-    return proof.hexdigest()
+def fingerprint(drawn: object, genomes: torch.Tensor, generation: int) -> str:
+    """Return the SHA-256 of a generation's random draws and of one of its genomes.
+
+    Each generation uses another genome, so that differences are found at little cost.
+    """
+    sha = hashlib.sha256(json.dumps(drawn).encode())
+    sha.update(genomes[generation % len(genomes)].numpy().data)
+    return sha.hexdigest()
 
 
 def best_of(population: Population, fitness: list[Fitness]) -> Individual:
-    """Return the best individual so far: the population's, or the elite that it carries along."""
-    # The elite sits at index 0 and ties go to the lower index: only a strictly better child
-    # replaces it.
+    """Return the best individual so far: one of the population, or its elite."""
+    # The elite has index 0 and ties go to the lower index, so only a fitter child replaces it.
     index = winner(list(range(len(fitness))), fitness)
     if population.elite is not None and index == 0:
-        return replace(population.elite, fitness=fitness[0])  # it may have seen more rows since
+        return replace(population.elite, fitness=fitness[0])  # may have seen more rows
     return Individual(
         population.genomes[index].clone(), fitness[index], population.generation, index
     )
@@ -152,24 +152,26 @@ def _breed(
     search: Search,
     streams: Streams,
 ) -> Population:
-    """Overwrite the genomes with the elite and its N - 1 children; only the mates are copied."""
+    """Overwrite the genomes with the elite and N - 1 children; only the mates are copied."""
     chosen = [winner(tournament, fitness) for tournament in drawn.tournaments]
     mates = {index: population.genomes[index].clone() for index in set(chosen)}
     generation, genomes = population.generation + 1, population.genomes
     best = best_of(population, fitness)
     genomes[0] = best.genome
-    best = replace(best, genome=genomes[0])  # a view: no second copy while the children are made
+    best = replace(best, genome=genomes[0])  # a view, to save memory
     betas = [
         float(streams(generation, child, "crossover").random()) for child in range(1, len(genomes))
     ]
     for child, ((first, second), beta) in enumerate(zip(drawn.pairs, betas, strict=True), start=1):
         blend(mates[chosen[first]], mates[chosen[second]], beta, out=genomes[child])
         mutate(genomes[child], genes, search.mutation, streams(generation, child, "mutation"))
-    return Population(genomes, generation, best, prove([drawn, chosen, betas], genomes, generation))
+    return Population(
+        genomes, generation, best, fingerprint([drawn, chosen, betas], genomes, generation)
+    )
 
 
 def record_generation(generation: int, fitness: list[Fitness]) -> Generation:
-    """Return a generation's record for the history."""
+    """Return the summary of a generation, for the history."""
     best = fitness[winner(list(range(len(fitness))), fitness)].correct or 0
     counted = [f.high for f in fitness if f.correct is not None]
     failed = sum(f.correct is None for f in fitness)

@@ -1,8 +1,7 @@
-"""All ways to a merge, each a function; beside evolution what it must beat: averages, a sweep,
-mixtures at random.
+"""All search methods, one function each: evolution, and the simpler methods to compare it with.
 
-They are measured, journaled and replayed as generations are, so that nothing else knows which
-method found a merge.
+All methods evaluate generations, which are recorded and replayed in the same way, so no other
+module depends on the method.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from mega_hf.search.evolve import (
     Search,
     best_of,
     evolve,
-    prove,
+    fingerprint,
     record_generation,
 )
 from mega_hf.search.population import Fitness, Generation, Genes, Individual, Population
 from mega_hf.search.selection import winner
 
-# parents: [parents, size] float32
+# The arguments are those of `evolve`.
 Method = Callable[[torch.Tensor, Genes, Search, Streams, Evaluate, RecordedDraws], Outcome]
 
 
@@ -38,10 +37,10 @@ def uniform_soup(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
     """Average the parents with equal weights (Wortsman et al., 2022)."""
-    return _try(parents, [equal_weights(len(parents))], 1, evaluate)
+    return _best_mixture(parents, [equal_weights(len(parents))], 1, evaluate)
 
 
 def choose(
@@ -50,30 +49,26 @@ def choose(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
-    """Keep the best of the parents as it is; of equals the first.
+    """Choose the best parent; ties go to the first.
 
-    The first `search.prefer` of them win where the best is better by no more than the standard
-    error of their paired
-    difference: what was searched for must be better by more than that (the rule of one standard
-        error; Breiman et
-    al., 1984).
+    One of the first `search.prefer` parents wins if the best parent is better by at most the
+    standard error of their paired difference (the one-standard-error rule; Breiman et al., 1984).
 
     Raises:
-        Unfit: the rows said to be right are others than were counted.
+        InvalidRecord: the recorded correct rows do not match the recorded counts.
     """
-    population = Population(parents.clone(), 1, None, prove("choose", parents, 1))
-    right = recall.answers(population)
+    population = Population(parents.clone(), 1, None, fingerprint("choose", parents, 1))
+    correct = recorded.correct_rows(population)
     fitness = evaluate(population, [[i] for i in range(len(parents))], None)
     counted = [0 if one.correct is None else one.correct for one in fitness]
-    if right.sum(axis=1).tolist() != counted:
-        raise InvalidRecord(
-            f"{right.sum(axis=1).tolist()} right answers where {counted} were counted"
-        )
+    if correct.sum(axis=1).tolist() != counted:
+        raise InvalidRecord(f"{correct.sum(axis=1).tolist()} correct rows, but counts {counted}")
     best = winner(list(range(len(fitness))), fitness)
-    apart = (right != right[best]).sum(axis=1)
-    near = [i for i in range(search.prefer) if (counted[best] - counted[i]) ** 2 <= apart[i]]
+    # The variance of a paired difference in counts is the number of rows that differ.
+    differing = (correct != correct[best]).sum(axis=1)
+    near = [i for i in range(search.prefer) if (counted[best] - counted[i]) ** 2 <= differing[i]]
     index = winner(near, fitness) if near else best
     chosen = Individual(population.genomes[index].clone(), fitness[index], 1, index)
     return Outcome(chosen, (record_generation(1, fitness),))
@@ -85,12 +80,11 @@ def line_sweep(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
-    """Take the best of `search.budget` points at equal distances on the line between two parents,
-    ends included."""
+    """Take the best of `search.budget` equidistant points between two parents, ends included."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
-    return _try(
+    return _best_mixture(
         parents, [[1.0 - point, point] for point in points], search.population_size, evaluate
     )
 
@@ -101,9 +95,9 @@ def random_search(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
-    """Take the best of `search.budget` mixtures, each drawn as a founder of evolution is."""
+    """Take the best of `search.budget` mixtures, drawn like the founders of `evolve`."""
     count = len(parents)
     included = (
         [[float(i == j) for j in range(count)] for i in range(count)]
@@ -111,7 +105,7 @@ def random_search(
         else []
     )
     drawn = [spacings(streams(1, i, "founder"), count) for i in range(len(included), search.budget)]
-    return _try(parents, [*included, *drawn], search.population_size, evaluate)
+    return _best_mixture(parents, [*included, *drawn], search.population_size, evaluate)
 
 
 def greedy_soup(
@@ -120,54 +114,54 @@ def greedy_soup(
     search: Search,
     streams: Streams,
     evaluate: Evaluate,
-    recall: RecordedDraws,
+    recorded: RecordedDraws,
 ) -> Outcome:
-    """Average the parents, best first, of which each is kept if the average is not worse with it
-    (Wortsman et al.)."""
+    """Add parents to an average, best first, and keep each that does not make it worse.
+
+    The greedy soup of Wortsman et al. (2022), recipe 1.
+    """
     generation, history = 1, list[Generation]()
 
-    def measure(genomes: torch.Tensor, what: object) -> list[Fitness]:
-        population = Population(genomes, generation, None, prove(what, genomes, generation))
-        # each to its end: who is better by how much decides
-        alone = [[i] for i in range(len(genomes))]
+    def evaluate_all(genomes: torch.Tensor, drawn: object) -> list[Fitness]:
+        population = Population(genomes, generation, None, fingerprint(drawn, genomes, generation))
+        alone = [[i] for i in range(len(genomes))]  # all rows of each
         fitness = evaluate(population, alone, None)
         history.append(record_generation(generation, fitness))
         return fitness
 
-    fitness = measure(parents.clone(), "parents")
+    fitness = evaluate_all(parents.clone(), "parents")
     first, *others = sorted(range(len(parents)), key=lambda i: fitness[i].worst_key)
     kept: list[int] = [first]
     best = Individual(parents[first].clone(), fitness[first], 1, first)
     for other in others:
         generation += 1
         tried = average([parents[i] for i in (*kept, other)], torch.empty_like(best.genome))
-        fitness = measure(torch.stack([tried, best.genome]), [*kept, other])
-        if winner([0, 1], fitness) == 0:  # of equals the larger soup
+        fitness = evaluate_all(torch.stack([tried, best.genome]), [*kept, other])
+        if winner([0, 1], fitness) == 0:  # a tie goes to the larger soup
             kept, best = [*kept, other], Individual(tried, fitness[0], generation, 0)
     return Outcome(best, tuple(history))
 
 
-def _try(
+def _best_mixture(
     parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, evaluate: Evaluate
 ) -> Outcome:
-    """Measure mixtures, so many at a time; the best so far is carried along, and of equals the
-    first is taken."""
-    left, history = list(weights), list[Generation]()
+    """Evaluate mixtures in generations of `size`; the best so far is kept, ties to the first."""
+    remaining, history = list(weights), list[Generation]()
     elite: Individual | None = None
     while True:
         carried = 1 if elite else 0
-        taken, left = left[: size - carried], left[size - carried :]
+        taken, remaining = remaining[: size - carried], remaining[size - carried :]
         genomes = torch.empty(carried + len(taken), parents.shape[1])
         if elite:
             genomes[0] = elite.genome
         for genome, chosen in zip(genomes[carried:], taken, strict=True):
             mix(list(parents), list(chosen), out=genome)
         generation = len(history) + 1
-        population = Population(genomes, generation, elite, prove(taken, genomes, generation))
+        population = Population(genomes, generation, elite, fingerprint(taken, genomes, generation))
         fitness = evaluate(population, [], elite.fitness if elite else None)
         history.append(record_generation(generation, fitness))
         elite = best_of(population, fitness)
-        if not left:
+        if not remaining:
             return Outcome(elite, tuple(history))
 
 

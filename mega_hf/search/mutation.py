@@ -10,20 +10,21 @@ import torch
 
 from mega_hf.search.population import Genes
 
-_BLOCK = 1 << 20  # draws held at once: 8 MiB of float64; part of the result, so never changed
+# Draws made at once: 8 MiB of float64. The size decides the random numbers, so it never changes.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Each weight gets N(0, std²) with probability `rate`.
+    """Settings of the noise: N(0, std²) is added to each weight with probability `rate`.
 
     Attributes:
         rate: the paper's p_mut.
-        std: the paper's σ, which it does not give; the code published beside it has 0.1, absolute.
-        scope: `element` draws for each weight (the paper's text), `tensor` once for a whole tensor
-            (its code).
-        relative: `std` is in units of each tensor's own spread.
-        statistics: mutate BatchNorm's running statistics too, as the published code does.
+        std: the paper's σ. The paper gives no value; its published code has 0.1, absolute.
+        scope: `element` decides for each weight (the paper's text), `tensor` once for a whole
+            tensor (the published code).
+        relative: whether `std` is in units of the tensor's spread.
+        statistics: whether to mutate BatchNorm statistics too, as the published code does.
     """
 
     rate: float
@@ -54,12 +55,14 @@ def mutate(
 
 
 def spread(tensors: list[np.ndarray]) -> float:
-    """Return a tensor's spread over the parents: the mean of its population standard deviations, in
-    float64.
+    """Return a tensor's spread over the parents: the mean of its standard deviations.
 
-    A tensor of one element has none; its absolute value stands in. Sums run in the order of the
-    elements, so that every machine gets the same bits (numpy's own sum groups them by the
-    processor's vector width).
+    A tensor with one element has no standard deviation; its absolute value is used instead. Sums
+    run over the elements in order and in float64, so that every machine gets the same bits:
+    numpy's own sum groups elements by the processor's vector width.
+
+    Args:
+        tensors: the tensor of each parent, float32 of any shape.
     """
     return _ordered_sum(np.array([_spread(t) for t in tensors])) / len(tensors)
 

@@ -1,4 +1,4 @@
-"""What a search holds: individuals, and a population of their genomes."""
+"""Fitness, individuals, populations of genomes, and the layout of a genome."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Fitness:
 
 @dataclass(frozen=True)
 class Individual:
-    """One genome with its known fitness, and where it was first seen."""
+    """A genome with its fitness, and the place where it first occurred."""
 
     genome: torch.Tensor  # [size] float32
     fitness: Fitness
@@ -60,34 +60,44 @@ class Individual:
 
 @dataclass(frozen=True)
 class Population:
-    """A generation's genomes; the elite, once there is one, sits at index 0."""
+    """The genomes of one generation; the elite, if there is one, has index 0."""
 
-    # [population_size, size] float32, overwritten in place by the next generation
-    genomes: torch.Tensor
+    genomes: torch.Tensor  # [population_size, size] float32; the next generation overwrites them
     generation: int  # 1 for the founders
     elite: Individual | None
-    # SHA-256 of what was drawn for it, of its mates and of one genome: equal on all processes
-    proof: str
+    # SHA-256 of the random draws, the mates and one genome, to compare processes
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation's record, for the history and the plot."""
+    """Summary of one generation, for the history and the plot.
+
+    Attributes:
+        generation: 1 for the founders.
+        best: correct predictions of the best individual, on the rows that it has seen.
+        mean: mean correct predictions if all unseen rows were correct, over the individuals that
+            did not fail; 0.0 if all failed.
+        failed: the number of individuals with a logit that was not finite.
+    """
 
     generation: int
-    best: int  # right answers of the best individual, on the rows that it has seen
-    # of the individuals with a fitness, at most: as if all unseen rows were right; 0.0 if there are
-    # none
+    best: int
     mean: float
-    failed: int  # individuals with a logit that was not finite
+    failed: int
 
 
 @dataclass(frozen=True)
 class Genes:
-    """What the search must know of a genome's layout."""
+    """The layout of a genome, as far as the search needs it.
 
-    bounds: tuple[tuple[int, int], ...]  # [start, stop) of each tensor, in order
-    # how many of these tensors, from the first, are learned; the rest are BatchNorm statistics
+    Attributes:
+        bounds: [start, stop) of each tensor, in order.
+        learned: how many of these tensors, from the first, are learned; the others are BatchNorm
+            statistics.
+        scales: the spread of each tensor over the parents, which scales relative noise.
+    """
+
+    bounds: tuple[tuple[int, int], ...]
     learned: int
-    # per tensor: its spread over the parents, by which relative noise is scaled
     scales: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Tournaments: who may win is drawn before anything is evaluated; fitness only decides."""
+"""Tournaments: drawn before the individuals are evaluated, and decided by fitness."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from mega_hf.search.population import Fitness
 
 
 class Plan(NamedTuple):
-    """How one generation breeds: tournaments, and for each child the two tournaments whose winners
-    it mixes."""
+    """How one generation breeds.
 
-    tournaments: list[list[int]]  # each: tournament_size distinct indices of the population
-    pairs: list[tuple[int, int]]  # population_size - 1 pairs of indices into `tournaments`
+    Attributes:
+        tournaments: lists of `tournament_size` distinct indices into the population.
+        pairs: for each of the population_size - 1 children the two tournaments (indices) whose
+            winners are its mates.
+    """
+
+    tournaments: list[list[int]]
+    pairs: list[tuple[int, int]]
 
 
 Planner = Callable[[Streams, int, int, int, int], Plan]
@@ -26,21 +31,18 @@ Planner = Callable[[Streams, int, int, int, int], Plan]
 def draw_tournament(
     stream: np.random.Generator, population_size: int, tournament_size: int
 ) -> list[int]:
-    """Draw `tournament_size` distinct individuals: those with the smallest of `population_size`
-    uniforms."""
-    # Only Generator.random is used: its bits are the ones least likely to change with numpy's
-    # release.
+    """Draw `tournament_size` distinct indices: those of the smallest of N uniform numbers."""
+    # Of numpy's generators only `random` is used: it is the least likely to change in a release.
     return np.argsort(stream.random(population_size), kind="stable")[:tournament_size].tolist()
 
 
 def plan(
     streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
 ) -> Plan:
-    """Plan a generation as the paper says (section 3.2): K tournaments, their winners are the
-    mates.
+    """Plan a generation as in the paper (section 3.2): the winners of K tournaments are the mates.
 
-    The paper leaves open how K mates become N - 1 children. We take the K (K - 1) / 2 pairs of
-    mates in lexicographic order, again and again until there are N - 1 children.
+    The paper leaves open how K mates become N - 1 children. Here the K (K - 1) / 2 pairs of mates
+    are used in lexicographic order, repeatedly, until there are N - 1 children.
     """
     stream = streams(generation, 0, "tournaments")
     tournaments = [
@@ -53,11 +55,10 @@ def plan(
 def plan_reference(
     streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
 ) -> Plan:
-    """Plan a generation as the code published beside the paper does: tournaments afresh for each
-    child.
+    """Plan a generation as in the paper's published code: two new tournaments for each child.
 
-    That code draws `num_mates` tournaments a child and uses the first two; the others are not drawn
-    here, since nothing depends on them.
+    That code draws `num_mates` tournaments per child and uses the first two. The others are not
+    drawn here, since nothing depends on them.
     """
     tournaments, pairs = [], []
     for child in range(1, population_size):
@@ -71,18 +72,20 @@ def winner(tournament: list[int], fitness: Sequence[Fitness]) -> int:
     """Return the index of the fittest in a tournament; ties go to the lower index.
 
     Raises:
-        Undecided: rows that were not seen may make another one the fittest.
+        UndecidedTournament: unseen rows may make another individual the fittest.
     """
     first, *others = contenders(tournament, fitness)
     if others:
-        raise UndecidedTournament(f"who wins is open between the individuals {[first, *others]}")
+        raise UndecidedTournament(f"the winner is open between individuals {[first, *others]}")
     return first
 
 
 def contenders(tournament: list[int], fitness: Sequence[Fitness]) -> list[int]:
-    """Return the indices of those that may win a tournament, whatever the rows that they have not
-    seen will say."""
-    # If one is sure to win, it is the one that is ahead already.
+    """Return the indices of all individuals that may still win a tournament.
+
+    An individual may win if some outcome of the unseen rows makes it the fittest.
+    """
+    # If the winner is certain, it is the individual with the best worst case.
     first = min(tournament, key=lambda i: (fitness[i].worst_key, i))
     ahead = (fitness[first].worst_key, first)
     return [first, *(i for i in tournament if i != first and (fitness[i].best_key, i) < ahead)]

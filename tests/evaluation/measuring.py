@@ -49,7 +49,7 @@ def populate(encoding, generation=1, seeds=(0, 1, 2, 3)):
     genomes = torch.stack(
         [encoding.space.pack(dict(make_model(seed).state_dict())) for seed in seeds]
     )
-    return SimpleNamespace(genomes=genomes, generation=generation, proof="00")
+    return SimpleNamespace(genomes=genomes, generation=generation, fingerprint="00")
 
 
 def expect(examples, seed):

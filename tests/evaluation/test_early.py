@@ -101,7 +101,7 @@ def _cases_with_losses(draw):
 @settings(max_examples=1500, deadline=None)
 def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, seed):
     table, size, tournaments, elite, count = case
-    rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
+    rows, population = table.shape[1], SimpleNamespace(generation=2, fingerprint="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
     right = [None if 2 in line else int((line == 1).sum()) for line in table]
     first = Fitness(right[0], rows) if elite else None
@@ -141,7 +141,7 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
 @settings(max_examples=800, deadline=None)
 def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk, seed):
     (table, size, tournaments, elite, count), losses = drawn
-    rows, population = table.shape[1], SimpleNamespace(generation=2, proof="00")
+    rows, population = table.shape[1], SimpleNamespace(generation=2, fingerprint="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
     right = [None if 2 in line else int((line == 1).sum()) for line in table]
     units = np.rint(np.minimum(losses.astype(np.float64), 16) * 65536).astype(int)

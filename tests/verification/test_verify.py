@@ -185,7 +185,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         _lose_a_line,
         "^journal.jsonl: its lines don't tell of individual 2 of generation 3",
     ),
-    "rows": (_hide_rows, r"^journal.jsonl: a.b: who wins is open"),
+    "rows": (_hide_rows, r"^journal.jsonl: a.b: the winner is open"),
     "recipe": (_change_recipe, "^recipe.yaml: changed"),
     "recipe's end": (lambda f: append(f / "recipe.yaml", "#\n"), "^recipe.yaml: changed"),
     "told recipe": (
