@@ -260,7 +260,7 @@ def test_a_model_that_cant_be_traced_is_refused_before_anything_is_made(
         assert (
             answer.code == 2 and "cannot align the model: torch.export can't trace it" in answer.err
         )
-        assert "hint:     merge.align: none" in answer.err
+        assert "hint:     set merge.align: none" in answer.err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ParentError):
         merge(Recipe.from_dict(json.loads(file.read_text())), tmp_path / "out")
