@@ -23,7 +23,7 @@ BAD_SETTINGS: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("merge.generation=7", ["unknown key", "did you mean generations?"]),
     "unknown scope": ("merge.mutation.scope=layer", ["'element' or 'tensor'", "layer"]),
     "no assignment": ("merge.seed", ["--set KEY.KEY=VALUE"]),
-    "not YAML": ("merge.seed=[1", ["not YAML"]),
+    "not YAML": ("merge.seed=[1", ["invalid YAML"]),
     "one parent": ("parents={a: ./nowhere}", ["two parents or more"]),
 }
 
@@ -38,10 +38,10 @@ def test_a_bad_setting_is_an_error(case: str, pair: tiny.Pair, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: [", ["not YAML", "recipe.yaml:1"]),
+        ("name: [", ["invalid YAML", "recipe.yaml:1"]),
         ("- a\n- b\n", ["mapping"]),
         ("", ["name", "missing"]),
-        ("name: x\nname: y\n", ["twice", "recipe.yaml:2"]),
+        ("name: x\nname: y\n", ["duplicate key", "recipe.yaml:2"]),
         ("name: x\ndatta: {}\n", ["unknown key", "did you mean data?", "recipe.yaml:2"]),
         (b"name: \xff\n", ["UTF-8"]),
     ],

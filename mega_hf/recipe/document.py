@@ -1,5 +1,4 @@
-"""YAML as a tree that remembers where each value stands, so that an error can name file and
-line."""
+"""Read YAML into a tree that knows the file and line of each value, for errors."""
 
 from __future__ import annotations
 
@@ -14,20 +13,14 @@ import yaml
 
 from mega_hf.errors import DataError, MegaError, RecipeError
 from mega_hf.recipe.placeholders import is_placeholder
-from mega_hf.runtime.untrusted import (
-    RECIPE_BYTES,
-    RECIPE_LEVELS,
-    RECIPE_TEXT,
-    RECIPE_VALUES,
-    read_bytes,
-)
+from mega_hf.runtime.untrusted import RECIPE_BYTES, read_bytes
 
 Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written, and which folder its relative paths are relative to."""
+    """Where a value was written, and the folder at which its relative paths start."""
 
     label: str
     base: Path
@@ -35,19 +28,19 @@ class Origin:
 
 @dataclass
 class Document:
-    """A plain tree of dicts, lists and scalars, with the origin of each of its entries.
+    """A tree of dicts, lists and scalars, with the origin of each of its entries.
 
-    Recipes that say the same are equal wherever it was written, and so are the documents that they
-    keep.
+    Recipes with the same content are equal, and so are their documents: trees and origins are
+    not compared.
     """
 
     tree: dict[str, Any] = field(default_factory=dict, compare=False)
     origins: dict[Location, Origin] = field(default_factory=dict, compare=False)
-    # key -> digest of what was local where this was run
+    # key of a placeholder that a path was given for -> the placeholder's digest
     substituted: dict[str, Any] = field(default_factory=dict)
 
     def origin(self, location: Location) -> Origin:
-        """Return the origin of the entry at `location`, or of the nearest entry around it."""
+        """Return the origin of the entry at `location`, or of the nearest entry above it."""
         for length in range(len(location), -1, -1):
             if location[:length] in self.origins:
                 return self.origins[location[:length]]
@@ -55,8 +48,7 @@ class Document:
 
     @contextmanager
     def placing(self) -> Iterator[None]:
-        """Give errors over the data set, which are met long after this was read, the place of what
-        they are about."""
+        """Add file and line to DataErrors, which are raised long after the recipe was read."""
         try:
             yield
         except DataError as error:
@@ -68,8 +60,7 @@ class Document:
             ) from error.__cause__
 
     def _path(self, key: str) -> tuple[str, ...]:
-        """Divide a key at its dots; where the tree has a name that holds dots, as a parent's may,
-        it is that name."""
+        """Split a key at its dots, except at those inside a name that the tree has."""
         path, rest, inner = [], key.split("."), self.tree
         while rest:
             lengths = range(len(rest), 0, -1)
@@ -80,44 +71,54 @@ class Document:
         return tuple(path)
 
     def override(self, assignment: str) -> None:
-        """Apply one `a.b=c` of the command line; its value is YAML, its paths are relative to the
-        working folder.
+        """Apply one `a.b=c` of the command line.
+
+        Args:
+            assignment: key and value. The value is YAML; its relative paths start at the working
+                folder.
 
         Raises:
-            RecipeError: there is no `=`, the value is not YAML, or a scalar stands where a mapping
-                is needed.
+            RecipeError: there is no `=`, or the value is not YAML.
         """
         key, equals, text = assignment.partition("=")
         label, path = f"--set {key}", self._path(key)
         if not equals or not all(path):
             raise RecipeError(
-                "not an assignment",
+                "invalid assignment",
                 expected="--set KEY.KEY=VALUE",
                 got=f"--set {assignment}",
-                hint="write the key, =, and the value: merge.seed=7",
+                hint="write the key, an equals sign and the value, as in merge.seed=7",
             )
-        inner, made = self.tree, []
+        block, new_blocks = self.tree, []
         for i, part in enumerate(path[:-1], start=1):
-            if not isinstance(inner.get(part), dict):
-                # a whole other form, as validation: {split: ...} over validation: train[45000:]
-                inner[part] = {}
-                made.append(path[:i])
-            inner = inner[part]
-        if is_placeholder(inner.get(path[-1])) and "sha256" in inner[path[-1]]:
-            self.substituted[key] = inner[path[-1]]["sha256"]
-        inner[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
+            if not isinstance(block.get(part), dict):
+                # A mapping may replace a scalar, as {split: ...} replaces train[45000:].
+                block[part] = {}
+                new_blocks.append(path[:i])
+            block = block[part]
+        if is_placeholder(block.get(path[-1])) and "sha256" in block[path[-1]]:
+            self.substituted[key] = block[path[-1]]["sha256"]
+        block[path[-1]] = parse(text, label, Path.cwd()).tree["value"] if text else None
         self.origins = {
             at: origin for at, origin in self.origins.items() if at[: len(path)] != path
         }
-        self.origins |= {at: Origin(label, Path.cwd()) for at in (*made, path)}
+        self.origins |= {at: Origin(label, Path.cwd()) for at in (*new_blocks, path)}
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader, but 1e-3 is a number, as in YAML 1.2 and everywhere else."""
+    """A SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and raises on aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # A few lines of aliases can stand for a tree larger than any memory.
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            problem = f"the alias *{event.anchor}: recipes have none, write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper, which quotes a text that our loader would take for a number."""
+    """A SafeDumper that quotes a text that `_Loader` would read as a number."""
 
 
 _EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -134,7 +135,7 @@ def read(path: Path) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        RecipeError: the file is missing, unreadable, not YAML, or holds a duplicate key or an
+        RecipeError: the file is missing, unreadable or not YAML, or has a duplicate key or an
             alias.
     """
     try:
@@ -142,9 +143,9 @@ def read(path: Path) -> Document:
     except FileNotFoundError:
         raise RecipeError(
             "no such recipe",
-            got=path,
-            hint="check the path; recipes/ holds examples",
             expected="a YAML file",
+            got=path,
+            hint="check the path; see recipes/ for examples",
         ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(
@@ -160,63 +161,46 @@ def read(path: Path) -> Document:
             where=str(path),
             expected="a YAML mapping",
             got=type(document.tree).__name__,
-            hint="recipes/ holds examples",
+            hint="see recipes/ for examples",
         )
     return document
 
 
 def parse(text: str, label: str, base: Path, top: str = "value") -> Document:
-    """Parse YAML text; with `top`, the parsed value is put under that one key."""
+    """Parse YAML text.
+
+    Args:
+        text: the text.
+        label: the file's name, for errors.
+        base: the folder at which relative paths start.
+        top: the key under which the value is put; "" if the value is the tree itself.
+
+    Raises:
+        RecipeError: the text is not YAML, or has a duplicate key or an alias.
+    """
     try:
-        _refuse_bombs(text, label)
         loader = _Loader(text)
         node = loader.get_single_node()
         document = Document({}, {(): Origin(label if top else f"{label}:1", base)})
         value = _value(loader, node, (), document, label, base) if node is not None else {}
     except MegaError:
         raise
-    # its constructors raise whatever they met in !!int, !!timestamp, !!bool
+    # The constructors of !!int, !!timestamp and !!bool raise what they met.
     except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{label}:{mark.line + 1}" if mark else label
         problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        if isinstance(error, RecursionError):
+            problem = "nested too deeply"
         raise RecipeError(
-            "not YAML",
+            "invalid YAML",
             where=where,
             expected="YAML",
             got=str(problem)[:500],
-            hint="mend this line: often it is indentation, a colon or a quote",
+            hint="fix this line; check its indentation, colons and quotes",
         ) from None
     document.tree = {top: value} if top else value
     return document
-
-
-def _refuse_bombs(text: str, label: str) -> None:
-    """Raise RecipeError where YAML would grow: it is looked at event by event, which takes no
-    memory of note."""
-    level = 0
-    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-            event, yaml.CollectionEndEvent
-        )
-        where = f"{label}:{event.start_mark.line + 1 if event.start_mark else 1}"
-        if isinstance(event, yaml.AliasEvent):
-            raise RecipeError(
-                "YAML aliases are not used in recipes",
-                where=where,
-                got=f"*{str(event.anchor)[:100]}",
-                expected="plain values",
-                hint="write the value out",
-            )
-        size = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
-        if level > RECIPE_LEVELS or number > RECIPE_VALUES or size > RECIPE_TEXT:
-            expected = (
-                f"{RECIPE_LEVELS} levels, {RECIPE_VALUES:,} values, texts of {RECIPE_TEXT:,}"
-                " characters at most"
-            )
-            raise RecipeError(
-                "too much", where=where, expected=expected, got="more", hint="make it smaller"
-            )
 
 
 def _value(
@@ -230,24 +214,38 @@ def _value(
             for i, item in enumerate(node.value)
         ]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        return _plain(loader.construct_object(node), f"{label}:{node.start_mark.line + 1}")
     tree: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = (
             str(loader.construct_object(key_node))
             if isinstance(key_node, yaml.ScalarNode)
-            else "a key of several"
+            else "(a mapping or list)"
         )
         origin = Origin(f"{label}:{key_node.start_mark.line + 1}", base)
         if key in tree:
             first = document.origins[(*at, key)].label
             raise RecipeError(
-                f"the key {key} stands twice",
+                f"duplicate key {key}",
                 where=origin.label,
-                got=f"first at {first}",
                 expected="each key once",
-                hint="keep one of them",
+                got=f"the same key at {first}",
+                hint="remove one of the two",
             )
         document.origins[(*at, key)] = origin
         tree[key] = _value(loader, value_node, (*at, key), document, label, base)
     return tree
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a scalar that JSON has too; raise RecipeError for others, such as dates."""
+    is_long = isinstance(value, int) and value.bit_length() > 64
+    if is_long or not (value is None or isinstance(value, str | int | float)):
+        raise RecipeError(
+            "unsupported YAML value",
+            where=where,
+            expected="a text, a number, true, false or null",
+            got="a number of more than 64 bits" if is_long else type(value).__name__,
+            hint="put quotes around the value to make it a text",
+        )
+    return value

@@ -18,7 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """A frozen record that refuses what it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -5,57 +5,11 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mega_hf.errors import RecipeError
 from mega_hf.recipe.document import Document, Location
-from mega_hf.runtime.untrusted import RECIPE_LEVELS, RECIPE_TEXT, RECIPE_VALUES, is_plain
-
-
-def check_characters(document: Document) -> None:
-    """Raise RecipeError where a value is none of plain YAML, or a text could be obeyed by a
-    terminal."""
-    waiting: list[tuple[Location, Any]] = [((), document.tree)]
-    seen = 0
-    while waiting:
-        at, value = waiting.pop()
-        seen += 1
-        inner = (
-            value.items()
-            if isinstance(value, dict)
-            else enumerate(value)
-            if isinstance(value, list)
-            else ()
-        )
-        waiting += [((*at, key), one) for key, one in inner]
-        named = at[-1] if at else ""
-        problem = None
-        if len(at) > RECIPE_LEVELS or seen > RECIPE_VALUES:
-            problem = (f"at most {RECIPE_LEVELS} levels and {RECIPE_VALUES:,} values", "more")
-        elif any(isinstance(text, str) and not is_plain(text) for text in (value, named)):
-            problem = (
-                "printable characters, without marks of direction",
-                ascii(value if at else named)[:200],
-            )
-        elif isinstance(value, str) and len(value) > RECIPE_TEXT:
-            problem = (f"a text of at most {RECIPE_TEXT:,} characters", f"{len(value):,}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            problem = ("a finite number", str(value))
-        elif isinstance(value, int) and value.bit_length() > 200:
-            problem = ("a smaller number", "one of dozens of digits")
-        elif value is not None and not isinstance(value, str | int | float | dict | list):
-            problem = ("a text, a number, true, false, a list or a mapping", type(value).__name__)
-        if problem:
-            where = tuple(ascii(part)[1:-1][:100] if isinstance(part, str) else part for part in at)
-            raise RecipeError(
-                f"{'.'.join(map(str, where))}: not usable",
-                where=document.origin(at).label,
-                expected=problem[0],
-                got=problem[1],
-                hint="mend it",
-            )
 
 
 def check_distinct_references(parents: dict[str, Any], error: Callable[..., Exception]) -> None:

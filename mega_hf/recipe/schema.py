@@ -349,7 +349,6 @@ class Recipe(Strict):
         """Apply overrides, make paths absolute, check everything that needs no download."""
         for assignment in overrides:
             document.override(assignment)
-        messages.check_characters(document)
         paths.resolve_paths(document)
         try:
             recipe = cls.model_validate(document.tree)

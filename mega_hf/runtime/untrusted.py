@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 RECIPE_BYTES = 2**20
 JSON_BYTES = 16 * 2**20
 RESULT_BYTES = 32 * 2**20
-RECIPE_LEVELS = 32
-RECIPE_VALUES = 50_000
-RECIPE_TEXT = 4096  # the longest path that a system takes
 
 
 def harmless(text: object) -> str:
@@ -21,12 +17,6 @@ def harmless(text: object) -> str:
     return "\n".join(
         "".join(c if c.isprintable() or c == "\xa0" else "?" for c in line) for line in lines
     )
-
-
-def is_plain(text: str) -> bool:
-    """Say whether a text is one line without controls, marks of direction and what no text
-    holds."""
-    return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -131,9 +131,9 @@ def _lines(message):
         ("path: ./data", "path: 'a b'", 3, ["not a data set"]),
         ("  path: ./data\n", "", 2, ["data.path", "missing"]),
         # not a recipe at all
-        ("name: test", "name: test\nname: again", 2, ["name stands twice"]),
+        ("name: test", "name: test\nname: again", 2, ["duplicate key name"]),
         ("b: ./b", "b: *a", 7, ["alias"]),
-        ("b: ./b", "b: [./b", 8, ["not YAML"]),
+        ("b: ./b", "b: [./b", 8, ["invalid YAML"]),
     ],
 )
 def test_an_error_names_its_line_and_what_is_wrong(folder, old, new, line, words):
@@ -226,7 +226,7 @@ def test_the_reference_variant_drops_no_unknown_key_in_silence(folder):
         ("merge.population_size=1", ["--set merge.population_size: "]),
         ("parents.b=./nowhere", ["--set parents.b: ", "no such parent folder"]),
         ("merge.seed", ["--set KEY.KEY=VALUE"]),
-        ("merge.seed=[", ["--set merge.seed", "not YAML"]),
+        ("merge.seed=[", ["--set merge.seed", "invalid YAML"]),
     ],
 )
 def test_a_bad_override_is_named(folder, override, words):
