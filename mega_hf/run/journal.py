@@ -1,4 +1,4 @@
-"""The append-only record of every fitness: the journal is the run; resume and replay read it."""
+"""The journal: an append-only file of every fitness, from which a run is resumed or rebuilt."""
 
 from __future__ import annotations
 
@@ -24,25 +24,23 @@ from mega_hf.search.population import Fitness
 logger = logging.getLogger(__name__)
 
 NAME = "journal.jsonl"
-# bytes of a line; the longest, permutations, have some bytes a channel and place
-_LONGEST = 1 << 24
+_MOST_BYTES = 1 << 24  # of a line; the longest lines hold permutations of channels
 
 
 @dataclass
 class NodeRecord:
-    """What the journal knows of one merge, since it was last begun.
+    """The journal's lines on one merge.
 
     Attributes:
-        journal: where lines go.
-        node: the merge's name.
-        key: the digest of everything that decides the merge; lines under another key are void.
-        merged: the line that says what came of it, if it was finished.
-        seconds: spent on evaluations, over all processes and resumptions.
-        examples: forwarded for them.
-        aligned: permutations of the parents' channels.
-        proposed: what a strategy proposed: generation -> points.
-        answers: who of those that were chosen between was right where: bits, in hexadecimal; None
-            if nobody asked.
+        journal: the journal, to which lines are appended.
+        node: the name of the merge.
+        key: the digest of everything that decides the merge. Lines under another key are ignored.
+        merged: the line of the finished merge; None while the merge runs.
+        seconds: time spent on evaluations, over all processes and resumed runs.
+        examples: examples forwarded for these evaluations.
+        aligned: parent -> permutations of its channels.
+        proposed: generation -> points that a strategy proposed.
+        answers: correct rows of each individual of a held-out selection, as bits in hexadecimal.
     """
 
     journal: Journal
@@ -51,7 +49,6 @@ class NodeRecord:
     merged: dict[str, Any] | None = None
     seconds: float = 0.0
     examples: int = 0
-    # parent -> groups of channels, and orders
     aligned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     proposed: dict[int, list[list[float]]] = field(default_factory=dict)
     answers: list[str] | None = None
@@ -62,45 +59,42 @@ class NodeRecord:
         return len(self._known)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (generation, index) of each individual that was recorded, in the order of the
-        lines."""
+        """Yield (generation, index) of each recorded individual, in the order of the lines."""
         return iter(self._known)
 
     def find(self, generation: int, index: int, genome: str | None) -> Fitness | None:
-        """Return what was recorded of an individual, or None.
+        """Return the recorded fitness of an individual, or None.
 
         Args:
             generation: 1 for the founders.
             index: its place in the generation.
-            genome: its digest; None if it does not matter.
+            genome: the digest of its genome; None skips the check.
 
         Raises:
-            RunError: another genome was recorded there.
+            RunError: a different genome is recorded for this individual.
         """
         known = self._known.get((generation, index))
         if known is None:
             return None
-        fitness, there = known
-        if genome is not None and there != genome:
+        fitness, recorded = known
+        if genome is not None and recorded != genome:
             raise RunError(
                 f"individual {index} of generation {generation} of {self.node} is not the one that"
                 " was recorded",
                 where=str(self.journal.path),
-                expected=f"genome {there}",
+                expected=f"genome {recorded}",
                 got=genome,
-                hint=(
-                    "the journal was changed, or this machine computes otherwise than the one that"
-                    " began the run: go on there; or --overwrite starts afresh"
-                ),
+                hint="the journal was changed, or this machine gets different results from the one"
+                " that began the run: resume the run there, or use --overwrite to start again",
             )
         return fitness
 
     def genome(self, generation: int, index: int) -> str | None:
-        """Return the digest of the genome that was recorded there, or None."""
+        """Return the digest of the recorded genome of an individual, or None."""
         return self._known[generation, index][1] if (generation, index) in self._known else None
 
     def find_genome(self, genome: str) -> Fitness | None:
-        """Return what was recorded of a genome, by its digest, in whatever generation; or None."""
+        """Return the recorded fitness of a genome, by its digest, in any generation; or None."""
         return self._genomes.get(genome)
 
     def add(
@@ -113,17 +107,16 @@ class NodeRecord:
         examples: int = 0,
         write: bool = True,
     ) -> None:
-        """Append a fitness and flush it to the disk before anyone uses it; of two on one individual
-        the later holds.
+        """Append a fitness and flush it to disk before it is used; it replaces an earlier one.
 
         Args:
             generation: 1 for the founders.
             index: its place in the generation.
-            genome: its digest.
-            fitness: correct predictions, rows seen and loss; what is unseen is not written.
-            seconds: that it took.
-            examples: that were forwarded for it: none where its genome was known.
-            write: on the main process; the others keep it in memory.
+            genome: the digest of its genome.
+            fitness: correct predictions, rows seen and loss; unseen rows are not written.
+            seconds: time of its evaluation.
+            examples: examples forwarded for it; 0 where the genome was known.
+            write: True on the main process; the others keep the fitness in memory.
         """
         line = {
             "kind": "fitness",
@@ -131,8 +124,6 @@ class NodeRecord:
             "generation": generation,
             "index": index,
             "correct": fitness.correct,
-        }
-        line |= {
             "n": fitness.seen,
             "genome": genome,
             "seconds": round(seconds, 4),
@@ -142,21 +133,20 @@ class NodeRecord:
         self._keep(line, write)
 
     def align(self, parent: str, groups: list[dict[str, Any]], write: bool = True) -> None:
-        """Append how a parent's channels are put in the order of the first one's, before anything
-        is bred of it."""
+        """Append the permutations of a parent's channels, before the search starts."""
         self._keep(
             {"kind": "aligned", "node": self.node, "parent": parent, "groups": groups}, write
         )
 
     def propose(self, generation: int, points: list[list[float]], write: bool = True) -> None:
-        """Append what a strategy proposes for a generation, before it is measured."""
+        """Append the points that a strategy proposes for a generation, before their evaluation."""
         self._keep(
             {"kind": "proposed", "node": self.node, "generation": generation, "points": points},
             write,
         )
 
     def answer(self, right: list[str], write: bool = True) -> None:
-        """Append who is right where, of individuals that are chosen between."""
+        """Append the correct rows of the individuals of a held-out selection."""
         self._keep({"kind": "answered", "node": self.node, "right": right}, write)
 
     def _keep(self, line: dict[str, Any], write: bool) -> None:
@@ -166,7 +156,7 @@ class NodeRecord:
             self.take(line)
 
     def take(self, line: dict[str, Any]) -> None:
-        """Keep in memory what a line says of the merge."""
+        """Keep a line of this merge in memory."""
         if line["kind"] == "merged":
             self.merged = line
         elif line["kind"] == "aligned":
@@ -186,24 +176,21 @@ class NodeRecord:
         self.examples += line["pictures"]
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Append what came of the merge (its best individual, its history, digests), unless that
-        stands there."""
+        """Append the best individual, the history and the digests, unless they are recorded."""
         line = {"kind": "merged", "node": self.node, **outcome}
         if line != self.merged:
             self.journal.append(line)
 
 
 class Journal:
-    """JSON lines, each closed by a checksum over it and all before it; read whole when it is
-    opened.
-
-    What each kind of line holds stands in `lines.py`.
+    """JSON lines, each with a checksum over itself and all lines before; `journal_format` has
+    the fields.
 
     Args:
-        path: the file; made with the first line.
+        path: the file, which is read now if it exists, and created with the first line.
 
     Raises:
-        RunError: a line is damaged, or of another version; a torn last line is dropped.
+        RunError: a line is damaged or of another version. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,46 +206,41 @@ class Journal:
             self._read()
 
     def begin(self, header: dict[str, Any], update: bool = False) -> None:
-        """Write the header of a new journal, or check that the one there describes the same run.
+        """Write the header of a new journal, or check that an existing one fits this run.
 
-        Parents that the header does not know yet are added to it, and so is a recipe that is
-        written otherwise
-        by now. With `update` a new header takes the place of one that differs: the keys of the
-            nodes decide what is
-        still good.
+        A new header is appended if the recipe is written differently, or if there are parents that
+        an earlier part of the tree did not need. With `update` it may differ in anything: the keys
+        of the nodes decide which lines are still valid.
 
         Raises:
-            RunError: parents, data, device kind or forward path are not those that the journal was
-                begun with.
+            RunError: parents, data, device kind or forward path differ from the existing header's.
         """
         self._drop_torn()
-        there = self.header
-        if there is None:
+        existing = self.header
+        if existing is None:
             return self.append({"kind": "header", "version": VERSION} | header)
-        differing = differing_entry(there, header)
+        differing = differing_entry(existing, header)
         if differing and not update:
-            before, now = there.get(differing), header.get(differing)
+            before, now = existing.get(differing), header.get(differing)
             raise RunError(
-                f"the journal was begun with other {differing.replace('_', ' ')}",
+                f"the run was started with different {differing.replace('_', ' ')}",
                 where=str(self.path),
                 expected=difference(before, now),
                 got=difference(now, before),
-                hint=(
-                    "--update runs again what this changes; else another --out, or --overwrite to"
-                    " start afresh"
-                ),
+                hint="use --update to rerun what this changes, another --out, or --overwrite to"
+                " start again",
             )
-        if there.get("versions") != header.get("versions"):
-            was = difference(there.get("versions"), header.get("versions"))
-            logger.warning("begun with other releases, which may round otherwise: %s", was)
-        # those that an update does not need may be others by the time that they are needed
+        if existing.get("versions") != header.get("versions"):
+            was = difference(existing.get("versions"), header.get("versions"))
+            logger.warning("started with other versions, which may round differently: %s", was)
+        # after an update, parents that it did not need may have changed when they are needed
         if not update:
-            header = header | {"parents": there["parents"] | header["parents"]}
-        if differing or any(header[key] != there[key] for key in ("parents", "recipe")):
+            header = header | {"parents": existing["parents"] | header["parents"]}
+        if differing or any(header[key] != existing[key] for key in ("parents", "recipe")):
             self.append({"kind": "header", "version": VERSION} | header)
 
     def forget(self, parents: Collection[str]) -> None:
-        """Let parents, snapshots among them, be others from now on, as an update has made them."""
+        """Drop parents and their snapshots from the header: an update trains them again."""
         if self.header is None:
             return
         kept = {
@@ -271,12 +253,12 @@ class Journal:
             self.append(self.header | {"parents": kept})
 
     def node(self, name: str, key: str, write: bool = True) -> NodeRecord:
-        """Return what is known of a merge under this key; begin it where nothing is.
+        """Return the record of a merge under a key, and begin a new one if there is none.
 
         Args:
-            name: the node.
-            key: the digest of everything that decides it.
-            write: on the main process alone.
+            name: the name of the merge.
+            key: the digest of everything that decides the merge.
+            write: True on the main process, which appends the line.
         """
         known = self.nodes.get(name)
         if known is None or known.key != key:
@@ -287,12 +269,12 @@ class Journal:
         return self.nodes[name]
 
     def has_merged(self, name: str, folder: str) -> bool:
-        """Say whether a merge was finished, and left a folder with this digest."""
+        """Return whether a merge was finished with a folder of this digest."""
         merged = self.nodes[name].merged if name in self.nodes else None
         return merged is not None and merged.get("folder") == folder
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append one line and flush it to the disk."""
+        """Append one line and flush it to disk."""
         raw, checksum = seal(line, self.checksum)
         with self.path.open("ab") as file:
             file.write(raw)
@@ -302,11 +284,11 @@ class Journal:
         self._take(line)
 
     def _drop_torn(self) -> None:
-        """Cut off what a process that died left of its last line: it is made again."""
+        """Truncate an incomplete last line, which a killed process left."""
         if self._torn:
             os.truncate(self.path, self._whole)
             logger.warning(
-                "%s: its last line was torn, as by a crash, and is dropped; it is made again",
+                "%s: dropped an incomplete last line, which a crash has left",
                 self.path,
             )
             self._torn = False
@@ -314,20 +296,21 @@ class Journal:
     def _read(self) -> None:
         with self.path.open("rb") as file:
             number = 0
-            while raw := file.readline(_LONGEST):
+            while raw := file.readline(_MOST_BYTES):
                 number += 1
-                if not raw.endswith(b"\n") and len(raw) < _LONGEST:
+                if not raw.endswith(b"\n") and len(raw) < _MOST_BYTES:
                     self._torn = True
                     return
                 try:
                     line, self.checksum = unseal(raw, self.checksum)
+                    check_line(line)
                     self._take(line)
                 except (ValueError, KeyError, RecursionError) as error:
                     raise _damaged(f"{self.path}:{number}", number, error) from None
                 self._whole += len(raw)
 
     def _take(self, line: dict[str, Any]) -> None:
-        check_line(line)
+        """Keep a line in memory."""
         kind = line["kind"]
         if kind == "header":
             self.header = line
@@ -340,15 +323,11 @@ class Journal:
 
 
 def _damaged(where: str, number: int, error: Exception) -> RunError:
-    back = (
-        f"cut it off there (head -n {number - 1}), and what follows is evaluated again; or "
-        if number > 1
-        else ""
-    )
+    cut = f"truncate it (head -n {number - 1}) to resume from there, or " if number > 1 else ""
     return RunError(
         "a damaged line, or one before it is missing",
         where=where,
-        expected="a journal's line, as it was written",
+        expected="a line of a journal, as it was written",
         got=error,
-        hint=f"put a copy back; or {back}--overwrite starts afresh",
+        hint=f"restore the journal from a copy, or {cut}use --overwrite to start again",
     )

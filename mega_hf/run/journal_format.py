@@ -1,5 +1,4 @@
-"""The journal's lines: what each kind must hold, whoever wrote it, and the checksum that closes
-it."""
+"""The format of the journal's lines: the fields of each kind, and the checksum at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ class _Line(BaseModel):
 
 
 class HeaderLine(_Line):
-    """What decides the numbers below it; a later one, after an update, replaces the earlier."""
+    """Everything that decides the fitnesses of a run; a later header replaces an earlier one."""
 
     kind: Literal["header"]
     version: Literal[4]
@@ -36,8 +35,7 @@ class HeaderLine(_Line):
 
 
 class NodeLine(_Line):
-    """A merge begins, under the key of all that decides it; what stood of it under another key is
-    void."""
+    """The start of a merge under a key; earlier lines of this merge no longer count."""
 
     kind: Literal["node"]
     node: str
@@ -45,8 +43,10 @@ class NodeLine(_Line):
 
 
 class FitnessLine(_Line):
-    """One individual's right answers (null where a logit was not finite) among the `n` rows that it
-    has seen."""
+    """The correct predictions of an individual on the `n` rows that it has seen.
+
+    `correct` is null where a logit was not finite.
+    """
 
     kind: Literal["fitness"]
     node: str
@@ -56,19 +56,19 @@ class FitnessLine(_Line):
     n: _Count
     genome: _Digest
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    pictures: _Count  # forwarded for it: 0 for a known genome
-    # the sum over these rows, of each row's in 2⁻¹⁶; where it decides between equals
+    pictures: _Count  # examples forwarded for it: 0 for a known genome
+    # summed over these rows in units of 2⁻¹⁶ nats, where losses decide between equals
     loss: _Count = 0
 
     @model_validator(mode="after")
     def _possible(self) -> FitnessLine:
         if self.correct is not None and self.correct > self.n:
-            raise ValueError(f"{self.correct} right answers on {self.n} rows")
+            raise ValueError(f"{self.correct} correct predictions on {self.n} rows")
         return self
 
 
 class GenerationLine(_Line):
-    """One generation of a merge's history."""
+    """One generation in the history of a merge."""
 
     generation: _Count
     best: _Count
@@ -77,8 +77,7 @@ class GenerationLine(_Line):
 
 
 class MergedLine(_Line):
-    """What came of a merge: its best individual, its history, the digests of its weights and
-    files."""
+    """A finished merge: best individual, history, digests of weights and files."""
 
     kind: Literal["merged"]
     node: str
@@ -97,8 +96,10 @@ class MergedLine(_Line):
 
 
 class Channels(_Line):
-    """Channels that are permuted together, wherever they stand: [entry, dimension, start, places
-    each]; and how."""
+    """Channels that are permuted together, and their order.
+
+    A place is [entry of the state dict, dimension, start, numbers per channel].
+    """
 
     size: _Count
     places: list[Annotated[list[str | _Count], Field(min_length=4, max_length=4)]]
@@ -109,14 +110,13 @@ class Channels(_Line):
         kinds = {tuple(type(part) for part in place) for place in self.places}
         if len(self.order) != self.size or kinds - {(str, int, int, int)}:
             raise ValueError(
-                "a permutation of as many channels as it says, in places of one text and three"
-                " numbers"
+                "not a permutation of `size` channels, in places of one string and three numbers"
             )
         return self
 
 
 class AlignedLine(_Line):
-    """How the channels of a merge's parent are put beside those of its first one."""
+    """The permutations that align the channels of a parent with the reference parent."""
 
     kind: Literal["aligned"]
     node: str
@@ -125,8 +125,7 @@ class AlignedLine(_Line):
 
 
 class ProposedLine(_Line):
-    """What a strategy proposes for a generation, before it is measured: points, as it numbers their
-    coordinates."""
+    """The points that a strategy proposes for a generation, before their evaluation."""
 
     kind: Literal["proposed"]
     node: str
@@ -135,8 +134,7 @@ class ProposedLine(_Line):
 
 
 class AnswersLine(_Line):
-    """Which rows each of some individuals answers rightly: a bit a row, in hexadecimal, the first
-    row's highest."""
+    """The correct rows of each individual: one bit per row, first row highest, in hexadecimal."""
 
     kind: Literal["answered"]
     node: str
@@ -144,8 +142,10 @@ class AnswersLine(_Line):
 
 
 class AutoLine(_Line):
-    """What `method: auto` chose, why, and right answers of parents and averages (-1 where a logit
-    was not finite)."""
+    """The settings that `method: auto` chose, why, and the counts of parents and averages.
+
+    A count is -1 where a logit was not finite.
+    """
 
     kind: Literal["chosen"]
     settings: dict[str, str]
@@ -181,7 +181,7 @@ _LINES: TypeAdapter[Any] = TypeAdapter(
 
 
 def check_line(line: Any) -> None:
-    """Raise ValueError, in one line of text, where something is no line of a journal."""
+    """Raise ValueError, with a message of one line, unless this is a line of a journal."""
     try:
         _LINES.validate_python(line)
     except ValidationError as error:
@@ -191,12 +191,12 @@ def check_line(line: Any) -> None:
 
 
 def seal(line: dict[str, Any], before: int) -> tuple[bytes, int]:
-    """Return a line as it stands in the file, and the checksum of all lines up to it.
+    """Return a line as bytes with its checksum, and the checksum of all lines so far.
 
     Args:
-        line: what it says.
-        before: the checksum of all lines before it, 0 at the start: so that a line that is lost
-            shows too.
+        line: the fields of the line.
+        before: the checksum of all lines before it, 0 at the start, so that a missing line is
+            found.
     """
     body = json.dumps(line).encode()[:-1]
     checksum = zlib.crc32(body, before)
@@ -204,31 +204,31 @@ def seal(line: dict[str, Any], before: int) -> tuple[bytes, int]:
 
 
 def unseal(raw: bytes, before: int) -> tuple[dict[str, Any], int]:
-    """Return what `seal` was given, and its checksum.
+    """Return the fields of a line written by `seal`, and the checksum of all lines so far.
 
     Raises:
-        ValueError: the line, or one before it, is not as it was written.
+        ValueError: the line, or one before it, has been changed.
     """
     sealed = _SEALED.fullmatch(raw)
     if sealed is None:
         raise ValueError("no checksum at its end")
     checksum = zlib.crc32(sealed[1], before)
     if checksum != int(sealed[2], 16):
-        raise ValueError(f"checksum {sealed[2].decode()}, but its content has {checksum:08x}")
+        raise ValueError(f"checksum {sealed[2].decode()}, but the content has {checksum:08x}")
     return json.loads(sealed[1] + b"}"), checksum
 
 
-def differing_entry(there: dict[str, Any], header: dict[str, Any]) -> str | None:
-    """Name the first thing in which two headers of one run may not differ."""
-    shared = there["parents"].keys() & header["parents"].keys()
-    if any(there["parents"][name] != header["parents"][name] for name in shared):
+def differing_entry(existing: dict[str, Any], header: dict[str, Any]) -> str | None:
+    """Return the first entry in which two headers of one run differ, but must not."""
+    shared = existing["parents"].keys() & header["parents"].keys()
+    if any(existing["parents"][name] != header["parents"][name] for name in shared):
         return "parents"
     keys = ("data", "device_kind", "forward_path", "batch_size")
-    return next((key for key in keys if there.get(key) != header.get(key)), None)
+    return next((key for key in keys if existing.get(key) != header.get(key)), None)
 
 
 def difference(a: Any, b: Any) -> str:
-    """Show of `a` what is not in `b`."""
+    """Return the part of `a` that is not in `b`, as JSON."""
     if isinstance(a, dict) and isinstance(b, dict):
         return json.dumps({k: v for k, v in a.items() if b.get(k) != v})
     return json.dumps(a)

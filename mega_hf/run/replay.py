@@ -1,5 +1,4 @@
-"""What a method takes from others beside fitness: made now and journaled before it is used, or from
-the journal."""
+"""Read fitness, proposals and predictions of a search from the journal, or record them there."""
 
 from __future__ import annotations
 
@@ -18,15 +17,14 @@ from mega_hf.search.population import Fitness, Population
 
 
 def record_draws(known: NodeRecord, evaluation: RacingEvaluator) -> RecordedDraws:
-    """Return what a search that runs recalls of a merge, and else makes."""
+    """Return the draws of a running search: from the journal, else made and recorded now."""
     return RecordedDraws(
         partial(_propose, known, evaluation.processes), partial(_answer, known, evaluation)
     )
 
 
 def replay_draws(known: NodeRecord, rows: int) -> RecordedDraws:
-    """Return what a replay recalls of a merge whose individuals were measured on so many rows; it
-    makes nothing."""
+    """Return the draws of a replayed search on `rows` rows: from the journal alone."""
     return RecordedDraws(
         lambda generation, _: _proposed(known, generation), lambda _: answered(known, rows)
     )
@@ -34,26 +32,25 @@ def replay_draws(known: NodeRecord, rows: int) -> RecordedDraws:
 
 def _proposed(known: NodeRecord, generation: int) -> list[list[float]]:
     if generation not in known.proposed:
-        raise MissingRecord(f"what was proposed for generation {generation}")
+        raise MissingRecord(f"the proposals of generation {generation}")
     return known.proposed[generation]
 
 
 def answered(known: NodeRecord, rows: int) -> np.ndarray:
-    """Return who was right where: [individuals, rows] bool."""
+    """Return the recorded correct rows: [individuals, rows] bool."""
     if not known.answers:
-        raise MissingRecord("who was right where")
-    packed = [np.frombuffer(bytes.fromhex(one), dtype=np.uint8) for one in known.answers]
-    if any(len(one) != math.ceil(rows / 8) for one in packed):
-        raise InvalidRecord(f"answers that are not of {rows} rows")
-    return np.stack([np.unpackbits(one, count=rows).astype(bool) for one in packed])
+        raise MissingRecord("the predictions of the held-out selection")
+    packed = [np.frombuffer(bytes.fromhex(bits), dtype=np.uint8) for bits in known.answers]
+    if any(len(bits) != math.ceil(rows / 8) for bits in packed):
+        raise InvalidRecord(f"predictions on another number of rows than {rows}")
+    return np.stack([np.unpackbits(bits, count=rows).astype(bool) for bits in packed])
 
 
 def _propose(
     known: NodeRecord, processes: Processes, generation: int, make: Callable[[], list[list[float]]]
 ) -> list[list[float]]:
-    """Return what a strategy proposes, on all processes what the main one does; what was recorded
-    holds."""
-    made = np.array(make())  # always: what proposes goes on as if nothing had been recorded
+    """Return the recorded proposals, or record those of the main process on all processes."""
+    made = np.array(make())  # always, so that the strategy's state advances
     if generation not in known.proposed:
         bits = processes.share(1, made.size, lambda _: made.view(np.int64).reshape(-1).tolist())
         points = bits.view(np.float64).reshape(made.shape)
@@ -62,7 +59,7 @@ def _propose(
 
 
 def _answer(known: NodeRecord, evaluation: RacingEvaluator, population: Population) -> np.ndarray:
-    """Return who is right where; what was recorded holds."""
+    """Return the recorded correct rows, or predict and record them."""
     if known.answers is None:
         right = evaluation.correct_rows(population)
         known.answer(
@@ -72,16 +69,16 @@ def _answer(known: NodeRecord, evaluation: RacingEvaluator, population: Populati
 
 
 class MissingRecord(Exception):
-    """The record does not hold an individual."""
+    """The journal has no record of an individual, a proposal or a prediction."""
 
 
 class Replay:
-    """Every fitness from the record; nothing is measured.
+    """Return every fitness from the journal, without an evaluation.
 
     Args:
-        record: the journal.
-        rows: of the validation split.
-        digest: of a genome, which must be the one that was recorded; None if it does not matter.
+        record: the journal's record of the merge.
+        rows: number of validation rows.
+        digest: returns the digest of a genome, to check it against the record; None skips this.
         row_loss: the largest loss that one row can have; 0 where losses are not summed.
     """
 
@@ -93,16 +90,16 @@ class Replay:
         row_loss: int = 0,
     ) -> None:
         self.record, self.rows, self.digest, self.row_loss = record, rows, digest, row_loss
-        # (generation, index) of whatever the search had to do with
+        # (generation, index) of each individual of the search
         self.asked: set[tuple[int, int]] = set()
 
     def __call__(
         self, population: Population, tournaments: list[list[int]], elite: Fitness | None
     ) -> list[Fitness]:
-        """Return what the record holds of each individual.
+        """Return the recorded fitness of each individual.
 
         Raises:
-            Unrecorded: it does not hold one.
+            MissingRecord: an individual has no record.
         """
         known = []
         for index, genome in enumerate(population.genomes):

@@ -271,10 +271,10 @@ def test_a_torn_line_is_said(path, caplog):
     _begun(path)
     path.write_bytes(path.read_bytes()[:-3])
     _opened(path)
-    assert "torn" in caplog.text
+    assert "incomplete last line" in caplog.text
     caplog.clear()
     _opened(path)
-    assert "torn" not in caplog.text
+    assert "incomplete last line" not in caplog.text
 
 
 # --- Genomes
