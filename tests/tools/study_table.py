@@ -54,16 +54,6 @@ def runs() -> list[tuple[str, str, MergeResult]]:
     return found
 
 
-def carried_by(folder: Path) -> Path | None:
-    """Return where the parents of a published run lie, if they are published: beside it, or another
-    of its kind."""
-    kind = next(
-        (f"study-{kind}-" for kind in KINDS if folder.name.startswith(f"study-{kind}-")), ""
-    )
-    places = (folder / "parents", *sorted(folder.parent.glob(f"{kind}*/parents") if kind else ()))
-    return next((place for place in places if place.is_dir()), None)
-
-
 def models(result: MergeResult) -> dict[str, ModelRow]:
     """Return what of a report stands in the table: column -> its row of the report."""
     report = result.report
