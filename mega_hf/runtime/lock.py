@@ -1,100 +1,64 @@
-"""One run at a time in a folder: a lock that ends with the process that holds it, however that
-ends."""
+"""One run per folder: a lock that the system releases, however its process ends."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mega_hf.errors import RunError
 
 NAME = ".mega-lock"
-_WAIT = "wait until it has ended, or another --out"
-_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
-
-logger = logging.getLogger(__name__)
+_WAIT = "wait until it has finished, or choose another --out"
 
 
 @contextmanager
 def lock_folder(folder: Path, hint: str = _WAIT) -> Iterator[None]:
-    """Hold a folder, made if it is not there, against every other run; the lock file is gone
-    afterwards.
+    """Hold a folder against every other run, and create it if it does not exist.
+
+    The lock file contains the process ID of the holder, and is removed at the end.
 
     Args:
-        folder: which one.
-        hint: what to do where another run is at work there.
+        folder: the folder.
+        hint: what to do if another run holds it.
 
     Raises:
-        RunError: another run is at work there.
+        RunError: another run holds the folder.
     """
-    descriptor = _acquire(folder, hint)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    lock = _acquire(path, hint)
     try:
-        os.truncate(descriptor, 0)  # what a killed run wrote
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        path.write_text(f"{os.getpid()}\n")
         yield
     finally:
-        # while it is held: nobody removes a lock that another one took
-        (folder / NAME).unlink(missing_ok=True)
-        os.close(descriptor)
+        path.unlink(missing_ok=True)  # before the release: afterwards it may be another run's
+        lock.release()
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunError where another run is at work, before anything is loaded; it is `hold` that
-    keeps it out."""
-    if (folder / NAME).is_file() and os.access(folder / NAME, os.R_OK | os.W_OK):
-        descriptor = os.open(folder / NAME, os.O_RDWR)
-        try:
-            _lock(descriptor, folder, _WAIT)
-        finally:
-            os.close(descriptor)
-
-
-def _acquire(folder: Path, hint: str) -> int:
-    """Return the open lock file, locked; `kill -9` frees it too, since the system closes what a
-    process had open."""
+    """Raise RunError if another run holds a folder; do not create or lock anything."""
     path = folder / NAME
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor, folder, hint)
-            if _is_there(descriptor, path):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # whoever held it has removed it since it was opened: nobody else would see this lock
-        os.close(descriptor)
+    if path.is_file() and os.access(path, os.R_OK | os.W_OK):
+        _acquire(path, _WAIT).release()
 
 
-def _lock(descriptor: int, folder: Path, hint: str) -> None:
+def _acquire(path: Path, hint: str) -> BaseFileLock:
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        lock.acquire()
+    except Timeout:
+        holder = ""
+        with suppress(OSError):  # it may have finished meanwhile, and removed the file
+            holder = path.read_text(errors="replace").strip()
         raise RunError(
             "another run is at work here",
-            where=str(folder),
-            expected="one run at a time in a folder",
-            got=f"process {holder} at work" if holder.isdecimal() else "another process at work",
+            where=str(path.parent),
+            expected="one run at a time",
+            got=f"process {holder} is running" if holder.isdecimal() else "another process",
             hint=hint,
         ) from None
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        logger.warning(
-            "%s: no locks in this file system; start no second run in this folder", folder
-        )
-
-
-def _is_there(descriptor: int, path: Path) -> bool:
-    """Say whether an open file is the one that lies at a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    return lock

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -120,11 +118,11 @@ CONTEND = """
 import os, sys, time
 from pathlib import Path
 from mega_hf.errors import RunError
-from mega_hf.runtime.lock import hold
+from mega_hf.runtime.lock import lock_folder
 folder, rounds, got = Path(sys.argv[1]), int(sys.argv[2]), 0
 while got < rounds:
     try:
-        with hold(folder):
+        with lock_folder(folder):
             inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)  # fails where another one is
             os.close(inside)
             os.unlink(folder / "inside")
@@ -142,16 +140,6 @@ def test_processes_that_take_it_in_turns_never_meet(tmp_path: Path) -> None:
     assert [process.returncode for process in several] == [0] * 4, said
     assert list((tmp_path / "run").iterdir()) == []
     soak.count(4 * 2 * ROUNDS)
-
-
-def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch, caplog) -> None:
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with lock.lock_folder(tmp_path):
-        pass
-    assert "no locks in this file system" in caplog.text
 
 
 # --- Runs
@@ -201,15 +189,15 @@ def test_a_run_that_comes_second_to_a_new_folder_is_refused(
 ) -> None:
     """The other came, and perhaps went, between this one's first look and its lock."""
     taken = tmp_path / "out"
-    hold = lock.lock_folder
+    lock_folder = lock.lock_folder
 
     def late(folder: Path, *hint: str):
         if folder == taken and not taken.exists():
             taken.mkdir()
             (taken / "recipe.yaml").write_text("# Every default")
-        return hold(folder, *hint)
+        return lock_folder(folder, *hint)
 
-    monkeypatch.setattr("mega_hf.run.folder.hold", late)
+    monkeypatch.setattr("mega_hf.run.folder.lock_folder", late)
     answer = mega("merge", pair.write(tmp_path), "--out", taken, "--quiet")
     assert answer.code == 2 and "another run has started in this folder" in answer.err
     assert [path.name for path in taken.iterdir()] == ["recipe.yaml"]
