@@ -30,7 +30,7 @@ from huggingface_hub.utils import validate_repo_id
 from mega_hf.errors import HubError
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.runtime.files import file_digest
-from mega_hf.runtime.hub_client import client_speaks, hub_errors, retry
+from mega_hf.runtime.hub_client import hub_errors, retry
 
 # What would be loaded in the place of, or beside, what is pushed.
 _STALE = (
@@ -241,7 +241,7 @@ def send(
             files = make(remote)
         return _commit(target, remote, files, description)
 
-    with hub_errors(target.repository, then=AGAIN), client_speaks():
+    with hub_errors(target.repository, then=AGAIN):
         return retry(attempt)
 
 
@@ -324,7 +324,7 @@ def fetch(
         HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the
             cache.
     """
-    with hub_errors(repository, revision or ""), client_speaks():
+    with hub_errors(repository, revision or ""):
         wanted = list(names)
         folder = Path(
             snapshot_download(

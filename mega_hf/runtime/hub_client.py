@@ -1,5 +1,4 @@
-"""What the Hub's client met, in words: which of the many ways of not getting something it was, and
-the hint."""
+"""The Hub's client: a timeout for every request, retries, and readable errors."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_session, get_token
+from huggingface_hub import constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,90 +25,122 @@ from huggingface_hub.utils import httpx
 
 from mega_hf.errors import HubError, MegaError, first_line
 
-# seconds without a sign of life from the Hub; its client alone would wait for ever
-TIMEOUT = "MEGA_HF_HUB_TIMEOUT"
-BUSY = (408, 429, 500, 502, 503, 504)  # what may pass by waiting
+TIMEOUT = "MEGA_HF_HUB_TIMEOUT"  # the environment variable: seconds without an answer
+ATTEMPTS = 5
+_DEFAULT_TIMEOUT = 60.0
+_LONGEST_WAIT = 300.0
+_TEMPORARY = (408, 429, 500, 502, 503, 504)  # status codes after which another try may succeed
+_CONFLICT = 412  # somebody else committed meanwhile
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def describe_error(
-    error: Exception, repository: str, revision: str = "", reading: bool = True
-) -> tuple[str, str]:
-    """Return what an error of the Hub's client means, and what to do about it.
+# --- Requests
+
+
+class _Client(httpx.Client):
+    """A client that waits for an answer no longer than TIMEOUT says.
+
+    Most functions of huggingface_hub pass no timeout, and would wait forever.
+    """
+
+    def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request; fill in the timeouts that it leaves open."""
+        text = os.environ.get(TIMEOUT, "")
+        limit = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else _DEFAULT_TIMEOUT
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            kind: limit if given.get(kind) is None else given[kind]
+            for kind in ("connect", "read", "write", "pool")
+        }
+        return super().send(request, **options)
+
+
+@cache
+def set_timeout() -> None:
+    """Give every request of this process a timeout, also those of `datasets`."""
+    hooks = get_session().event_hooks  # the default client's: they refuse requests while offline
+    set_client_factory(lambda: _Client(event_hooks=hooks, follow_redirects=True, timeout=None))
+
+
+def retry(attempt: Callable[[], T]) -> T:
+    """Call a function up to ATTEMPTS times while the Hub is busy or can't be reached.
+
+    The client retries uploads and downloads by itself, but not what creates or commits.
+    """
+    set_timeout()
+    for number in range(2, ATTEMPTS + 1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not _is_temporary(error):
+                raise
+            wait = min(_retry_after(error) or 2.0 ** (number - 1), _LONGEST_WAIT)
+            reason = describe_error(error, "")[0]
+            logger.warning("%s; retrying in %.0f s (%d of %d)", reason, wait, number, ATTEMPTS)
+            time.sleep(wait)
+    return attempt()
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether another try may succeed: the Hub is busy, or the connection was cut."""
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return _status(cause) in (*_TEMPORARY, _CONFLICT)
+        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError):
+            return not isinstance(cause, OfflineModeIsEnabled)
+    return False
+
+
+def _retry_after(error: BaseException) -> float | None:
+    """Return the seconds that the Hub asked to wait, if it did."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        text = response.headers.get("Retry-After", "") if response is not None else ""
+        if re.fullmatch("[0-9]+", text):
+            return float(text)
+    return None
+
+
+# --- Errors
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str = "", then: str = "") -> Iterator[None]:
+    """Turn errors of the Hub's client into HubErrors.
 
     Args:
-        error: as it was raised; what it was raised from is looked at too.
         repository: ORG/NAME.
-        revision: what was asked for, if anything was.
-        reading: whether something was to be fetched, for which a folder would do as well.
+        revision: the requested revision, if any.
+        then: the end of the hint. If empty, something was to be read.
     """
-    met = list(_chain(error))
-    logged_in = get_token() is not None
-    page = f"{constants.ENDPOINT}/{repository}"
-    for one in met:
-        if _is_gate(one):
-            then = (
-                "wait until it is granted to this account" if logged_in else "then: hf auth login"
-            )
-            return "the repository is gated", f"ask for access on its page, {page}; {then}"
-        if isinstance(one, HfHubHTTPError) and _is_unknown_token(one):
-            return (
-                "the Hub does not know this token",
-                "a valid one: hf auth login, or HF_TOKEN; or log out",
-            )
-        if isinstance(one, RepositoryNotFoundError) and logged_in:
-            hint = (
-                "check the name; of a private one, ask its owner for access (hf auth whoami says"
-                " who you are)"
-            )
-            return "no such repository, or this account may not see it", hint
-        if isinstance(one, RepositoryNotFoundError):
-            hint = "check the name; for a private one: hf auth login"
-            return "no such repository, or it is private and nobody is logged in", hint
-        if isinstance(one, RevisionNotFoundError):
-            return (
-                f"the repository has no revision {revision}",
-                f"a branch, a tag or a commit of it: {page}/commits",
-            )
-        if isinstance(one, HFValidationError):
-            return "not a repository's name", "ORG/NAME, or ./FOLDER"
-    return _explain_failure(met, reading)
-
-
-def _explain_failure(met: list[BaseException], reading: bool) -> tuple[str, str]:
-    """Say what kept the Hub from answering."""
-    instead = ", or download it elsewhere and give its folder: ./FOLDER" if reading else ""
-    if constants.HF_HUB_OFFLINE or any(isinstance(one, OfflineModeIsEnabled) for one in met):
-        what = (
-            "not in the cache, and HF_HUB_OFFLINE keeps the network out"
-            if reading
-            else "HF_HUB_OFFLINE is set"
+    set_timeout()
+    try:
+        yield
+    except MegaError:
+        raise
+    except Exception as error:
+        others = ConnectionError | TimeoutError | ValueError | RuntimeError
+        if not is_of_hub(error) and not isinstance(error, others):
+            raise  # an error of this machine, or a bug
+        is_rejected = isinstance(error, ValueError) and not isinstance(
+            error, HfHubHTTPError | HFValidationError
         )
-        return what, "unset HF_HUB_OFFLINE" + instead
-    for one in met:
-        if isinstance(one, httpx.TimeoutException | TimeoutError):
-            return "the Hub did not answer in time", f"try again; {TIMEOUT}=300 waits longer"
-        if isinstance(one, HfHubHTTPError) and one.response is not None:
-            status = one.response.status_code
-            if status == 429:
-                return (
-                    "the Hub lets nothing more through for now (429)",
-                    "wait some minutes, or log in: hf auth login",
-                )
-            if status == 403:
-                hint = "a token that may do this (hf auth login), or another repository"
-                return f"the Hub refuses this to this account: {_say(one)}", hint
-            hint = (
-                "try again later"
-                if status in BUSY
-                else "mend what it names; else report it to mega_hf"
-            )
-            return f"the Hub answered with an error {status}: {_say(one)}", hint
-    name = type(met[0]).__name__
-    return f"the Hub can't be reached ({name})", "check the network" + instead
+        if is_rejected:  # the client checks some of what it sends
+            what, hint = f"the Hub does not accept this: {_text(error)}", "fix what it names"
+        else:
+            what, hint = describe_error(error, repository, revision, reading=not then)
+        raise HubError(
+            what,
+            expected="an answer from the Hub",
+            got=f"{repository}@{revision}" if revision else repository,
+            hint=hint + then,
+        ) from None
 
 
 def is_of_hub(error: BaseException) -> bool:
-    """Say whether an error is the Hub's, or the network's, and not of what was fetched."""
+    """Return whether an error is the Hub's or the network's, and not one of the fetched files."""
     kinds = (
         HfHubHTTPError,
         HFValidationError,
@@ -116,170 +148,103 @@ def is_of_hub(error: BaseException) -> bool:
         httpx.TransportError,
         LocalEntryNotFoundError,
     )
-    return any(isinstance(one, kinds) or _is_gate(one) for one in _chain(error))
+    return any(isinstance(cause, kinds) or _is_gated(cause) for cause in _causes(error))
 
 
-def is_passing(error: BaseException) -> bool:
-    """Say whether an error may pass by waiting: a busy Hub, a time-out, a cut connection."""
-    for one in _chain(error):
-        if isinstance(one, HfHubHTTPError):
-            return one.response is not None and one.response.status_code in BUSY
-        if isinstance(one, httpx.TransportError | ConnectionError | TimeoutError):
-            return not isinstance(one, OfflineModeIsEnabled)
-    return False
+def describe_error(
+    error: BaseException, repository: str, revision: str = "", reading: bool = True
+) -> tuple[str, str]:
+    """Return in words what an error of the Hub's client means, and a hint.
+
+    Args:
+        error: the error; the errors that it was raised from are considered too.
+        repository: ORG/NAME.
+        revision: the requested revision, if any.
+        reading: whether something was to be read; a local folder would do as well.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        known = _describe_refusal(cause, repository, revision)
+        if known is not None:
+            return known
+    instead = ", or download it elsewhere and pass its folder: ./FOLDER" if reading else ""
+    if constants.HF_HUB_OFFLINE or any(isinstance(c, OfflineModeIsEnabled) for c in causes):
+        what = "not in the cache, and HF_HUB_OFFLINE is set" if reading else "HF_HUB_OFFLINE is set"
+        return what, "unset HF_HUB_OFFLINE" + instead
+    for cause in causes:
+        if isinstance(cause, httpx.TimeoutException | TimeoutError):
+            return "the Hub did not answer in time", f"try again, or wait longer: {TIMEOUT}=300"
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return _describe_status(cause)
+    return f"the Hub can't be reached ({type(error).__name__})", "check the network" + instead
 
 
-def wait_asked(error: BaseException) -> float | None:
-    """Return the seconds that the Hub asked to be left alone for, if it did."""
-    for one in _chain(error):
-        response = getattr(one, "response", None)
-        text = response.headers.get("Retry-After", "") if response is not None else ""
-        if re.fullmatch("[0-9]+", text):
-            return float(text)
+def _describe_refusal(
+    error: BaseException, repository: str, revision: str
+) -> tuple[str, str] | None:
+    """Describe an error about the repository, its revision or the token; None for all others."""
+    logged_in = get_token() is not None
+    page = f"{constants.ENDPOINT}/{repository}"
+    if _is_gated(error):
+        then = "wait until it is granted to this account" if logged_in else "then: hf auth login"
+        return "the repository is gated", f"ask for access on {page}; {then}"
+    if isinstance(error, HfHubHTTPError) and logged_in and _is_unknown_token(error):
+        return "the Hub does not know this token", "log in again: hf auth login, or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        if logged_in:
+            hint = "check the name (hf auth whoami prints the account), or ask the owner for access"
+            return "the repository does not exist, or this account may not see it", hint
+        hint = "check the name; for a private repository: hf auth login"
+        return "the repository does not exist, or it is private and nobody is logged in", hint
+    if isinstance(error, RevisionNotFoundError):
+        hint = f"use one of its branches, tags or commits: {page}/commits"
+        return f"the repository has no revision {revision}", hint
+    if isinstance(error, HFValidationError):
+        return "not a repository's name", "use ORG/NAME, or ./FOLDER for a local folder"
     return None
 
 
-def set_timeout() -> None:
-    """Let a Hub that has fallen silent end a request; most requests of its client would wait for
-    ever."""
-    session = get_session()
-    hooks = session.event_hooks
-    if _end_silence not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _end_silence]}
+def _describe_status(error: HfHubHTTPError) -> tuple[str, str]:
+    """Describe an error by its HTTP status."""
+    status = _status(error)
+    text = _text(error.server_message or first_line(error))
+    if status == 429:
+        return "too many requests to the Hub (429)", "wait some minutes, or log in: hf auth login"
+    if status == 403:
+        hint = "use a token with this permission (hf auth login), or another repository"
+        return f"the Hub does not permit this: {text}", hint
+    hint = "try again later" if status in _TEMPORARY else "fix what it names, or report a bug"
+    return f"the Hub answered with error {status}: {text}", hint
 
 
-def _end_silence(request: httpx.Request) -> None:
-    """Put a limit where a request has none; the client passes None, which the session's own limit
-    gives way to."""
-    text = os.environ.get(TIMEOUT, "")
-    limit = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 60.0
-    given = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {
-        kind: limit if given.get(kind) is None else given[kind]
-        for kind in ("connect", "read", "write", "pool")
-    }
-
-
-def without_token(text: str) -> str:
-    """Return a text in which the token, should it stand there, does not."""
-    token = get_token()
-    return text.replace(token, "(token)") if token else text
-
-
-def _is_gate(error: BaseException) -> bool:
-    """Say whether a repository is gated; `datasets` says so in words of its own, and drops the
-    Hub's error."""
+def _is_gated(error: BaseException) -> bool:
+    # `datasets` drops the Hub's error and raises one with this text
     return isinstance(error, GatedRepoError) or "gated dataset" in str(error)
 
 
 def _is_unknown_token(error: HfHubHTTPError) -> bool:
-    if error.response is None or error.response.status_code != 401 or get_token() is None:
+    if _status(error) != 401:
         return False
-    return (
-        "invalid"
-        in f"{error.server_message} {error.response.headers.get('X-Error-Message')}".lower()
-    )
+    header = error.response.headers.get("X-Error-Message")
+    return "invalid" in f"{error.server_message} {header}".lower()
 
 
-def _say(error: HfHubHTTPError) -> str:
-    text = error.server_message or first_line(error)
-    return without_token(" ".join(text.split())[:300])
+def _status(error: HfHubHTTPError) -> int | None:
+    return error.response.status_code if error.response is not None else None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from, and so on."""
+def _text(error: object) -> str:
+    """Return an error's text on one line, without the token."""
+    text = " ".join(str(error).split())[:300]
+    token = get_token()
+    return text.replace(token, "(token)") if token else text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the error that it was raised from, and so on."""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
-
-
-ATTEMPTS = 5  # the client tries each upload several times too
-_LONGEST_WAIT = 300.0
-
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-def retry(attempt: Callable[[], T]) -> T:
-    """Call until it succeeds, with back-off while the Hub is busy or can't be reached."""
-    for number in range(1, ATTEMPTS):
-        set_timeout()  # the client drops its settings with a broken connection
-        try:
-            return attempt()
-        except Exception as error:
-            if not is_passing(error) and not _is_conflict(error):
-                raise
-            wait = min(wait_asked(error) or 2.0**number, _LONGEST_WAIT)
-            reason = describe_error(error, "")[0]
-            logger.warning(
-                "%s; trying again in %.0f s (%d of %d)", reason, wait, number + 1, ATTEMPTS
-            )
-            time.sleep(wait)
-    return attempt()
-
-
-def _is_conflict(error: Exception) -> bool:
-    """Say whether someone else has committed in between."""
-    return (
-        isinstance(error, HfHubHTTPError)
-        and error.response is not None
-        and error.response.status_code == 412
-    )
-
-
-@contextmanager
-def hub_errors(repository: str, revision: str = "", then: str = "") -> Iterator[None]:
-    """Turn what the Hub's client raises into a HubError; `then` ends its remedy."""
-    set_timeout()
-    try:
-        yield
-    except MegaError:
-        raise
-    except Exception as error:
-        if not is_of_hub(error) and not isinstance(
-            error, ConnectionError | TimeoutError | ValueError | RuntimeError
-        ):
-            raise  # of this machine, or a fault of ours
-        what, hint = _explain_push(error) or describe_error(
-            error, repository, revision, reading=not then
-        )
-        got = f"{repository}@{revision}" if revision else repository
-        raise HubError(
-            what, expected="the Hub to answer, and to agree", got=got, hint=hint + then
-        ) from None
-
-
-def _explain_push(error: Exception) -> tuple[str, str] | None:
-    """Say what is meant by errors that the client raises in words of its own."""
-    first = without_token(" ".join(str(error).split())[:300])
-    if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError | HFValidationError):
-        return f"the Hub does not take this: {first}", "mend what it names"
-    return None
-
-
-class _Relay(logging.Handler):
-    """Says in one line what the client says in two, with addresses that may hold signatures."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass on how long the client waits, and nothing else."""
-        found = re.search(
-            r"(?:Waiting|Retrying in) ([\d.]+)s.*\[Retry (\d+)/(\d+)\]", record.getMessage()
-        )
-        if found:
-            logger.warning("the Hub is busy; trying again in %s s (%s of %s)", *found.groups())
-
-
-@contextmanager
-def client_speaks() -> Iterator[None]:
-    """Let the client's own waiting be seen, in our words, and keep the rest of what it logs to
-    itself."""
-    client = logging.getLogger("huggingface_hub")
-    handlers, propagated = client.handlers, client.propagate
-    client.handlers, client.propagate = [_Relay()], False
-    try:
-        yield
-    finally:
-        client.handlers, client.propagate = handlers, propagated
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
