@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mega_hf
 from mega_hf import MergeResult, Recipe
 from mega_hf.cli.main import build_parser
 from tests.hub_server.server import serve
@@ -186,6 +187,11 @@ def test_every_recipe_or_part_of_one_is_valid(page, workplace):
         file.write_text(block if "name" in tree else yaml.safe_dump(whole | tree))
         shutil.copytree(ROOT / "recipes" / "digits", workplace / "digits", dirs_exist_ok=True)
         assert Recipe.from_yaml(file).nodes()
+
+
+def test_every_function_of_the_python_page_is_public():
+    named = set(re.findall(r"`(\w+)\(", PAGES["docs/python.md"])) - {"help"}
+    assert len(named) >= 6 and named <= set(mega_hf.__all__)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 SETTINGS = ("strict", "reference", "default")
 PAIR = "80.1 → 82.2 (ResNet-56)"
-# experiment -> the paper's claim in per cent, and the published run in each setting
+# experiment -> the paper's claim in per cent, and the published run of each setting
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     **{
         f"two seeds, search seed {seed}": (
@@ -54,14 +54,18 @@ def render() -> str:
     published = results()
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for experiment, (claim, runs) in ROWS.items():
-        there = {setting: published[name] for setting, name in runs.items() if name in published}
-        if there:
-            first = next(iter(there.values()))
-            parents = {_best_parent(r) for r in there.values()}
-            soup = {_test(r, "uniform_soup") for r in there.values()}
-            assert len(parents) == len(soup) == 1, f"{experiment}: the settings have other parents"
+        available = {
+            setting: published[name] for setting, name in runs.items() if name in published
+        }
+        if available:
+            first = next(iter(available.values()))
+            parents = {_best_parent(r) for r in available.values()}
+            soup = {_test(r, "uniform_soup") for r in available.values()}
+            assert len(parents) == len(soup) == 1, (
+                f"{experiment}: the settings have different parents"
+            )
             cells = [
-                _cell(there[s], f"../model_cards/{runs[s]}") if s in there else "not run"
+                _cell(available[s], f"../model_cards/{runs[s]}") if s in available else "not run"
                 for s in SETTINGS
             ]
             row = [

@@ -44,7 +44,7 @@ _COLOURS = {
 
 
 def runs() -> list[tuple[str, str, MergeResult]]:
-    """Return (kind, how and seed, result) of each committed run of the study."""
+    """Return (kind of parents, method and seed, result) of each published run of the study."""
     found = []
     for kind in KINDS:
         for folder in sorted((ROOT / "model_cards").glob(f"study-{kind}-*")):
@@ -55,7 +55,7 @@ def runs() -> list[tuple[str, str, MergeResult]]:
 
 
 def models(result: MergeResult) -> dict[str, ModelRow]:
-    """Return what of a report stands in the table: column -> its row of the report."""
+    """Return the models of a report that the table shows, by column."""
     report = result.report
     named = {model.name: model for model in report.models}
     roles = {model.role: model for model in report.models}
@@ -73,7 +73,7 @@ def render() -> str:
         "search",
         "seed",
         *COLUMNS,
-        "named",
+        "chosen",
         "against best parent",
         "against greedy soup",
     ]
@@ -92,8 +92,7 @@ def render() -> str:
 
 
 def summarize() -> str:
-    """Return the table of what each kind of parents gives by default, over search seeds: means and
-    their spread."""
+    """Return the table of means and standard deviations over search seeds, by kind of parents."""
     shown = ["best parent", "average", "greedy soup", "random", "search", "**merged**"]
     head = ["parents, over seeds", *shown, "gain over the best parent", "largest p"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -112,7 +111,7 @@ def summarize() -> str:
 
 
 def searched_by(result: MergeResult) -> str:
-    """Say how a run searched, where it differs from what the study does by default."""
+    """Describe a search, where it differs from the defaults of the study."""
     node = result.record.final
     settings, evaluations = node.merge, node.search.evaluations
     words = [
@@ -142,8 +141,7 @@ def _against(paired: PairedTest) -> str:
 
 
 def draw() -> None:
-    """Write the figure: what each way gave on test, for each kind of parents, with 95 % Wilson
-    intervals."""
+    """Draw the test accuracy of each method and kind of parents, with 95 % Wilson intervals."""
     from matplotlib.figure import Figure
 
     figure, known = Figure(figsize=(9, 9), layout="constrained"), runs()
@@ -173,7 +171,7 @@ def draw() -> None:
                     color=colour,
                     lw=1,
                 )
-        left = max(found) - 4  # what lies further below is worse than any parent
+        left = max(found) - 4  # further left there are only models worse than any parent
         axes.set_xlim(left, max(found) + 1.2)
         for at, several in enumerate(rows.values()):
             if _percent(several[0]) < left:
@@ -186,7 +184,7 @@ def draw() -> None:
 
 
 def write() -> None:
-    """Put tables and figure in the place of those that are there."""
+    """Replace the tables and the figure."""
     text = PAGE.read_text(encoding="utf-8")
     for made in (render(), summarize()):
         table = re.compile(
