@@ -1,4 +1,4 @@
-"""Align a merge's parents as its journal says; what is found is journaled first."""
+"""Align the parents of a merge, with permutations that are recorded in the journal first."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ from mega_hf.weights.symmetry import Group, Place
 
 
 def align_inputs(
-    settings: Merge, opened: MergeInputs, known: NodeRecord, tracer: Aligner
+    settings: Merge, inputs: MergeInputs, known: NodeRecord, aligner: Aligner
 ) -> MergeInputs:
-    """Return a merge's parents in one order of channels, the reference's; what is found is
-    journaled before.
+    """Return the parents of a merge with their channels in the order of the reference parent.
+
+    Permutations that the journal does not have are found now, and recorded before they are used.
 
     Raises:
         ParentError: the model can't be traced.
         RunError: the journal's permutations do not fit these parents.
     """
     if settings.align == "none":
-        return opened
-    others = reference_and_others(settings, opened)[1]
+        return inputs
+    others = reference_and_others(settings, inputs)[1]
     if not set(others) <= set(known.aligned):
-        for parent, orders in tracer.find_cached(settings, opened).items():
+        for parent, orders in aligner.find_cached(settings, inputs).items():
             known.align(
                 parent,
                 [_line(group, order) for group, order in orders],
-                write=tracer.processes.is_main,
+                write=aligner.processes.is_main,
             )
-    return aligned_inputs(settings, opened, known)
+    return aligned_inputs(settings, inputs, known)
 
 
-def aligned_inputs(settings: Merge, opened: MergeInputs, known: NodeRecord) -> MergeInputs:
-    """Return a merge's parents with their channels moved as a journal says.
+def aligned_inputs(settings: Merge, inputs: MergeInputs, known: NodeRecord) -> MergeInputs:
+    """Return the parents of a merge with their channels permuted as the journal says.
 
     Raises:
-        RunError: it says something that does not fit them.
+        RunError: the journal's permutations are missing, or do not fit these parents.
     """
-    states = dict(opened.states)
-    contents = dict(zip(opened.states, opened.contents, strict=True))
+    states = dict(inputs.states)
+    contents = dict(zip(inputs.states, inputs.contents, strict=True))
     moved = set()
-    for parent in reference_and_others(settings, opened)[1]:
+    for parent in reference_and_others(settings, inputs)[1]:
         if parent not in known.aligned:
-            raise _unfit(known, f"how {parent} was aligned", "nothing")
+            raise _misfit(known, f"permutations of {parent}'s channels", "none")
         groups, orders = (
             zip(*map(_parse, known.aligned[parent]), strict=True)
             if known.aligned[parent]
@@ -62,19 +63,18 @@ def aligned_inputs(settings: Merge, opened: MergeInputs, known: NodeRecord) -> M
         try:
             check_orders(groups, orders, states[parent])
         except ValueError as error:
-            raise _unfit(known, f"permutations of {parent}'s channels", error) from None
-        states[parent] = reorder_channels(opened, states[parent], groups, orders)
+            raise _misfit(known, f"permutations of {parent}'s channels", error) from None
+        states[parent] = reorder_channels(inputs, states[parent], groups, orders)
         if any((order != np.arange(len(order))).any() for order in orders):
             moved.add(parent)
-            contents[parent] = digest_without(states[parent], opened.space.recomputed)
-    return replace(opened, states=states, contents=list(contents.values()), moved=frozenset(moved))
+            contents[parent] = digest_without(states[parent], inputs.space.recomputed)
+    return replace(inputs, states=states, contents=list(contents.values()), moved=frozenset(moved))
 
 
 def alignment(
     root: Node, leaves: Iterable[str], known: NodeRecord
 ) -> Callable[[MergeInputs], MergeInputs] | None:
-    """Return what aligns the parents of the run as the final merge did, if that one aligned all of
-    them."""
+    """Return a function that aligns all parents as the final merge did; None if it did not."""
     return partial(aligned_inputs, root, known=known) if is_aligned(root, list(leaves)) else None
 
 
@@ -91,11 +91,11 @@ def _parse(line: Mapping[str, Any]) -> tuple[Group, np.ndarray]:
     return Group(line["size"], places), np.array(line["order"], dtype=np.int64)
 
 
-def _unfit(known: NodeRecord, expected: str, got: object) -> RunError:
+def _misfit(known: NodeRecord, expected: str, got: object) -> RunError:
     return RunError(
-        f"{known.node} can't be aligned as its journal says",
+        f"{known.node} can't be aligned as recorded in the journal",
         where=str(known.journal.path),
         expected=expected,
         got=got,
-        hint="the journal was changed: put a copy back; or --overwrite starts afresh",
+        hint="the journal was changed: restore it from a copy, or use --overwrite to start again",
     )

@@ -1,10 +1,10 @@
-"""`method: auto`: how to merge some parents, chosen by what their average is worth beside them."""
+"""`method: auto`: choose how to merge, by the accuracy of the parents and of their average."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mega_hf.errors import ParentError
@@ -21,20 +21,20 @@ from mega_hf.weights.space import StateDict
 
 logger = logging.getLogger(__name__)
 
-# points by which the average of parents in one valley may be worse than they are in the mean
+# percentage points that the average may lose to the parents' mean, if they are in one loss basin
 INTERPOLATES = 2.0
-_GAIN = 1.0  # points that aligning must bring the average, to be worth it
+_GAIN = 1.0  # percentage points that alignment must gain for the average
 
 
 @dataclass(frozen=True)
 class AutoChoice:
-    """What was chosen, why, and what was counted for it.
+    """The settings that were chosen, and the counts that decided them.
 
     Attributes:
-        settings: of the merge, by key.
-        why: in sentences.
-        correct: right answers of parents and averages; -1 where a logit was not finite.
-        n: rows.
+        settings: the settings of the merge, by key.
+        why: the reasons, as sentences.
+        correct: correct predictions of parents and averages; -1 where a logit was not finite.
+        n: number of validation rows.
     """
 
     settings: dict[str, str]
@@ -44,7 +44,7 @@ class AutoChoice:
 
     @property
     def line(self) -> dict[str, Any]:
-        """As the journal has it."""
+        """The line of the journal."""
         return {
             "kind": "chosen",
             "settings": self.settings,
@@ -55,18 +55,17 @@ class AutoChoice:
 
 
 def decide_recipe(
-    recipe: Recipe, sources: Mapping[str, ModelSource], tracer: Aligner, examples: Examples
+    recipe: Recipe, sources: Mapping[str, ModelSource], aligner: Aligner, examples: Examples
 ) -> AutoChoice:
-    """Choose what a recipe leaves open, by all of its parents; on all processes."""
-    recalibrates = bool(tracer.calibration and statistics_names(tracer.forward.model))
-    return choose_settings(recipe.merge, open_inputs(sources, recalibrates), tracer, examples)
+    """Choose the open settings of a recipe by all of its parents, on all processes."""
+    recalibrates = bool(aligner.calibration and statistics_names(aligner.forward.model))
+    return choose_settings(recipe.merge, open_inputs(sources, recalibrates), aligner, examples)
 
 
 def write_choice(
     choice: AutoChoice, requested: Recipe, recipe: Recipe, journal: Journal, run: RunContext
 ) -> None:
-    """Say what was chosen, in the journal and in the run's recipe, which from now on is the one
-    that is run."""
+    """Log the choice, and write it to the journal and to the recipe in the run folder."""
     if run.processes.is_main:
         if journal.chosen != choice.line:
             journal.append(choice.line)
@@ -80,111 +79,108 @@ def write_choice(
 
 
 def choice_of(journal: Journal, recipe: Recipe) -> dict[str, Any] | None:
-    """Return what was chosen for a recipe that left it open; None where it does not say what was
-    chosen."""
+    """Return the choice recorded for a recipe; None if its merges have other settings."""
     if journal.chosen is None:
         return None
     chosen = journal.chosen["settings"]
-    is_said = any(
+    is_used = any(
         chosen == {key: getattr(node, key, None) for key in chosen}
         for node in recipe.nodes().values()
     )
     return (
-        {key: value for key, value in journal.chosen.items() if key != "kind"} if is_said else None
+        {key: value for key, value in journal.chosen.items() if key != "kind"} if is_used else None
     )
 
 
 def choose_settings(
-    asked: Merge, opened: MergeInputs, tracer: Aligner, examples: Examples
+    requested: Merge, inputs: MergeInputs, aligner: Aligner, examples: Examples
 ) -> AutoChoice:
-    """Choose statistics, alignment, encoding and method for some parents.
+    """Choose statistics, alignment, encoding and method of a merge.
 
     Args:
-        asked: the merge's settings, of which these are left open.
-        opened: the parents.
-        tracer: aligns them; its calibration pictures, if there are any, recalibrate.
-        examples: the validation rows, those that are searched on.
+        requested: the settings of the merge, some of which are open.
+        inputs: the parents.
+        aligner: aligns the parents; its calibration examples, if any, recalibrate.
+        examples: the validation rows of the search.
     """
-    statistics = statistics_names(tracer.forward.model)
-    recalibrates = bool(statistics and tracer.calibration)
-    counted = _Counted(opened, tracer, examples, statistics if recalibrates else [])
-    why = [_said_of_statistics(bool(statistics), recalibrates)]
+    statistics = statistics_names(aligner.forward.model)
+    recalibrates = bool(statistics and aligner.calibration)
+    counts = _Counts(inputs, aligner, examples, statistics if recalibrates else [])
+    why = [_statistics_reason(bool(statistics), recalibrates)]
     settings = {"batchnorm": "recalibrate" if recalibrates or not statistics else "blend"}
-    counted.parents(opened.states)
-    fall = counted.average("average", opened.states)
-    if fall <= INTERPOLATES:
-        enough = asked.population_size >= Merge.FEWEST
+    counts.count_parents(inputs.states)
+    loss = counts.count_average("average", inputs.states)
+    if loss <= INTERPOLATES:
+        enough = requested.population_size >= Merge.FEWEST
         settings |= {"align": "none", "encoding": "mixing", "granularity": "stage"}
         settings |= {"method": "cma-es" if enough else "mega"}
         why += [
-            f"their average is {_worse(fall)} they are: they lie in one valley, where few"
-            " coefficients say enough"
+            f"the average is {_worse(loss)} the parents' mean: they are in one loss basin,"
+            " where a few coefficients suffice"
         ]
-        return AutoChoice(settings, why, counted.correct, examples.count)
-    why += [f"their average is {_worse(fall)} they are: what is good lies near one of them"]
+        return AutoChoice(settings, why, counts.correct, examples.count)
+    why += [
+        f"the average is {_worse(loss)} the parents' mean: good models are close to one of them"
+    ]
     settings |= {"method": "mega", "encoding": "direct", "align": "none"}
     try:
-        aligned, how = align_models(opened, tracer)
+        aligned, how = align_models(inputs, aligner)
     except ParentError as error:
-        return AutoChoice(
-            settings, [*why, f"not aligned: {error.what}"], counted.correct, examples.count
-        )
-    moved = counted.average("aligned average", aligned)
-    if fall - moved >= _GAIN:
+        why += [f"the parents are not aligned: {error.what}"]
+        return AutoChoice(settings, why, counts.correct, examples.count)
+    aligned_loss = counts.count_average("aligned average", aligned)
+    if loss - aligned_loss >= _GAIN:
         settings["align"] = how
-        why += [f"their channels are aligned: their average is {_worse(moved)} they are, then"]
+        why += [
+            f"channels are aligned: the average is then {_worse(aligned_loss)} the parents' mean"
+        ]
     else:
         why += [
-            f"their channels are not aligned: their average would still be {_worse(moved)} they are"
+            "channels are not aligned: the average would still be"
+            f" {_worse(aligned_loss)} the parents' mean"
         ]
-    return AutoChoice(settings, why, counted.correct, examples.count)
+    return AutoChoice(settings, why, counts.correct, examples.count)
 
 
 @dataclass
-class _Counted:
-    """Counts right answers of parents and averages, each process some of them."""
+class _Counts:
+    """Counts the correct predictions of parents and averages, shared by all processes."""
 
-    opened: MergeInputs
-    tracer: Aligner
+    inputs: MergeInputs
+    aligner: Aligner
     examples: Examples
     recomputed: list[str]
+    correct: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.correct: dict[str, int] = {}
-
-    def parents(self, states: dict[str, StateDict]) -> None:
+    def count_parents(self, states: dict[str, StateDict]) -> None:
         """Count each parent."""
         alone = [[float(i == j) for j in range(len(states))] for i in range(len(states))]
         self.correct |= dict(zip(states, self._count(states, alone), strict=True))
 
-    def average(self, name: str, states: dict[str, StateDict]) -> float:
-        """Count the average of some states; return by how many points it is worse than the mean of
-        the parents."""
+    def count_average(self, name: str, states: dict[str, StateDict]) -> float:
+        """Count an average; return the percentage points that it loses to the parents' mean."""
         parents = [max(0, self.correct[parent]) for parent in states]
-        (found,) = self._count(states, [[1 / len(states)] * len(states)])
-        self.correct[name] = found
-        return 100 * (sum(parents) / len(parents) - max(0, found)) / self.examples.count
+        (count,) = self._count(states, [[1 / len(states)] * len(states)])
+        self.correct[name] = count
+        return 100 * (sum(parents) / len(parents) - max(0, count)) / self.examples.count
 
     def _count(self, states: dict[str, StateDict], mixtures: list[list[float]]) -> list[int]:
-        mixing = mix_models(self.opened, states, self.recomputed)
+        mixing = mix_models(self.inputs, states, self.recomputed)
 
         def count(i: int) -> list[int]:
-            found = count_correct(mixing, mixtures[i], self.tracer, self.examples)
-            return [-1 if found is None else found]
+            correct = count_correct(mixing, mixtures[i], self.aligner, self.examples)
+            return [-1 if correct is None else correct]
 
-        counted: list[int] = self.tracer.processes.share(len(mixtures), 1, count)[:, 0].tolist()
-        return counted
+        counts: list[int] = self.aligner.processes.share(len(mixtures), 1, count)[:, 0].tolist()
+        return counts
 
 
-def _said_of_statistics(has_any: bool, recalibrates: bool) -> str:
+def _statistics_reason(has_any: bool, recalibrates: bool) -> str:
     if not has_any:
         return "the model has no BatchNorm statistics"
     if recalibrates:
-        return (
-            "BatchNorm's statistics are computed anew for each mixture: those of the parents fit"
-            " none of them"
-        )
-    return "BatchNorm's statistics are blended: the data set has no other rows to compute them on"
+        return "BatchNorm statistics are recomputed for each mixture: the parents' do not fit it"
+    return "BatchNorm statistics are blended: the data set has no other rows to compute them on"
 
 
 def _worse(points: float) -> str:

@@ -20,7 +20,8 @@ class Progress:
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
         """Give a function that advances the bar by a number and sets the text behind it; `unit` is
         a plural."""
-        pause = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants a line now and then
+        is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        pause = 0.1 if is_watched else 30  # seconds; a log file needs few lines
         with tqdm(
             total=total,
             desc=_short(title),
