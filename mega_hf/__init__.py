@@ -1,12 +1,11 @@
-"""Merge independently trained models of one architecture into a single better one, by evolution.
+"""Merge trained models of one architecture into a single better model, by evolution.
 
     from mega_hf import Recipe, merge
 
     result = merge(Recipe.from_yaml("recipes/quickstart.yaml"))
     print(result.report)
 
-Names are loaded when they are first used, so that `import mega_hf` needs neither torch nor
-transformers.
+Names are imported when they are first used: `import mega_hf` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 __version__: str
 
-_HOME = {
+_MODULES = {
     "Recipe": "recipe.schema",
     "merge": "run.pipeline",
     "merge_only": "run.pipeline",
@@ -96,9 +95,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("mega_hf")
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -149,7 +149,7 @@ def bench(
         order = outcome.journal.order
         ranked = len(order["correct"]) * order["n"] if order else 0  # images to rank the parents
         evaluated = ranked + sum(node.examples for node in merged)
-        full = ranked + sum(node.pictures_full for node in merged)
+        full = ranked + sum(node.examples_full for node in merged)
         stages = dict(run.seconds)
         stages |= {"evaluating": round(sum(node.seconds for node in merged), 3)}
         stages["other"] = round(stages["search"] - stages["evaluating"] / run.processes.count, 3)

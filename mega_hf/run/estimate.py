@@ -41,8 +41,8 @@ class Estimate:
         matched: how classes are matched, in words.
         architecture: the architecture of the parents.
         weights: numbers in one individual.
-        picture: numbers in one image.
-        seconds_a_picture: time to forward one image.
+        image_size: numbers in one image.
+        seconds_per_image: time to forward one image.
         training: parent that would be trained -> minutes.
         trained: parent that is trained already -> its folder.
         device: the kind of device.
@@ -58,8 +58,8 @@ class Estimate:
     matched: str
     architecture: str
     weights: int
-    picture: int
-    seconds_a_picture: float
+    image_size: int
+    seconds_per_image: float
     training: dict[str, float]
     trained: dict[str, Path]
     device: str
@@ -92,10 +92,11 @@ class Estimate:
         """
         splits, models = self.splits, 2 * 4 * self.weights
         train, validation, test = (
-            4 * self.picture * len(s or ()) for s in (splits.train, splits.validation, splits.test)
+            4 * self.image_size * len(s or ())
+            for s in (splits.train, splits.validation, splits.test)
         )
         stages = [2 * models + train] if self.training else []  # weights, gradients, two moments
-        calibration = 4 * self.picture * self.calibration
+        calibration = 4 * self.image_size * self.calibration
         stages += [
             models + self._genomes(node) + validation + calibration for node in self._searches
         ]
@@ -116,7 +117,7 @@ class Estimate:
         shares = math.ceil(node.founders_count / self.processes) / node.founders_count
         rows = self.splits.second_look if node is self.plan.selection else self.splits.validation
         examples = len(rows or ()) + (self.calibration if node.recalibrates else 0)
-        return node.evaluations * examples * shares * self.seconds_a_picture / 60
+        return node.evaluations * examples * shares * self.seconds_per_image / 60
 
     @property
     def training_minutes(self) -> float:
@@ -134,17 +135,17 @@ class Estimate:
         root, leaves = next(reversed(self.nodes.values())), len(self.leaves)
         calibration = self.calibration if root.recalibrates else 0
         soups = 1  # the uniform soup
-        measured = leaves * (2 if calibration else 1) + len(self._searches) + soups
-        measured += leaves if self.plan.has_ensemble else 0
+        models = leaves * (2 if calibration else 1) + len(self._searches) + soups
+        models += leaves if self.plan.has_ensemble else 0
         examples = (
-            math.ceil(measured / self.processes) * (validation + test)
+            math.ceil(models / self.processes) * (validation + test)
             + (leaves + soups) * calibration
         )
         examples = examples if self.only is None else 0
         if self.recipe.order == "accuracy":
             examples += math.ceil(len(self.recipe.parents) / self.processes) * validation
         searches = sum(map(self.node_minutes, self._searches))
-        return self.training_minutes + searches + examples * self.seconds_a_picture / 60
+        return self.training_minutes + searches + examples * self.seconds_per_image / 60
 
     @property
     def total_minutes(self) -> float:
@@ -211,7 +212,7 @@ class Estimate:
             lines += [f"training     {trained}: {_about(self.training_minutes)} of the time below"]
         lines += [
             f"time         {_about(self.minutes)} on {self.processes} x {self.device}"
-            f" ({1000 * self.seconds_a_picture:.2f} ms per image), an upper bound: losers stop"
+            f" ({1000 * self.seconds_per_image:.2f} ms per image), an upper bound: losers stop"
             " early, and a long search is compiled"
         ]
         if self.runs > 1:
@@ -294,8 +295,8 @@ def estimate(
         prepared.matched,
         str(model.structure.get("architecture", "")),
         sum(t.numel() for t in model.view().values() if t.is_floating_point()),
-        picture=math.prod(shape),
-        seconds_a_picture=_time_batch(model, device, rows),
+        image_size=math.prod(shape),
+        seconds_per_image=_time_batch(model, device, rows),
         training=training,
         trained=trained,
         device=device.type,

@@ -99,9 +99,9 @@ class MergedNode:
         folder: the folder of the merged model.
         record: its `merged` line in the journal: digests, count, best individual, history.
         evaluations: individuals that were evaluated, in all runs.
-        measured: individuals that this run evaluated; the journal had the others.
+        new: individuals that this run evaluated; the journal had the others.
         examples: examples forwarded for all evaluations.
-        pictures_full: examples that full evaluation would have forwarded.
+        examples_full: examples that full evaluation would have forwarded.
         seconds: time spent on evaluations, in all runs.
         reused: whether the model was in the run folder already.
     """
@@ -112,11 +112,14 @@ class MergedNode:
     folder: Path
     record: dict[str, Any]
     evaluations: int
-    measured: int
+    new: int
     examples: int
-    pictures_full: int
+    examples_full: int
     seconds: float
     reused: bool
+
+    def __repr__(self) -> str:
+        return f"MergedNode({self.name!r}, {self.percent:.2f} % on validation, {self.folder})"
 
     @property
     def percent(self) -> float:
@@ -141,7 +144,7 @@ class MergedNode:
             search=SearchResult(
                 **best,
                 pictures_evaluated=self.examples,
-                pictures_full=self.pictures_full,
+                pictures_full=self.examples_full,
                 evaluations=self.evaluations,
                 node=self.name,
             ),
@@ -207,9 +210,9 @@ def merge_node(
         target,
         record,
         evaluations=len(known),
-        measured=len(known) - before,
+        new=len(known) - before,
         examples=known.examples,
-        pictures_full=full,
+        examples_full=full,
         seconds=known.seconds,
         reused=reused,
     )

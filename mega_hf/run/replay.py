@@ -91,7 +91,7 @@ class Replay:
     ) -> None:
         self.record, self.rows, self.digest, self.row_loss = record, rows, digest, row_loss
         # (generation, index) of each individual of the search
-        self.asked: set[tuple[int, int]] = set()
+        self.visited: set[tuple[int, int]] = set()
 
     def __call__(
         self, population: Population, tournaments: list[list[int]], elite: Fitness | None
@@ -104,7 +104,7 @@ class Replay:
         known = []
         for index, genome in enumerate(population.genomes):
             digest = self.digest(genome) if self.digest else None
-            self.asked.add((population.generation, index))
+            self.visited.add((population.generation, index))
             fitness = self.record.find(population.generation, index, digest)
             if fitness is None and index == 0:
                 fitness = elite

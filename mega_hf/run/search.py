@@ -131,7 +131,7 @@ def make_merges(
             sources[name] = done.source
             merged.append(done)
             if context.run.processes.is_main and len(nodes) > 1:
-                rerun = f"{done.measured} evaluations" if done.measured else "rebuilt from journal"
+                rerun = f"{done.new} evaluations" if done.new else "rebuilt from journal"
                 logger.info(
                     "merge %d of %d, %s: %.2f %% on validation, %s",
                     number,

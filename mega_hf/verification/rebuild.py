@@ -133,7 +133,7 @@ def _search_again(
             )
             error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
             raise
-    _refuse_more(name, known, record.asked)
+    _refuse_more(name, known, record.visited)
     return outcome
 
 

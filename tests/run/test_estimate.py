@@ -74,7 +74,7 @@ def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> 
     assert part.minutes == pytest.approx(part.training_minutes + searches)
     measured = 4 + 4 + 3 + 1  # parents, the same recalibrated, nodes, the average
     searches = sum(map(whole.node_minutes, whole.nodes.values()))
-    report = (measured * (60 + 90) + (4 + 1) * 120) * whole.seconds_a_picture / 60
+    report = (measured * (60 + 90) + (4 + 1) * 120) * whole.seconds_per_image / 60
     assert whole.minutes == pytest.approx(whole.training_minutes + searches + report)
 
 
@@ -85,7 +85,7 @@ def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) ->
     assert list(made.nodes) == ["c+b"]
     searches = sum(map(made.node_minutes, made.nodes.values()))
     assert made.minutes == pytest.approx(
-        made.training_minutes + searches + 4 * 60 * made.seconds_a_picture / 60
+        made.training_minutes + searches + 4 * 60 * made.seconds_per_image / 60
     )
 
 
