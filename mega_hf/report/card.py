@@ -15,44 +15,26 @@ from mega_hf.recipe.document import dump
 from mega_hf.recipe.placeholders import placeholder_keys
 from mega_hf.report.card_edits import Card, seal, split_card, update_card
 from mega_hf.report.plots import plot_fitness, plot_tree
-from mega_hf.report.record import DataSource, NodeResult, ParentRow, RunRecord
+from mega_hf.report.record import DataSource, ParentRow, RunRecord
 from mega_hf.report.result import MergeResult, tree_rows
 from mega_hf.report.table import format_p
 from mega_hf.runtime.files import write_whole
 from mega_hf.runtime.untrusted import printable
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
-_METHODS = {  # of the final merge: how, and for what
-    "mega": (
-        "evolution (MeGA",
-        (
-            "): a genetic algorithm searched the weights between and around the parents for the"
-            " most right answers on"
-        ),
-    ),
-    "cma-es": (
-        "an evolution strategy (CMA-ES)",
-        (
-            ": it adapted by how much of each parent the parts of the model are made, for the most"
-            " right answers on"
-        ),
-    ),
-    "choose": ("choice", ": the best of the models as they are, by right answers on"),
-    "random": ("chance", ": the best of mixtures drawn at random, by right answers on"),
-    "line-sweep": (
-        "a sweep",
-        (
-            ": the best of points at equal distances on the line between the parents, by right"
-            " answers on"
-        ),
-    ),
-    "uniform_soup": ("averaging", ": the plain mean of the parents' weights, measured on"),
+_METHODS = {
+    "mega": "a genetic algorithm (MeGA) that searches the weights between and around the parents",
+    "cma-es": "an evolution strategy (CMA-ES) that searches how much of each parent to mix",
+    "random": "a random search over mixtures of the parents' weights",
+    "line-sweep": "a sweep along the line between the weights of two parents",
+    "uniform_soup": "averaging the parents' weights (uniform soup)",
     "greedy_soup": (
-        "averaging",
-        ": parents joined it best first, each where it was not worse for that, by right answers on",
+        "averaging the parents' weights, best parent first, leaving out those that lower the"
+        " accuracy (greedy soup)"
     ),
+    "choose": "choosing the best parent",
 }
-_OWN = "cifar_resnet"  # what our own architectures are called
+_OWN_ARCHITECTURES = "cifar_resnet"  # the prefix of the names that mega_hf registers with timm
 
 
 def render_card(result: MergeResult) -> str:
@@ -77,72 +59,48 @@ def render_card(result: MergeResult) -> str:
 
 
 def _rendered(result: MergeResult) -> str:
-    record = result.record
+    record, report = result.record, result.report
+    is_own = record.architecture.startswith(_OWN_ARCHITECTURES)
     card = ModelCard.from_template(
         _metadata(record),
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
-        title=escape(record.name),
+        title=escape_markdown(record.name),
         r=record,
-        repository=plain(record.repository or ""),
-        revision=plain(record.revision or ""),
-        colours="L" if record.channels == 1 else "RGB",
-        rows=[[escape(cell) for cell in row] for row in result.report.rows()],
-        how=_how(record),
-        recalibrated=result.report.is_recalibrated_run,
-        verdict=escape(result.report.verdict),
-        remarks=result.report.remarks,
+        repository=slug(record.repository or ""),
+        revision=slug(record.revision or ""),
+        color_mode="L" if record.channels == 1 else "RGB",
+        rows=[[escape_markdown(cell) for cell in row] for row in report.rows()],
+        method=_method(record),
+        verdict=escape_markdown(report.verdict),
+        remarks=report.remarks,
         p=format_p(record.paired.p),
-        own_architecture=(
-            plain(record.architecture) if record.architecture.startswith(_OWN) else ""
-        ),
-        recipe=dump(record.recipe),
-        places=[plain(p.name) for p in record.parents if p.hub is None and p.train is None],
-        trained=any(p.train for p in record.parents),
+        own_architecture=slug(record.architecture) if is_own else "",
+        local_parents=[slug(p.name) for p in record.parents if p.hub is None and p.train is None],
+        has_trained_parents=any(p.train for p in record.parents),
         with_parents=_has_parents(record),
-        local=[".".join(key) for key in placeholder_keys(record.recipe)],
+        local_keys=[".".join(key) for key in placeholder_keys(record.recipe)],
         mermaid=draw_mermaid(record) if result.has_tree else "",
         source=_source,
-        data_source=_data_source,
+        data_source=_data_source(record.data.source),
         with_nodes=any(name.startswith("nodes/") for name in record.files),
-        escape=escape,
-        plain=plain,
+        escape=escape_markdown,
+        slug=slug,
     )
     front, body = split_card(str(card))
     return f"---\n{dump(front)}---\n\n{seal(body)}"
 
 
-def _how(record: RunRecord) -> str:
-    """Say how the merged model was made: as the final merge was, or whom the second look named, or
-    as a parent."""
-    root, parents = record.nodes[-1], [parent.name for parent in record.parents]
-    look = record.second_look
-    named = look.chosen if look else root.name
-    made = {node.name: node for node in (root, *record.baselines)}.get(named)
-    kept = named if made is None else _kept(made)
-    if kept in parents:
-        why = "none of the mixtures was surely better" if look else "nothing better was found"
-        return f"keeping one of them, {escape(kept)}: {why}, of those searched for on"
-    assert made is not None, "the second look names a model of the run"
-    how, what = _METHODS.get(str(made.merge.get("method")), _METHODS["mega"])
-    is_tree = named == root.name and len(record.nodes) > 1
-    levels = f", {len(record.nodes)} merges, level by level" if is_tree else ""
-    if made.merge.get("align", "none") != "none":
-        what = what.replace("weights,", "weights, their channels in one order,")
-    return f"{how}{levels}{what}"
-
-
-def _kept(node: NodeResult) -> str:
-    """Return which of its inputs a search found nothing better than; an empty text if there is
-    none."""
-    settings, best, inputs = node.merge, node.search, node.parents
-    has_them = settings.get("method") in ("mega", "random") and settings.get("founders", {}).get(
-        "include_parents"
-    )
-    return (
-        str(inputs[best.index])
-        if has_them and best.generation == 1 and best.index < len(inputs)
-        else ""
-    )
+def _method(record: RunRecord) -> str:
+    """Describe the method of the merged model, or of the search that found no better model."""
+    made = {node.name: node for node in (record.final, *record.baselines)}
+    chosen = record.second_look.chosen if record.second_look else record.final.name
+    node = made.get(chosen, record.final)
+    method = _METHODS[str(node.merge["method"])]
+    if node is record.final and len(record.nodes) > 1:
+        method += f", in a tree of {len(record.nodes)} merges"
+    if node.merge.get("align", "none") != "none":
+        method += ", after aligning their channels"
+    return method
 
 
 def _has_parents(record: RunRecord) -> bool:
@@ -164,29 +122,26 @@ def card_there(result: MergeResult) -> Card | None:
 
 
 def draw_mermaid(record: RunRecord) -> str:
-    """Return the tree as a Mermaid graph, which the Hub's pages draw: parents below, the final
-    merge on top."""
-    models = tree_rows(record)
-    keys = {name: f"m{i}" for i, name in enumerate(models)}
+    """Return the tree as a Mermaid graph, the parents below and the final merge on top."""
+    names = {}
+    for i, (name, model) in enumerate(tree_rows(record).items()):
+        label = re.sub(r"[^\w.+@-]", " ", name)  # Other characters are syntax to Mermaid.
+        names[name] = f'm{i}["{label}<br/>{100 * model.test.accuracy:.2f} %"]'
     lines = ["graph BT"]
-    for name, model in models.items():
-        accuracy = 100 * model.test.accuracy
-        label = re.sub(r"[^\w.+@-]", " ", name)  # whatever else would be Mermaid's own syntax
-        lines.append(f'  {keys[name]}["{label}<br/>{accuracy:.2f} %"]')
     for node in record.nodes:
-        lines += [f"  {keys[parent]} --> {keys[node.name]}" for parent in node.parents]
+        inputs = " & ".join(names[parent] for parent in node.parents)
+        lines.append(f"  {inputs} --> {names[node.name]}")
     return "\n".join(lines)
 
 
-def escape(text: object) -> str:
-    """Make text of others harmless in Markdown and HTML, and in a table's cell."""
+def escape_markdown(text: object) -> str:
+    """Escape text for Markdown, HTML and the cell of a table."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(flat, quote=False))
 
 
-def plain(text: object) -> str:
-    """Return what of a text can stand in code: names, digests, repositories and revisions have
-    nothing else."""
+def slug(text: object) -> str:
+    """Drop all characters that names, digests, repositories and revisions do not have."""
     return re.sub(r"[^\w./@+-]", "", str(text))
 
 
@@ -229,28 +184,27 @@ def _metadata(record: RunRecord) -> ModelCardData:
 
 
 def _source(parent: ParentRow) -> str:
-    """Say where a parent came from, never by a path; and its license, if it has one."""
+    """Say where a parent came from, never by a path, and its license if it has one."""
     license = parent.license_name or parent.license
-    under = f" ({escape(license)})" if license else ""
+    suffix = f" ({escape_markdown(license)})" if license else ""
     if parent.hub:
-        return f"{_link(parent.hub)} at `{plain(parent.revision)}`{under}"
+        return f"{_link(parent.hub)} at `{slug(parent.revision)}`{suffix}"
     if parent.train:
         train = parent.train
-        start = f", starting at {escape(train.start)}" if train.start else ""
-        epoch = f", as it was after epoch {train.epoch}" if train.epoch is not None else ""
-        return f"trained here from seed {train.seed}{start}{epoch}"
-    return f"local: {escape(parent.local or parent.weights)}{under}"
+        epoch = f", snapshot after epoch {train.epoch}" if train.epoch is not None else ""
+        start = f", starting from {escape_markdown(train.start)}" if train.start else ""
+        return f"trained for this merge with seed {train.seed}{start}{epoch}"
+    return f"local: {escape_markdown(parent.local or parent.weights)}{suffix}"
 
 
 def _data_source(source: DataSource) -> str:
-    """Say where the data set came from, never by a path."""
     if source.hub:
-        return f"{_link(source.hub, 'datasets/')} at `{plain(source.revision)}`"
-    return f"local: {escape(source.local)}"
+        return f"{_link(source.hub, 'datasets/')} at `{slug(source.revision)}`"
+    return f"local: {escape_markdown(source.local)}"
 
 
 def _link(repository: str, kind: str = "") -> str:
-    return f"[{escape(repository)}](https://huggingface.co/{kind}{quote(repository)})"
+    return f"[{escape_markdown(repository)}](https://huggingface.co/{kind}{quote(repository)})"
 
 
 def write_card(result: MergeResult, overwrite: bool = False) -> None:

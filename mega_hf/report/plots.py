@@ -42,19 +42,16 @@ def plot_fitness(record: RunRecord) -> bytes:
 
 
 def _plot_search(axes: Any, record: RunRecord) -> None:
-    n, search = record.search.n, record.search
+    search, n = record.search, record.search.n
     generations = [generation.generation for generation in record.history]
     best = [100 * generation.best / n for generation in record.history]
     mean = [100 * generation.mean / n for generation in record.history]
     axes.plot(generations, best, color=_RED, lw=2, label="best", marker=".")
     # Where evaluation stopped early, the counts of the losers are upper bounds.
-    shown, full = search.pictures_evaluated, search.pictures_full
-    is_bound = shown is not None and full is not None and shown < full
+    is_bound = search.pictures_evaluated < search.pictures_full
     label = "mean (upper bound)" if is_bound else "mean"
     axes.plot(generations, mean, color=_BLUE, lw=1.2, label=label)
-    compared = (
-        "treated_parent" if any(m.role == "treated_parent" for m in record.models) else "parent"
-    )
+    compared = "treated_parent" if record.is_recalibrated else "parent"
     parents = [model for model in record.models if model.role == compared]
     baselines = [model for model in record.models if model.role == "baseline"]
     # A baseline far below would press everything else together.

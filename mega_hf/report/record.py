@@ -124,6 +124,24 @@ class NodeResult(_Entry):
     digests: Digests
     seconds: dict[str, float]
 
+    @property
+    def unchanged_input(self) -> str | None:
+        """The input whose learned weights the merge has, or None."""
+        method, best, inputs = self.merge.get("method"), self.search, self.parents
+        place = best.index
+        if method == "line-sweep":  # from one parent to the other
+            size = self.merge["population_size"]
+            if best.generation > 1:  # Each later generation repeats the best point so far.
+                place += size + (best.generation - 2) * (size - 1) - 1
+            return {0: inputs[0], best.evaluations - 1: inputs[-1]}.get(place)
+        if best.generation > 1 or method == "uniform_soup":
+            return None
+        if method in ("mega", "random") and not self.merge["founders"]["include_parents"]:
+            return None
+        if method == "cma-es":  # The average is evaluated before the parents.
+            place -= 1
+        return inputs[place] if 0 <= place < len(inputs) else None
+
 
 class Finalist(_Entry):
     """A candidate of the held-out selection; no prediction is correct where none was finite."""
@@ -283,6 +301,25 @@ class RunRecord(_Entry):
     def merges(self) -> list[NodeResult]:
         """The recipe's merges, the searched baselines and the held-out selection, in this order."""
         return [*self.nodes, *self.baselines, *([self.second_look] if self.second_look else [])]
+
+    @property
+    def copied_parent(self) -> str | None:
+        """The parent that the merged model is a copy of, BatchNorm statistics aside, or None."""
+        nodes = {node.name: node for node in self.merges}
+        name = self.second_look.chosen if self.second_look else self.final.name
+        for _ in range(len(nodes)):  # Of a tree, an inner merge may be a copy itself.
+            if name in nodes:
+                unchanged = nodes[name].unchanged_input
+                if unchanged is None:
+                    return None
+                name = unchanged
+        return name if name in {parent.name for parent in self.parents} else None
+
+    @property
+    def is_recalibrated(self) -> bool:
+        """Whether BatchNorm statistics of the final merge were recalibrated, and of the models
+        that it is compared with."""
+        return any(model.role == "treated_parent" for model in self.models)
 
     @property
     def merged(self) -> ModelRow:

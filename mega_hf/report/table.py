@@ -1,191 +1,200 @@
-"""What a report says of its models: a table, one honest sentence, and what else must be known to
-read them."""
+"""The table of a report, its verdict, and the remarks needed to read them."""
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 from mega_hf.evaluation.statistics import wilson_interval
 from mega_hf.report.record import ModelRow, PairedTest, RunRecord
 from mega_hf.runtime.untrusted import printable
 
-_ROLES = ("parent", "treated_parent", "searched", "merged")
-_CHOOSING = ("greedy_soup", "line-sweep", "random")  # baselines that validation rows chose
-_LOOK = "second look"  # a column of its own, where there was one
+_SELECTING = ("greedy_soup", "line-sweep", "random")  # baselines selected on validation
 _COLUMNS = ("model", "role", "validation", "test", "95 % interval")
+_ROLES = {"treated_parent": "parent", "ceiling": "reference", "intermediate": "merge"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """Every model's right answers on validation and test, and the paired test; `str` is a table."""
+    """The accuracies of all models of a run, with intervals and paired tests.
+
+    `str(report)` is a table with a verdict and remarks; a notebook shows it as HTML.
+    """
 
     record: RunRecord
 
     @property
     def models(self) -> list[ModelRow]:
-        """The rows of the table."""
+        """The rows of the table: parents, baselines, merges, and the merged model last."""
         return self.record.models
 
     @property
     def paired(self) -> PairedTest:
-        """The paired test of the merged model against its best parent."""
+        """The paired test of the merged model against the best parent on validation."""
         return self.record.paired
 
     @property
     def comparisons(self) -> list[PairedTest]:
-        """The merged model's paired tests, that against the best parent first."""
+        """The paired tests of the merged model: against the best parent, and the greedy soup."""
         soup = self.record.paired_soup
         return [self.record.paired, *([soup] if soup else [])]
 
     @property
     def merged(self) -> ModelRow:
-        """The merged model's row."""
+        """The row of the merged model."""
         return self.record.merged
 
     @property
-    def is_selected(self) -> bool:
-        """Whether validation rows decided which model the final merge gave."""
-        return bool(self.record.final.merge.get("method") != "uniform_soup")
-
-    @property
     def is_recalibrated_run(self) -> bool:
-        """Whether parents stand there with their statistics computed anew, as the merge's were."""
-        return any(model.role == "treated_parent" for model in self.models)
+        """Whether BatchNorm statistics were recalibrated."""
+        return self.record.is_recalibrated
 
     @property
-    def verdict(self) -> str:
-        """Say in one sentence whether the merged model is better than its best parent, and how sure
-        that is."""
-        other = self.record.row(self.paired.against)
-        best = f"the parent that is best on validation, {printable(other.name)}"
-        gain = 100 * (self.merged.test.accuracy - other.test.accuracy)
-        if gain == 0:
-            return f"The merged model is not better than {best}: equal on test."
-        test = f"McNemar's exact test, p {format_p(self.paired.p)}"
-        if self.paired.p >= 0.05:
-            side = "above" if gain > 0 else "below"
-            return (
-                f"The merged model is not shown to be better than {best}: "
-                f"{abs(gain):.2f} points {side} it on test, which may be chance ({test})."
-            )
-        word = "better" if gain > 0 else "worse"
-        difference = f"{abs(gain):.2f} points on test ({test})"
-        return f"The merged model is {word} than {best}: {difference}."
-
-    @property
-    def remarks(self) -> list[str]:
-        """What else is to be said, a sentence each: who was chosen, the greedy soup, selection
-        bias, the ensemble."""
-        return [*self._choice(), *self._soup(), *self._bias(), *self._ceiling()]
-
-    def _choice(self) -> list[str]:
-        if self.record.second_look is None:
-            return []
-        name = self.record.second_look.chosen
-        parent = "the recalibrated parent" if self.is_recalibrated_run else "the parent"
-        role = {"parent": parent, "baseline": "the baseline", "searched": "the search's best,"}
-        who = next((role.get(model.role, "") for model in self.models if model.name == name), "")
-        rows = self.record.second_look.search.n
-        said = (
-            f"Named the merged model on {rows:,} rows that no search has seen: {who}"
-            f" {printable(name)}"
-        )
-        looked = {one.name: one.correct or 0 for one in self.record.second_look.finalists}
-        own = looked.get(name, 0)
-        more = [f"{printable(one)} ({right:,})" for one, right in looked.items() if right > own]
-        if more:
-            had = f"{' and '.join(more)} had more right there than its {own:,}"
-            return [
-                f"{said}. {had}, but not by more than a standard error, as what was searched for"
-                " must."
-            ]
-        return [f"{said}."]
-
-    def _soup(self) -> list[str]:
-        if self.record.paired_soup is None:
-            return []
-        paired, rows = self.record.paired_soup, self.merged.test.n
-        gain = 100 * (paired.only_merged_right - paired.only_other_right) / rows
-        low, high = 100 * paired.low, 100 * paired.high
-        interval = (
-            f"95 % interval {low:+.2f} to {high:+.2f} by paired bootstrap; p {format_p(paired.p)}"
-        )
-        return [f"Against {printable(paired.against)}: {gain:+.2f} points on test ({interval})."]
-
-    def _bias(self) -> list[str]:
-        """Say by how much the search's best is better on the rows that chose it than on those that
-        did not."""
-        by_role = {role: [model for model in self.models if model.role == role] for role in _ROLES}
-        searched = (by_role["searched"] or by_role["merged"])[0]
-        parents = by_role["treated_parent"] or by_role["parent"]
-        if not parents or not self.is_selected:
-            return []
-        own, *others = [
-            model.validation.accuracy - model.test.accuracy for model in (searched, *parents)
-        ]
-        return [
-            f"Selection bias: on validation, which chose it, the search's best has {_points(own)}"
-            " than on test; its parents, which were not chosen there, have"
-            f" {_points(sum(others) / len(others))} on average."
-        ]
-
-    def _ceiling(self) -> list[str]:
-        parents = sum(model.role == "parent" for model in self.models)
-        return [
-            f"The ensemble of the {parents} parents, which takes {parents} times as long to run,"
-            f" has {100 * model.test.accuracy:.2f} % on test."
-            for model in self.models
-            if model.role == "ceiling"
-        ]
+    def is_selected(self) -> bool:
+        """Whether validation accuracy decided which model the final merge returned."""
+        return bool(self.record.final.merge.get("method") != "uniform_soup")
 
     @property
     def has_tree(self) -> bool:
         """Whether there are merges below the final one."""
         return any(model.role == "intermediate" for model in self.models)
 
+    @property
+    def verdict(self) -> str:
+        """Whether the merged model is better than the best parent, in one or two sentences."""
+        copied = self.record.copied_parent
+        if copied is None:
+            return self._comparison()
+        name = printable(self._as_compared(copied))
+        better = "clearly better on the held-out rows" if self.record.second_look else "better"
+        copy = f"The merged model is a copy of the parent {name}: no merge was {better}."
+        is_best = self.paired.against in (copied, recalibrated(copied))
+        return copy if is_best else f"{copy} {self._comparison()}"
+
+    def _as_compared(self, parent: str) -> str:
+        return recalibrated(parent) if self.is_recalibrated_run else parent
+
+    def _comparison(self) -> str:
+        other = self.record.row(self.paired.against)
+        best = f"the best parent {printable(other.name)}"
+        gain = 100 * (self.merged.test.accuracy - other.test.accuracy)
+        if gain == 0:
+            return f"No improvement over {best} (equal on test)."
+        test = f"McNemar, p {format_p(self.paired.p)}"
+        if self.paired.p >= 0.05:
+            return f"No significant improvement over {best} ({gain:+.2f} points on test; {test})."
+        word = "Better" if gain > 0 else "Worse"
+        return f"{word} than {best} by {abs(gain):.2f} points on test ({test})."
+
+    @property
+    def remarks(self) -> list[str]:
+        """Remarks on the held-out selection, the greedy soup, selection bias and the ensemble."""
+        return [*self._selection(), *self._soup(), *self._bias(), *self._ensemble()]
+
+    def _selection(self) -> list[str]:
+        selection = self.record.second_look
+        if selection is None:
+            return []
+        name, role = selection.chosen, self.record.row(selection.chosen).role
+        if role == "parent":
+            kind = "parent, recalibrated" if self.is_recalibrated_run else "parent"
+        else:
+            kind = "best of the search" if role == "searched" else role
+        chosen = f"Final model, chosen on {selection.search.n:,} held-out rows: {printable(name)}"
+        counts = {finalist.name: finalist.correct or 0 for finalist in selection.finalists}
+        ahead = [
+            f"{printable(other)} ({count:,} correct)"
+            for other, count in counts.items()
+            if count > counts.get(name, 0)
+        ]
+        remarks = [f"{chosen} ({kind})."]
+        if ahead:
+            verb = "was" if len(ahead) == 1 else "were"
+            remarks.append(
+                f"On these rows {' and '.join(ahead)} {verb} ahead of {printable(name)}"
+                f" ({counts.get(name, 0):,} correct), but by no more than one standard error: a"
+                " searched model must be ahead by more."
+            )
+        return remarks
+
+    def _soup(self) -> list[str]:
+        paired, rows = self.record.paired_soup, self.merged.test.n
+        if paired is None:
+            return []
+        gain = 100 * (paired.only_merged_right - paired.only_other_right) / rows
+        interval = f"95 % interval {100 * paired.low:+.2f} to {100 * paired.high:+.2f}"
+        return [
+            f"Difference from {printable(paired.against)}: {gain:+.2f} points on test"
+            f" ({interval}; McNemar, p {format_p(paired.p)})."
+        ]
+
+    def _bias(self) -> list[str]:
+        """Compare the optimism of the search's best with that of the parents."""
+        searched = next((m for m in self.models if m.role == "searched"), self.merged)
+        role = "treated_parent" if self.is_recalibrated_run else "parent"
+        parents = [model for model in self.models if model.role == role]
+        if not parents or not self.is_selected:
+            return []
+        own, *others = [m.validation.accuracy - m.test.accuracy for m in (searched, *parents)]
+        return [
+            f"Selection bias: the best of the search is {_points(own)} on validation, where it was"
+            f" selected, than on test; the parents are on average"
+            f" {_points(sum(others) / len(others))}."
+        ]
+
+    def _ensemble(self) -> list[str]:
+        count = sum(model.role == "parent" for model in self.models)
+        return [
+            f"The ensemble of the {count} parents has {100 * model.test.accuracy:.2f} % on test,"
+            f" at {count} times the cost of inference."
+            for model in self.models
+            if model.role == "ceiling"
+        ]
+
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table as text cells, the head first; of a tree each model's level stands
-        beside its role."""
-        rows: list[tuple[str, ...]] = [self._with_look(_COLUMNS, _LOOK)]
-        for model in self.models:
-            low, high = wilson_interval(model.test.correct, model.test.n)
-            searched = " (selected on)" if self._is_selected(model) else ""
-            validation = f"{100 * model.validation.accuracy:.2f} %{searched}"
-            test = f"{100 * model.test.accuracy:.2f} %"
-            level = f", level {model.level}" if self.has_tree and model.level else ""
-            interval = f"{100 * low:.2f} to {100 * high:.2f}"
-            role = (
-                "parent" if model.role == "treated_parent" else printable(model.role)
-            )  # its name says the rest
-            row = (printable(model.name), role + level, validation, test, interval)
-            rows.append(self._with_look(row, self._looked_at(model)))
+        """Return the cells of the table as text, the header first."""
+        header = (*_COLUMNS[:3], "held-out", *_COLUMNS[3:])
+        rows = [header, *map(self._row, self.models)]
+        if self.record.second_look is None:
+            rows = [(*row[:3], *row[4:]) for row in rows]
         return rows
 
-    def _with_look(self, row: tuple[str, ...], cell: str) -> tuple[str, ...]:
-        return (*row[:3], cell, *row[3:]) if self.record.second_look is not None else row
+    def _row(self, model: ModelRow) -> tuple[str, ...]:
+        low, high = wilson_interval(model.test.correct, model.test.n)
+        role = _ROLES.get(model.role, model.role)
+        if self.has_tree and model.level:
+            role += f", level {model.level}"
+        selected = " (selected on)" if self._is_selected(model) else ""
+        return (
+            printable(model.name),
+            role,
+            f"{100 * model.validation.accuracy:.2f} %{selected}",
+            self._held_out(model),
+            f"{100 * model.test.accuracy:.2f} %",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+        )
 
-    def _looked_at(self, model: ModelRow) -> str:
-        """Return a model's accuracy in the second look; nothing if it was not there."""
-        if self.record.second_look is None:
-            return ""
-        wanted = self.record.second_look.chosen if model.role == "merged" else model.name
-        if model.role == "parent" and self.is_recalibrated_run:
-            return ""  # it was there as it is treated
-        for one in self.record.second_look.finalists:
-            if one.n and wanted == (
-                recalibrated(one.name) if model.role == "treated_parent" else one.name
-            ):
-                return f"{100 * (one.correct or 0) / one.n:.2f} %"
+    def _held_out(self, model: ModelRow) -> str:
+        """Return the accuracy of a finalist of the held-out selection; of others an empty text."""
+        selection = self.record.second_look
+        if selection is None or (model.role == "parent" and self.is_recalibrated_run):
+            return ""  # With recalibration, the recalibrated parents were the finalists.
+        name = selection.chosen if model.role == "merged" else model.name
+        for finalist in selection.finalists:
+            shown = finalist.name
+            if name == (recalibrated(shown) if model.role == "treated_parent" else shown):
+                return f"{100 * finalist.accuracy:.2f} %"
         return ""
 
     def _is_selected(self, model: ModelRow) -> bool:
-        """Say whether a model was chosen by its validation figure, which is too high for that."""
+        """Return whether a model was selected by its validation accuracy, which is optimistic."""
         if model.role == "merged" and self.record.second_look is not None:
-            chosen = next(one for one in self.models if one.name == self.record.second_look.chosen)
-            return self._is_selected(chosen)
+            return self._is_selected(self.record.row(self.record.second_look.chosen))
         if model.role in ("merged", "searched"):
             return self.is_selected
-        return model.role == "intermediate" or model.name in _CHOOSING
+        return model.role == "intermediate" or (
+            model.role == "baseline" and model.name in _SELECTING
+        )
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -198,17 +207,31 @@ class Report:
             [lines[0], "-" * len(lines[0]), *lines[1:], "", self.verdict, *self.remarks]
         )
 
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.models)} models: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table, the verdict and the remarks as HTML, for notebooks."""
+        header, *rows = self.rows()
+        lines = [_html_row("th", header), *(_html_row("td", row) for row in rows)]
+        text = "<br>".join(html.escape(line) for line in self.remarks)
+        verdict = html.escape(self.verdict)
+        return f"<table>{''.join(lines)}</table><p><b>{verdict}</b><br>{text}</p>"
+
 
 def recalibrated(name: str) -> str:
-    """Return what a report calls a parent whose statistics were computed anew, as the merge's
-    were."""
+    """Return the name of a recalibrated parent in a report."""
     return f"{name} recalibrated"
 
 
 def _points(difference: float) -> str:
-    return f"{abs(100 * difference):.2f} points {'more' if difference >= 0 else 'less'}"
+    return f"{abs(100 * difference):.2f} points {'higher' if difference >= 0 else 'lower'}"
+
+
+def _html_row(tag: str, cells: tuple[str, ...]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def format_p(value: float) -> str:
-    """Return what follows `p` in a sentence; no p is ever shown as 0."""
-    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"
+    """Format a p-value with two digits and its relation sign; never as 0."""
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"

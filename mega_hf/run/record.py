@@ -17,7 +17,7 @@ import torch
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples
-from mega_hf.models.merge_inputs import is_recalibrated, open_inputs
+from mega_hf.models.merge_inputs import is_recalibrated
 from mega_hf.models.references import open_parent
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import is_local
@@ -280,7 +280,7 @@ def make_record(
             "evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1),
             **seconds,
         },
-        notices=[*finding.notices, *_copies(parents, last or root)],
+        notices=finding.notices,
         paired=paired["paired"],
         paired_soup=paired.get("paired_soup"),
     )
@@ -296,23 +296,6 @@ def _describe_second_look(last: MergedNode, journal: Journal) -> HeldOutSelectio
     ]
     chosen = names[last.record["index"]]
     return HeldOutSelection(**dict(last.describe()), finalists=finalists, chosen=chosen)
-
-
-def _copies(parents: ParentSet, root: MergedNode) -> list[str]:
-    """Say so where the merged model is one of the parents, or has its weights and statistics
-    computed anew."""
-    same = {p.name: "" for p in parents.identities.values() if p.sha256 == root.record["state"]}
-    if root.node.recalibrates:
-        opened = ((name, open_inputs({name: source})) for name, source in parents.sources.items())
-        learned = {name: one.space.learned_digest(one.states[name]) for name, one in opened}
-        anew = ", its BatchNorm statistics computed anew" if root.record["statistics"] else ""
-        same = {
-            name: anew for name, weights in learned.items() if weights == root.record["weights"]
-        } | same
-    return [
-        f"the merged model is {name} itself{how}: nothing better was found"
-        for name, how in same.items()
-    ]
 
 
 def _portable(finding: RunOutcome) -> dict[str, Any]:

@@ -208,4 +208,4 @@ def test_snapshots_and_fine_tunes_as_parents(data: Path, tmp_path: Path, mega) -
     assert said["trunk@1"] == {"seed": 1, "epoch": 1}
     assert said["tune"] == {"seed": 2, "from": "trunk@1"}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "starting at trunk@1" in card and "as it was after epoch 1" in card
+    assert "starting from trunk@1" in card and "snapshot after epoch 1" in card

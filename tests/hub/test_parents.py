@@ -50,7 +50,7 @@ def test_a_stranger_verifies_and_makes_it_again_with_them(
         f"parents/{parent}/{file}" for parent in MADE for file in FILES
     }
     card = sent(hub, name)["README.md"].decode()
-    pull, again, check = [line for line in card.splitlines() if line.startswith("mega-hf ")]
+    check, pull, again = [line for line in card.splitlines() if line.startswith("mega-hf ")]
     assert check == f"mega-hf verify {name}"
     answer = run(*check.split()[1:])
     assert answer.code == 0 and trained.record.digests.file in answer.out, answer.err

@@ -180,7 +180,7 @@ def test_the_cards_snippet_runs(place: Place, pushed: dict[str, Any], tmp_path: 
 
     text = place.hub.repositories["models", "me/m"].files("main")["README.md"].decode()
     snippet = text.split("```python\n")[1].split("```")[0]
-    Image.fromarray(tiny.examples(1, 0)[0][0]).save(tmp_path / "picture.png")
+    Image.fromarray(tiny.examples(1, 0)[0][0]).save(tmp_path / "image.png")
     environment = os.environ | place.environment(tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", snippet],

@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mega_hf import MergeResult
-from mega_hf.report.card import escape, render_card
-from mega_hf.report.record import RunRecord
+from mega_hf.report.card import escape_markdown, render_card
+from mega_hf.report.record import NodeResult, RunRecord
 
 
 def changed(finished: MergeResult, **changes: Any) -> MergeResult:
@@ -60,16 +60,16 @@ def test_the_text_says_what_the_result_says(finished: MergeResult) -> None:
     text = render_card(finished)
     for row in finished.report.rows():
         for cell in row:
-            assert escape(cell) in text
-    assert escape(finished.report.verdict) in text
+            assert escape_markdown(cell) in text
+    assert escape_markdown(finished.report.verdict) in text
     assert finished.record.digests.file in text
     assert "selected on" in text
     assert "fitness.png" in text
     assert "import mega_hf.models.cifar_resnet" in text, (
         "a stranger's timm does not know the architecture"
     )
-    recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert recipe["merge"] == finished.record.recipe["merge"]
+    assert "[recipe.yaml](recipe.yaml)" in text
+    assert len(text.split("---\n", 2)[2].splitlines()) <= 120
 
 
 def test_what_was_local_is_to_be_given_again(finished: MergeResult) -> None:
@@ -104,43 +104,59 @@ def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> No
         model["test"] = {"correct": 50, "n": 90}
     paired = finished.record.to_dict()["paired"]
     paired |= {"against": "a", "only_merged_right": 4, "only_other_right": 4, "p": 1.0}
-    assert "not better than the parent that is best on validation" in render_card(
+    assert "**No improvement over the best parent a (equal on test).**" in render_card(
         changed(finished, models=models, paired=paired)
     )
 
 
-def test_how_the_merged_model_was_made_is_said_of_that_model(
-    finished: MergeResult, treed: MergeResult
-) -> None:
-    """Of the one that was named: a tree's own, a baseline that is none of its merges, or a parent
-    as it is."""
-    assert "by\nevolution (MeGA): a genetic" in render_card(finished)
-    assert "evolution (MeGA, 3 merges, level by level): a genetic" in render_card(treed)
-    soup = treed.record.final.to_dict() | {
-        "name": "aligned_soup",
-        "parents": list("abcd"),
-    }
+def test_the_method_is_that_of_the_merged_model(finished: MergeResult, treed: MergeResult) -> None:
+    """Of a search, of a tree's final search, of the baseline that was chosen, or of a copy."""
+    assert "trained models by a genetic algorithm (MeGA)" in render_card(finished)
+    assert "around the parents, in a tree of 3 merges" in render_card(treed)
+    soup = treed.record.final.to_dict() | {"name": "aligned_soup", "parents": list("abcd")}
     soup["merge"] |= {"method": "uniform_soup", "align": "weights"}
-    look = soup | {
-        "name": "second_look",
-        "chosen": "aligned_soup",
-        "finalists": [{"name": "a", "correct": 1, "n": 2}],
-    }
+    finalists = [{"name": "a", "correct": 1, "n": 2}]
+    look = soup | {"name": "second_look", "chosen": "aligned_soup", "finalists": finalists}
     models = treed.record.to_dict()["models"]
     row = next(model for model in models if model["role"] == "baseline") | {"name": "aligned_soup"}
     more = {"models": [row, *models], "baselines": [soup]}
     text = render_card(changed(treed, second_look=look, **more))
-    assert (
-        "averaging: the plain mean of the parents' weights, their channels in one order,"
-        " measured on" in text
-    )
+    assert "by averaging the parents' weights (uniform soup), after aligning their channels" in text
     parent = render_card(changed(treed, second_look=look | {"chosen": "a"}, **more))
-    assert "keeping one of them, a: none of the mixtures was surely better" in parent
+    assert "is a copy of the parent a recalibrated: no merge was clearly better on the" in parent
+    assert "the result is one of them with recalibrated BatchNorm statistics" in parent
     nodes = finished.record.to_dict()["nodes"]
     nodes[-1]["search"] |= {"generation": 1, "index": 1}
-    assert "keeping one of them, b: nothing better was found" in render_card(
-        changed(finished, nodes=nodes)
-    )
+    copy = render_card(changed(finished, nodes=nodes))
+    assert "**The merged model is a copy of the parent b recalibrated: no merge was better." in copy
+
+
+@pytest.mark.parametrize(
+    ("method", "generation", "index", "unchanged"),
+    [
+        ("mega", 1, 1, "b"),
+        ("mega", 1, 2, None),
+        ("mega", 2, 1, None),
+        ("uniform_soup", 1, 0, None),
+        ("greedy_soup", 1, 1, "b"),
+        ("greedy_soup", 2, 0, None),
+        ("cma-es", 1, 0, None),
+        ("cma-es", 1, 2, "b"),
+        ("choose", 1, 0, "a"),
+        ("line-sweep", 1, 0, "a"),
+        ("line-sweep", 1, 1, None),
+        ("line-sweep", 3, 3, "b"),
+        ("line-sweep", 3, 2, None),
+    ],
+)
+def test_a_merge_that_is_a_copy_of_an_input(
+    method: str, generation: int, index: int, unchanged: str | None, finished: MergeResult
+) -> None:
+    """Of a sweep of 14 points in generations of 6, 5 new ones and 3 new ones."""
+    node = finished.record.final.to_dict()
+    node["merge"] |= {"method": method, "population_size": 6}
+    node["search"] |= {"generation": generation, "index": index, "evaluations": 14}
+    assert NodeResult.model_validate(node).unchanged_input == unchanged
 
 
 def test_how_to_load_a_transformers_model(finished: MergeResult) -> None:
@@ -162,11 +178,8 @@ def test_text_of_others_is_harmless(finished: MergeResult) -> None:
     text = render_card(
         changed(finished, parents=parents, models=models, paired=paired, notices=[evil])
     )
-    body = text.split("---\n", 2)[2].split("```yaml")
-    for part in (body[0], body[1].split("```", 1)[1]):
-        assert "<script>" not in part
-        assert "[x](http" not in part
-        assert "\n# head" not in part
+    body = text.split("---\n", 2)[2]
+    assert not any(harm in body for harm in ("<script>", "[x](http", "\n# head"))
     assert yaml.safe_load(text.split("---\n")[1])
 
 
@@ -180,5 +193,5 @@ def test_text_of_others_is_harmless(finished: MergeResult) -> None:
         (7, "7"),
     ],
 )
-def test_escape(text: object, expected: str) -> None:
-    assert escape(text) == expected
+def test_escape_markdown(text: object, expected: str) -> None:
+    assert escape_markdown(text) == expected

@@ -58,35 +58,38 @@ def _finished(folder, report=None):
 # --- The sentence
 
 
-def test_a_gain_beyond_chance_is_better():
+def test_a_significant_gain_is_better():
     verdict = _report(725, p=0.0123).verdict
-    assert verdict.startswith(
-        "The merged model is better than the parent that is best on validation, a"
-    )
-    assert "2.50 points on test" in verdict
-    assert "0.0123" in verdict
+    assert verdict == "Better than the best parent a by 2.50 points on test (McNemar, p = 0.012)."
 
 
-def test_a_loss_beyond_chance_is_worse():
+def test_a_significant_loss_is_worse():
     verdict = _report(680, p=1e-9).verdict
-    assert verdict.startswith(
-        "The merged model is worse than the parent that is best on validation, a"
-    )
-    assert "2.00 points" in verdict
-    assert "< 0.0001" in verdict
+    assert verdict == "Worse than the best parent a by 2.00 points on test (McNemar, p < 0.0001)."
 
 
-@pytest.mark.parametrize(("merged", "side"), [(725, "above"), (680, "below")])
+@pytest.mark.parametrize(("merged", "points"), [(725, "+2.50"), (680, "-2.00")])
 @pytest.mark.parametrize("p", [0.05, 0.9])
-def test_a_difference_within_chance_is_no_gain(merged, side, p):
-    verdict = _report(merged, p=p).verdict
-    assert "not shown to be better" in verdict
-    assert side in verdict
-    assert "is better" not in verdict
+def test_a_difference_within_chance_is_no_improvement(merged, points, p):
+    assert _report(merged, p=p).verdict == (
+        f"No significant improvement over the best parent a ({points} points on test;"
+        f" McNemar, p = {p})."
+    )
 
 
-def test_equal_is_not_better():
-    assert "not better" in _report(700, p=1.0).verdict
+def test_equal_is_no_improvement():
+    verdict = _report(700, p=1.0).verdict
+    assert verdict == "No improvement over the best parent a (equal on test)."
+
+
+def test_a_copy_of_a_parent_is_said_first():
+    (node,) = _report(700).record.to_dict()["nodes"]
+    node["parents"], node["search"]["generation"] = ["a", "b"], 1
+    parents = [{"name": name, "local": name, "sha256": "0"} for name in "ab"]
+    for index, more in ((0, ""), (1, " No improvement over the best parent a (equal on test).")):
+        node["search"]["index"] = index
+        copy = f"The merged model is a copy of the parent {'ab'[index]}: no merge was better."
+        assert _made(_models(700), nodes=[node], parents=parents).verdict == copy + more
 
 
 def test_the_comparison_is_with_the_parent_that_was_tested_against():
@@ -114,19 +117,19 @@ def _looked(chosen, **right):
     return _made(models, paired=paired, second_look=look)
 
 
-def test_the_second_look_has_a_column_and_says_why_the_best_there_was_not_named():
+def test_the_held_out_selection_has_a_column_and_remarks():
     report = _looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=151)
     head, *rows = report.rows()
-    assert head.index("second look") == 3
+    assert head.index("held-out") == 3
     shown = {(row[0], row[1]): row[3] for row in rows}
     assert shown["a", "parent"] == "" and shown["a recalibrated", "parent"] == "70.00 %"
     assert shown["uniform_soup", "baseline"] == shown["merged", "merged"] == "75.00 %"
     assert shown["a+b", "searched"] == "75.50 %"
-    assert (
-        "a+b (151) had more right there than its 150, but not by more than a standard error"
-        in str(report)
+    assert "Final model, chosen on 200 held-out rows: uniform_soup (baseline)." in str(report)
+    assert "a+b (151 correct) was ahead of uniform_soup (150 correct), but by no more" in str(
+        report
     )
-    assert "had more right" not in str(
+    assert "ahead of" not in str(
         _looked("uniform_soup", uniform_soup=150, a=140, b=100, a_and_b=150)
     )
 
@@ -152,7 +155,7 @@ def test_the_sentence_agrees_with_the_test_of_real_answers():
     merged = torch.arange(1000).numpy() < 725
     other = torch.arange(1000).numpy() < 700
     paired = mcnemar("a", merged, other).to_dict()
-    assert _made(_models(725), paired=paired).verdict.startswith("The merged model is better")
+    assert _made(_models(725), paired=paired).verdict.startswith("Better than the best parent a")
 
 
 # --- The table

@@ -272,4 +272,4 @@ def test_the_card_says_nothing_of_statistics_that_were_blended(
     """Aligning by activations shows calibration pictures too."""
     result = merge(recipe(scattered, "activations", batchnorm="blend"), tmp_path / "out")
     assert result.record.data.calibration is not None
-    assert "computed anew" not in (result.folder / "README.md").read_text()
+    assert "recomputed" not in (result.folder / "README.md").read_text()

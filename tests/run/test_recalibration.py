@@ -32,7 +32,7 @@ def test_every_row_of_the_report_that_is_compared_was_treated_alike(
             counted = getattr(rows[f"{name} recalibrated"], split)
             assert abs(counted.correct - tiny.count(model, split)) <= 1
     card = (finished.folder / "README.md").read_text()
-    assert "BatchNorm's statistics were computed anew on 120 rows of train (seed 46)" in card
+    assert "BatchNorm statistics were recomputed on 120 rows of train (seed 46)" in card
 
 
 def test_the_merged_model_holds_the_statistics_that_its_weights_have(finished: MergeResult) -> None:

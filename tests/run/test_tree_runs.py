@@ -55,7 +55,7 @@ def test_the_report_goes_level_by_level(treed: MergeResult) -> None:
         ("c+d", "intermediate", 1),
         ("merged", "merged", 2),
     ]
-    assert "intermediate, level 1" in str(treed.report)
+    assert "merge, level 1" in str(treed.report)
     assert [node.parents for node in treed.record.nodes] == [
         ["a", "b"],
         ["c", "d"],
