@@ -103,7 +103,7 @@ def test_a_model_that_changes_during_a_run_is_an_error(pair: tiny.Pair, tmp_path
     )
     assert source.open().num_classes == 3
     flip(folder / "model.safetensors")
-    with pytest.raises(RunError, match="a was changed while the run was going on"):
+    with pytest.raises(RunError, match="a was changed during the run"):
         source.open()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from mega_hf.errors import ParentError, library_errors
 from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.timm_models import build_timm_from_folder, open_timm
 from mega_hf.models.transformers_models import build_transformers, open_transformers
-from mega_hf.models.weight_files import read_config, stored_dtypes
+from mega_hf.models.weight_files import read_config, stored_dtypes, weight_files
+from mega_hf.runtime.files import file_stamps
 from mega_hf.weights.space import digest
 
 
@@ -27,6 +29,7 @@ def open_model(folder: Path, name: str = "") -> LoadedModel:
     """
     name = name or folder.name
     config = read_config(folder, name)
+    stamps = file_stamps(weight_files(folder, name))
     dtypes = stored_dtypes(folder, name)
     with library_errors(
         f"the model {name} can't be loaded",
@@ -35,8 +38,10 @@ def open_model(folder: Path, name: str = "") -> LoadedModel:
         "load it with timm or transformers alone to see what is missing",
     ):
         if "model_type" in config:
-            return open_transformers(folder, dtypes)
-        return open_timm(folder, config, dtypes)
+            opened = open_transformers(folder, dtypes)
+        else:
+            opened = open_timm(folder, config, dtypes)
+        return replace(opened, stamps=stamps)
 
 
 def build_model(folder: Path, name: str, dtypes: dict[str, torch.dtype]) -> LoadedModel:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mega_hf.models.weight_files import weight_files
+from mega_hf.runtime.files import FileStamp
 
 # timm's arguments that matter in training alone
 DROPOUT = {
@@ -60,17 +60,14 @@ class LoadedModel:
     # of the floating entries, as stored; empty where that is not known
     dtypes: dict[str, torch.dtype]
     folder: Path | None  # None if it was made from an architecture's name
+    # its weight files as they were before they were read
+    stamps: tuple[FileStamp, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the model takes."""
         channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
         return channels, height, width
-
-    @property
-    def files(self) -> list[Path]:
-        """The safetensors in its folder."""
-        return weight_files(self.folder, self.folder.name) if self.folder else []
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the state dict, in the dtypes that it was stored in."""

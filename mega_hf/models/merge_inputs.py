@@ -3,9 +3,8 @@ their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -14,47 +13,78 @@ from mega_hf.errors import RunError
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.merge import Merge, Node
 from mega_hf.runtime.environment import trim
+from mega_hf.runtime.files import FileStamp, file_stamps
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.encoding import Direct, Encoding, Mixing
-from mega_hf.weights.mapped import map_copy, map_files
+from mega_hf.weights.mapped import is_mapped, map_copy, map_files
 from mega_hf.weights.space import StateDict, WeightSpace, build_space, digest
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelSource:
-    """A parent or a merged node as an input of a merge."""
+    """A parent or a merged model as an input of a merge; its weights stay on the disk.
+
+    The weights are hashed when they are first read, and again only if their files were changed.
+    """
 
     name: str
     sha256: str  # of its state dict
     layout: str  # the digest of what a merge takes from it beside weights, if it is the first
     load: Callable[[], LoadedModel]
-    files: Sequence[Path] = ()  # its safetensors
+    _stamps: tuple[FileStamp, ...] | None = None  # the files when their content was last verified
+    _is_mappable: bool = False  # whether the files hold the state dict just as it is
+    _part_digests: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def open(self) -> LoadedModel:
-        """Load the model and see that it is still the one that was identified.
+        """Load the model.
 
         Raises:
-            RunError: it has been changed since.
+            RunError: its weights have changed since it was identified.
         """
         model = self.load()
-        found = digest(model.view())
-        if found != self.sha256:
-            raise RunError(
-                f"{self.name} was changed while the run was going on",
-                expected=f"weights {self.sha256[:12]}",
-                got=f"weights {found[:12]}",
-                hint="the same command again, when nothing else writes there",
-            )
+        if not model.stamps or model.stamps != self._stamps:
+            found = digest(model.view())
+            if found != self.sha256:
+                raise RunError(
+                    f"{self.name} was changed during the run",
+                    expected=f"weights {self.sha256[:12]}",
+                    got=f"weights {found[:12]}",
+                    hint="run the same command again when nothing else writes to its files",
+                )
+            self.accept(model)
         return model
 
+    def accept(self, model: LoadedModel) -> None:
+        """Remember the files of a loaded model whose weights have this source's digest."""
+        self._stamps = model.stamps
+        self._is_mappable = is_mapped(map_files([file for file, *_ in model.stamps]), model.view())
+        self._part_digests.clear()
+
     def map(self) -> StateDict:
-        """Return its state dict, mapped from its files, or from a copy where their tensors bear
-        other names.
+        """Return the state dict, mapped from its files, or from a copy if they name it differently.
 
         Raises:
             RunError: as `open`.
         """
-        return map_files(self.files, self.sha256) or map_copy(self.open().view())
+        if self._is_unchanged() and self._is_mappable:
+            return map_files([file for file, *_ in self._stamps or ()])
+        model = self.open()
+        if self._is_mappable:
+            return map_files([file for file, *_ in model.stamps])
+        return map_copy(model.view())
+
+    def digest_without(self, state: StateDict, names: Container[str]) -> str:
+        """Return the digest of the mapped state dict without some entries, computed once."""
+        kept = tuple(name for name in state if name not in names)
+        if kept not in self._part_digests:
+            self._part_digests[kept] = digest({name: state[name] for name in kept})
+        return self._part_digests[kept]
+
+    def _is_unchanged(self) -> bool:
+        try:
+            return file_stamps(file for file, *_ in self._stamps or ()) == self._stamps
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -91,7 +121,10 @@ def open_inputs(sources: Mapping[str, ModelSource], recalibrates: bool = False) 
     space = build_space(states, learned, tied, recomputed)
     contents = {name: source.sha256 for name, source in sources.items()}
     if recomputed:
-        contents = {name: digest_without(state, space.recomputed) for name, state in states.items()}
+        contents = {
+            name: source.digest_without(states[name], space.recomputed)
+            for name, source in sources.items()
+        }
     return MergeInputs(model, space, states, list(contents.values()))
 
 

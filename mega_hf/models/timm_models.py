@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mega_hf.models import cifar_resnet
 from mega_hf.models.loaded import IRRELEVANT, LoadedModel, by_entry, plain
 from mega_hf.models.safety import check_arguments
 from mega_hf.models.weight_files import read_dtypes
+from mega_hf.runtime.files import file_stamps
 
 assert cifar_resnet.default_cfgs, "imported to register its names with timm"
 
@@ -149,6 +151,7 @@ def open_weights(
         ParentError: the file is damaged, or its entries are not those of the architecture.
     """
     dtypes = read_dtypes(weights, name)
+    stamps = file_stamps([weights])
     with SkipInit():
         model = build_timm(arch, num_classes, arch_args, data_config)
     try:
@@ -161,7 +164,8 @@ def open_weights(
             got=" ".join(str(error).split())[:500],
             hint="check arch, arch_args and num_classes",
         ) from None
-    return describe_timm(model, timm_structure(arch, arch_args), dtypes, labels=None, folder=None)
+    opened = describe_timm(model, timm_structure(arch, arch_args), dtypes, labels=None, folder=None)
+    return replace(opened, stamps=stamps)
 
 
 def describe_timm(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from mega_hf.models.merge_inputs import (
     open_inputs,
 )
 from mega_hf.models.save import save_model
-from mega_hf.models.weight_files import weight_files
 from mega_hf.recipe.merge import Node
 from mega_hf.report.record import Digests, Generation, NodeResult, SearchResult
 from mega_hf.run.align import align_inputs
@@ -126,12 +125,11 @@ class MergedNode:
         """The accuracy on the rows of the search, in percent."""
         return 100 * self.record["correct"] / self.record["n"]
 
-    @property
+    @cached_property
     def source(self) -> ModelSource:
         """The merged model as an input of other merges and of the report."""
         load = partial(open_model, self.folder, self.name)
-        files = weight_files(self.folder, self.name)
-        return ModelSource(self.name, self.record["state"], self.record["layout"], load, files)
+        return ModelSource(self.name, self.record["state"], self.record["layout"], load)
 
     def describe(self) -> NodeResult:
         """Return the merge's entry in result.json."""

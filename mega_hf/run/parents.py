@@ -71,9 +71,9 @@ class ParentSet:
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
         model = opened.model
         load = _opener(name, reference, model.folder)
-        self.sources[name] = ModelSource(
-            name, opened.parent.sha256, layout_digest(model), load, model.files
-        )
+        source = ModelSource(name, opened.parent.sha256, layout_digest(model), load)
+        source.accept(model)
+        self.sources[name] = source
         check_distinct(self.identities.values())
 
     def check_compatible(self, models: dict[str, LoadedModel]) -> tuple[list[int], str]:

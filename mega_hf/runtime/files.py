@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,6 +55,20 @@ def folder_digest(folder: Path, leave_out: str = "") -> str:
         if file.is_file() and file.name != leave_out:
             sha.update(f"{file.relative_to(folder)} {file_digest(file)}\n".encode())
     return sha.hexdigest()
+
+
+# path, size, time of the last change in nanoseconds, inode: another content has another one
+FileStamp = tuple[Path, int, int, int]
+
+
+def file_stamps(files: Iterable[Path]) -> tuple[FileStamp, ...]:
+    """Return what tells, without reading them, whether files were changed.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    stats = ((file, file.stat()) for file in files)
+    return tuple((file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats)
 
 
 def write_whole(path: Path, content: bytes) -> None:

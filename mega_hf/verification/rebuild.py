@@ -108,7 +108,6 @@ def replay(
         digest(model.view()),
         layout_digest(model),
         partial(open_model, target, name),
-        model.files,
     )
 
 

@@ -241,4 +241,6 @@ def _open_source(
         if folder
         else lambda: open_parent(name, reference, place).model
     )
-    return ModelSource(name, claimed, layout_digest(opened.model), load, opened.model.files)
+    source = ModelSource(name, claimed, layout_digest(opened.model), load)
+    source.accept(opened.model)
+    return source

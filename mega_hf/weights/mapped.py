@@ -7,25 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mega_hf.weights.space import StateDict, digest
+from mega_hf.weights.space import StateDict
 
 
-def map_files(files: Sequence[Path], sha256: str) -> StateDict | None:
-    """Return the memory-mapped tensors of safetensors files, if they are a known state dict.
+def map_files(files: Sequence[Path]) -> StateDict:
+    """Return the memory-mapped tensors of safetensors files, e.g. the shards of a model."""
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
-    Args:
-        files: no file, one file or several shards.
-        sha256: the digest of the state dict. Files with another content give None, such as those
-            of a library that stores tensors under other names.
+
+def is_mapped(mapped: StateDict, state: StateDict) -> bool:
+    """Return whether a mapped state dict is another one, bit for bit.
+
+    Libraries may give tensors other names, or other values, than those in the files.
     """
-    try:
-        state = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (OSError, SafetensorError):
-        return None
-    return state if state and digest(state) == sha256 else None
+    return mapped.keys() == state.keys() and all(
+        _has_same_bytes(tensor, state[name]) for name, tensor in mapped.items()
+    )
+
+
+def _has_same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b))
+    return torch.equal(a, b)
 
 
 def map_copy(state: StateDict) -> StateDict:
