@@ -33,6 +33,11 @@ def add_recipe_arguments(parser: Parser) -> None:
         metavar="N",
         help="number of processes (default: one per GPU, or one on the CPU)",
     )
+    parser.add_argument(
+        "--oversubscribe",
+        action="store_true",
+        help="allow more processes than this machine has cores or memory for",
+    )
     add_quiet(parser)
 
 

@@ -20,4 +20,15 @@ def launch_processes(args: argparse.Namespace) -> int | None:
     from mega_hf.runtime.processes import default_processes, is_launched, launch
 
     count = args.num_processes or default_processes()
-    return launch(count, args.words) if count > 1 and not is_launched() else None
+    if count == 1 or is_launched():
+        return None
+    return launch(count, args.words, args.oversubscribe)
+
+
+def check_launched() -> None:
+    """Raise LaunchError if another launcher started too many processes, before torch is loaded."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        from mega_hf.runtime.process_count import check_process_count
+
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        check_process_count(int(os.environ["LOCAL_WORLD_SIZE"]), uses_gpu=not on_cpu)

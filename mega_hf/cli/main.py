@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mega_hf.cli import bench, card, compare, evaluate, merge, pull, push, train, verify
+from mega_hf.cli.launch import check_launched
 from mega_hf.cli.output import check_output, print_error
 from mega_hf.cli.signals import handle_signals, print_interrupted
 from mega_hf.errors import Terminated
@@ -90,5 +91,6 @@ def _run(words: list[str]) -> int:
         sys.stdout.flush()
         raise
     args.words = words
+    check_launched()
     configure_logging(getattr(args, "quiet", False))
     return args.run(args)
