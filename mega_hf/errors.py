@@ -1,4 +1,4 @@
-"""What a user did or met that stops a command: said as expected, got, hint; never a traceback."""
+"""Errors shown to users: what went wrong, what was expected, what was found, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_RESUMES = "the same command goes on where it stopped"
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESUME = "then run the same command to resume"
+_MOST_PROBLEMS = 20  # shown in one message
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: like Ctrl-C, no error of anyone's."""
-
-
-_SHOWN = 20  # findings in one message
+    """SIGTERM was received; like Ctrl-C, this is nobody's error."""
 
 
 class MegaError(Exception):
-    """An error that the user can do something about.
+    """An error that the user can fix.
 
     Args:
         what: one line that says what is wrong.
-        expected: what would have been right.
+        expected: what would have been correct.
         got: what was found instead.
-        hint: what to do now.
-        where: the place, as `file:line` or an option's name, where there is one.
+        hint: how to fix it.
+        where: the place, if there is one: `file:line`, a path or an option.
     """
 
-    on_one_process = False  # whether one process of several met it, which then must say all of it
+    # Whether only one of several processes met it; that process then prints the whole message.
+    on_one_process = False
 
     def __init__(
         self,
@@ -52,55 +51,49 @@ class MegaError(Exception):
         lines += [f"  hint:     {hint}"] if hint else []
         super().__init__("\n".join(lines))
 
+    def _parts(self) -> dict[str, Any]:
+        names = ("where", "what", "expected", "got", "hint")
+        return {name: getattr(self, name) for name in names}
+
     def replace(self, **parts: Any) -> MegaError:
-        """Return the same error with some of its parts replaced, as they are named when it is
-        made."""
-        mine: dict[str, Any] = {
-            "what": self.what,
-            "expected": self.expected,
-            "got": self.got,
-            "hint": self.hint,
-        }
-        return type(self)(**(mine | {"where": self.where} | parts))
+        """Return the same error with some parts replaced, named as the arguments are."""
+        return type(self)(**(self._parts() | parts))
 
     def with_hint(self, more: str) -> MegaError:
-        """Return the same error with something more to be done about it."""
+        """Return the same error with another hint after its own."""
         return self.replace(hint="; ".join(filter(None, [self.hint, more])))
 
     def to_dict(self) -> dict[str, str | None]:
-        """Return its parts as texts."""
-        parts = {"where": self.where, "what": self.what, "expected": self.expected, "got": self.got}
-        return {
-            name: None if part is None else str(part)
-            for name, part in (parts | {"hint": self.hint}).items()
-        }
+        """Return the parts as texts, for JSON."""
+        return {name: None if p is None else str(p) for name, p in self._parts().items()}
 
 
 class RecipeError(MegaError):
-    """The recipe, an override or an argument is not usable. Several findings are shown in one
-    message."""
+    """A recipe, an override or an argument is invalid; one error may list several problems."""
 
     @classmethod
-    def join(cls, findings: list[RecipeError]) -> RecipeError:
-        """Make one error of several, each on lines of its own and said once; of many the first are
-        shown."""
-        if len(findings) == 1:
-            return findings[0]
-        said = list(dict.fromkeys(map(str, findings)))
-        joined = cls(f"{len(findings)} problems in the recipe")
-        more = [f"and {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
-        joined.args = ("\n".join([joined.what + ":", *said[:_SHOWN], *more]),)
+    def join(cls, problems: list[RecipeError]) -> RecipeError:
+        """Return one error that lists each problem once, and at most the first 20."""
+        if len(problems) == 1:
+            return problems[0]
+        texts = list(dict.fromkeys(map(str, problems)))
+        joined = cls(f"{len(problems)} problems in the recipe")
+        rest = len(texts) - _MOST_PROBLEMS
+        more = [f"and {rest} more"] if rest > 0 else []
+        joined.args = ("\n".join([f"{joined.what}:", *texts[:_MOST_PROBLEMS], *more]),)
         return joined
 
 
 class ParentError(MegaError):
-    """A parent can't be found, read or merged with the others."""
+    """A parent can't be found, loaded or merged with the others."""
 
 
 class DataError(MegaError):
-    """The data set can't be found, read or used as the recipe asks.
+    """The data set can't be found, loaded or used as the recipe says.
 
-    Args: as `MegaError`; `key` is the entry of the recipe's `data` that it is about, if it is one.
+    Args:
+        what: as the other arguments, see `MegaError`.
+        key: the entry of the recipe's `data` that the error is about, if there is one.
     """
 
     def __init__(self, what: str, *, key: str = "", **parts: Any) -> None:
@@ -110,8 +103,7 @@ class DataError(MegaError):
     @classmethod
     @contextmanager
     def about(cls, key: str) -> Iterator[None]:
-        """Say of errors that are met inside that they are about an entry, unless they are about
-        another."""
+        """Set `key` of the DataErrors raised inside, if they have none."""
         try:
             yield
         except cls as error:
@@ -120,7 +112,7 @@ class DataError(MegaError):
 
 
 class RunError(MegaError):
-    """The run folder can't be used, or the run can't go on."""
+    """The run folder can't be used, or the run can't continue."""
 
 
 class HubError(MegaError):
@@ -128,28 +120,37 @@ class HubError(MegaError):
 
 
 class VerificationError(MegaError):
-    """A run's files don't fit together, or don't give what they claim; `where` names the
-    culprit."""
+    """The files of a run contradict each other, or the rebuilt merge; `where` names the file."""
 
     @classmethod
     def from_error(cls, where: str, error: MegaError, hint: str | None) -> VerificationError:
-        """Make one of another error that a culprit is to blame for."""
+        """Return a VerificationError that names the file behind another error."""
         return cls(error.what, expected=error.expected, got=error.got, hint=hint, where=where)
 
 
 class LaunchError(MegaError):
-    """The processes did not start as asked."""
+    """The processes could not be started as asked, or do not work together."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library's error says, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def library_errors(what: str, where: str, expected: str, hint: str) -> Iterator[None]:
-    """Turn whatever a library raises over a model into a ParentError: nothing of it is our user's
-    traceback."""
+    """Turn any exception of a library into a ParentError, and fill in `where` of MegaErrors.
+
+    Args:
+        what: what failed; the name of the exception's class is added.
+        where: the parent.
+        expected: as of `MegaError`.
+        hint: as of `MegaError`.
+
+    Raises:
+        RunError: the disk or the memory is full.
+        ParentError: anything else.
+    """
     try:
         yield
     except MegaError as error:
@@ -158,73 +159,66 @@ def library_errors(what: str, where: str, expected: str, hint: str) -> Iterator[
         raise error.replace(where=where) from None
     except Exception as error:
         raise_if_out_of_space(error, where)
-        got = " ".join(str(error).split())[:500]
         raise ParentError(
             f"{what}: {type(error).__name__}",
             where=where,
             expected=expected,
-            got=got,
+            got=" ".join(str(error).split())[:500],
             hint=hint,
         ) from error
 
 
 def raise_if_out_of_space(error: Exception, where: object = "") -> None:
-    """Raise the `shortage` that an error is, if it is one; for those who call every error a fault
-    of their input."""
-    short = as_resource_error(error, where)
-    if short is not None:
-        raise short from error
+    """Raise the RunError that `as_resource_error` returns, if there is one."""
+    shortage = as_resource_error(error, where)
+    if shortage is not None:
+        raise shortage from error
 
 
 def as_resource_error(error: BaseException, where: object = "") -> RunError | None:
-    """Return as an error of ours that a disk has no room or fails, or that memory is out; None for
-    anything else.
+    """Return a RunError if the disk is full or fails, or the memory is full; None otherwise.
 
     Args:
-        error: what was raised; libraries raise errors of their own because of the system's.
-        where: what was being written.
+        error: any exception; libraries raise their own in place of the system's, so the exceptions
+            that it was raised from are considered too.
+        where: the file or folder that was being written.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, MegaError):
-        code, got = _system_code(cause), " ".join(str(cause).split())[:300] or type(cause).__name__
-        short = None
-        if code in _NO_ROOM:
-            hint = f"make room, or raise the limit; {_RESUMES}"
-            short = RunError(
-                "can't be written", where=str(where), expected="room", got=got, hint=hint
-            )
-        elif code == errno.EIO:
-            hint = f"see to the disk; {_RESUMES}"
-            short = RunError(
-                "the disk fails",
-                where=str(where),
-                expected="a working disk",
-                got=got,
-                hint=hint,
-            )
-        elif code == errno.ENOMEM:
-            hint = f"a smaller evaluation.batch_size, or fewer processes; {_RESUMES}"
-            short = RunError(
-                "out of memory", expected="room for models and pictures", got=got, hint=hint
-            )
-        if short is not None:
-            short.on_one_process = True  # other processes may have had enough
-            return short
+        shortage = _resource_error(cause, str(where))
+        if shortage is not None:
+            shortage.on_one_process = True  # the others may have had enough
+            return shortage
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 
+def _resource_error(error: BaseException, where: str) -> RunError | None:
+    code = _system_code(error)
+    got = " ".join(str(error).split())[:300] or type(error).__name__
+    if code in _OUT_OF_SPACE:
+        hint = f"free some space, or raise the limit; {_RESUME}"
+        return RunError(
+            "can't be written", where=where, expected="free disk space", got=got, hint=hint
+        )
+    if code == errno.EIO:
+        hint = f"check the disk; {_RESUME}"
+        return RunError(
+            "the disk failed", where=where, expected="a working disk", got=got, hint=hint
+        )
+    if code == errno.ENOMEM:
+        hint = f"use a smaller evaluation.batch_size, or fewer processes; {_RESUME}"
+        return RunError("out of memory", expected="free memory for models", got=got, hint=hint)
+    return None
+
+
 def _system_code(error: BaseException) -> int | None:
-    """Return the system's error number behind an error: torch and safetensors have it in the text
-    on_one_process."""
+    """Return the system's error number; torch and safetensors give it in their text only."""
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-    ):
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if is_memory or "can't allocate memory" in text:
         return errno.ENOMEM
     code = re.search(r"\(os error (\d+)\)", text)  # as Rust writes it
     return int(code[1]) if code else None

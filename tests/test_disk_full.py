@@ -47,9 +47,9 @@ def _assert_said(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 2, done.stderr
     for part in (
         "mega-hf: error: ",
-        "expected: room",
-        "hint:     make room",
-        "the same command goes on",
+        "expected: free disk space",
+        "hint:     free some space",
+        "run the same command to resume",
     ):
         assert part in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
@@ -130,7 +130,9 @@ def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(
         if answer.code == 0:
             break
         assert (
-            answer.code == 2 and "expected: room" in answer.err and "No space left" in answer.err
+            answer.code == 2
+            and "expected: free disk space" in answer.err
+            and "No space left" in answer.err
         ), answer.err
         assert str(small / "out") in answer.err
         assert not list(small.rglob(".mega-*"))
@@ -156,7 +158,7 @@ def test_a_training_goes_on_from_a_state_that_could_not_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         answer = mega(*words, tmp_path / "out")
-    assert answer.code == 2 and "expected: room" in answer.err, answer.err
+    assert answer.code == 2 and "expected: free disk space" in answer.err, answer.err
     assert not list((tmp_path / "out").rglob(".mega-*"))
     assert mega(*words, tmp_path / "out").code == 0
     assert trainings.stored(tmp_path / "out" / "parents") == trainings.stored(
@@ -182,7 +184,7 @@ def test_an_answer_that_cannot_be_written_is_no_success(
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "mega-hf: error: standard output: can't be written\n  expected: room"
+        "mega-hf: error: standard output: can't be written\n  expected: free disk space"
     ), done.stderr
     assert "Exception" not in done.stderr
     closed = subprocess.run(
@@ -216,8 +218,10 @@ def test_a_shortage_is_known_in_any_wrapping() -> None:
         for one in (error, _wrapped(error)):
             short = as_resource_error(one, "here/file")
             assert short is not None and short.on_one_process
-            assert str(short).startswith("here/file: can't be written\n  expected: room\n  got:")
-    assert "the disk fails" in str(as_resource_error(OSError(errno.EIO, "Input/output error")))
+            assert str(short).startswith(
+                "here/file: can't be written\n  expected: free disk space\n  got:"
+            )
+    assert "the disk failed" in str(as_resource_error(OSError(errno.EIO, "Input/output error")))
     assert as_resource_error(OSError(errno.EACCES, "Permission denied")) is None
     assert as_resource_error(SafetensorError("a header (os error 2)")) is None
     assert as_resource_error(MegaError("ours")) is None
@@ -227,7 +231,7 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     for error in (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
-        assert "out of memory\n  expected: room" in str(as_resource_error(error))
+        assert "out of memory\n  expected: free memory" in str(as_resource_error(error))
         with (
             pytest.raises(RunError, match="out of memory"),
             library_errors("can't be loaded", "a", "a model", "none"),
