@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
 
 from mega_hf.errors import MegaError, RunError, VerificationError, as_resource_error
-from mega_hf.runtime.untrusted import harmless
+from mega_hf.runtime.untrusted import printable_lines
 
 
 def print_answer(text: object) -> None:
     """Print a command's answer to standard output."""
-    print(harmless(text), flush=True)
+    print(printable_lines(text), flush=True)
 
 
 def print_error(error: BaseException) -> int | None:
@@ -44,10 +45,13 @@ def print_error(error: BaseException) -> int | None:
 
 
 def check_output() -> None:
-    """Raise RunError if standard output is closed; replace a closed standard error by a null file.
+    """Make sure that printing works; characters that the terminal lacks are printed as `?`.
 
-    A file that is opened later would get the closed stream's number, and with it all that
-    libraries print.
+    The null device takes the place of closed standard streams: otherwise the next file that is
+    opened would get the stream's number, and with it everything that libraries print.
+
+    Raises:
+        RunError: standard output is closed.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
@@ -59,8 +63,10 @@ def check_output() -> None:
             "standard output is closed",
             expected="an open standard output, for the answer",
             got="a closed one",
-            hint="> FILE, or > /dev/null",
+            hint="redirect it: > FILE, or > /dev/null",
         )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _full_output() -> str:
@@ -87,4 +93,4 @@ def _print(text: str, whole: bool) -> None:
     if rank != "0" or (whole and "WORLD_SIZE" in os.environ):
         text = f"process {rank}: {text}"
     with suppress(OSError):  # the exit code says it if this can't be written either
-        print(harmless(f"mega-hf: {text}"), file=sys.stderr, flush=True)
+        print(printable_lines(f"mega-hf: {text}"), file=sys.stderr, flush=True)

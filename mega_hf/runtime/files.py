@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their digests."""
+"""Write files and folders that appear whole or not at all, and compute their digests."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from mega_hf.errors import RunError, raise_if_out_of_space
 
 
 def check_writable(path: Path, what: str, hint: str) -> None:
-    """Raise RunError where no folder can be made at a path, or none can be written in it."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        got = "a file" if not there.is_dir() else "no right to write"
-        hint = f"{hint}, or the right to write there"
+    """Raise RunError if a folder can't be created at a path, or nothing can be written in it.
+
+    Args:
+        path: the folder, which need not exist.
+        what: its name in the error.
+        hint: how to choose another one.
+    """
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        got = "no permission to write" if existing.is_dir() else "a file"
         raise RunError(
             f"{what} can't be written",
             where=str(path),
-            expected="a folder",
-            got=f"{got}: {there}",
-            hint=hint,
+            expected="a writable folder",
+            got=f"{got}: {existing}",
+            hint=f"{hint}, or change its permissions",
         )
 
 
 def merged_digest(folder: Path) -> str:
-    """Return the SHA-256 of a model's safetensors file (of all of them, one after the other, if it
-    is sharded)."""
+    """Return the SHA-256 of a model's safetensors file, or of its shards in order."""
     sha = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
@@ -41,7 +45,7 @@ def merged_digest(folder: Path) -> str:
 
 
 def file_digest(content: Path | bytes) -> str:
-    """Return the SHA-256 of a file, or of what is to stand in one."""
+    """Return the SHA-256 of a file, or of content for one."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
@@ -49,7 +53,12 @@ def file_digest(content: Path | bytes) -> str:
 
 
 def folder_digest(folder: Path, leave_out: str = "") -> str:
-    """Return the SHA-256 over the names and contents of a folder's files, but one."""
+    """Return the SHA-256 over the names and contents of all files in a folder.
+
+    Args:
+        folder: the folder.
+        leave_out: the name of a file that does not count.
+    """
     sha = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != leave_out:
@@ -72,10 +81,10 @@ def file_stamps(files: Iterable[Path]) -> tuple[FileStamp, ...]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file that appears whole or not at all.
 
     Raises:
-        RunError: there is no room.
+        RunError: the disk is full.
     """
     temporary = path.with_name(f".mega-{path.name}")
     with _whole_or_gone(path, temporary):
@@ -88,11 +97,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder so that it is there whole or not at all; `fill` gets a temporary path that does
-    not exist yet.
+    """Create a folder that appears whole or not at all, in place of an existing one.
+
+    Args:
+        path: the folder.
+        fill: creates the folder at the temporary path that it is called with.
 
     Raises:
-        RunError: there is no room.
+        RunError: the disk is full.
     """
     path = path.absolute()
     temporary = path.with_name(f".mega-{path.name}")
@@ -100,7 +112,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
         fill(temporary)
-        rights = 0o666 & ~_umask()  # safetensors makes files that nobody else can read
+        rights = 0o666 & ~_umask()  # safetensors creates files that only their owner can read
         for file in [path for path in temporary.rglob("*") if path.is_file()]:
             file.chmod(rights)
             with file.open("rb") as opened:
@@ -112,11 +124,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _whole_or_gone(path: Path, temporary: Path) -> Iterator[None]:
-    """Leave nothing half-written, and say it as an error of ours if there was no room."""
+    """Remove the temporary file or folder on an error, and turn a full disk into a RunError."""
     try:
         yield
     except BaseException as error:
-        with suppress(OSError):  # on a disk that fails; the next run removes it
+        with suppress(OSError):  # the next run removes it
             remove(temporary)
         if isinstance(error, Exception):
             raise_if_out_of_space(error, path)
@@ -124,21 +136,19 @@ def _whole_or_gone(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there: a folder at once, so that no half of it is ever
-    found."""
+    """Delete a file or a folder, if it exists; no part of a folder stays under its name."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    gone = path
     if not path.name.startswith(".mega-"):
-        gone = path.with_name(f".mega-{path.name}~")
-        remove(gone)
-        path.replace(gone)
-    shutil.rmtree(gone)
+        renamed = path.with_name(f".mega-{path.name}~")
+        remove(renamed)
+        path = path.replace(renamed)
+    shutil.rmtree(path)
 
 
 def _umask() -> int:
-    """Return which rights new files don't get; the system tells only who sets it."""
+    """Return the permissions that new files don't get; reading them means setting them."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, on the main process alone."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Progress:
-    """Bars, if they are wanted."""
+    """Progress bars, or nothing if they are not wanted."""
 
     shown: bool = False
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """Give a function that advances the bar by a number and sets the text behind it; `unit` is
-        a plural."""
+        """Show a bar while inside.
+
+        Args:
+            title: the text before the bar.
+            total: the number of steps.
+            unit: what is counted, in the plural.
+
+        Yields:
+            a function that advances the bar by a number of steps and sets the text behind it.
+        """
         is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         pause = 0.1 if is_watched else 30  # seconds; a log file needs few lines
         with tqdm(
@@ -39,5 +47,5 @@ class Progress:
 
 
 def _short(title: str) -> str:
-    """Leave the bar some room beside the name of a merge of many parents."""
+    """Shorten the name of a merge of many parents."""
     return title if len(title) <= 40 else f"{title[:19]}...{title[-18:]}"

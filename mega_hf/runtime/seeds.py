@@ -1,5 +1,4 @@
-"""One named random stream per draw: nothing depends on what was drawn before, or by which
-process."""
+"""One named random stream per draw, independent of earlier draws and of other processes."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ def named_stream(
 
     Args:
         seed: the recipe's `merge.seed`.
-        node: the merge's name, so that no merge depends on its position among others.
-        generation: 1 for the founders.
-        child: the individual's index; 0 where a draw is the generation's.
-        purpose: what is drawn, e.g. `"mutation"`.
+        node: the name of the merge, so that its position among others does not matter.
+        generation: the generation; 1 is that of the founders.
+        child: the index of the individual; 0 for a draw that concerns the whole generation.
+        purpose: the purpose of the draw, e.g. `"mutation"`.
     """
     name = json.dumps([seed, node, generation, child, purpose]).encode()
     key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")
@@ -32,5 +31,5 @@ def named_stream(
 
 
 def streams(seed: int, node: str) -> Streams:
-    """Return the streams of one merge as a function of (generation, child, purpose)."""
+    """Return a function from (generation, child, purpose) to the streams of one merge."""
     return partial(named_stream, seed, node)

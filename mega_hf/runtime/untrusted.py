@@ -11,20 +11,12 @@ JSON_BYTES = 16 * 2**20
 RESULT_BYTES = 32 * 2**20
 
 
-def harmless(text: object) -> str:
-    """Return a text with its lines kept and without anything else that a terminal obeys."""
-    lines = str(text).replace("\t", " ").split("\n")
-    return "\n".join(
-        "".join(c if c.isprintable() or c == "\xa0" else "?" for c in line) for line in lines
-    )
-
-
 def read_bytes(path: Path, most: int) -> bytes:
     """Return a file's content.
 
     Raises:
-        OSError: the file can't be read, or is not a regular file: a pipe would wait for ever, and a
-            device might never end.
+        OSError: the file can't be read, or is not a regular file: reading a pipe
+            or a device might never end.
         ValueError: the file has more than `most` bytes.
     """
     if path.exists() and not path.is_file():
@@ -59,5 +51,11 @@ def parse_json(content: bytes) -> Any:
 
 
 def printable(text: object) -> str:
-    """Return a text without what a terminal would obey."""
+    """Return a text with `?` for line ends and for what controls a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def printable_lines(text: object) -> str:
+    """Return a text with `?` for what controls a terminal; lines and no-break spaces are kept."""
+    lines = str(text).replace("\t", " ").split("\n")
+    return "\n".join("\xa0".join(map(printable, line.split("\xa0"))) for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from mega_hf import MergeResult, Recipe
 from mega_hf.evaluation.statistics import wilson_interval
 from tests.tools import tiny
 from tests.tools.broken import other_architecture, other_order, other_preprocessing
+from tests.tools.started import MEGA
 
 # Counts right answers of a folder in a process that has imported nothing of mega_hf but the
 # architecture.
@@ -221,6 +223,18 @@ def test_the_card_again(copied: Path, mega) -> None:
     assert answer.out == f"{copied / 'README.md'}\n"
     assert (copied / "README.md").read_bytes() == before
     assert (copied / "fitness.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_terminal_without_unicode(copied: Path, tmp_path: Path) -> None:
+    folder = copied.rename(tmp_path / "r\u00e9sum\u00e9")
+    done = subprocess.run(
+        [*MEGA, "card", str(folder)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/r?sum?/README.md\n"
 
 
 def test_the_card_of_no_run(tmp_path: Path, mega) -> None:

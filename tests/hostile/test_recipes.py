@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mega_hf.cli.output import print_error
 from mega_hf.errors import RecipeError
 from mega_hf.recipe.schema import Recipe
-from mega_hf.runtime.untrusted import harmless
+from mega_hf.runtime.untrusted import printable_lines
 from tests.hostile.cases import HOSTILE, bounded, cases, mutated, used
 
 TEXTS = [
@@ -201,4 +201,4 @@ def test_many_snapshots_are_not_listed(recipe_tree: dict[str, Any], tmp_path: Pa
 def test_nothing_that_is_printed_is_obeyed(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_error(RecipeError(value, expected="x"))
     assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
-    assert harmless("a\nb\tc") == "a\nb c"
+    assert printable_lines("a\nb\tc") == "a\nb c"

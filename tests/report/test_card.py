@@ -1,5 +1,5 @@
 """The card: front matter that the Hub reads, numbers that are the result's, text of others made
-harmless."""
+printable_lines."""
 
 from __future__ import annotations
 

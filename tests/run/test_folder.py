@@ -151,7 +151,7 @@ def test_a_parent_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
     here."""
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
-    with pytest.raises(RunError, match="no right to write"):
+    with pytest.raises(RunError, match="no permission to write"):
         RunFolder(tmp_path / "new" / "run").check(_recipe(), False)
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
 

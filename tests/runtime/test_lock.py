@@ -216,7 +216,7 @@ def test_a_finished_run_answers_where_nothing_can_be_written(
         assert mega("merge", recipe, "--out", copied, "--quiet", "--keep", "final").code == 0
         assert merge(Recipe.from_dict(pair.recipe()), copied).folder == copied
         refused = mega("merge", recipe, "--out", copied, "--quiet", "--overwrite")
-    assert refused.code == 2 and "no right to write" in refused.err
+    assert refused.code == 2 and "no permission to write" in refused.err
     assert contents(copied) == before
 
 
