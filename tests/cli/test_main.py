@@ -116,7 +116,7 @@ def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, meg
     )
     assert answer.code == 0
     assert "validation without the second look: 30 rows" in answer.out
-    assert "second look  30 of the validation rows" in answer.out
+    assert "held-out     30 validation rows" in answer.out
     assert "right only if" not in answer.out
 
 
