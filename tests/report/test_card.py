@@ -1,5 +1,4 @@
-"""The card: front matter that the Hub reads, numbers that are the result's, text of others made
-printable_lines."""
+"""The card: front matter that the Hub reads, the result's numbers, and escaped text of others."""
 
 from __future__ import annotations
 

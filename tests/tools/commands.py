@@ -1,8 +1,7 @@
-"""Commands in a process of their own, many one after the other: most of a command's time is
-imports.
+"""Run many commands in one other process, since most of a command's time is spent on imports.
 
-What the Hugging Face libraries read when they are imported (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE)
-is thus another's.
+The process has its own values of the variables that the Hugging Face libraries read when they are
+imported: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ CHILD = """
 import io, json, os, sys, time, traceback
 
 pause = time.sleep
-time.sleep = lambda seconds: pause(min(seconds, 0.02))  # what waits for a busy Hub does not wait long here
+time.sleep = lambda seconds: pause(min(seconds, 0.02))  # retries do not wait long here
 answers, sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w"), io.StringIO(), io.StringIO()
-os.dup2(2, 1)  # processes that a command starts print there, and not among the answers
+os.dup2(2, 1)  # what child processes print does not get among the answers
 from mega_hf.cli.main import main
 
 for line in sys.stdin:
-    asked = json.loads(line)
-    os.chdir(asked["folder"])
-    for name, value in asked["environment"].items():
+    request = json.loads(line)
+    os.chdir(request["folder"])
+    for name, value in request["environment"].items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
     try:
-        code = main(asked["words"])
+        code = main(request["words"])
     except SystemExit as error:
         code = error.code
     except BaseException:
@@ -45,7 +44,7 @@ for line in sys.stdin:
 
 
 class Answer(NamedTuple):
-    """What a command gave back."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -53,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class Commands:
-    """A process that runs `mega-hf` commands; what it printed in all is in `said`."""
+    """A process that runs `mega-hf` commands; `said` is everything that they printed."""
 
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self.folder = process, folder
@@ -61,18 +60,18 @@ class Commands:
         self.said = ""
 
     def set(self, **environment: str | None) -> None:
-        """Change the environment of the commands that follow; None removes."""
+        """Change the environment of the following commands; None removes a variable."""
         self._environment |= environment
 
     def __call__(self, *words: object) -> Answer:
         """Run one command in the folder."""
-        asked = {
+        request = {
             "words": [str(w) for w in words],
             "folder": str(self.folder),
             "environment": self._environment,
         }
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = Answer(*json.loads(self._process.stdout.readline()))
         assert "Traceback" not in answer.err, answer.err
@@ -82,8 +81,7 @@ class Commands:
 
 @contextmanager
 def commands(folder: Path, environment: Mapping[str, str]) -> Iterator[Commands]:
-    """Start such a process, its working folder given, its environment the tests' own with some
-    changes."""
+    """Start a process for commands in a folder; its environment is the tests' with some changes."""
     words = [sys.executable, "-c", CHILD]
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a run folder of the tiny recipe holds, read for tests."""
+"""Read the files of a run folder of the tiny recipe."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ def names(folder: Path) -> set[str]:
 
 
 def journal(folder: Path, *kinds: str) -> list[dict[str, Any]]:
-    """Return the journal's lines, or those of some kinds."""
+    """Return the journal's lines, all or of some kinds."""
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     return [line for line in lines if not kinds or line["kind"] in kinds]
 
 
 def journal_of(lines: Iterable[dict[str, Any]]) -> bytes:
-    """Return a journal with these lines, each closed by its checksum; what closed them before is
-    left out."""
+    """Return a journal of these lines, each with a new checksum."""
     whole, checksum = b"", 0
     for line in lines:
         raw, checksum = seal({key: value for key, value in line.items() if key != "crc"}, checksum)
@@ -48,7 +47,7 @@ def journal_of(lines: Iterable[dict[str, Any]]) -> bytes:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the journal's header and what was measured."""
+    """Return the journal's header and its lines with a fitness."""
     return journal(folder, "header", "fitness")
 
 
@@ -61,7 +60,7 @@ def file_of(folder: Path, node: str) -> bytes:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file in a folder, the lock aside."""
+    """Return the content of every file in a folder but the lock."""
     files = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".mega-lock"
     ]

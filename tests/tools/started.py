@@ -1,5 +1,4 @@
-"""Commands as processes of their own, to be disturbed; whatever is left of them at a test's end is
-stopped."""
+"""Start commands as separate processes, to be interrupted or killed by a test."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from mega_hf import MergeResult
 from tests.tools import tiny
 
 MEGA = [sys.executable, "-m", "mega_hf"]
-# Long enough to be stopped in the middle, in seconds and not in minutes.
+# Long enough to be interrupted in the middle, but seconds long.
 LONG = tiny.MERGE | {"generations": 40}
 TWO = pytest.param(2, marks=pytest.mark.long)  # processes
 
@@ -30,13 +29,12 @@ def journal(folder: Path) -> list[bytes]:
 
 
 def measured(folder: Path) -> list[bytes]:
-    """Return the lines that hold a fitness."""
+    """Return the journal's lines with a fitness."""
     return [line for line in journal(folder) if b'"fitness"' in line]
 
 
 def begin(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, so that a signal meets it as Ctrl-C in a
-    terminal would."""
+    """Start a command in a new process group, which gets signals as from Ctrl-C in a terminal."""
     with (folder / "err").open("w") as err:
         return subprocess.Popen(
             words,
@@ -50,7 +48,7 @@ def begin(words: list[str], folder: Path, **environment: str) -> subprocess.Pope
 
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes of this test; whatever is left of them at its end is stopped."""
+    """The processes of this test; those that still run at its end are killed."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -60,7 +58,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def wait_for_journal(folder: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    """Wait until the run in FOLDER/out has so many lines in its journal."""
+    """Wait until the journal of the run in FOLDER/out has some number of lines."""
     end = time.monotonic() + 120
     while len(journal(folder)) < lines:
         assert process.poll() is None, (folder / "err").read_text()
@@ -69,14 +67,14 @@ def wait_for_journal(folder: Path, lines: int, process: subprocess.Popen[str]) -
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the processes that a launcher has started to work."""
+    """Return the processes that a launcher has started for the run."""
     return [
         child for child in psutil.Process(process.pid).children() if "--quiet" in child.cmdline()
     ]
 
 
 def assert_one_result(folder: Path, whole: MergeResult) -> None:
-    """Assert that the run in FOLDER/out is finished, and gave what the undisturbed one gave."""
+    """Assert that the run in FOLDER/out is finished, with the result of the undisturbed run."""
     result = MergeResult.load(folder / "out")
     assert result.record.digests.file == whole.record.digests.file
     assert result.record.digests.weights == whole.record.digests.weights
