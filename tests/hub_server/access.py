@@ -1,4 +1,4 @@
-"""A request to the tests' Hub: who asks, for which repository, and whether they may."""
+"""Requests to the test Hub: user, repository and permissions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("models", "datasets")
 
 
 class Refusal(Exception):
-    """An answer that is an error; `code` is what the client makes its exception of."""
+    """An error answer; the client chooses its exception by `code`."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class Refusal(Exception):
         self.commit: str | None = None
 
     def response(self) -> Response:
-        """Return it as the Hub writes it."""
+        """Return the answer in the Hub's form."""
         headers = {
             "X-Error-Message": self.message.partition("\n")[0].encode("ascii", "replace").decode()
         }
@@ -38,7 +38,7 @@ class Refusal(Exception):
 
 @dataclass
 class Call:
-    """One request, its path taken apart and decoded."""
+    """One request, with its path parsed and decoded."""
 
     store: Store
     url: str  # of the Hub, as the client sees it
@@ -52,7 +52,7 @@ class Call:
 
     @property
     def user(self) -> User | None:
-        """Who asks; None if nobody is logged in."""
+        """The user, or None if nobody is logged in."""
         word, _, token = self.headers.get("authorization", "").partition(" ")
         if not token:
             return None
@@ -63,7 +63,7 @@ class Call:
 
     @property
     def account(self) -> User:
-        """Who asks; it must be somebody."""
+        """The user; raise Refusal if nobody is logged in."""
         if (user := self.user) is None:
             raise Refusal(401, BAD_TOKEN)
         return user
@@ -100,12 +100,11 @@ class Call:
         return parse_qs(self.body.decode())
 
     def says(self, name: str) -> bool:
-        """Say whether a query parameter is set to yes."""
+        """Return whether a query parameter is true."""
         return self.query.get(name, "").lower() in ("1", "true")
 
     def repository(self) -> Repository:
-        """Return the repository, if the user may know of it; a private one and a missing one look
-        the same."""
+        """Return the repository; raise the same Refusal for a missing and a private one."""
         user, repository = self.user, self.store.repositories.get((self.kind, self.name))
         if repository is None or (repository.private and not (user and user.owns(self.name))):
             # Over https the client reads the bare 401 so; over http it needs the code.
@@ -113,7 +112,7 @@ class Call:
         return repository
 
     def commit(self, repository: Repository, revision: str | None = None) -> Commit:
-        """Return what a revision, or that of the path, means."""
+        """Return the commit of a revision, by default that of the path."""
         revision = revision or self.names.get("revision") or "main"
         commit = repository.find(revision)
         if commit is None:
@@ -121,7 +120,7 @@ class Call:
         return repository.commits[commit]
 
     def check_files(self, repository: Repository) -> None:
-        """Refuse who may see that a gated repository is there, but not what is in it."""
+        """Raise Refusal if the repository is gated and the user has no access to its files."""
         user = self.user
         if repository.gated and not (user and (user.owns(self.name) or self.name in user.access)):
             what = f"Access to {self.kind[:-1]} {self.name} is restricted"
@@ -138,11 +137,11 @@ class Call:
             raise Refusal(403, message, "GatedRepo")
 
     def may_write(self) -> bool:
-        """Say whether the user may change the repository."""
+        """Return whether the user may change the repository."""
         return bool((user := self.user) and user.role == "write" and user.owns(self.name))
 
     def writable(self) -> Repository:
-        """Return the repository, if the user may change it."""
+        """Return the repository; raise Refusal if the user may not change it."""
         repository = self.repository()
         if self.user is None:
             # what the client makes of a 401 over https
@@ -152,7 +151,7 @@ class Call:
         return repository
 
     def proposable(self) -> Repository:
-        """Return the repository, if the user may open a pull request or a discussion there."""
+        """Return the repository; raise Refusal if the user may not open discussions there."""
         repository = self.repository()
         if self.user is None:
             raise Refusal(401, BAD_TOKEN, "RepoNotFound")
@@ -162,7 +161,7 @@ class Call:
         return repository
 
     def forbidden(self) -> str:
-        """Say why the user may not write."""
+        """Return the reason why the user may not write."""
         if self.account.role != "write":
             return "This token has no right to write. Use one with the role `write`"
         return "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"

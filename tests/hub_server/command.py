@@ -1,4 +1,4 @@
-"""`python -m tests.hub_server`: a Hub to try things on, for those who have no account."""
+"""`python -m tests.hub_server`: a local Hub to try push and pull without an account."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _token(hub: Hub) -> str:
-    """Return the user's token, which stays the same as long as the folder does."""
+    """Return the user's token; it is kept in the folder."""
     users = hub.door.store.users.values()
     kept = next((user.token for user in users if user.name == _USER), None)
     return kept or hub.add_user(_USER, token=f"hf_{secrets.token_hex(17)}").token
 
 
 def publish_all(hub: Hub, root: Path, stop: threading.Event) -> None:
-    """Publish what lies there, and what comes or changes, until the end."""
+    """Publish the folders, and again whenever they change, until the end."""
     published: dict[tuple[str, str], str] = {}
     before = None
     while not stop.is_set():
@@ -94,13 +94,13 @@ def _folders(root: Path) -> Iterator[tuple[tuple[str, str], Path]]:
 
 
 def _look(folder: Path) -> str:
-    """Return what changes when a file of a folder does, without reading any."""
+    """Return a value that changes when a file of a folder changes, without reading files."""
     stats = {path: file.stat() for path, file in files_of(folder).items()}
     return repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()])
 
 
 def _publish(hub: Hub, kind: str, name: str, folder: Path) -> None:
-    """Make a folder the next commit, unless it holds what it held when that was done before."""
+    """Commit a folder, unless it is unchanged since its last commit."""
     content = hashlib.sha256()
     for path, file in files_of(folder).items():
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""How the tests' Hub misbehaves when it is asked to."""
+"""The faults that the test Hub can simulate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Fault:
-    """What happens to the next requests that match."""
+    """One fault, and the requests that it applies to."""
 
     kind: str
     match: re.Pattern[str]
@@ -30,12 +30,12 @@ class Fault:
 
 
 class Faults(list[Fault]):
-    """The faults that are still to come."""
+    """The planned faults."""
 
     def plan(
         self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any
     ) -> None:
-        """Add one; see `Hub.misbehave`."""
+        """Plan a fault; see `Hub.misbehave`."""
         assert kind in KINDS, f"a fault is one of {', '.join(KINDS)}, not {kind}"
         usual, known = KINDS[kind]
         assert set(options) <= set(known), (
@@ -44,7 +44,7 @@ class Faults(list[Fault]):
         self.append(Fault(kind, re.compile(match or usual), times, skip, known | options))
 
     def take(self, request: str) -> Fault | None:
-        """Return the first that is about this request ("METHOD /path"), and count it down."""
+        """Return the first fault that applies to a request ("METHOD /path"), and count it down."""
         for fault in self:
             if not fault.match.search(request):
                 continue
@@ -60,7 +60,7 @@ class Faults(list[Fault]):
 
 
 def damaged(content: bytes) -> bytes:
-    """Return other bytes of the same length."""
+    """Return different bytes of the same length."""
     middle = len(content) // 2
     return (
         content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]

@@ -1,4 +1,4 @@
-"""What the tests' Hub does with branches, tags, pull requests and discussions."""
+"""Branches, tags, pull requests and discussions of the test Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BRANCH = re.compile(r"(?!refs/|[0-9a-f]{40}$)[\w][\w./-]*")
 
 
 def target(call: Call) -> tuple[Repository, Pull | None]:
-    """Return the repository to write to, and the pull request if its reference is meant."""
+    """Return the repository, and the pull request if the revision is one."""
     repository = call.repository()
     pull = _pull_of(repository, call.names["revision"])
     if pull is None:
@@ -34,7 +34,7 @@ def _pull_of(repository: Repository, revision: str) -> Pull | None:
 def open_pull(
     repository: Repository, author: User, title: str, text: str, base: str, status: str
 ) -> Pull:
-    """Make a pull request without commits yet."""
+    """Create a pull request without commits."""
     pull = Pull(
         len(repository.discussions) + 1, title, author.name, status, now(), base=base, head=base
     )
@@ -44,7 +44,7 @@ def open_pull(
 
 
 def add_event(pull: Pull, user: str, kind: str, **data: Any) -> dict[str, Any]:
-    """Add what happened to a pull request's page."""
+    """Add an event to the page of a pull request."""
     name = hashlib.sha1(f"{pull.number}/{len(pull.events)}".encode()).hexdigest()[:24]
     event = {"id": name, "type": kind, "createdAt": now(), "author": {"name": user}, "data": data}
     pull.events.append(event)
@@ -59,7 +59,7 @@ def _comment(pull: Pull, user: User, text: str) -> dict[str, Any]:
 
 
 def discussions(call: Call) -> Any:
-    """The pull requests and discussions, newest first."""
+    """List the pull requests and discussions, newest first."""
     repository, asked = call.repository(), call.query
     found = list(reversed(repository.discussions))
     if (kind := asked.get("type", "all")) != "all":
@@ -86,7 +86,7 @@ def _record(call: Call, pull: Pull) -> dict[str, Any]:
 
 
 def discuss(call: Call) -> Any:
-    """Open a discussion, or a pull request that is a draft until somebody says otherwise."""
+    """Open a discussion, or a pull request as a draft."""
     repository, wanted = call.proposable(), call.tree()
     is_pull = bool(wanted.get("pullRequest"))
     pull = open_pull(
@@ -115,7 +115,7 @@ def _find(call: Call) -> tuple[Repository, Pull]:
 
 
 def details(call: Call) -> Any:
-    """A pull request with all that happened to it."""
+    """Return a pull request with all of its events."""
     repository, pull = _find(call)
     record = _record(call, pull) | {"events": pull.events}
     if pull.is_pull:
@@ -155,7 +155,7 @@ def change_status(call: Call) -> Any:
 
 
 def merge(call: Call) -> Any:
-    """Bring what a pull request changes to `main`, as one commit."""
+    """Merge a pull request into `main`, as one commit."""
     repository, (_, pull) = call.writable(), _find(call)
     if not pull.is_pull or pull.status != "open":
         raise Refusal(400, f"discussion {pull.number} can't be merged: {pull.status}")
@@ -190,7 +190,7 @@ def _conflicts(repository: Repository, pull: Pull) -> list[str]:
 
 
 def create_branch(call: Call) -> Any:
-    """Make a branch, of `main` unless said otherwise."""
+    """Create a branch, from `main` by default."""
     repository, name = call.writable(), call.names["branch"]
     if not _BRANCH.fullmatch(name):
         raise Refusal(400, f"Invalid reference for a branch: {name}")
@@ -202,7 +202,7 @@ def create_branch(call: Call) -> Any:
 
 
 def delete_branch(call: Call) -> Any:
-    """Remove a branch; its commits stay."""
+    """Delete a branch; its commits stay."""
     repository, name = call.writable(), call.names["branch"]
     if name == "main":
         raise Refusal(403, "main can't be deleted")
@@ -213,7 +213,7 @@ def delete_branch(call: Call) -> Any:
 
 
 def create_tag(call: Call) -> Any:
-    """Name a commit."""
+    """Create a tag."""
     repository, name = call.writable(), call.tree()["tag"]
     if name in repository.tags:
         raise Refusal(409, f"Tag reference exists already: {name}")
@@ -223,7 +223,7 @@ def create_tag(call: Call) -> Any:
 
 
 def delete_tag(call: Call) -> Any:
-    """Forget the name of a commit."""
+    """Delete a tag."""
     repository, name = call.writable(), call.names["revision"]
     if repository.tags.pop(name, None) is None:
         raise Refusal(404, f"there is no tag {name}", "RevisionNotFound")

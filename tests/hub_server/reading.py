@@ -1,4 +1,4 @@
-"""What the tests' Hub answers to those who read: accounts, repositories, listings and files."""
+"""Read requests to the test Hub: accounts, repositories, listings and files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def whoami(call: Call) -> Any:
-    """Who a token belongs to."""
+    """Return the account of a token."""
     user = call.account
     return {
         "type": "user",
@@ -44,7 +44,7 @@ def whoami(call: Call) -> Any:
 
 
 def listing(call: Call) -> Any:
-    """All repositories of a kind that the user may know of."""
+    """List the repositories of a kind that the user may see."""
     user, kind, owner = call.user, call.kind, call.query.get("author")
     shown = [one for (its_kind, _), one in call.store.repositories.items() if its_kind == kind]
     shown = [one for one in shown if not one.private or (user and user.owns(one.name))]
@@ -57,7 +57,7 @@ def listing(call: Call) -> Any:
 
 
 def info(call: Call) -> Any:
-    """A repository at a revision."""
+    """Return a repository at a revision."""
     repository = call.repository()
     return _record(repository, call.commit(repository), call.says("blobs"))
 
@@ -99,7 +99,7 @@ def _card(repository: Repository, commit: Commit) -> dict[str, Any]:
 
 
 def _tags(card: dict[str, Any]) -> list[str]:
-    """Return the tags of a card, and those that the Hub makes of its other fields."""
+    """Return the tags of a card, and those that the Hub derives from its other fields."""
     tags = [card["library_name"]] if isinstance(card.get("library_name"), str) else []
     for key, prefix in {
         "tags": "",
@@ -126,7 +126,7 @@ def _sibling(path: str, file: File, blobs: bool) -> dict[str, Any]:
 
 
 def tree(call: Call) -> Any:
-    """What is in a folder of a revision, page by page."""
+    """List a folder of a revision, page by page."""
     repository = call.repository()
     commit = call.commit(repository)
     below = call.names.get("path", "").strip("/")
@@ -145,7 +145,7 @@ def tree(call: Call) -> Any:
 
 
 def paths_info(call: Call) -> Any:
-    """What is at some paths; those that aren't there are left out."""
+    """Describe some paths; missing ones are left out."""
     repository = call.repository()
     commit, form = call.commit(repository), call.form()
     wanted = [path.strip("/") for path in form.get("paths", form.get("paths[]", []))]
@@ -191,7 +191,7 @@ def _below(commit: Commit, path: str) -> dict[str, File]:
 
 
 def commits(call: Call) -> Any:
-    """The commits that a revision is made of, newest first."""
+    """List the commits of a revision, newest first."""
     repository = call.repository()
     first = int(call.query.get("p", 0)) * call.page_size
     history = list(repository.history(call.commit(repository).id))
@@ -220,7 +220,7 @@ def _paged(
 
 
 def refs(call: Call) -> Any:
-    """The branches, the tags and, if asked for, the pull requests."""
+    """List the branches, the tags and, on request, the pull requests."""
     repository = call.repository()
 
     def listed(prefix: str, names: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -240,13 +240,13 @@ def refs(call: Call) -> Any:
 
 
 def auth_check(call: Call) -> Any:
-    """Whether the user may read the files."""
+    """Check that the user may read the files."""
     call.check_files(call.repository())
     return {}
 
 
 def resolve(call: Call) -> Any:
-    """A file, whole or the part of it that is asked for."""
+    """Return a file, or the requested range of it."""
     repository = call.repository()
     call.check_files(repository)
     commit = call.commit(repository)
@@ -278,7 +278,7 @@ def resolve(call: Call) -> Any:
 
 
 def _range(first: str, last: str, size: int) -> tuple[int, int]:
-    """Return the first and the last byte that a client asks for."""
+    """Return the first and the last byte of the requested range."""
     if not first:
         start, end = max(0, size - int(last or 0)), size - 1
     else:

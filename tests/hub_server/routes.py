@@ -1,4 +1,4 @@
-"""Where the tests' Hub answers what, and the door that every request comes through."""
+"""The routes of the test Hub, and the application that handles every request."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ _PLACES += [  # a name without a namespace, as the oldest repositories have
 
 
 class Door:
-    """The ASGI application: notes each request, misbehaves where it is asked to, and has the rest
-    answered."""
+    """The ASGI application: record each request, simulate faults, and route the rest."""
 
     def __init__(self, store: Store, log: Callable[[str], None] | None = None) -> None:
         self.store, self.log = store, log
@@ -175,8 +174,7 @@ class Door:
 
 
 async def _read(receive: Receive, limit: int | None) -> tuple[bytes, bool]:
-    """Return a request's body, no more of it than is read before the connection is cut, and if that
-    is all."""
+    """Return a request's body up to some bytes, and whether this is all of it."""
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
@@ -189,7 +187,7 @@ async def _read(receive: Receive, limit: int | None) -> tuple[bytes, bool]:
 
 
 async def _hang_up(receive: Receive, transport: asyncio.Transport) -> None:
-    """Close the connection without another word."""
+    """Close the connection without an answer."""
     while transport.get_write_buffer_size() and not transport.is_closing():
         await asyncio.sleep(0.001)
     transport.abort()
@@ -202,7 +200,7 @@ async def _swallow(message: Message) -> None:
 
 
 def _cutting(after: int, hang_up: _HangUp, send: Send) -> Send:
-    """Send so many bytes of a body, then hang up."""
+    """Send some bytes of a body, then close the connection."""
     left = after
 
     async def cut(message: Message) -> None:

@@ -1,12 +1,10 @@
-"""A Hub on loopback that the real clients read from and write to, and that misbehaves where a test
-asks it to.
+"""A Hub on loopback for the real clients; tests can make it misbehave.
 
     with serve() as hub:
         hub.add_user("me", token="hf_me")
         HfApi(endpoint=hub.url, token="hf_me").create_repo("me/model")
 
-`python -m tests.hub_server --root DIR` runs one by hand, for those who have no account; see
-`--help`.
+`python -m tests.hub_server --root DIR` runs one from the command line; see `--help`.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from tests.hub_server.store import Repository, Store, User
 
 
 class Hub:
-    """What the server serves, and what it was asked for."""
+    """The state of the server: repositories, requests and planned faults."""
 
     def __init__(self, url: str = "", door: Door | None = None) -> None:
         self.url = url
@@ -46,12 +44,12 @@ class Hub:
 
     @property
     def bodies(self) -> list[bytes]:
-        """All that clients sent in bodies, as it came."""
+        """All bodies that clients sent."""
         return self.door.bodies
 
     @property
     def faults(self) -> Faults:
-        """How the Hub is still to misbehave."""
+        """The planned faults."""
         return self.door.faults
 
     def add(
@@ -62,10 +60,10 @@ class Hub:
         gated: str | bool | None = None,
         private: bool | None = None,
     ) -> str:
-        """Publish a folder as the next commit of a repository's `main` (`models` or `datasets`) and
-        return it.
+        """Commit a folder to a repository's `main`, and return the commit.
 
-        Who may see a repository that is there already stays as it was, unless it is said.
+        The repository is created if it does not exist. Its visibility changes only if `gated` or
+        `private` is given.
         """
         store = self.door.store
         with store.lock:
@@ -93,8 +91,14 @@ class Hub:
         role: str = "write",
         access: tuple[str, ...] = (),
     ) -> User:
-        """Add an account; `role` is `write` or `read`, `access` names the gated repositories that
-        it may read."""
+        """Add an account.
+
+        Args:
+            name: of the account.
+            token: `hf_NAME` by default.
+            orgs: the organizations of the account.
+            role: of the token, `write` or `read`.
+            access: the gated repositories that the account may read."""
         assert role in ("read", "write"), role
         user = User(name, token or f"hf_{name}", tuple(orgs), role, tuple(access))
         with self.door.store.lock:
@@ -105,7 +109,7 @@ class Hub:
     def misbehave(
         self, kind: str, match: str = "", times: int | None = 1, skip: int = 0, **options: Any
     ) -> None:
-        """Answer the next requests wrongly.
+        """Plan a fault.
 
         Args:
             kind: what happens, and its options:
@@ -129,13 +133,12 @@ class Hub:
         self.faults.plan(kind, match, times, skip, **options)
 
     def behave(self) -> None:
-        """Answer rightly from now on."""
+        """Drop all planned faults."""
         self.faults.clear()
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their paths in it, without what git and the client keep
-    there."""
+    """Return the files of a folder by their paths in it, without those of git and the client."""
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         name.as_posix(): path
@@ -145,8 +148,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 class _Server(uvicorn.Server):
-    """Ends at once when it is told to, where uvicorn takes a fifth of a second: tests start
-    hundreds."""
+    """A server that stops at once; uvicorn's own takes 0.2 seconds, and tests start hundreds."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -166,7 +168,7 @@ class _Server(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=1)
 
     def stop(self) -> None:
-        """End it, from another thread."""
+        """Stop the server, from another thread."""
         if not self._is_running.wait(10):
             return  # it never began, and its thread said why
         self._loop.call_soon_threadsafe(self._is_over.set)
@@ -174,12 +176,11 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def serve(root: Path | None = None, port: int = 0, **arguments: Any) -> Iterator[Hub]:
-    """Run a Hub on loopback while the context lasts; what it keeps lies in `root`, or nowhere
-    afterwards.
+    """Run a Hub on loopback while inside; its data is kept in `root`, if given.
 
     Raises:
         OSError: the port is taken.
-        AssertionError: at the end, if the server failed to answer through a mistake of its own.
+        AssertionError: at the end, if the server failed through a bug.
     """
     # Told that it is TCP, asyncio sends small answers at once; otherwise each takes 40 ms.
     tcp = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

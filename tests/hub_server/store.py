@@ -1,7 +1,6 @@
-"""What the tests' Hub keeps: users, repositories with their commits, and the bytes of files by
-their SHA-256.
+"""The data of the test Hub: users, repositories with their commits, and files by SHA-256.
 
-All of it lies in one folder: `objects/` and `hub.json`, each file written whole or not at all.
+The data lies in one folder, as `objects/` and `hub.json`; each file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ LARGE_SIZE = 10_000_000
 
 
 def is_large(path: str, size: int) -> bool:
-    """Say whether a file goes to large file storage; an empty one never does."""
+    """Return whether a file goes to large file storage; an empty file never does."""
     name = path.rpartition("/")[2]
     return size > 0 and (size > LARGE_SIZE or any(fnmatch(name, pattern) for pattern in LARGE))
 
 
 def git_oid(content: bytes) -> str:
-    """Return what git calls a file of this content."""
+    """Return git's object name of a file with this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def now() -> str:
-    """Return the time as the Hub writes it."""
+    """Return the current time in the Hub's format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -54,12 +53,12 @@ class File:
 
     @property
     def etag(self) -> str:
-        """What tells a client that the file has changed."""
+        """The entity tag, which changes with the file."""
         return self.sha256 if self.large else self.oid
 
     @property
     def lfs(self) -> dict[str, Any]:
-        """What stands in a listing of a large file."""
+        """The entry of a large file in a listing."""
         return {
             "oid": self.sha256,
             "size": self.size,
@@ -68,7 +67,7 @@ class File:
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """Return what git keeps in the place of a large file."""
+    """Return the pointer that git stores for a large file."""
     return (
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
     )
@@ -76,7 +75,7 @@ def pointer(sha256: str, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Commit:
-    """A whole tree of files, and who made it of which commit."""
+    """A commit: a whole tree of files, its author and its parent."""
 
     id: str
     parent: str | None
@@ -104,13 +103,13 @@ class Pull:
 
     @property
     def ref(self) -> str:
-        """The revision its commits go to."""
+        """The revision of its commits."""
         return f"refs/pr/{self.number}"
 
 
 @dataclass(frozen=True)
 class User:
-    """Who may do what; `access` names gated repositories of others that the user may read."""
+    """An account; `access` names the gated repositories of others that it may read."""
 
     name: str
     token: str
@@ -119,8 +118,7 @@ class User:
     access: tuple[str, ...] = ()
 
     def owns(self, repository: str) -> bool:
-        """Say whether a repository, private or not, is the user's or one of the user's
-        organisations'."""
+        """Return whether a repository belongs to the user or to an organization of the user."""
         return repository.partition("/")[0] in (self.name, *self.orgs)
 
 
@@ -153,8 +151,7 @@ class Repository:
         return [one for one in self.discussions if one.is_pull]
 
     def find(self, revision: str | None = None) -> str | None:
-        """Return the commit that a branch, a tag, a pull request's reference or (the start of) a
-        commit means."""
+        """Return the commit of a branch, a tag, a pull request or a (shortened) commit ID."""
         revision = (revision or "main").removeprefix("refs/heads/")
         named = {pull.ref: pull.head for pull in self.pulls} | self.tags | self.branches
         if revision in named:
@@ -165,7 +162,7 @@ class Repository:
         return found[0] if len(found) == 1 else None
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """Return what every file of a revision holds."""
+        """Return the content of every file of a revision."""
         commit = self.find(revision)
         assert commit is not None, f"{self.name} has no revision {revision}"
         return {
@@ -174,7 +171,7 @@ class Repository:
         }
 
     def keep(self, path: str, content: bytes, large: bool | None = None) -> File:
-        """Store what is to be a file of a commit."""
+        """Store the content of a file."""
         sha256, size = self.objects.keep(content), len(content)
         if large is None:
             large = is_large(path, size)
@@ -190,8 +187,7 @@ class Repository:
         message: str = "",
         author: str = "system",
     ) -> Commit:
-        """Make a commit that no branch points to yet; the same content made in the same order has
-        the same name."""
+        """Create a commit that no branch points to yet; its ID depends on content and order."""
         tree = sorted((path, file.sha256) for path, file in files.items())
         content = json.dumps(
             [self.kind, self.name, len(self.commits), parent, title, message, author, tree]
@@ -202,7 +198,7 @@ class Repository:
         return made
 
     def history(self, commit: str | None) -> Iterable[Commit]:
-        """Yield a commit and those before it, newest first."""
+        """Yield a commit and its ancestors, newest first."""
         while commit is not None:
             yield self.commits[commit]
             commit = self.commits[commit].parent
@@ -215,7 +211,7 @@ class Objects:
         self._folder = folder
 
     def path(self, sha256: str) -> Path:
-        """Return where an object lies."""
+        """Return the path of an object."""
         return self._folder / sha256[:2] / sha256
 
     def read(self, sha256: str) -> bytes:
@@ -239,7 +235,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class Store:
-    """All that a Hub knows, in one folder; `save` after each change."""
+    """All data of a Hub, in one folder; call `save` after each change."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -259,7 +255,7 @@ class Store:
         return self._folder / "hub.json"
 
     def save(self) -> None:
-        """Write everything but the objects, which were written when they came."""
+        """Write everything but the objects, which are written when they are added."""
         repositories = []
         for repository in self.repositories.values():
             fields = {k: v for k, v in vars(repository).items() if k != "objects"}

@@ -1,4 +1,4 @@
-"""Who may see what on the tests' own Hub, and which cards it takes."""
+"""Permissions on the test Hub, and the cards that it accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The libraries that people use, unchanged, on the tests' own Hub; and that Hub run by hand."""
+"""The real client libraries on the test Hub, and the test Hub from the command line."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class ByHand:
         self.given: dict[str, str] = {}
 
     def read(self, until: str) -> str:
-        """Return the next line that starts so, and note what is exported before."""
+        """Return the next line with this start, and keep the variables exported before it."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("export "):
@@ -214,7 +214,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 class Turns(threading.Event):
-    """An end that comes after some things were done, one between each two looks."""
+    """An event that is set after some actions, one between each two checks."""
 
     def __init__(self, *actions: Callable[[], object]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tests' own Hub when it is asked to misbehave, and when it is started again."""
+"""The faults of the test Hub, and its restart from a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def me(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    """A client that waits no time before it tries again."""
+    """A client that retries without waiting."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     api = HfApi(endpoint=hub.url, token="hf_me")
     api.create_repo("me/x")

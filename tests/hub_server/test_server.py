@@ -1,4 +1,4 @@
-"""The tests' own Hub, spoken to by the real client: it says what the real one would."""
+"""The test Hub answers the real client as the real Hub does."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How files come to the tests' Hub: which go to large file storage, and that storage's own
-protocol."""
+"""Uploads to the test Hub: the choice of large file storage, and its protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tests.hub_server.store import File, Repository, git_oid, is_large
 
 
 def preupload(call: Call) -> Any:
-    """Say how each file is to be sent."""
+    """Return how each file is to be sent."""
     repository = call.proposable() if call.says("create_pr") else target(call)[0]
     commit, wanted = call.commit(repository), call.tree()
     ignored = wanted.get("gitIgnore")
@@ -49,16 +48,14 @@ def _client(call: Call) -> tuple[str, str]:
 
 
 def xet_token(call: Call) -> Any:
-    """Refuse a client that uploads through Xet, and remember it: what it sends next goes
-    without."""
+    """Refuse uploads through Xet; the client then falls back to large file storage."""
     call.repository()
     call.store.xet_clients.add(_client(call))
     raise Refusal(404, "this Hub has no Xet storage: try again, or set HF_HUB_DISABLE_XET=1")
 
 
 def _is_ignored(path: str, rules: str | None) -> bool:
-    """Apply the simple part of git's rules: names, endings and folders, the last that matches
-    wins."""
+    """Apply git's rules for names, endings and folders; the last match wins."""
     ignored = False
     for rule in (rules or "").splitlines():
         rule = rule.strip()
@@ -75,7 +72,7 @@ def _is_ignored(path: str, rules: str | None) -> bool:
 
 
 def batch(call: Call) -> Any:
-    """Say where each large file is to be sent; one that is there already is not."""
+    """Return where to send each large file that is not stored yet."""
     repository, wanted = call.proposable(), call.tree()
     if wanted.get("operation") != "upload" or wanted.get("hash_algo", "sha256") != "sha256":
         raise Refusal(400, "this Hub only takes uploads, by their SHA-256")
@@ -95,15 +92,14 @@ def batch(call: Call) -> Any:
 
 
 def _signature(call: Call, repository: Repository, oid: str) -> str:
-    """Return what lets a client without a token send this one object."""
+    """Return a signature that permits sending this one object without a token."""
     return hmac.new(
         call.store.secret, f"{repository.kind}/{repository.name}/{oid}".encode(), "sha256"
     ).hexdigest()
 
 
 def upload(call: Call) -> Any:
-    """Take the bytes of a large file, whatever they are: that they are right is checked when they
-    are verified."""
+    """Store the bytes of a large file; `verify` checks them later."""
     oid, repository = call.names["oid"], call.store.repositories.get((call.kind, call.name))
     if repository is None or not hmac.compare_digest(
         call.query.get("signature", ""), _signature(call, repository, oid)
@@ -118,7 +114,7 @@ def upload(call: Call) -> Any:
 
 
 def verify(call: Call) -> Any:
-    """Check that an object came as it was announced."""
+    """Check that an object arrived as announced."""
     repository, wanted = call.proposable(), call.tree()
     kept = repository.uploads.get(wanted["oid"])
     if kept is None:

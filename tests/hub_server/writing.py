@@ -1,4 +1,4 @@
-"""What the tests' Hub does for those who write: repositories and commits."""
+"""Write requests to the test Hub: repositories and commits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORBIDDEN = ("", ".", "..", ".git", ".cache")
 
 
 def create(call: Call) -> Any:
-    """Make a repository, with the one commit that every new one has."""
+    """Create a repository with its first commit."""
     wanted, user = call.tree(), call.account
     kind = f"{wanted.get('type') or 'model'}s"
     name = f"{wanted.get('organization') or user.name}/{wanted['name']}"
@@ -48,7 +48,7 @@ def create(call: Call) -> Any:
 
 
 def delete(call: Call) -> Any:
-    """Remove a repository."""
+    """Delete a repository."""
     wanted = call.tree()
     user = call.account
     organization = wanted.get("organization") or user.name
@@ -64,7 +64,7 @@ def delete(call: Call) -> Any:
 
 
 def settings(call: Call) -> Any:
-    """Change who may see a repository."""
+    """Change the visibility of a repository."""
     repository, wanted = call.writable(), call.tree()
     if "visibility" in wanted or "private" in wanted:
         repository.private = (
@@ -77,7 +77,7 @@ def settings(call: Call) -> Any:
 
 
 def validate_yaml(call: Call) -> Any:
-    """Check a card that is not uploaded yet."""
+    """Validate a card before it is uploaded."""
     errors, warnings = check_card(call.tree().get("content", ""))
     if errors and call.headers.get("accept") == "text/plain":  # as `RepoCard.validate` asks
         return PlainTextResponse("\n".join(f"- {error}" for error in errors), 400)
@@ -96,7 +96,7 @@ def _messages(texts: list[str]) -> list[dict[str, str]]:
 
 
 def commit(call: Call) -> Any:
-    """Make a commit on a branch or a pull request, or a pull request of it."""
+    """Commit to a branch or a pull request, or open a pull request with the commit."""
     header, operations = _parse(call.body)
     title, message = header.get("summary", ""), header.get("description", "")
     wanted, creates = header.get("parentCommit"), call.says("create_pr")
@@ -150,7 +150,7 @@ def _parse(body: bytes) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]
 def _apply(
     call: Call, repository: Repository, parent: Commit, operations: list[tuple[str, dict[str, Any]]]
 ) -> dict[str, File]:
-    """Return the files after all operations, in their order."""
+    """Return the files after all operations, applied in order."""
     files = dict(parent.files)
     for key, value in operations:
         path = value.get("path", "").rstrip("/")
