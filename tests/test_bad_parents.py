@@ -43,14 +43,14 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     ),
     "no model": (broken.not_a_model, ["config.json", "architecture", "model_type"]),
     "no JSON": (broken.not_json, ["config.json", "JSON"]),
-    "the same path": (lambda pair, folder: str(pair.a), ["the same twice"]),
+    "the same path": (lambda pair, folder: str(pair.a), ["another model than a"]),
     "the same content": (
         lambda pair, folder: broken.copy_model(pair.a, folder / "twin"),
         ["the same weights", "list it once"],
     ),
     "neither folder nor id": (
         lambda pair, folder: "just-a-name",
-        ["not a parent", "./FOLDER", "just-a-name"],
+        ["not a model", "./FOLDER", "just-a-name"],
     ),
     "no network": (lambda pair, folder: "org/model", ["can't be reached", "org/model", "./FOLDER"]),
 }

@@ -14,11 +14,14 @@ from tests.tools.broken import assert_error
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("merge.tournament_size=7", ["tournament_size", "at most population_size, 6", "7"]),
+        (
+            "merge.tournament_size=7",
+            ["tournament_size", "at most population_size, which is 6", "7"],
+        ),
         ("merge.generation=7", ["unknown key", "did you mean generations?"]),
         ("merge.seed", ["--set KEY.KEY=VALUE"]),
     ],
-    ids=["impossible", "unknown key", "no value"],
+    ids=["invalid", "unknown key", "no value"],
 )
 def test_a_bad_setting_is_an_error(
     setting: str, words: list[str], pair: tiny.Pair, tmp_path: Path, mega

@@ -1,10 +1,9 @@
-"""What stands beside a search: baselines made as its merge was, and the second look, which names
-the merged model.
+"""The baselines of a search, and the selection of the merged model on held-out rows.
 
-A search that is better than the average of its parents on the rows that it was searched on may have
-selected noise. So its best individual, the baselines and the parents meet again on validation rows
-that no search has seen. The best of them there is the merged model; but what was searched for must
-be better than the average, or a parent, by more than a standard error.
+A search may select noise in the rows that it evaluates on. So its best individual, the baselines
+and the parents are evaluated on validation rows that no search has seen. The best model on these
+rows is the merged model, except that a searched model must be better than the average and the
+parents by more than one standard error.
 """
 
 from __future__ import annotations
@@ -19,26 +18,24 @@ from mega_hf.recipe.merge import Node, inputs_of
 Baseline = Literal["greedy_soup", "line-sweep", "random", "ensemble"]
 BASELINES: tuple[Baseline, ...] = ("greedy_soup", "line-sweep", "random", "ensemble")
 SECOND_LOOK = "second_look"
-# that no parent and no merge may bear
+# reserved: no parent and no merge may have these names
 NAMES = ("uniform_soup", "aligned_soup", *BASELINES, SECOND_LOOK)
-# methods with a budget, to which a random search can be held
+# methods with a number of evaluations, which a random search can be given too
 _SEARCHES = ("mega", "cma-es", "random", "auto")
 
 
 def baseline_nodes(
     nodes: dict[str, Node], wanted: Sequence[str], has_second_look: bool
 ) -> dict[str, Node]:
-    """Return the merges that a final merge is held against, by name, each of all parents of the
-    run.
+    """Return the merges that the final merge is compared with, by name.
 
-    They are aligned, encoded and recalibrated as the final merge is. A random search tries at least
-    as many individuals as all searches of the tree together.
+    Each merges all parents of the run, aligned, encoded and recalibrated as in the final merge. The
+    random search evaluates at least as many individuals as all searches of the tree together.
 
     Args:
         nodes: the recipe's merges, the final one last.
-        wanted: baselines that the recipe asks for.
-        has_second_look: whether the parents' average is among those who meet again, and so must be
-            a model.
+        wanted: the recipe's baselines.
+        has_second_look: whether there are held-out rows, which need the parents' average as a node.
     """
     root, leaves = _final(nodes)
     size = root.population_size
@@ -58,39 +55,37 @@ def baseline_nodes(
         for method in changes
         if method in wanted and not (len(nodes) == 1 and method == root.method)
     ]
-    made = {method: _like(root, leaves, method, changes[method]) for method in methods}
+    baselines = {method: _like(root, leaves, method, changes[method]) for method in methods}
     if not has_second_look:
-        return made
+        return baselines
     soup = "aligned_soup" if is_aligned(root, leaves) else "uniform_soup"
-    return {soup: _like(root, leaves, "uniform_soup", {})} | made
+    return {soup: _like(root, leaves, "uniform_soup", {})} | baselines
 
 
 def second_look(nodes: dict[str, Node], baselines: Mapping[str, Node]) -> Node:
-    """Return the node that chooses between the final merge, the baselines and the parents.
+    """Return the node that selects among the final merge, the baselines and the parents.
 
-    The average and the parents come first: they were not searched for, and are preferred.
+    The average and the parents come first and are preferred, since no search selected them.
     """
     root, leaves = _final(nodes)
     finalists = [*baselines, next(reversed(nodes))]
     soup, *searched = finalists
-    # nothing is mixed
     changes = {"align": "none", "align_to": None, "fitness": "accuracy", "prefer": 1 + len(leaves)}
     return _like(root, [soup, *leaves, *searched], "choose", changes)
 
 
 def names_merged(names: Iterable[str]) -> str:
-    """Return which of a run's models is the merged one: what the second look names, or the final
-    merge.
+    """Return the name of a run's merged model: the held-out selection's, or the final merge.
 
     Args:
-        names: merges, the final one last; then baselines, and the second look, if there are any.
+        names: the merges, the final one last; then baselines and selection, if there are any.
     """
     *_, last = (name for name in names if name not in NAMES or name == SECOND_LOOK)
     return last
 
 
 def is_aligned(root: Node, leaves: Sequence[str]) -> bool:
-    """Say whether the final merge aligns all parents of the run at once."""
+    """Return whether the final merge aligns all parents of the run at once."""
     return root.align != "none" and sorted(root.parents) == sorted(leaves)
 
 

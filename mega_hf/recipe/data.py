@@ -1,4 +1,4 @@
-"""The block of a recipe that says which rows of which data set; every default written out."""
+"""The recipe's `data` block: which rows of which data set."""
 
 from __future__ import annotations
 
@@ -9,61 +9,103 @@ from pydantic import Discriminator, Field, Tag
 from mega_hf.recipe.fields import Count, Seed, Strict
 from mega_hf.recipe.placeholders import Reference
 
-SECOND_LOOK_SEED = 46  # draws the validation rows that no search sees
+SECOND_LOOK_SEED = 46  # draws the held-out validation rows
 
 _Slice = Annotated[str, Tag("slice")]
 _KIND = Discriminator(lambda value: "sample" if isinstance(value, dict | Strict) else "slice")
 
 
 class Sample(Strict):
-    """`size` rows of a split, drawn by `seed`; with `stratify` each class has its share."""
+    """A random sample of a split's rows."""
 
-    split: str = "train"
-    size: Count
-    seed: Seed = 46
-    stratify: bool = True
+    split: str = Field(default="train", description="Split, or `datasets` slice, to draw from.")
+    size: Count = Field(description="Number of rows.")
+    seed: Seed = Field(default=46, description="Seed of the draw.")
+    stratify: bool = Field(
+        default=True, description="Draw from each class in proportion to its size."
+    )
 
     @property
     def text(self) -> str:
-        """Say in words which rows these are."""
+        """The rows in words, as in the result and the card."""
         return f"{self.size} rows of {self.split} (seed {self.seed})"
 
 
 class CalibrationRows(Strict):
-    """`size` of the training rows, drawn by `seed`, on which BatchNorm's statistics are
-    computed."""
+    """A random sample of the training rows, to recompute BatchNorm statistics on."""
 
-    size: Annotated[int, Field(ge=2, le=10**9)] = 1280
-    seed: Seed = 46
+    size: int = Field(
+        default=1280,
+        ge=2,
+        le=10**9,
+        description="Number of rows; all training rows if there are fewer.",
+    )
+    seed: Seed = Field(default=46, description="Seed of the draw.")
 
     def text_of(self, train: str) -> str:
-        """Say in words which rows these are."""
+        """Return the rows in words, as in the result and the card."""
         return f"{self.size} rows of {train} (seed {self.seed})"
 
 
 class Data(Strict):
-    """A data set with a picture column and a label column; splits are `datasets` slices or samples.
+    """The data set, its columns and its splits."""
 
-    `second_look` is the share of the validation rows that the search never sees: on them its best
-        individual meets the
-    baselines and the parents before one of them is named the merged model. 0: there is no second
-        look.
-    """
-
-    path: Reference
-    name: str | None = None
-    revision: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str = "train"
-    validation: Annotated[_Slice | Annotated[Sample, Tag("sample")], _KIND] | None = None
-    test: str | None = None
-    calibration: Annotated[_Slice | Annotated[CalibrationRows, Tag("sample")], _KIND] | None = None
-    second_look: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    path: Reference = Field(
+        description="Data set on the Hub (`ORG/NAME`) or folder (`./FOLDER`) that"
+        " `datasets.load_dataset` can read."
+    )
+    name: str | None = Field(
+        default=None, description="Configuration of the data set. `null`: the only or default one."
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit on the Hub. `null`: `main`. A run stores the commit.",
+    )
+    image: str | None = Field(
+        default=None, description="Column of the images. `null`: the only column of type Image."
+    )
+    label: str | None = Field(
+        default=None,
+        description="Column of the labels. `null`: the only column of type ClassLabel.",
+    )
+    train: str = Field(
+        default="train",
+        description="Split, or slice, to train and to recalibrate on; rows of `validation` and"
+        " `test` are left out.",
+    )
+    validation: Annotated[_Slice | Annotated[Sample, Tag("sample")], _KIND] | None = Field(
+        default=None,
+        description="Rows that the search evaluates on: a split, a slice (`train[45000:]`) or a"
+        " sample. `null`: the split named validation, else a tenth of the training split, at most"
+        " 5,000 rows.",
+    )
+    test: str | None = Field(
+        default=None,
+        description="Split, or slice, that is read once, after the search. `null`: the split named"
+        " test.",
+    )
+    calibration: Annotated[_Slice | Annotated[CalibrationRows, Tag("sample")], _KIND] | None = (
+        Field(
+            default=None,
+            description="Rows to recompute BatchNorm statistics on: a slice, or a sample of the"
+            " training rows. `null`: a sample with its defaults, if a model has BatchNorm.",
+        )
+    )
+    second_look: float = Field(
+        default=0.5,
+        ge=0,
+        le=0.9,
+        description="Share of the validation rows that is held out from the search; the final"
+        " model is selected on them. `0`: the search's best is the final model.",
+    )
 
     def text_of(self, split: str, rows: int) -> str:
-        """Say in words which rows a split is, of a recipe whose defaults are filled in; `rows` of
-        them."""
+        """Return the rows of a split in words, as in the result and the card.
+
+        Args:
+            split: the name of the split; the data's defaults must be filled in.
+            rows: the number of rows of the split.
+        """
         entry = self.validation if split == "second_look" else getattr(self, split)
         if isinstance(entry, CalibrationRows):
             return entry.text_of(self.train)

@@ -1,4 +1,4 @@
-"""Types of single recipe keys, and the base class of all blocks."""
+"""The base class of all recipe blocks, and the types that their keys share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A frozen record that refuses what it does not know."""
+    """A frozen record that raises on unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -32,11 +32,15 @@ class Strict(BaseModel):
         return tree
 
 
-def impossible(
-    key: str | list[str], expected: str, got: object, hint: str = ""
-) -> PydanticCustomError:
-    """Make the error of values that are each right and wrong together; `key` is where, inside the
-    block."""
-    at = key.split(".") if isinstance(key, str) else key
-    context = {"key": at, "expected": expected, "got": str(got), "hint": hint}
-    return PydanticCustomError("impossible", "impossible", context)
+def invalid(key: str | list[str], expected: str, got: object, hint: str) -> PydanticCustomError:
+    """Return the error of a value that its type allows and the other settings do not.
+
+    Args:
+        key: where the value is, inside the block that raises the error.
+        expected: what would be valid.
+        got: the value.
+        hint: what to do.
+    """
+    location = key.split(".") if isinstance(key, str) else key
+    context = {"key": location, "expected": expected, "got": str(got), "hint": hint}
+    return PydanticCustomError("invalid", "invalid", context)

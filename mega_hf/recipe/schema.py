@@ -1,5 +1,4 @@
-"""WHAT to do: a YAML file becomes a frozen Recipe, or a RecipeError that names file, line and
-remedy."""
+"""The recipe: everything that decides a merge, read from YAML and checked."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from mega_hf.recipe.baselines import (
 )
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.document import Document, Origin, dump, read
-from mega_hf.recipe.fields import Count, Name, Strict, impossible
+from mega_hf.recipe.fields import Count, Name, Strict, invalid
 from mega_hf.recipe.merge import Merge, Node, apply_auto, inputs_of
 from mega_hf.recipe.parents import ParentRef, Train, TrainedParent
 from mega_hf.recipe.shared_blocks import apply_shared_blocks, strip_shared_blocks
@@ -42,163 +41,204 @@ Merges = Annotated[
     Discriminator(lambda value: "nodes" if isinstance(value, dict) else "shape"),
 ]
 
-MOST_SNAPSHOTS = 10_000
-RESERVED = ("merged", *NAMES)  # what a report calls models of its own
+MAX_SNAPSHOTS = 10_000
+RESERVED = ("merged", *NAMES)  # names that the report gives to models of its own
 
 
 class Push(Strict):
-    """Where a merge is pushed once it is made; it decides nothing of the merge, so no run's own
-    recipe holds it."""
+    """Push the merged model to the Hub after the run.
 
-    repo: Annotated[str, Field(min_length=1)]
-    private: bool = False
-    branch: str | None = None
-    license: str | None = None
+    No run keeps this block in its own recipe, so that a rerun by somebody else does not push.
+    """
+
+    repo: str = Field(min_length=1, description="Model repository, `ORG/NAME`; created if missing.")
+    private: bool = Field(default=False, description="Create a private repository.")
+    branch: str | None = Field(default=None, description="Branch to push to. `null`: `main`.")
+    license: str | None = Field(
+        default=None,
+        description="License identifier for the card. `null`: the license that all parents have.",
+    )
 
 
 class Evaluation(Strict):
-    """How individuals are measured. `batch_size: null` takes 32 to 128 on a CPU, as suits the
-    model, and 512 on a GPU.
+    """How individuals are evaluated."""
 
-    Pictures that need more than `memory_share` of the device's memory are streamed to it.
-    """
-
-    batch_size: Count | None = None
-    memory_share: Annotated[float, Field(gt=0, le=0.9)] = 0.5
+    batch_size: Count | None = Field(
+        default=None,
+        description="Images per forward pass. `null`: 512 on a GPU, and 32 to 128 on a CPU,"
+        " depending on the model.",
+    )
+    memory_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=0.9,
+        description="Share of the device's free memory for images; if they need more, they are"
+        " copied to the device batch by batch.",
+    )
 
 
 class Recipe(Strict):
-    """Everything that decides a merge, or a tree of merges. Paths are absolute, every default is
-    filled in."""
+    """Everything that decides a merge or a tree of merges.
 
-    name: Name
-    data: Data
-    parents: Annotated[dict[Name, ParentRef], Field(min_length=1, max_length=500)]
-    train: Train | None = None  # shared by the parents that are trained
-    merge: Merge = Merge()  # shared by all nodes
-    merges: Merges = "joint"
-    order: Literal["listed", "accuracy"] = "listed"  # who is paired with whom
-    # What the merge is held against, beside the parents and their average.
-    baselines: Annotated[list[Baseline], Field(default_factory=lambda: list(BASELINES))]
-    evaluation: Evaluation = Evaluation()
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # for training: sums over rows depend on it
+    In a loaded recipe paths are absolute and defaults are filled in.
+    """
+
+    name: Name = Field(
+        description="Name of the run: letters, digits and `. _ + -`. The run folder is"
+        " `runs/NAME` by default."
+    )
+    data: Data = Field(description="The data set.")
+    parents: dict[Name, ParentRef] = Field(
+        min_length=1, max_length=500, description="The models to merge, by name."
+    )
+    train: Train | None = Field(
+        default=None, description="Settings shared by the parents that are trained in the run."
+    )
+    merge: Merge = Field(default=Merge(), description="Settings shared by all merges.")
+    merges: Merges = Field(
+        default="joint",
+        description="Tree of merges. `joint`: one merge of all parents. `pairwise`: a balanced"
+        " binary tree. Or a mapping of nodes, each with `parents` and settings of its own.",
+    )
+    order: Literal["listed", "accuracy"] = Field(
+        default="listed",
+        description="Order in which `pairwise` pairs the parents: as listed, or from best to worst"
+        " on the validation rows.",
+    )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: list(BASELINES),
+        description="Merges to compare with, beside the parents and their average.",
+    )
+    evaluation: Evaluation = Field(default=Evaluation(), description="Batch size and memory.")
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="CPU threads for training and for BatchNorm statistics. Results depend on it,"
+        " since it decides the order in which floats are added.",
+    )
+    push: Push | None = Field(default=None, description="Push the model to the Hub after the run.")
     _document: Document = PrivateAttr(default_factory=Document)
-    # left out of digests and of what a run keeps: a rerun by others must not push
-    push: Push | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
-        """Give each node what it does not say from `merge`, and each trained parent from
-        `train`."""
+        """Fill in each node from `merge`, and each trained parent from `train`."""
         return apply_shared_blocks(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        snapshots = sum(parent.train.checkpoints for parent in self.trained.values())
-        if snapshots > MOST_SNAPSHOTS:  # each has a name, and they are listed
-            raise impossible(
-                "parents", f"at most {MOST_SNAPSHOTS:,} snapshots in all", f"{snapshots:,}", "fewer"
-            )
-        for name, parent in self.trained.items():
-            if parent.train.arch is None and parent.train.source is None:
-                where = ["parents", name] if self.train else ["train"]
-                hint = "add train: {arch: ...}"
-                raise impossible(where, "a train block with arch, or from", "none", hint)
-        messages.check_distinct_references(
-            {name: _decisive(parent) for name, parent in self.parents.items()}, impossible
-        )
-        paths.check_sources(
-            {
-                name: parent.train.source
-                for name, parent in self.trained.items()
-                if isinstance(parent.train.source, str)
-            },
-            self.usable,
-            impossible,
-        )
+    def _check_consistent(self) -> Recipe:
+        self._check_training()
+        self._check_distinct_parents()
         if isinstance(self.merges, str) and len(self.parents) < 2:
-            raise impossible("parents", "two parents or more", len(self.parents), "add one")
+            raise invalid("parents", "two parents or more", len(self.parents), "add a parent")
         if isinstance(self.merges, dict):
             inputs = inputs_of(self.merges)
-            tree.check_tree(inputs, self._needed_parents(), self.usable, impossible)
-            self._refuse_ends(inputs)
-        for key, names in (("parents", self.parents), ("merges", self.merges)):
-            for name in RESERVED if isinstance(names, dict) else ():
-                if name in names:
-                    raise impossible(
-                        [key, name], "a name of its own", f"{name}, which reports use", "rename it"
-                    )
-        for name in self.parents if self.merges == "pairwise" else ():
-            if "+" in name:
-                hint = "rename this parent"
-                raise impossible(
-                    ["parents", name],
-                    "names without +, which joins them in merges' names",
-                    name,
-                    hint,
-                )
+            tree.check_tree(inputs, self._needed_parents(), self.usable, invalid)
+            self._check_last_snapshots(inputs)
+        self._check_names()
         if self.order == "accuracy" and self.merges != "pairwise":
-            raise impossible(
-                "order", "listed, or merges: pairwise", "accuracy", "accuracy says who is paired"
-            )
-        self._refuse_unfit_settings()
-        messages.check_granularity(self.nodes(), isinstance(self.merges, dict), impossible)
+            hint = "add merges: pairwise, or leave order out"
+            raise invalid("order", "listed, unless merges: pairwise", "accuracy", hint)
+        self._check_nodes()
         return self
 
+    def _check_training(self) -> None:
+        """Raise if parents have too many snapshots, or nothing to start training from."""
+        snapshots = sum(parent.train.checkpoints for parent in self.trained.values())
+        if snapshots > MAX_SNAPSHOTS:  # their names are listed
+            expected = f"at most {MAX_SNAPSHOTS:,} snapshots in all"
+            raise invalid("parents", expected, f"{snapshots:,}", "use fewer checkpoints")
+        for name, parent in self.trained.items():
+            if parent.train.arch is None and parent.train.source is None:
+                key = ["parents", name] if self.train else ["train"]
+                expected = "a train block with arch, or from"
+                raise invalid(key, expected, "none", "add train: {arch: ...}")
+        sources = {
+            name: parent.train.source
+            for name, parent in self.trained.items()
+            if isinstance(parent.train.source, str)
+        }
+        paths.check_sources(sources, self.usable, invalid)
+
+    def _check_distinct_parents(self) -> None:
+        """Raise if two names stand for the same model."""
+        names: dict[str, str] = {}
+        for name, parent in self.parents.items():
+            settings = json.dumps(_decisive(parent), sort_keys=True)
+            if settings in names:
+                expected = f"another model than {names[settings]}"
+                raise invalid(["parents", name], expected, "the same model", "list each model once")
+            names[settings] = name
+
     def _needed_parents(self) -> list[str]:
-        """Return the parents that nodes must use: all but those that others are only trained
-        from."""
-        started = {
+        """Return the parents that nodes must use: all that no other parent is trained from."""
+        sources = {
             tree.parent_name(parent.train.source)
             for parent in self.trained.values()
             if isinstance(parent.train.source, str)
         }
-        return [name for name in self.parents if name not in started]
+        return [name for name in self.parents if name not in sources]
 
-    def _refuse_ends(self, inputs: tree.Nodes) -> None:
-        """Refuse a parent beside the snapshot after its last epoch, which is the same model."""
-        used = {one: node for node, parents in inputs.items() for one in parents}
+    def _check_last_snapshots(self, inputs: tree.Nodes) -> None:
+        """Raise if nodes use a parent and its last snapshot, which are the same model."""
+        users = {name: node for node, names in inputs.items() for name in names}
         for name, parent in self.trained.items():
-            end = f"{name}@{parent.train.epochs}"
-            if name in used and end in used:
-                where, expected = ["merges", used[end], "parents"], "models that differ"
-                raise impossible(
-                    where, expected, f"{name} and {end}, its last epoch", "take one of them"
-                )
+            last = f"{name}@{parent.train.epochs}"
+            if name in users and last in users:
+                key, got = ["merges", users[last], "parents"], f"{name} and {last}, its last epoch"
+                raise invalid(key, "different models", got, "remove one of them")
 
-    def _refuse_unfit_settings(self) -> None:
-        for name, node in self.nodes().items():
-            at = ["merges", name] if isinstance(self.merges, dict) else ["merge"]
+    def _check_names(self) -> None:
+        """Raise if a parent or a node has a name that the report or the tree needs."""
+        for key, names in (("parents", self.parents), ("merges", self.merges)):
+            for name in RESERVED if isinstance(names, dict) else ():
+                if name in names:
+                    expected = "a name that no model of the report has"
+                    raise invalid([key, name], expected, name, "use another name")
+        for name in self.parents if self.merges == "pairwise" else ():
+            if "+" in name:
+                expected = "a name without +, which joins the names of merged parents"
+                raise invalid(["parents", name], expected, name, "rename this parent")
+
+    def _check_nodes(self) -> None:
+        """Raise if a node's settings do not fit its parents or the other nodes."""
+        nodes = self.nodes()
+        mixes = any(node.encoding == "mixing" for node in nodes.values())
+        for name, node in nodes.items():
+            key = ["merges", name] if isinstance(self.merges, dict) else ["merge"]
             count = len(node.parents)
             if node.method == "line-sweep" and count != 2:
-                at += ["method" if at == ["merge"] else "parents"]
-                raise impossible(at, "two parents, for a line-sweep", count, "another method")
+                key.append("method" if key == ["merge"] else "parents")
+                raise invalid(key, "two parents, for line-sweep", count, "use another method")
             if node.align_to is not None and node.align_to not in node.parents:
-                one = f"one of what {name} merges: {', '.join(node.parents)}"
-                raise impossible(
-                    [*at, "align_to"], one, node.align_to, "name one of these, or leave it out"
-                )
+                expected = f"one of the parents of {name}: {', '.join(node.parents)}"
+                hint = "use one of these names, or leave align_to out"
+                raise invalid([*key, "align_to"], expected, node.align_to, hint)
             breeds = node.method in ("mega", "random")
             if breeds and node.founders.include_parents and node.population_size < count:
-                expected, at = f"at least {count}, one for each parent", [*at, "population_size"]
-                raise impossible(at, expected, node.population_size, "or include_parents: false")
+                expected = f"at least {count}, one for each parent"
+                hint = "use a larger population_size, or founders: {include_parents: false}"
+                raise invalid([*key, "population_size"], expected, node.population_size, hint)
+            if node.granularity != "layer" and not mixes:
+                expected, hint = "encoding: mixing", "add encoding: mixing, or leave this out"
+                raise invalid([*key, "granularity"], expected, node.granularity, hint)
 
     @field_validator("baselines")
     @classmethod
-    def _each_once(cls, names: list[Baseline]) -> list[Baseline]:
+    def _check_distinct(cls, names: list[Baseline]) -> list[Baseline]:
         if len(set(names)) < len(names):
-            raise impossible([], "each name once", ", ".join(names), "list it once")
+            raise invalid([], "each name once", ", ".join(names), "remove the duplicate")
         return names
 
     @property
     def document(self) -> Document:
-        """What this was read from, which knows where each entry stands."""
+        """The document that the recipe was read from, which knows the line of each key."""
         return self._document
 
     @property
     def trained(self) -> dict[str, TrainedParent]:
-        """The parents that are trained here."""
+        """The parents that are trained in the run."""
         return {
             name: parent
             for name, parent in self.parents.items()
@@ -207,7 +247,7 @@ class Recipe(Strict):
 
     @property
     def trains_all(self) -> bool:
-        """Whether every parent is trained here, from a seed or from another one that is."""
+        """Whether every parent is trained in the run, from a seed or from another parent."""
         sources = [parent.train.source for parent in self.trained.values()]
         return len(self.trained) == len(self.parents) and all(
             s is None or s in self.usable for s in sources
@@ -215,21 +255,21 @@ class Recipe(Strict):
 
     @property
     def usable(self) -> list[str]:
-        """What a node may name beside other nodes: parents, and their snapshots as `NAME@EPOCH`."""
+        """The names that a node may merge, beside nodes: parents, and snapshots `NAME@EPOCH`."""
         snapshots = [
             f"{name}@{epoch}" for name, p in self.trained.items() for epoch in p.train.snapshots
         ]
         return [*self.parents, *snapshots]
 
     def made_by(self, name: str) -> list[str]:
-        """Return what the training of a parent leaves: the parent and its snapshots."""
+        """Return the names of the models that a training saves: the parent and its snapshots."""
         return [name, *(f"{name}@{epoch}" for epoch in self.trained[name].train.snapshots)]
 
     def nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
-        """Return the merges by name, each after those that it needs, the root last.
+        """Return the merges by name, each after those that it needs, the final one last.
 
         Args:
-            ranking: the parents from best to worst, which `order: accuracy` pairs in that order.
+            ranking: the parents from best to worst, for `order: accuracy`; None if not known.
         """
         if isinstance(self.merges, dict):
             return {name: self.merges[name] for name in tree.arrange(inputs_of(self.merges))}
@@ -250,11 +290,11 @@ class Recipe(Strict):
 
     @property
     def is_auto(self) -> bool:
-        """Whether a merge leaves it open how it is made: `method: auto`."""
+        """Whether a merge has `method: auto`."""
         return any(node.method == "auto" for node in self.nodes().values())
 
     def with_auto(self, chosen: Mapping[str, str]) -> Recipe:
-        """Return the recipe with settings in the place of `method: auto`."""
+        """Return the recipe with the chosen settings in place of `method: auto`."""
         merge, merges = apply_auto(self.merge, chosen), self.merges
         if isinstance(merges, dict):
             merges = {name: apply_auto(node, chosen) for name, node in merges.items()}
@@ -316,10 +356,15 @@ class Recipe(Strict):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-        """Read a recipe; `overrides` are `a.b=c` texts, as of `--set`.
+        """Read and check a recipe.
+
+        Args:
+            path: the YAML file.
+            overrides: assignments `a.b=c`, as for `--set`.
 
         Raises:
-            RecipeError: with file and line of each finding.
+            RecipeError: the file can't be read or has errors; the message has the file and line
+                of each.
         """
         return cls.from_document(read(Path(path)), overrides)
 
@@ -327,15 +372,26 @@ class Recipe(Strict):
     def from_dict(
         cls, tree: dict[str, Any], label: str = "recipe", base: Path | None = None
     ) -> Recipe:
-        """Check a recipe given as a dict; relative paths are relative to `base` (the working
-        folder)."""
+        """Check a recipe given as a dict.
+
+        Args:
+            tree: plain values, as in YAML.
+            label: what errors call the recipe.
+            base: the folder at which relative paths start; the working folder by default.
+
+        Raises:
+            RecipeError: the recipe has errors.
+        """
         origin = Origin(label, base or Path.cwd())
         try:
             copied = json.loads(json.dumps(tree))
         except (ValueError, TypeError, RecursionError) as error:
-            hint = "a dict of texts, numbers, lists and dicts"
             raise RecipeError(
-                "not a recipe", where=label, expected="plain values", got=error, hint=hint
+                "not a recipe",
+                where=label,
+                expected="plain values",
+                got=error,
+                hint="pass a dict of texts, numbers, lists and dicts",
             ) from None
         return cls.from_document(Document(copied, {(): origin}))
 
@@ -346,25 +402,29 @@ class Recipe(Strict):
         overrides: tuple[str, ...] | list[str] = (),
         check_files: bool = True,
     ) -> Recipe:
-        """Apply overrides, make paths absolute, check everything that needs no download."""
+        """Apply overrides, make paths absolute and check all that needs no download."""
         for assignment in overrides:
             document.override(assignment)
         paths.resolve_paths(document)
         try:
             recipe = cls.model_validate(document.tree)
         except ValidationError as error:
-            raise RecipeError.join(messages.all_findings(error.errors(), document)) from None
+            raise RecipeError.join(messages.all_errors(error.errors(), document)) from None
         recipe._document = document
         if check_files:
             try:
                 paths.check_files(recipe.to_dict(), document)
-            except OSError as error:  # a name longer than any, a folder that may not be entered
-                what, hint = "a path can't be used", "check the paths"
-                raise RecipeError(what, expected="readable paths", got=error, hint=hint) from None
+            except OSError as error:  # the name is too long, or a folder may not be entered
+                raise RecipeError(
+                    "a path can't be read",
+                    expected="readable paths",
+                    got=error,
+                    hint="check the path and its permissions",
+                ) from None
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default included, but without `push`."""
+        """Return the recipe as plain values, with all defaults and without `push`."""
         return strip_shared_blocks(self.model_dump(mode="json", by_alias=True, exclude={"push"}))
 
     def to_yaml(self) -> str:
@@ -380,7 +440,7 @@ class Recipe(Strict):
 
 
 def _decisive(parent: ParentRef) -> Any:
-    """Return what decides a parent's weights, as plain values."""
+    """Return the settings that decide a parent's weights, as plain values."""
     if isinstance(parent, TrainedParent):
         return parent.train.model_dump(mode="json", exclude={"checkpoints"})
     return parent if isinstance(parent, str) else parent.model_dump(mode="json")

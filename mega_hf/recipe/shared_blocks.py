@@ -1,4 +1,4 @@
-"""Give nodes what the shared `merge` block says, and trained parents what `train` says."""
+"""The shared `merge` and `train` blocks, which nodes and trained parents inherit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def apply_shared_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's tree in which nodes and trained parents hold what they inherit."""
+    """Return a recipe's tree with inherited keys copied into nodes and trained parents."""
     filled = dict(values)
     merges, merge, parents, train = (
         values.get(key) for key in ("merges", "merge", "parents", "train")
     )
     if isinstance(merges, dict):
-        filled["merges"] = {name: _over(merge, node) for name, node in merges.items()}
+        filled["merges"] = {name: _update(merge, node) for name, node in merges.items()}
     if isinstance(parents, dict):
         filled["parents"] = {
             name: (
-                {**parent, "train": _over(train, parent["train"], nested=())}
+                {**parent, "train": _update(train, parent["train"], nested=())}
                 if isinstance(parent, dict) and "train" in parent
                 else parent
             )
@@ -26,18 +26,16 @@ def apply_shared_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _over(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
-    """Lay a block's own keys over the shared block's; anything that is no mapping is left to the
-    checks."""
+def _update(shared: Any, own: Any, nested: tuple[str, ...] = ("mutation", "founders")) -> Any:
+    """Return a shared block updated by a block's own keys; other values are checked later."""
     if not isinstance(own, dict) or not isinstance(shared, dict):
         return own
-    inner = {key: _over(shared[key], own[key]) for key in nested if key in own and key in shared}
+    inner = {key: _update(shared[key], own[key]) for key in nested if key in own and key in shared}
     return {**shared, **own, **inner}
 
 
 def strip_shared_blocks(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a recipe's tree, in place, what nodes and trained parents would inherit all the
-    same."""
+    """Remove from nodes and trained parents the keys that they would inherit, in place."""
     shared_merge, shared_train = tree["merge"], tree["train"] or {}
     for parent in tree["parents"].values():
         if isinstance(parent, dict) and "train" in parent:

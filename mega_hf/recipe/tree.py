@@ -1,4 +1,4 @@
-"""The tree of merges, by names alone: who is merged with whom, in which order."""
+"""The tree of merges as names: what is merged with what, in which order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from mega_hf.errors import RecipeError
 
 Nodes = Mapping[str, Sequence[str]]  # node -> the parents and nodes that it merges
-Error = Callable[..., Exception]  # (key as a list, expected, got, hint) -> what is raised
+Error = Callable[..., Exception]  # (key as a list, expected, got, hint) -> the exception
 _LONGEST = 100  # characters of an automatic name
 
 
 def parent_name(name: str) -> str:
-    """Return the parent that a name belongs to: of a snapshot, the one whose training it was taken
-    from."""
+    """Return the name of the parent that a parent or snapshot `NAME@EPOCH` belongs to."""
     return name.partition("@")[0]
 
 
 def node_name(leaves: Sequence[str]) -> str:
-    """Name a merge after its parents: `a+b`; where that would be too long, its first, its last and
-    a digest of all."""
+    """Name a merge after its parents, `a+b`.
+
+    A name that would be too long has the first and the last parent and a digest of all.
+    """
     name = "+".join(leaves)
     if len(name) <= _LONGEST:
         return name
@@ -28,8 +29,10 @@ def node_name(leaves: Sequence[str]) -> str:
 
 
 def pair_up(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return a balanced binary tree: neighbours are merged, an odd one moves up a level; the root
-    stands last."""
+    """Return a balanced binary tree of pairwise merges, the final one last.
+
+    Neighbours are merged; the last of an odd number moves up a level.
+    """
     nodes: dict[str, list[str]] = {}
     level = [(name, [name]) for name in names]  # (node or parent, the parents below it)
     while len(level) > 1:
@@ -43,10 +46,10 @@ def pair_up(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def arrange(nodes: Nodes) -> list[str]:
-    """Return the nodes so that each comes after those that it needs, else in the order given.
+    """Return the nodes in the given order, except that each comes after those that it needs.
 
     Raises:
-        ValueError: its one argument is a cycle of names, the first of which is repeated at its end.
+        ValueError: there is a cycle. The argument is its names, the first one repeated at the end.
     """
     arranged: list[str] = []
 
@@ -81,13 +84,12 @@ def needed_for(nodes: Nodes, name: str) -> list[str]:
 
 
 def leaves_of(nodes: Nodes, name: str) -> list[str]:
-    """Return the parents below a node, each once, in the order met."""
-    return [one for one in _below(nodes, name) if one not in nodes]
+    """Return the parents below a node, each once, from left to right."""
+    return [below for below in _below(nodes, name) if below not in nodes]
 
 
 def levels(nodes: Nodes) -> dict[str, int]:
-    """Return each name's level: 0 for parents, one more than the highest of its own parents for a
-    node."""
+    """Return each name's level: 0 for parents, and one above its highest parent for a node."""
     known: dict[str, int] = {}
     for node in arrange(nodes):
         for parent in nodes[node]:
@@ -97,20 +99,22 @@ def levels(nodes: Nodes) -> dict[str, int]:
 
 
 def _below(nodes: Nodes, name: str) -> list[str]:
-    """Return a node and everything below it, each once, in the order met."""
-    met: dict[str, None] = {}
+    """Return a node and everything below it, each once, from left to right."""
+    found: dict[str, None] = {}
     waiting = [name]
     while waiting:
-        one = waiting.pop()
-        if one not in met:
-            met[one] = None
-            waiting += reversed(nodes.get(one, ()))
-    return list(met)
+        current = waiting.pop()
+        if current not in found:
+            found[current] = None
+            waiting += reversed(nodes.get(current, ()))
+    return list(found)
 
 
 def render_tree(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
-    """Draw a tree, a line a name, each followed by its note; what stands in it twice is drawn in
-    full once."""
+    """Return the lines of a drawing of a tree, each a name and its note.
+
+    A node that is used twice is drawn in full once.
+    """
     drawn: set[str] = set()
 
     def _lines(name: str) -> Iterator[str]:
@@ -132,54 +136,45 @@ def render_tree(nodes: Nodes, root: str, notes: Mapping[str, str]) -> list[str]:
 
 
 def check_tree(nodes: Nodes, parents: Sequence[str], usable: Sequence[str], error: Error) -> None:
-    """Raise `error(key, expected, got, hint)` unless the nodes are one tree of merges.
+    """Raise unless the nodes are one tree of merges.
 
     Args:
-        nodes: as written.
-        parents: the recipe's parents: each of them must be used.
-        usable: what a node may name beside other nodes: parents and their snapshots.
-        error: makes the exception; `key` is the place in the recipe, as a list.
+        nodes: the nodes as in the recipe.
+        parents: the parents that a node must use.
+        usable: the names that a node may merge, beside other nodes: parents and snapshots.
+        error: makes the exception from (key, expected, got, hint).
     """
     for node, inputs in nodes.items():
+        key = ["merges", node, "parents"]
         if node in usable:
             raise error(
-                ["merges", node],
-                "a name of its own",
+                key[:2],
+                "a name that no parent has",
                 f"{node}, which is a parent",
                 "rename the node",
             )
         for name in inputs:
             if name not in usable and name not in nodes:
-                known = ", ".join([*usable, *(n for n in nodes if n != node)])
-                raise error(
-                    ["merges", node, "parents"],
-                    f"one of {known}",
-                    name,
-                    "name a parent or another node",
-                )
+                known = ", ".join([*usable, *(other for other in nodes if other != node)])
+                raise error(key, f"one of {known}", name, "use the name of a parent or a node")
             if list(inputs).count(name) > 1:
-                raise error(
-                    ["merges", node, "parents"], "each name once", f"{name} twice", "list it once"
-                )
+                raise error(key, "each name once", f"{name} twice", "remove one of the two")
     try:
         arrange(nodes)
     except ValueError as cycle:
         path = cycle.args[0]
-        got, hint = " needs ".join(path), "no node can need itself: take one of these names out"
-        raise error(["merges", path[0], "parents"], "merges without a cycle", got, hint) from None
+        got, hint = " needs ".join(path), "remove one of these names"
+        raise error(["merges", path[0], "parents"], "no cycle", got, hint) from None
     merged = {name for names in nodes.values() for name in names}
     roots = [node for node in nodes if node not in merged]
     if len(roots) > 1:
-        got = " and ".join(roots)
         hint = f"merge them in one more node: final: {{parents: [{', '.join(roots)}]}}"
-        raise error(["merges", roots[1]], "one final node, which needs all others", got, hint)
+        expected = "one final node, which needs all others"
+        raise error(["merges", roots[1]], expected, " and ".join(roots), hint)
     used = {parent_name(name) for name in merged}
     for parent in parents:
         if parent not in used:
-            where = ["parents", parent]
+            hint = "use this parent in a node, or remove it"
             raise error(
-                where,
-                "parents that a node merges",
-                f"{parent}, in no node",
-                "use it, or leave it out",
+                ["parents", parent], "parents that a node merges", f"{parent}, in no node", hint
             )

@@ -12,7 +12,7 @@ from mega_hf.evaluation.aligner import Aligner
 from mega_hf.evaluation.forward import Examples
 from mega_hf.evaluation.interpolation import align_models, count_correct, mix_models
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
-from mega_hf.recipe.merge import Merge
+from mega_hf.recipe.merge import MIN_CMA_ES, Merge
 from mega_hf.recipe.schema import Recipe
 from mega_hf.run.context import RunContext
 from mega_hf.run.journal import Journal
@@ -111,7 +111,7 @@ def choose_settings(
     counts.count_parents(inputs.states)
     loss = counts.count_average("average", inputs.states)
     if loss <= INTERPOLATES:
-        enough = requested.population_size >= Merge.FEWEST
+        enough = requested.population_size >= MIN_CMA_ES
         settings |= {"align": "none", "encoding": "mixing", "granularity": "stage"}
         settings |= {"method": "cma-es" if enough else "mega"}
         why += [

@@ -62,14 +62,19 @@ def _lines(message):
         ("a: ./a", "a: 5", 6, ["parents.a", "string", "5 (int)"]),
         ("a: ./a", "a:", 6, ["parents.a", "nothing"]),
         ("a: ./a", "'a b': ./a", 6, ["a name of letters, digits"]),
-        ("a: ./a", "merged: ./a", 6, ["parents.merged", "a name of its own", "rename"]),
+        ("a: ./a", "merged: ./a", 6, ["parents.merged", "a name that no model of the report has"]),
         ("  a: ./a\n  b: ./b", "  - ./a\n  - ./b", 5, ["parents", "mapping", "(list)"]),
         ("train[100:]", "5", 4, ["data.validation", "string"]),
         ("train[100:]", "{split: train, size: big}", 4, ["data.validation.size", "integer"]),
-        # impossible numbers
+        # numbers out of range
         ("population_size: 6", "population_size: 1", 9, ["merge.population_size", "2", "1 (int)"]),
         ("population_size: 6", "population_size: -6", 9, ["merge.population_size"]),
-        ("tournament_size: 2", "tournament_size: 7", 11, ["at most population_size, 6", "7"]),
+        (
+            "tournament_size: 2",
+            "tournament_size: 7",
+            11,
+            ["at most population_size, which is 6", "7"],
+        ),
         ("tournament_size: 2", "tournament_size: 0", 11, ["merge.tournament_size"]),
         ("generations: 3", "generations: 0", 10, ["merge.generations"]),
         ("generations: 3", "num_mates: 1", 10, ["merge.num_mates"]),
@@ -95,13 +100,13 @@ def _lines(message):
             "generations: 3",
             "align_to: a",
             10,
-            ["merge.align_to", "align: weights or activations", "leave this out"],
+            ["merge.align_to", "align: weights or activations", "leave align_to out"],
         ),
         (
             "generations: 3",
             "align: weights\n  align_to: c",
             11,
-            ["merge.align_to", "one of what a+b merges: a, b", "c"],
+            ["merge.align_to", "one of the parents of a+b: a, b", "c"],
         ),
         (
             "name: test",
@@ -114,10 +119,10 @@ def _lines(message):
         # parents
         ("  b: ./b\n", "", 5, ["parents", "two parents or more", "two parents or more"]),
         ("  a: ./a\n  b: ./b\n", "  {}\n", 5, ["parents", "two parents or more"]),
-        ("b: ./b", "b: ./a", 7, ["the same twice", "another model than a"]),
-        ("b: ./b", "b: ./x/../a/", 7, ["the same twice"]),
+        ("b: ./b", "b: ./a", 7, ["another model than a", "list each model once"]),
+        ("b: ./b", "b: ./x/../a/", 7, ["another model than a"]),
         ("b: ./b", "b: ./nowhere", 7, ["no such parent folder"]),
-        ("b: ./b", "b: just-a-word", 7, ["not a parent", "./"]),
+        ("b: ./b", "b: just-a-word", 7, ["not a model", "./"]),
         (
             "b: ./b",
             "b: {arch: x, weights: w.bin, num_classes: 2}",
@@ -165,7 +170,7 @@ def test_the_same_seed_twice_is_the_same_parent_twice(folder):
     )
     message = _refused(folder, text)
     assert _lines(message) == [7]
-    assert "the same twice" in message
+    assert "another model than a" in message
 
 
 def test_a_population_too_small_for_its_parents(folder):

@@ -82,8 +82,8 @@ def test_a_placeholder_without_a_digest_stays_without() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"local": 5}, r"parents\.a\.local: not usable"),
-        ({"local": "a", "sha256": 5}, r"parents\.a\.sha256: not usable"),
+        ({"local": 5}, r"parents\.a\.local: invalid value"),
+        ({"local": "a", "sha256": 5}, r"parents\.a\.sha256: invalid value"),
         ({"local": "a", "arch": "resnet18"}, r"parents\.a\.arch: unknown key"),
     ],
 )

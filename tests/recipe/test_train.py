@@ -177,7 +177,7 @@ def test_a_trunk_that_others_are_trained_from_need_not_be_in_a_node(tmp_path, tr
         (own("from: aa"), 6, ["parents.b.train.from", "one of a, b, or ORG/NAME", "aa"]),
         (own("from: a@4"), 6, ["parents.b.train.from", "one of a, b, or", "a@4"]),
         (own("from: 5"), 6, ["parents.b.train.from", "string", "5 (int)"]),
-        (own("from: a/b/c"), 6, ["parents.b.train.from", "not a parent"]),
+        (own("from: a/b/c"), 6, ["parents.b.train.from", "not a model"]),
         (
             own("from: ./nowhere"),
             6,
@@ -287,14 +287,14 @@ def test_a_snapshot_that_is_not_kept_is_refused_at_its_line(tmp_path, text, name
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ("epochs: 3, warmup_epochs: 3", "warmup_epochs", ["fewer than epochs, 3"]),
+        ("epochs: 3, warmup_epochs: 3", "warmup_epochs", ["fewer than epochs, which is 3"]),
         (
             "warmup_epochs: 1, schedule: one-cycle",
             "warmup_epochs",
-            ["one-cycle rises by itself", "cosine"],
+            ["one-cycle has its own warm-up", "cosine"],
         ),
-        ("checkpoints: 9", "checkpoints", ["at most one an epoch, 8", "9"]),
-        ("epochs: 3, checkpoints: 4", "checkpoints", ["at most one an epoch, 3"]),
+        ("checkpoints: 9", "checkpoints", ["at most one per epoch, 8", "9"]),
+        ("epochs: 3, checkpoints: 4", "checkpoints", ["at most one per epoch, 3"]),
         ("epochs: 0", "epochs", ["greater than or equal to 1"]),
         ("epochz: 3", "epochz", ["did you mean epochs?"]),
         ("learning_rate: 0", "learning_rate", ["greater than 0"]),
@@ -341,7 +341,7 @@ def test_a_parents_own_setting_may_not_fit_the_shared_ones(tmp_path):
             "seed: 2",
             "seed: 1, epochs: 8",
             6,
-            ["parents.b", "another model than a", "the same twice"],
+            ["parents.b", "another model than a"],
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mega_hf.errors import RecipeError
 from mega_hf.recipe.tree import (
     arrange,
     check_tree,
@@ -214,7 +215,8 @@ def test_a_level_is_one_above_the_highest_below(graph):
 def test_known_answers_below_a_node():
     assert needed_for(NODES, "top") == ["ab", "cd", "top"]
     assert needed_for(NODES, "cd") == ["cd"]
-    assert needed_for(NODES, "e") == []
+    with pytest.raises(RecipeError, match="no such node"):
+        needed_for(NODES, "e")
     assert leaves_of(NODES, "top") == ["a", "b", "c", "d", "e"]
     assert leaves_of({"x": ["b", "y"], "y": ["a", "b"]}, "x") == ["b", "a"]
     assert levels(NODES) == {"a": 0, "b": 0, "ab": 1, "c": 0, "d": 0, "cd": 1, "e": 0, "top": 2}

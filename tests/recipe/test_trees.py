@@ -258,11 +258,11 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
             "[a, b]",
             "[a, b, top]",
             9,
-            ["merges.ab.parents", "without a cycle", "ab needs top needs ab"],
+            ["merges.ab.parents", "no cycle", "ab needs top needs ab"],
         ),
         ("[c, d]", "[c, d, cd]", 10, ["merges.cd.parents", "cd needs cd"]),
         ("[a, b]", "[a, bb]", 9, ["merges.ab.parents", "one of a, b, c, d, cd, top", "bb"]),
-        ("[c, d]", "[c, a]", 3, ["parents.d", "d, in no node", "leave it out"]),
+        ("[c, d]", "[c, a]", 3, ["parents.d", "d, in no node", "remove it"]),
         (
             "[ab, cd]",
             "[ab, c]",
@@ -320,7 +320,7 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
             "[a, b]}",
             "[a, b], tournament_size: 7}",
             9,
-            ["merges.ab.tournament_size", "at most population_size, 6", "7"],
+            ["merges.ab.tournament_size", "at most population_size, which is 6", "7"],
         ),
         ("merges:\n", "order: accuracy\nmerges:\n", 8, ["order", "merges: pairwise", "accuracy"]),
     ],
@@ -336,7 +336,7 @@ def test_an_error_names_the_node_and_its_line(tmp_path, old, new, line, words):
 def test_merges_that_are_neither_a_word_nor_nodes(tmp_path, merges):
     message = refused(tmp_path, f"{PARENTS}merges: {merges}\n")
     assert lines(message) == [8]
-    assert "merges: not usable" in message
+    assert "merges: invalid value" in message
     assert ("one entry or more" if merges == "{}" else "joint, pairwise, or nodes") in message
 
 
@@ -355,7 +355,10 @@ def test_a_population_too_small_for_a_joint_merge_is_enough_for_pairs(tmp_path):
             PARENTS.replace("merge:", "order: accuracy\nmerge:"),
             ["order", "merges: pairwise", "accuracy"],
         ),
-        (PAIRS.replace("c: org/c", "\n  a+b: org/c"), ["parents.a+b", "names without +", "rename"]),
+        (
+            PAIRS.replace("c: org/c", "\n  a+b: org/c"),
+            ["parents.a+b", "a name without +", "rename"],
+        ),
     ],
 )
 def test_pairs_alone_have_an_order_and_names_of_their_own(tmp_path, text, words):

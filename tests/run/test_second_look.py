@@ -375,7 +375,7 @@ def test_a_push_with_nodes_has_all_that_stands_in_the_run_folder(
         ({"baselines": ["random", "random"]}, "each name once"),
         (
             {"parents": {"random": "timm:resnet18.a1_in1k", "b": "timm:resnet18.tv_in1k"}},
-            "a name of its own",
+            "a name that no model of the report has",
         ),
     ],
 )
