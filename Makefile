@@ -1,27 +1,27 @@
-# Commands of the house. `make` alone lists them.
+# The commands of the project; `make` alone lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-BOTH := -n logical --dist loadfile  # on all cores: most tests keep one busy
+PARALLEL := -n logical --dist loadfile
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: .venv/installed  ## set everything up and run the main job: half a minute after the installation
+quickstart: .venv/installed  ## install, and merge the quickstart recipe (half a minute after the installation)
 	$(BIN)/mega-hf merge recipes/quickstart.yaml
 
-test: .venv/installed-dev  ## set everything up and run the suite
-	$(BIN)/python -m pytest $(BOTH)
+test: .venv/installed-dev  ## install, and run the test suite
+	$(BIN)/python -m pytest $(PARALLEL)
 
-long: .venv/installed-dev  ## run the tests that start several processes at a time, or kill many
-	$(BIN)/python -m pytest -m long $(BOTH)
+long: .venv/installed-dev  ## run the long tests: several processes at a time, many kills
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
-real: .venv/installed-dev  ## run the tests on real CIFAR-10, where it lies in ../shared
+real: .venv/installed-dev  ## run the tests on real CIFAR-10, if it is in ../shared
 	$(BIN)/python -m pytest -m real
 
-soak: .venv/installed-dev  ## the tests of faults in their long form: about 40 minutes; prints a table
+soak: .venv/installed-dev  ## run the tests of faults in their long form and print a table (about 40 minutes)
 	$(BIN)/python -m tests.tools.soak
 
-fix: .venv/installed-dev  ## format, and mend what can be mended
+fix: .venv/installed-dev  ## format, and fix what ruff can fix
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
@@ -33,9 +33,9 @@ types: .venv/installed-dev  ## check types
 	$(BIN)/mypy
 
 check: lint types  ## format, lint, types and the fast tests, under a minute
-	$(BIN)/python -m pytest -m "not real and not long and not slow" $(BOTH)
+	$(BIN)/python -m pytest -m "not real and not long and not slow" $(PARALLEL)
 
-clean:  ## remove what was built; runs stay
+clean:  ## remove everything that was built; runs are kept
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:

@@ -1,5 +1,4 @@
-"""A disk that is full, at any write: said, nothing half-written taken for whole, and the run goes
-on with room."""
+"""A full disk at any write is an error, leaves nothing half-written, and the run resumes later."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ ROUNDS = 3 * int(os.environ.get("MEGA_HF_SOAK", "1"))
 def _limited(
     command: list[str], limit: int, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that can write no file beyond so many bytes."""
+    """Run a command that can write only files up to a size in bytes."""
 
     def limit_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -61,13 +60,13 @@ def _names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(pair: tiny.Pair, tmp_path_factory: pytest.TempPathFactory) -> MergeResult:
-    """The run that had room."""
+    """The run with enough disk space."""
     return merge(Recipe.from_dict(pair.recipe()), tmp_path_factory.mktemp("whole") / "out")
 
 
 @pytest.fixture
 def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
-    """The words after `mega-hf` that make the same run in a folder of its own."""
+    """The arguments of the same run in another folder."""
     return ["merge", str(pair.write(tmp_path)), "--out", str(tmp_path / "out"), "--quiet"]
 
 
@@ -75,11 +74,10 @@ def command(pair: tiny.Pair, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_run_goes_on_from_any_write_that_failed(
+def test_a_run_resumes_from_any_failed_write(
     command, tmp_path: Path, whole: MergeResult, mega
 ) -> None:
-    """Limits that rise meet the recipe, the journal, the weights, the plots and the card, each in
-    its turn."""
+    """Rising limits hit the recipe, the journal, the weights, the plots and the card in turn."""
     sizes = sorted({path.stat().st_size for path in whole.folder.rglob("*") if path.is_file()})
     draw = random.Random(0)
     for limit in sorted(draw.randrange(1, sizes[-1]) for _ in range(ROUNDS)):
@@ -90,7 +88,7 @@ def test_a_run_goes_on_from_any_write_that_failed(
 
 
 @pytest.mark.slow
-def test_a_cache_without_room_is_no_fault_of_the_data_set(command, tmp_path: Path) -> None:
+def test_a_full_cache_is_not_blamed_on_the_data_set(command, tmp_path: Path) -> None:
     done = _limited(command, 2000, HF_HOME=str(tmp_path / "home"))
     _assert_said(done)
     assert str(tmp_path / "home") in done.stderr
@@ -99,7 +97,7 @@ def test_a_cache_without_room_is_no_fault_of_the_data_set(command, tmp_path: Pat
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of eight megabytes."""
+    """A file system of 8 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
@@ -113,7 +111,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(
+def test_a_full_file_system_is_an_error_and_the_run_resumes_with_space(
     pair, small: Path, whole, tmp_path, mega
 ) -> None:
     command = ["merge", pair.write(tmp_path), "--out", small / "out", "--quiet"]
@@ -141,7 +139,7 @@ def test_a_full_file_system_is_said_and_the_run_goes_on_with_room(
     runs.assert_one_result(small, whole)
 
 
-def test_a_training_goes_on_from_a_state_that_could_not_be_written(
+def test_a_training_resumes_after_its_state_could_not_be_written(
     pair, tmp_path: Path, mega, monkeypatch
 ) -> None:
     recipe = pair.write(tmp_path, **trainings.tree(pair.data))
@@ -170,7 +168,7 @@ def test_a_training_goes_on_from_a_state_that_could_not_be_written(
 
 
 @pytest.mark.parametrize("words", [["merge"], ["--help"]])
-def test_an_answer_that_cannot_be_written_is_no_success(
+def test_an_answer_that_can_not_be_written_is_an_error(
     words: list[str], finished, pair, tmp_path: Path
 ) -> None:
     command = [*runs.MEGA, *words]
@@ -195,7 +193,7 @@ def test_an_answer_that_cannot_be_written_is_no_success(
     assert unheard.returncode != 0
 
 
-# --- What the system refuses, whatever it is wrapped in
+# --- Errors of the system, raised through libraries
 
 
 def _wrapped(inner: Exception) -> Exception:
@@ -208,7 +206,7 @@ def _wrapped(inner: Exception) -> Exception:
         return error
 
 
-def test_a_shortage_is_known_in_any_wrapping() -> None:
+def test_a_full_disk_is_recognized_behind_any_exception() -> None:
     full = "Error while serializing: I/O error: No space left on device (os error 28)"
     for error in (
         OSError(errno.ENOSPC, "No space"),
@@ -227,7 +225,7 @@ def test_a_shortage_is_known_in_any_wrapping() -> None:
     assert as_resource_error(MegaError("ours")) is None
 
 
-def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
+def test_a_lack_of_memory_is_recognized(mega, monkeypatch) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     for error in (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
@@ -255,7 +253,7 @@ def test_a_lack_of_memory_is_known(mega, monkeypatch) -> None:
         )
 
 
-def test_a_fault_in_one_of_several_processes_names_it(mega, monkeypatch, capsys) -> None:
+def test_a_bug_in_one_of_several_processes_names_the_process(mega, monkeypatch, capsys) -> None:
     def fail(args: object) -> int:
         raise KeyError("ours")
 
@@ -267,7 +265,7 @@ def test_a_fault_in_one_of_several_processes_names_it(mega, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith("mega-hf: process 1: KeyError, a bug in mega_hf")
 
 
-def test_a_folder_that_could_not_be_filled_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_could_not_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     def fill(folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_bytes(b"x")

@@ -1,5 +1,4 @@
-"""Whole commands over hostile recipes: exit codes, no traceback, nothing obeyed, nothing written
-outside."""
+"""Commands with hostile recipes and models: no traceback, and nothing is executed or written."""
 
 from __future__ import annotations
 
@@ -66,7 +65,7 @@ def test_a_dry_run_of_any_recipe_writes_nothing(
     check()
 
 
-def test_words_of_a_model_are_not_obeyed(
+def test_text_of_a_model_does_not_control_the_terminal(
     folders: dict[str, Path], tmp_path: Path, mega: Callable[..., Any]
 ) -> None:
     both = []
@@ -82,7 +81,7 @@ def test_words_of_a_model_are_not_obeyed(
     assert not any(line.startswith("mega-hf:") for line in answer.out.splitlines())
 
 
-def test_a_hostile_model_is_refused_by_every_command(
+def test_a_hostile_model_is_an_error_in_every_command(
     asked, data: Path, tmp_path: Path, mega: Callable[..., Any]
 ) -> None:
     folder = tiny.save_timm(tmp_path / "x", tiny.timm_model())

@@ -29,13 +29,12 @@ _ACCESSES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.trunc
 
 
 def recipe(data: Path) -> dict[str, Any]:
-    """Return a recipe with all there is to be killed: trainings one after another, two merges, a
-    report."""
+    """Return a recipe with every stage: trainings after one another, two merges, a report."""
     return trainings.tree(data, PARENTS, epochs=2) | {"merge": tiny.MERGE, "merges": NODES}
 
 
 class Killer:
-    """Starts runs in children of this process, kills them, and counts what comes of it.
+    """Start runs in child processes, kill them, resume them and count the deviations.
 
     Args:
         folder: where recipe, data and run folders go.
@@ -53,8 +52,7 @@ class Killer:
         self.whole = _outcome(folder / "whole")
 
     def kill(self, times: int) -> dict[str, Any]:
-        """Kill runs so many times, resume each until it is done, and return the counts of what came
-        of it."""
+        """Kill runs some number of times, resume each to its end, and return the counts."""
         kills: Counter[str] = Counter()
         tally = {"runs": 0, "other results": 0, "measured again": 0, "temporary files": 0}
         out, began = self.folder / "killed", time.monotonic()
@@ -84,8 +82,7 @@ class Killer:
         )
 
     def _disturb(self, out: Path) -> bool:
-        """Kill a random process of a run at a random moment, or at an access to a file; say whether
-        it was done."""
+        """Kill a random process at a random moment or file access; return whether it finished."""
         victim = self._draw.randrange(self.processes)
         access = self._draw.randrange(1, 150) if self._draw.random() < 0.5 else 0
         end = self._draw.uniform(0, 1.1 * self._duration) if not access else float("inf")
@@ -105,8 +102,7 @@ class Killer:
         return children
 
     def _wait(self, children: dict[int, int], victim: int | None, end: float) -> bool:
-        """Wait for a run as a launcher does, which kills all when one is gone; say whether it came
-        to its end."""
+        """Wait like a launcher, which kills all if one is gone; return whether the run finished."""
         left = dict(children)
         while left:
             for child, rank in list(left.items()):
@@ -131,7 +127,7 @@ class Killer:
         return True
 
     def _become(self, out: Path, rank: int, port: int, access: int) -> None:
-        """Be one process of the run; this child of ours never returns."""
+        """Run one process of the run in this child, and exit."""
         try:
             os.environ |= {"OMP_NUM_THREADS": "1"}
             if self.processes > 1:
@@ -160,8 +156,7 @@ class Killer:
 
 
 def _log_measures(file: Path) -> None:
-    """Write down every individual that is begun to be measured; what is shared by batches is one by
-    each process."""
+    """Log every individual when its evaluation begins, in each process that takes part."""
     from mega_hf.evaluation.racing import RacingEvaluator
 
     evaluate = RacingEvaluator._evaluate
@@ -175,7 +170,7 @@ def _log_measures(file: Path) -> None:
 
 
 def _die_at(access: int, out: str) -> None:
-    """Be killed at a certain access to the run folder's files, before it is made; at none by 0."""
+    """Kill this process just before its n-th access to the run folder; 0 means never."""
     left = access
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -190,8 +185,7 @@ def _die_at(access: int, out: str) -> None:
 
 
 def _outcome(out: Path) -> list[Any]:
-    """Return what must not depend on what happened: the result's digests and counts, and the
-    journal's lines.
+    """Return what kills must not change: the result's digests and counts, and the journal's lines.
 
     What it cost does: who is resumed tries once more whether the order of rows matters.
     """
@@ -205,7 +199,7 @@ def _outcome(out: Path) -> list[Any]:
 
 
 def _stage(out: Path) -> str:
-    """Say what a run was at when it was killed, by what lies there."""
+    """Return the stage at which a run was killed, from its files."""
     if not (out / "recipe.yaml").exists():
         return "start"
     kinds = [line["kind"] for line in _whole_lines(out)]
@@ -221,7 +215,7 @@ def _whole_lines(out: Path) -> list[dict[str, Any]]:
 
 
 def _import_everything() -> None:
-    """Load what the command loads, once for all children."""
+    """Import what the command imports, once for all children."""
     import transformers.models.auto  # noqa: F401
 
     import mega_hf.report.plots  # noqa: F401
