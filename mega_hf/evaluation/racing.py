@@ -115,6 +115,15 @@ class Cost(NamedTuple):
     calibration_examples: int  # forwarded to recalibrate BatchNorm
 
 
+class Evaluated(NamedTuple):
+    """An evaluation of one individual on some rows; margins and losses are quantized."""
+
+    cost: Cost
+    correct: np.ndarray  # [n] bool or int64
+    margins: np.ndarray  # [n] int64
+    losses: np.ndarray  # [n] int64
+
+
 @dataclass(eq=False)
 class RacingEvaluator:
     """Racing evaluator.
@@ -355,12 +364,7 @@ class RacingEvaluator:
     def _round(
         self, population: Population, indices: list[int], results: list[PartialResult]
     ) -> None:
-        """Evaluate some individuals on their next rows.
-
-        The batches of all individuals form one list that is cut into equal parts. With as many
-        individuals as processes, each process has its own; with fewer, as at the end of a
-        generation, they share them.
-        """
+        """Evaluate some individuals on their next rows, and add that to their results."""
         size, rows = self.examples.batch_size, []
         batches = max(1, self.chunk // size) * math.ceil(self.processes.count / len(indices))
         for result in (results[i] for i in indices):
@@ -370,7 +374,33 @@ class RacingEvaluator:
                 rows.append(np.flatnonzero(result.unseen))
             else:
                 rows.append(self.difficulty.hardest(result.unseen, batches * size))
-        longest, head = max(map(len, rows)), len(Cost._fields)
+        found = self._evaluate_shared(population, indices, rows)
+        for index, chosen, (cost, correct, margins, losses) in zip(
+            indices, rows, found, strict=True
+        ):
+            result = results[index]
+            result.add(chosen, cost, correct, losses)
+            if result.correct is not None:
+                self.difficulty.learn(chosen, margins)
+            if not result.unseen.any():
+                loss = result.loss if self.sums_losses else None
+                self.counts.keep(result.genome, result.correct, loss)
+
+    def _evaluate_shared(
+        self, population: Population, indices: list[int], rows: list[np.ndarray]
+    ) -> list[Evaluated]:
+        """Evaluate individuals on their rows, shared out over all processes.
+
+        The batches of all individuals form one list that is cut into equal parts. With as many
+        individuals as processes, each process has its own; with fewer, as at the end of a
+        generation, they share them.
+
+        Args:
+            population: the individuals.
+            indices: [individuals], whom to evaluate.
+            rows: [n] int64 for each of them.
+        """
+        size, longest, head = self.examples.batch_size, max(map(len, rows)), len(Cost._fields)
         # of each individual: its cost, then whether correct, margin and loss of each row
         found = np.zeros((len(indices), head + 3 * longest), dtype=np.int64)
         parts = [(i, at) for i in range(len(indices)) for at in range(0, len(rows[i]), size)]
@@ -383,24 +413,14 @@ class RacingEvaluator:
                 found[i, :head] = cost
                 for column, values in enumerate(columns):
                     found[i, head + column * longest :][chosen] = values
-        for i, line in enumerate(self.processes.add_up(found)):
-            n, result = len(rows[i]), results[indices[i]]
-            correct, margins, losses = (line[head + c * longest :][:n] for c in range(3))
-            result.add(rows[i], Cost(*line[:head].tolist()), correct, losses)
-            if result.correct is not None:
-                self.difficulty.learn(rows[i], margins)
-            if not result.unseen.any():
-                loss = result.loss if self.sums_losses else None
-                self.counts.keep(result.genome, result.correct, loss)
+        evaluated = []
+        for chosen_rows, line in zip(rows, self.processes.add_up(found), strict=True):
+            columns = [line[head + c * longest :][: len(chosen_rows)] for c in range(3)]
+            evaluated.append(Evaluated(Cost(*line[:head].tolist()), *columns))
+        return evaluated
 
-    def _evaluate(
-        self, population: Population, index: int, rows: np.ndarray
-    ) -> tuple[Cost, np.ndarray, np.ndarray, np.ndarray]:
-        """Evaluate an individual on some rows ([n] int64).
-
-        Returns:
-            the cost, and for each row ([n]): whether correct, the margin, the loss (quantized).
-        """
+    def _evaluate(self, population: Population, index: int, rows: np.ndarray) -> Evaluated:
+        """Evaluate an individual on some rows ([n] int64), on this process."""
         began, calibration_examples = time.perf_counter(), 0
         if self._resident != (population.generation, index):
             calibration_examples = self._load(population, index)
@@ -411,7 +431,7 @@ class RacingEvaluator:
             losses = quantize_losses(found.loss.numpy())
         microseconds = int(1e6 * (time.perf_counter() - began))
         cost = Cost(int(not found.finite), microseconds, calibration_examples)
-        return cost, found.correct.numpy(), quantize(found.margin.numpy()), losses
+        return Evaluated(cost, found.correct.numpy(), quantize(found.margin.numpy()), losses)
 
     def _load(self, population: Population, index: int) -> int:
         """Write an individual into the resident model; return the calibration examples it took."""

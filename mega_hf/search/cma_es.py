@@ -16,7 +16,7 @@ from mega_hf.search.evolve import (
     fingerprint,
     record_generation,
 )
-from mega_hf.search.population import Generation, Genes, Individual, Population
+from mega_hf.search.population import Genes, Population
 
 # Initial step size. Two parents are √2 apart, and their average is half of that from each.
 _SIGMA = 0.25
@@ -48,7 +48,10 @@ def cma_es(
     count, size = len(parents), search.population_size - 1
     basis = _directions(count)
     equal = torch.full_like(parents[:1], 1 / count)
-    elite, history = _first(torch.cat([equal, parents]), evaluate)
+    genomes = torch.cat([equal, parents])
+    population = Population(genomes, 1, None, fingerprint("average and parents", genomes, 1))
+    fitness = evaluate(population, [], None)
+    elite, history = best_of(population, fitness), [record_generation(1, fitness)]
     start = elite.genome.numpy().astype(np.float64).reshape(-1, count)[: genes.learned]
     mean = ((start - 1 / count) @ basis).reshape(-1)
     seed = int(streams(1, 0, "strategy").random() * 2**32)
@@ -70,12 +73,6 @@ def cma_es(
         values = [float(ranks.index(one.worst_key)) for one in fitness[1:]]
         strategy.tell(list(zip(points, values, strict=True)))
     return Outcome(elite, tuple(history))
-
-
-def _first(genomes: torch.Tensor, evaluate: Evaluate) -> tuple[Individual, list[Generation]]:
-    population = Population(genomes, 1, None, fingerprint("average and parents", genomes, 1))
-    fitness = evaluate(population, [], None)
-    return best_of(population, fitness), [record_generation(1, fitness)]
 
 
 def _directions(count: int) -> np.ndarray:

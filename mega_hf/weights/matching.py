@@ -40,13 +40,9 @@ def permute(state: StateDict, groups: Sequence[Group], orders: Sequence[np.ndarr
                 moved[place.entry] = moved[place.entry].clone()
                 copied.add(place.entry)
             part = moved[place.entry].narrow(place.dim, place.start, group.size * place.block)
-            part.copy_(part.index_select(place.dim, _spread(order, place.block)).clone())
+            places = (order[:, None] * place.block + np.arange(place.block)).reshape(-1)
+            part.copy_(part.index_select(place.dim, torch.from_numpy(places)).clone())
     return moved
-
-
-def _spread(order: np.ndarray, block: int) -> torch.Tensor:
-    """Return the order of single places where each channel has a block of them."""
-    return torch.from_numpy((order[:, None] * block + np.arange(block)[None]).reshape(-1))
 
 
 def weight_matching(

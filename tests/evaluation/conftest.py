@@ -1,4 +1,4 @@
-"""An evaluation, its pictures and what a genome means."""
+"""Fixtures: an evaluator, its examples and its encoding."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mega_hf.evaluation.row_difficulty import CountCache, RowDifficulty
 from mega_hf.runtime.processes import Processes
 from mega_hf.weights.encoding import Direct
 from mega_hf.weights.space import build_space
-from tests.evaluation.measuring import ROWS, Record, make_model
+from tests.evaluation.stubs import ROWS, Record, make_model
 
 
 @pytest.fixture
@@ -35,11 +35,10 @@ def encoding():
 
 @pytest.fixture
 def make(processes, examples, encoding):
-    """Return a function that makes an evaluation, its record, and a list of what progress was
-    told."""
+    """Return a function that makes an evaluator, its record, and the list of progress calls."""
 
     def build(known=(), full=True, counts=None):
-        record, told = Record(known), []
+        record, reports = Record(known), []
         forward = ResidentModel(make_model(), processes.device)
         evaluation = RacingEvaluator(
             forward,
@@ -47,12 +46,12 @@ def make(processes, examples, encoding):
             encoding,
             processes,
             record,
-            lambda *seen: told.append(seen),
+            lambda *report: reports.append(report),
             RowDifficulty(ROWS),
             counts or CountCache(ROWS),
             8,
             full,
         )
-        return evaluation, record, told
+        return evaluation, record, reports
 
     return build

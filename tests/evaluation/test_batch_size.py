@@ -1,4 +1,4 @@
-"""How many rows are shown at once."""
+"""The choice of the batch size."""
 
 import pytest
 import timm
@@ -29,18 +29,18 @@ def test_even_batches_of_known_sizes():
 @pytest.mark.parametrize(
     ("arch", "pixels", "expected"), [("cifar_resnet20", 32, 128), ("resnet18", 224, 32)]
 )
-def test_small_pictures_want_large_batches(arch, pixels, expected):
-    """As measured; the comment beside the rule says what."""
+def test_small_images_get_large_batches(arch, pixels, expected):
+    """The constants come from measurements, see the comment in the module."""
     model = timm.create_model(arch, num_classes=10).eval()
     assert choose_batch_size(None, expected * 100, CPU, model, (3, pixels, pixels)) == expected
     assert not any(part._forward_hooks for part in model.modules()), "left on the model"
 
 
-def test_what_was_asked_for_is_taken():
+def test_the_recipes_batch_size_is_used():
     model = timm.create_model("cifar_resnet20", num_classes=10).eval()
     assert choose_batch_size(48, 4800, CPU, model, (3, 32, 32)) == 48
     assert choose_batch_size(48, 10, CPU, model, (3, 32, 32)) == 10
 
 
-def test_small_batches_are_shown_several_at_a_time_but_not_those_that_were_asked_for():
+def test_small_batches_are_evaluated_several_at_a_time_unless_the_recipe_sets_the_size():
     assert [choose_chunk(None, 32), choose_chunk(None, 512), choose_chunk(10, 10)] == [128, 512, 10]

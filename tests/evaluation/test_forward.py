@@ -1,4 +1,4 @@
-"""The forward pass: every row counts once, whatever is beside it, and every batch has one shape."""
+"""The forward pass: each row counts once, in any batch, and all batches have one shape."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def _model(seed=0):
     )
 
 
-def _pictures(rows, batch_size, seed=0):
+def _examples(rows, batch_size, seed=0):
     examples = place_examples(rows, SHAPE, batch_size, CPU, 0.5)
     generator = torch.Generator().manual_seed(seed)
     examples.images[:rows] = torch.randn(rows, *SHAPE, generator=generator)
@@ -34,19 +34,19 @@ def _pictures(rows, batch_size, seed=0):
 
 def _naive(model, examples):
     model = model.eval()
-    right = 0
+    correct = 0
     with torch.no_grad():
         for i in range(examples.count):
-            right += int(model(examples.images[i : i + 1]).argmax()) == int(examples.labels[i])
-    return right
+            correct += int(model(examples.images[i : i + 1]).argmax()) == int(examples.labels[i])
+    return correct
 
 
-# --- Pictures
+# --- Images
 
 
-def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
+def test_images_that_do_not_fit_go_to_disk_and_give_the_same_count():
     model = ResidentModel(_model(), CPU)
-    resident, mapped = _pictures(10, 4), place_examples(10, SHAPE, 4, CPU, 1e-12)
+    resident, mapped = _examples(10, 4), place_examples(10, SHAPE, 4, CPU, 1e-12)
     mapped.images.copy_(resident.images)
     mapped.labels.copy_(resident.labels)
     assert (resident.place, mapped.place) == ("device", "disk")
@@ -59,43 +59,43 @@ def test_pictures_that_do_not_fit_go_to_disk_and_count_alike():
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_count_equals_a_naive_loop(rows, batch_size, seed):
-    examples = _pictures(rows, batch_size, seed)
+    examples = _examples(rows, batch_size, seed)
     assert ResidentModel(_model(seed), CPU).count_correct(examples) == _naive(
         _model(seed), examples
     )
 
 
-def test_answers_are_those_of_each_row():
-    examples, model = _pictures(10, 4), _model().eval()
-    right, _, finite, _ = ResidentModel(_model(), CPU).predict(examples)
+def test_predictions_are_in_the_order_of_the_rows():
+    examples, model = _examples(10, 4), _model().eval()
+    correct, _, finite, _ = ResidentModel(_model(), CPU).predict(examples)
     expected = model(examples.images[:10]).argmax(dim=1) == examples.labels[:10]
-    assert (right.dtype, right.shape, finite) == (torch.bool, (10,), True)
-    assert torch.equal(right, expected)
-    assert 0 < right.sum() < 10  # else a constant would pass
+    assert (correct.dtype, correct.shape, finite) == (torch.bool, (10,), True)
+    assert torch.equal(correct, expected)
+    assert 0 < correct.sum() < 10  # else a constant would pass
 
 
 @given(st.permutations(range(10)), st.integers(1, 10), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
-def test_a_row_is_answered_alike_whatever_rows_are_beside_it(order, chosen, batch_size):
-    examples, forward = _pictures(10, batch_size), ResidentModel(_model(), CPU)
+def test_a_prediction_does_not_depend_on_the_other_rows_of_the_batch(order, chosen, batch_size):
+    examples, forward = _examples(10, batch_size), ResidentModel(_model(), CPU)
     whole, rows = forward.predict(examples), torch.tensor(order[:chosen])
     some = forward.predict(examples, rows)
     assert torch.equal(some.correct, whole.correct[rows])
     assert torch.equal(some.margin, whole.margin[rows])
 
 
-def test_a_model_that_mixes_the_rows_of_a_batch_is_noticed():
+def test_a_model_that_mixes_the_rows_of_a_batch_is_detected():
     class Mixing(nn.Module):
         def forward(self, images):
             scores = images.flatten(1)[:, :5]
             return scores + 1e-6 * scores.cumsum(dim=0)
 
-    assert ResidentModel(_model(), CPU).is_order_free(_pictures(40, 10))
-    assert not ResidentModel(Mixing(), CPU).is_order_free(_pictures(40, 10))
+    assert ResidentModel(_model(), CPU).is_order_free(_examples(40, 10))
+    assert not ResidentModel(Mixing(), CPU).is_order_free(_examples(40, 10))
 
 
-def test_margins_are_those_of_the_right_class():
-    examples, model = _pictures(10, 4), _model().eval()
+def test_margins_are_those_of_the_label():
+    examples, model = _examples(10, 4), _model().eval()
     found = ResidentModel(_model(), CPU).predict(examples)
     scores = model(examples.images).detach()
     for row, label in enumerate(examples.labels.tolist()):
@@ -109,14 +109,14 @@ def test_margins_are_those_of_the_right_class():
 def test_every_batch_has_one_shape():
     shapes, model = [], _model()
     model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    ResidentModel(model, CPU).count_correct(_pictures(10, 4))
+    ResidentModel(model, CPU).count_correct(_examples(10, 4))
     assert shapes == [(4, *SHAPE)] * 3
 
 
 @pytest.mark.parametrize("row", [0, 5, 9])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_logit_that_is_not_finite_gives_none(row, bad):
-    examples = _pictures(10, 4)
+    examples = _examples(10, 4)
     examples.images[row, 0, 0, 0] = bad
     assert ResidentModel(_model(), CPU).count_correct(examples) is None
 
@@ -126,10 +126,10 @@ def test_one_bad_logit_that_is_not_the_largest_is_enough():
         def forward(self, images):
             return torch.tensor([1.0, -torch.inf, 0.0, 0.0, 0.0]).expand(len(images), 5)
 
-    assert ResidentModel(Broken(), CPU).count_correct(_pictures(10, 4)) is None
+    assert ResidentModel(Broken(), CPU).count_correct(_examples(10, 4)) is None
 
 
-def test_a_record_with_logits_is_understood():
+def test_a_model_may_return_a_record_with_logits():
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -138,7 +138,7 @@ def test_a_record_with_logits_is_understood():
         def forward(self, images):
             return SimpleNamespace(logits=self.inner(images))
 
-    examples = _pictures(10, 4)
+    examples = _examples(10, 4)
     assert ResidentModel(Wrapped(), CPU).count_correct(examples) == ResidentModel(
         _model(), CPU
     ).count_correct(examples)
@@ -147,8 +147,8 @@ def test_a_record_with_logits_is_understood():
 # --- The resident model
 
 
-def test_written_weights_are_those_that_count():
-    forward, examples = ResidentModel(_model(0), CPU), _pictures(40, 10)
+def test_predictions_use_the_written_weights():
+    forward, examples = ResidentModel(_model(0), CPU), _examples(40, 10)
     counts = []
     for seed in (1, 2, 0, 1):
         forward.write(_model(seed).state_dict().items())
@@ -165,7 +165,7 @@ def test_buffers_are_written_too():
     assert torch.equal(forward.model[1].running_mean, torch.full((4,), 7.0))
 
 
-def test_writing_copies_and_rounds_to_nothing_new():
+def test_write_copies_without_rounding():
     forward = ResidentModel(_model(), CPU)
     state = {k: v.clone() for k, v in _model(1).state_dict().items()}
     state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
@@ -176,14 +176,14 @@ def test_writing_copies_and_rounds_to_nothing_new():
     assert torch.equal(written["4.weight"], state["4.weight"].float())
 
 
-def test_an_incomplete_state_is_not_written_in_silence():
+def test_writing_an_incomplete_state_is_an_error():
     state = {k: v for k, v in _model().state_dict().items() if k != "4.bias"}
     with pytest.raises(AssertionError, match=r"4\.bias"):
         ResidentModel(_model(), CPU).write(state.items())
 
 
-def test_measuring_changes_nothing_and_twice_gives_the_same():
-    forward, examples = ResidentModel(_model().train(), CPU), _pictures(10, 4)
+def test_predicting_twice_gives_the_same_and_changes_nothing():
+    forward, examples = ResidentModel(_model().train(), CPU), _examples(10, 4)
     before = {k: v.clone() for k, v in forward.model.state_dict().items()}
     assert forward.count_correct(examples) == forward.count_correct(examples)
     assert all(torch.equal(v, before[k]) for k, v in forward.model.state_dict().items())
@@ -194,14 +194,14 @@ def test_the_path_decides_the_memory_format():
     assert fast.path == EAGER
     assert fast.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.model[0].weight.is_contiguous()
-    assert plain.count_correct(_pictures(30, 8)) == _naive(_model(), _pictures(30, 8))
+    assert plain.count_correct(_examples(30, 8)) == _naive(_model(), _examples(30, 8))
 
 
 # --- Compiled
 
 
-def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypatch):
-    examples = _pictures(40, 10)
+def test_a_compiled_model_is_compiled_once_and_predicts_the_same_for_all_weights(monkeypatch):
+    examples = _examples(40, 10)
     eager = ResidentModel(_model(), CPU)
     fast = ResidentModel(_model(), CPU, COMPILED)
     shapes = []
@@ -216,18 +216,18 @@ def test_compiled_it_answers_alike_for_any_weights_and_is_compiled_once(monkeypa
     assert (fast.path, len(shapes)) == (COMPILED, 1)
 
 
-def test_another_shape_is_not_compiled_in_silence():
+def test_another_batch_shape_is_an_error_of_a_compiled_model():
     forward = ResidentModel(_model(), CPU, COMPILED)
-    forward.count_correct(_pictures(40, 10))
+    forward.count_correct(_examples(40, 10))
     with pytest.raises(RuntimeError, match="recompile"):
-        forward.count_correct(_pictures(40, 8))
+        forward.count_correct(_examples(40, 8))
 
 
-def test_where_it_can_not_be_compiled_the_model_runs_as_before(monkeypatch, caplog):
+def test_a_model_that_cannot_be_compiled_runs_eagerly(monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
-    examples, forward = _pictures(40, 10), ResidentModel(_model(), CPU)
+    examples, forward = _examples(40, 10), ResidentModel(_model(), CPU)
     expected = forward.count_correct(examples)
     monkeypatch.setattr(torch, "compile", fail)
     assert compile_everywhere(forward, examples, Processes()) is False
@@ -244,10 +244,10 @@ def test_a_compiler_that_miscalculates_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, **_: lambda images: run(images) * 1.1)
     forward = ResidentModel(_model(), CPU)
     with pytest.raises(ArithmeticError, match="differ by"):
-        forward.compile(_pictures(40, 10))
-    assert forward.count_correct(_pictures(40, 10)) == _naive(_model(), _pictures(40, 10))
+        forward.compile(_examples(40, 10))
+    assert forward.count_correct(_examples(40, 10)) == _naive(_model(), _examples(40, 10))
 
 
 @pytest.mark.parametrize(("shown", "path"), [(1000, EAGER), (10**11, COMPILED)])
 def test_only_a_long_search_is_compiled(shown, path):
-    assert choose_path(_model(), _pictures(40, 10), shown, CPU) == path
+    assert choose_path(_model(), _examples(40, 10), shown, CPU) == path

@@ -1,4 +1,4 @@
-"""The line between two models, and what is advised of it."""
+"""The line between two models, and the advice on merging them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.weights.permuted import shuffle
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]:
-    """A trained model, another near it, and that one with its channels in a random order."""
+    """A trained model, another one near it, and the latter with shuffled channels."""
     folder = tmp_path_factory.mktemp("line")
     pair = tiny.make_pair(folder / "near", tiny.timm_model(), strength=0.3, data=data)
     model = timm.create_model(f"local-dir:{pair.b}", pretrained=True).eval()
@@ -28,7 +28,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Pa
     return {"a": pair.a, "b": pair.b, "scattered": tiny.save_timm(folder / "scattered", model)}
 
 
-def test_the_ends_are_what_the_models_answer(models: dict[str, Path], data: Path) -> None:
+def test_the_ends_of_the_line_are_the_models_accuracies(
+    models: dict[str, Path], data: Path
+) -> None:
     (pair,) = compare(
         [str(models["a"]), str(models["b"])], Data(path=str(data)), "validation"
     ).pairs
@@ -42,7 +44,7 @@ def test_the_ends_are_what_the_models_answer(models: dict[str, Path], data: Path
     assert all(len(found) == 11 for found in line.accuracy.values())
 
 
-def test_models_that_differ_by_an_order_of_channels_need_alignment(
+def test_models_that_differ_by_the_order_of_channels_need_alignment(
     models: dict[str, Path], data: Path, mega: Any
 ) -> None:
     words = (models["a"], models["scattered"], "--data", data, "--split", "validation")
@@ -58,7 +60,7 @@ def test_models_that_differ_by_an_order_of_channels_need_alignment(
     )
 
 
-def test_a_sample_is_the_same_each_time_and_never_what_is_recalibrated_on(
+def test_a_sample_is_reproducible_and_disjoint_from_the_calibration_rows(
     models: dict[str, Path], data: Path
 ) -> None:
     from mega_hf.tasks.splits import load_sample
@@ -70,7 +72,7 @@ def test_a_sample_is_the_same_each_time_and_never_what_is_recalibrated_on(
     assert len(calibration) == 80 and not set(rows.indices) & set(calibration.indices)
 
 
-def test_without_other_rows_it_says_what_is_missing(
+def test_a_line_without_calibration_rows_says_what_was_skipped(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     data = tiny.write_splits(tmp_path / "data", {"validation": tiny.split(60, 2)})
@@ -85,7 +87,7 @@ def test_without_other_rows_it_says_what_is_missing(
     assert pair.line.skipped in str(pair.line)
 
 
-def test_a_model_without_batchnorm_has_two_lines(tmp_path: Path, data: Path) -> None:
+def test_a_model_without_batchnorm_has_two_kinds_of_lines(tmp_path: Path, data: Path) -> None:
     pair = tiny.make_pair(
         tmp_path, tiny.timm_model("test_vit", img_size=8, patch_size=4), strength=0.2, data=data
     )

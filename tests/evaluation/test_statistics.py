@@ -1,4 +1,4 @@
-"""Wilson's interval and McNemar's test against their formulas, written out."""
+"""Wilson's interval and McNemar's test, compared with their formulas."""
 
 import math
 from statistics import NormalDist
@@ -43,7 +43,7 @@ def test_wilson_is_its_formula(counts, confidence):
 
 @given(COUNTS)
 @settings(max_examples=40, deadline=None)
-def test_wilson_holds_the_accuracy_and_stays_in_range(counts):
+def test_wilson_contains_the_accuracy_and_stays_in_range(counts):
     low, high = wilson_interval(*counts)
     assert 0 <= low <= counts[0] / counts[1] + 1e-12
     assert counts[0] / counts[1] - 1e-12 <= high <= 1
@@ -56,9 +56,7 @@ def test_wilson_of_a_textbook_example():
 
 @given(st.integers(1, 40), *[st.integers(0, 40)] * 3)
 @settings(max_examples=80, deadline=None)
-def test_mcnemar_is_the_binomial_sum_over_the_rows_that_differ(
-    both, only_merged, only_other, neither
-):
+def test_mcnemar_is_the_binomial_tail_of_the_differing_rows(both, only_merged, only_other, neither):
     paired = mcnemar("a", *_vectors(both, only_merged, only_other, neither))
     assert (paired.against, paired.only_merged_right, paired.only_other_right) == (
         "a",
@@ -77,7 +75,7 @@ def test_mcnemar_of_known_counts(b, c, p):
     assert mcnemar("a", *_vectors(3, c, b, 2)).p == pytest.approx(p)
 
 
-def test_a_pair_is_plain_values():
+def test_to_dict_has_plain_values():
     assert Paired("a", 1, 2, 0.5, -0.1, 0.2).to_dict() == {
         "against": "a",
         "only_merged_right": 1,
@@ -91,8 +89,8 @@ def test_a_pair_is_plain_values():
 @pytest.mark.parametrize(
     ("ups", "downs", "n"), [(500, 400, 10_000), (3, 0, 10), (0, 0, 50), (30, 45, 200)]
 )
-def test_the_bootstraps_interval_is_that_of_drawn_rows(ups, downs, n):
-    """Beside numpy's own draws, of which the ends of an interval are off by their chance."""
+def test_the_bootstrap_interval_agrees_with_random_draws(ups, downs, n):
+    """Within the sampling error of numpy's draws."""
     low, high = bootstrap_interval(ups, downs, n)
     draws = np.random.default_rng(0).multinomial(
         n, [ups / n, downs / n, (n - ups - downs) / n], size=100_000
@@ -103,7 +101,7 @@ def test_the_bootstraps_interval_is_that_of_drawn_rows(ups, downs, n):
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 400))
 @settings(max_examples=60, deadline=None)
-def test_the_bootstraps_interval_holds_the_difference_and_turns_with_it(ups, downs, more):
+def test_the_bootstrap_interval_contains_the_difference_and_changes_sign_with_it(ups, downs, more):
     n = ups + downs + more
     low, high = bootstrap_interval(ups, downs, n)
     assert -1 <= low <= (ups - downs) / n <= high <= 1

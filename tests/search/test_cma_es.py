@@ -1,4 +1,4 @@
-"""CMA-ES over coefficients: what it finds, what it is told, and that what was recorded holds."""
+"""CMA-ES over mixing coefficients: results, proposals and records."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tests.search.test_evolve_oracle import NOTHING, Evaluator, settings_of
 
 
 def mixtures(parents=3, groups=2, statistics=0):
-    """Return the parents' genomes and their layout, as coefficients have them."""
+    """Return the parents' genomes and their layout, for the mixing encoding."""
     bounds = tuple((parents * i, parents * (i + 1)) for i in range(groups + statistics))
     return torch.eye(parents).repeat(1, groups + statistics), Genes(
         bounds, groups, (1.0,) * len(bounds)
@@ -24,7 +24,7 @@ def mixtures(parents=3, groups=2, statistics=0):
 
 
 def towards(target):
-    """Return a score that is the higher the nearer a genome comes to a target."""
+    """Return a score that increases as a genome approaches the target."""
     return lambda genome: 100_000 - int(10_000 * np.abs(genome[: len(target)] - target).sum())
 
 
@@ -32,21 +32,23 @@ def run(
     score, parents, genes, budget=121, size=13, seed=46, name="cma-es", propose=NOTHING.propose
 ):
     evaluator = Evaluator(score)
-    search, recall = settings_of(n=size, budget=budget), NOTHING._replace(propose=propose)
-    return METHODS[name](parents, genes, search, streams(seed, "a+b"), evaluator, recall), evaluator
+    search, recorded = settings_of(n=size, budget=budget), NOTHING._replace(propose=propose)
+    return METHODS[name](
+        parents, genes, search, streams(seed, "a+b"), evaluator, recorded
+    ), evaluator
 
 
-def test_it_finds_a_mixture_that_chance_does_not():
+def test_cma_es_finds_a_better_mixture_than_random_search():
     parents, genes = mixtures()
     target = np.array([0.7, 0.4, -0.1, 0.2, 0.2, 0.6], dtype=np.float32)
     found, evaluator = run(towards(target), parents, genes)
     assert np.abs(found.best.genome.numpy() - target).max() < 0.1
     drawn, _ = run(towards(target), parents, genes, name="random")
     assert found.best.fitness.correct > drawn.best.fitness.correct
-    assert evaluator.measured <= 121
+    assert evaluator.evaluated <= 121
 
 
-def test_it_begins_at_the_best_of_parents_and_average():
+def test_cma_es_starts_at_the_best_of_parents_and_average():
     parents, genes = mixtures()
     target = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 1.0], dtype=np.float32)
     found, evaluator = run(towards(target), parents, genes)
@@ -62,9 +64,7 @@ def test_it_begins_at_the_best_of_parents_and_average():
 
 @given(st.integers(2, 5), st.integers(1, 3), st.integers(0, 2), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_whatever_it_proposes_the_coefficients_of_a_group_add_up_to_1(
-    count, groups, statistics, seed
-):
+def test_the_coefficients_of_each_group_sum_to_1(count, groups, statistics, seed):
     parents, genes = mixtures(count, groups, statistics)
     _, evaluator = run(lambda g: int(50 * g[0]) + 100, parents, genes, 40, 8, seed)
     for _, genomes, contests, _, _ in evaluator.calls[1:]:
@@ -75,7 +75,7 @@ def test_whatever_it_proposes_the_coefficients_of_a_group_add_up_to_1(
 
 
 @given(st.integers(2, 9))
-def test_directions_are_orthonormal_and_leave_the_sum_alone(count):
+def test_directions_are_orthonormal_and_keep_the_sum(count):
     basis = _directions(count)
     assert np.allclose(basis.T @ basis, np.eye(count - 1)) and np.allclose(basis.sum(axis=0), 0)
 
@@ -83,18 +83,18 @@ def test_directions_are_orthonormal_and_leave_the_sum_alone(count):
 @pytest.mark.parametrize(
     ("size", "generations", "parents"), [(12, 10, 3), (6, 5, 2), (5, 1, 4), (20, 20, 2)]
 )
-def test_it_measures_as_many_as_the_settings_say(size, generations, parents):
+def test_the_number_of_evaluations_is_that_of_the_settings(size, generations, parents):
     names = [f"p{i}" for i in range(parents)]
     options = {"population_size": size, "generations": generations, "encoding": "mixing"}
     node = Node(parents=names, method="cma-es", **options)
     _, evaluator = run(lambda g: 7, *mixtures(parents), node.evaluations, size)
-    assert evaluator.measured == node.evaluations
+    assert evaluator.evaluated == node.evaluations
     bred = node.model_copy(update={"method": "mega"}).evaluations
     assert node.evaluations <= max(bred, parents + size), "at the cost of evolution"
     assert len(evaluator.calls[0][1]) == node.founders_count
 
 
-def test_what_was_recorded_holds():
+def test_recorded_proposals_are_used():
     parents, genes = mixtures()
     kept = {}
 
@@ -111,8 +111,8 @@ def test_what_was_recorded_holds():
     assert first.history != other.history
 
 
-@pytest.mark.parametrize("asked", [[], [[0.0] * 4], [[0.0] * 3] * 12, [[1e7] + [0.0] * 3] * 12])
-def test_what_can_be_no_proposal_is_refused(asked):
+@pytest.mark.parametrize("proposal", [[], [[0.0] * 4], [[0.0] * 3] * 12, [[1e7] + [0.0] * 3] * 12])
+def test_an_impossible_proposal_is_an_error(proposal):
     parents, genes = mixtures()
     with pytest.raises(InvalidRecord):
-        run(lambda g: 1, parents, genes, 60, propose=lambda generation, make: asked)
+        run(lambda g: 1, parents, genes, 60, propose=lambda generation, make: proposal)

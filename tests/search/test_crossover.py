@@ -1,4 +1,4 @@
-"""Spacings, mixtures and blends, against numpy's float32 with a rounding after every operation."""
+"""Spacings, mixtures and blends, compared with numpy float32 rounded after each operation."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ def _vectors(seed, count, size):
 
 
 def mixed(vectors, weights):
-    """Σ wᵢ vᵢ from the left, each product and each sum rounded to float32."""
+    """Return Σ wᵢ vᵢ from the left, each product and each sum rounded to float32."""
     total = None
     for vector, weight in zip(vectors, weights, strict=True):
         product = (np.float32(weight) * vector.numpy()).astype(np.float32)
@@ -47,7 +47,7 @@ def test_spacings_are_a_point_of_the_simplex(seed, parents):
 
 @given(SEEDS)
 @settings(max_examples=20, deadline=None)
-def test_spacings_of_two_parents_are_alpha_and_the_rest(seed):
+def test_spacings_of_two_parents_are_alpha_and_one_minus_alpha(seed):
     alpha = _stream(seed).random()
     assert spacings(_stream(seed), 2) == [alpha, 1 - alpha]
 
@@ -60,8 +60,7 @@ def test_spacings_are_the_gaps_of_sorted_uniforms(seed):
 
 
 def test_spacings_are_uniform_on_the_simplex():
-    """Each of M weights has the mean 1 / M and the variance (M - 1) / (M² (M + 1)) of a flat
-    Dirichlet."""
+    """Mean 1 / M and variance (M - 1) / (M² (M + 1)), as of a flat Dirichlet distribution."""
     drawn = np.array([spacings(_stream(seed), 3) for seed in range(3000)])
     assert drawn.mean(axis=0) == pytest.approx([1 / 3] * 3, abs=0.02)
     assert drawn.var(axis=0) == pytest.approx([2 / 36] * 3, abs=0.005)
@@ -78,7 +77,7 @@ def test_mix_rounds_after_every_operation(seed, count, size):
 
 
 def test_mix_does_not_fuse_the_multiplication_with_the_addition():
-    """Where one rounding and two give other bits, mix gives those of two."""
+    """Where one rounding and two give different bits, mix has the bits of two."""
     a, b = _vectors(7, 2, 4096)
     fused = (
         np.float32(0.3) * a.numpy().astype(np.float64)
@@ -88,7 +87,7 @@ def test_mix_does_not_fuse_the_multiplication_with_the_addition():
     assert same_bits(mix([a, b], [0.3, 0.7], torch.empty(4096)), mixed([a, b], [0.3, 0.7]))
 
 
-def test_mix_leaves_its_vectors_alone():
+def test_mix_does_not_change_its_vectors():
     vectors = _vectors(1, 3, 50)
     before = [v.clone() for v in vectors]
     mix(vectors, [0.2, 0.3, 0.5], torch.empty(50))
@@ -97,7 +96,7 @@ def test_mix_leaves_its_vectors_alone():
 
 @given(SEEDS, st.floats(0, 1, exclude_max=True))
 @settings(max_examples=50, deadline=None)
-def test_blend_is_beta_of_the_first_and_the_rest_of_the_second(seed, beta):
+def test_blend_is_beta_a_plus_one_minus_beta_b(seed, beta):
     a, b = _vectors(seed, 2, 100)
     out = torch.empty(100)
     blend(a, b, beta, out)
@@ -105,8 +104,7 @@ def test_blend_is_beta_of_the_first_and_the_rest_of_the_second(seed, beta):
 
 
 def test_blend_of_one_individual_is_a_copy():
-    """β a + (1 - β) a is not a after rounding; mates that are one individual must stay
-    themselves."""
+    """After rounding, β a + (1 - β) a is not a, so equal mates are copied."""
     a = _vectors(5, 1, 1000)[0]
     out = torch.empty(1000)
     blend(a, a, 0.3, out)

@@ -1,4 +1,4 @@
-"""The generation loop: for determinism, for what it promises, and on a toy with a known answer."""
+"""The generation loop: determinism, properties, and toys with a known optimum."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ def _bits(outcome):
     return outcome.best.genome.numpy().tobytes()
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_happened_before():
+def test_the_same_seed_gives_the_same_bits_whatever_the_global_generators():
     first, _ = run(settings_of())
     torch.manual_seed(5)
     np.random.seed(5)
@@ -39,20 +39,20 @@ def test_another_seed_or_node_gives_other_founders_and_children(other):
         assert not (a[1] == b[1]).all(dim=1).any()
 
 
-# --- Promises
+# --- Properties
 
 
 @given(st.integers(2, 8), st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
 def test_the_elite_is_evaluated_once(n, g):
     _, evaluator = run(settings_of(n=n, g=g, t=2))
-    assert evaluator.measured == n + (g - 1) * (n - 1)
+    assert evaluator.evaluated == n + (g - 1) * (n - 1)
     assert len(evaluator.calls) == g
 
 
 @given(st.integers(0, 200))
 @settings(max_examples=30, deadline=None)
-def test_the_elite_sits_at_index_0_and_gives_way_only_to_a_better_one(seed):
+def test_the_elite_has_index_0_and_is_replaced_only_by_a_fitter_individual(seed):
     _, evaluator = run(settings_of(g=6), seed=seed)
     for before, after in pairwise(evaluator.calls):
         values = [-1 if f.correct is None else f.correct for f in before[4]]
@@ -63,14 +63,14 @@ def test_the_elite_sits_at_index_0_and_gives_way_only_to_a_better_one(seed):
             assert torch.equal(after[1][0], before[1][0])
 
 
-def test_an_elite_that_is_only_equalled_keeps_its_birthday():
+def test_an_equally_fit_child_does_not_replace_the_elite():
     outcome, _ = run(settings_of(g=5), score=lambda g: 7)
     assert (outcome.best.generation, outcome.best.index) == (1, 0)
 
 
 @given(st.integers(0, 200))
 @settings(max_examples=30, deadline=None)
-def test_the_best_ever_seen_is_returned(seed):
+def test_the_best_individual_of_all_generations_is_returned(seed):
     outcome, evaluator = run(settings_of(g=5, std=2.0), seed=seed)
     seen = [f.correct for call in evaluator.calls for f in call[4] if f.correct is not None]
     assert outcome.best.fitness.correct == max(seen, default=None)
@@ -80,20 +80,20 @@ def test_the_best_ever_seen_is_returned(seed):
         assert torch.equal(born[1][outcome.best.index], outcome.best.genome)
 
 
-def test_a_run_of_failures_goes_to_its_end():
+def test_a_search_in_which_all_individuals_fail_finishes():
     outcome, evaluator = run(settings_of(g=5), score=lambda g: None)
     assert len(evaluator.calls) == 5
     assert outcome.best.fitness.correct is None
     assert [(h.best, h.mean, h.failed) for h in outcome.history] == [(0, 0.0, 6)] * 5
 
 
-def test_a_failure_is_worse_than_no_right_answer():
+def test_a_failure_is_worse_than_zero_correct_predictions():
     first = parents_of()[0].numpy()
     outcome, _ = run(settings_of(g=3), score=lambda g: None if np.array_equal(g, first) else 0)
     assert (outcome.best.fitness.correct, outcome.best.generation, outcome.best.index) == (0, 1, 1)
 
 
-def test_history_is_every_generations_best_mean_and_failures():
+def test_history_has_best_mean_and_failures_of_each_generation():
     outcome, evaluator = run(settings_of(g=5, std=2.0), seed=3)
     for record, call in zip(outcome.history, evaluator.calls, strict=True):
         known = [f.correct for f in call[4] if f.correct is not None]
@@ -129,20 +129,20 @@ def test_founders_lie_between_the_parents():
 
 
 def test_tournaments_are_drawn_before_anything_is_evaluated():
-    """Other fitness, same tournaments: they can't depend on it."""
+    """Tournaments do not depend on fitness."""
     _, first = run(settings_of())
     _, second = run(settings_of(), score=lambda g: 3)
     assert [call[2] for call in first.calls] == [call[2] for call in second.calls]
 
 
-def test_statistics_are_blended_and_never_mutated():
+def test_statistics_are_blended_but_not_mutated():
     _, evaluator = run(settings_of(rate=1.0, g=2, include_parents=False), score=lambda g: 5)
     _, still = run(settings_of(rate=0.0, g=2, include_parents=False), score=lambda g: 5)
     assert torch.equal(evaluator.calls[1][1][:, 5:], still.calls[1][1][:, 5:])
     assert (evaluator.calls[1][1][1:, :5] != still.calls[1][1][1:, :5]).all()
 
 
-def test_the_reference_plan_breeds_each_child_of_its_own_two_tournaments():
+def test_the_reference_plan_draws_two_tournaments_for_each_child():
     search = Search(6, 2, 4, 2, Gaussian(0.0, 0.1), include_parents=False, plan=plan_reference)
     score = lambda g: int(1000 * abs(float(g[0])))  # noqa: E731
     _, evaluator = run(search, score=score)
@@ -158,12 +158,11 @@ def test_the_reference_plan_breeds_each_child_of_its_own_two_tournaments():
         assert children[child].numpy().tobytes() == expected.tobytes()
 
 
-# --- A toy with a known answer
+# --- Toys with a known optimum
 
 
 def test_a_known_optimum_between_the_parents_is_approached():
-    """Parents at 0 and 1, optimum at 0.6 in each of 16 dimensions: distance falls well below that
-    of the parents."""
+    """Parents at 0 and 1, and the optimum at 0.6, in each of 16 dimensions."""
     parents = torch.stack([torch.zeros(16), torch.ones(16)])
     genes = Genes(((0, 16),), 1, (1.0,))
     target = np.full(16, 0.6, dtype=np.float32)
@@ -174,10 +173,10 @@ def test_a_known_optimum_between_the_parents_is_approached():
     assert np.abs(outcome.best.genome.numpy() - target).mean() < 0.02
     bests = [h.best for h in outcome.history]
     assert bests == sorted(bests)
-    assert evaluator.measured == 20 + 39 * 19
+    assert evaluator.evaluated == 20 + 39 * 19
 
 
-def test_an_optimum_beside_the_line_is_reached_by_mutation_alone():
+def test_an_optimum_off_the_line_is_reached_only_by_mutation():
     parents = torch.stack([torch.zeros(4), torch.ones(4)])
     genes = Genes(((0, 4),), 1, (1.0,))
     target = np.array([0.5, 0.5, 0.5, -0.5], dtype=np.float32)

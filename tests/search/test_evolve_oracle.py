@@ -1,4 +1,4 @@
-"""The generation loop against a slow re-implementation, bit for bit."""
+"""The generation loop equals a slow re-implementation, bit for bit."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ NOTHING = RecordedDraws(lambda _, make: make(), lambda _: np.empty((0, 0), dtype
 
 
 class Evaluator:
-    """Gives `score(genome)` and remembers what it was asked."""
+    """Returns `score(genome)` as fitness, and keeps all calls."""
 
     def __init__(self, score):
-        self.score, self.calls, self.measured = score, [], 0
+        self.score, self.calls, self.evaluated = score, [], 0
 
     def __call__(self, population, tournaments, elite):
         genomes = population.genomes.clone()
         fitness = [elite] if elite is not None else []
         fitness += [Fitness(self.score(g.numpy()), 100) for g in genomes[len(fitness) :]]
-        self.measured += len(genomes) - (elite is not None)
+        self.evaluated += len(genomes) - (elite is not None)
         self.calls.append((population, genomes, tournaments, elite, fitness))
         return fitness
 
 
 def coarse(genome):
-    """Few different values, so that ties happen, and now and then no fitness at all."""
+    """Return one of few values, so that ties occur, or sometimes None for a failure."""
     total = sum(float(x) for x in genome)
     return None if total > 2.5 else 10 - min(10, int(abs(total - 1) * 4))
 
@@ -56,7 +56,7 @@ def run(search, score=coarse, parents=None, seed=46, node="a+b", genes=GENES):
     return evolve(parents, genes, search, streams(seed, node), evaluator), evaluator
 
 
-# --- The same algorithm again, element by element, from the paper's text and nothing of ours.
+# --- The algorithm again, element by element, from the paper's text
 
 
 def _draws(seed, node, generation, child, purpose):
@@ -125,7 +125,7 @@ def _slow_children(population, values, s, seed, node, generation):
 
 
 def slow_evolve(parents, s, score, seed, node):
-    """Return the best genome with its value and place, and every generation's values."""
+    """Return the best genome with its value and place, and the values of each generation."""
     population, elite, history = _slow_founders(parents, s, seed, node), None, []
     for generation in range(1, s["g"] + 1):
         values = [score(g) for g in population]
@@ -174,8 +174,8 @@ def test_evolve_equals_the_slow_implementation_bit_for_bit(drawn, seed, node):
     assert [[f.correct for f in call[4]] for call in evaluator.calls] == history
 
 
-def test_the_slow_implementation_meets_ties_failures_and_equal_mates():
-    """Else the comparison above would prove little."""
+def test_the_slow_implementation_covers_ties_failures_and_equal_mates():
+    """Otherwise the comparison above would show little."""
     s = {"n": 6, "g": 4, "k": 3, "t": 3, "rate": 0.3, "std": 0.5, "include_parents": True}
     ties = failures = equal_mates = 0
     for seed in range(20):

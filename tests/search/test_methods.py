@@ -1,5 +1,4 @@
-"""Soups, sweep and random mixtures: what they try, what they take, and what they are measured
-by."""
+"""Soups, line sweep and random search: the candidates, and the choice among them."""
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ def run(name, score=coarse, parents=None, budget=21, seed=46, **more):
 
 
 def tried(evaluator):
-    """Return every genome that was asked for, the one that was carried along once."""
+    """Return all evaluated genomes, without repetitions."""
     found = [genome for _, genomes, _, _, _ in evaluator.calls for genome in genomes]
     return [
         genome
@@ -41,16 +40,16 @@ def tried(evaluator):
 def test_the_uniform_soup_is_the_mean():
     parents = parents_of(3)
     outcome, evaluator = run("uniform_soup", parents=parents)
-    assert evaluator.measured == 1
+    assert evaluator.evaluated == 1
     assert torch.allclose(outcome.best.genome, parents.mean(dim=0), atol=1e-6)
     assert (outcome.best.generation, outcome.best.index, len(outcome.history)) == (1, 0, 1)
 
 
-def test_the_sweep_goes_from_one_parent_to_the_other():
+def test_the_line_sweep_goes_from_one_parent_to_the_other():
     parents = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     outcome, evaluator = run("line-sweep", lambda g: 50 - int(abs(100 * g[0] - 35)), parents)
     points = tried(evaluator)
-    assert evaluator.measured == len(points) == 21
+    assert evaluator.evaluated == len(points) == 21
     expected = np.linspace(0, 1, 21)[:, None] * [1.0, 2.0]
     assert np.allclose(torch.stack(points).numpy(), expected, atol=1e-6)
     assert torch.equal(points[0], parents[0]) and torch.equal(points[-1], parents[1]), (
@@ -59,11 +58,11 @@ def test_the_sweep_goes_from_one_parent_to_the_other():
     assert torch.allclose(outcome.best.genome, torch.tensor([0.35, 0.7]))
 
 
-def test_random_mixtures_are_drawn_as_founders_are():
+def test_random_search_draws_mixtures_like_founders():
     parents = parents_of(3)
     outcome, evaluator = run("random", parents=parents, budget=30)
     genomes = tried(evaluator)
-    assert evaluator.measured == 30 and all(
+    assert evaluator.evaluated == 30 and all(
         torch.equal(a, b) for a, b in zip(genomes, parents, strict=False)
     )
     assert {len(call[1]) for call in evaluator.calls} <= {
@@ -82,7 +81,7 @@ def test_random_mixtures_are_drawn_as_founders_are():
 
 
 @given(st.integers(2, 6), st.integers(0, 500))
-def test_the_greedy_soup_against_its_definition(count, seed):
+def test_the_greedy_soup_equals_its_definition(count, seed):
     parents = parents_of(count, seed=seed)
     (kept, best), scores = ([], None), [coarse(parent.numpy()) for parent in parents]
     order = sorted(range(count), key=lambda i: -(-1 if scores[i] is None else scores[i]))
@@ -106,7 +105,7 @@ def test_the_greedy_soup_against_its_definition(count, seed):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"mega", "cma-es", "choose"}))
-def test_of_equals_the_first_is_taken_and_the_place_is_where_it_was_first_seen(name):
+def test_ties_go_to_the_first_and_its_place_is_its_first_occurrence(name):
     outcome, evaluator = run(name, lambda _: 5, parents_of(2), budget=20)
     best = outcome.best
     place = next(
@@ -123,7 +122,7 @@ def test_of_equals_the_first_is_taken_and_the_place_is_where_it_was_first_seen(n
         )
 
 
-def test_a_candidate_that_answers_no_number_is_the_worst():
+def test_a_failed_candidate_is_the_worst():
     outcome, _ = run(
         "line-sweep", lambda g: None if g[0] < 0.5 else 3, torch.tensor([[0.0], [1.0]])
     )
@@ -132,17 +131,17 @@ def test_a_candidate_that_answers_no_number_is_the_worst():
 
 
 def rows_of(*counts, n=100):
-    """Return answers, [individuals, n] bool: the first so many of each are right."""
+    """Return [individuals, n] bool: the first `counts[i]` rows of each are correct."""
     return np.arange(n) < np.array(counts)[:, None]
 
 
-def chosen(right, prefer):
-    parents = torch.arange(float(len(right)))[:, None]
-    score = lambda genome: int(right[int(genome[0])].sum())  # noqa: E731
+def chosen(correct, prefer):
+    parents = torch.arange(float(len(correct)))[:, None]
+    score = lambda genome: int(correct[int(genome[0])].sum())  # noqa: E731
     evaluator = Evaluator(score)
-    recall = RecordedDraws(lambda _, make: make(), lambda _: right)
+    recorded = RecordedDraws(lambda _, make: make(), lambda _: correct)
     search = settings_of(prefer=prefer)
-    return METHODS["choose"](parents, GENES, search, streams(46, "a+b"), evaluator, recall)
+    return METHODS["choose"](parents, GENES, search, streams(46, "a+b"), evaluator, recorded)
 
 
 @pytest.mark.parametrize(
@@ -155,24 +154,27 @@ def chosen(right, prefer):
         ((60, 50, 62), 1, 2),  # two rows apart, both the best's: more than a standard error of 1.4
     ],
 )
-def test_what_is_preferred_wins_unless_another_is_better_by_more_than_a_standard_error(
-    counts, prefer, expected
-):
+def test_a_preferred_parent_wins_within_one_standard_error(counts, prefer, expected):
     assert chosen(rows_of(*counts), prefer).best.index == expected
 
 
-def test_how_often_two_differ_decides_what_is_chance():
-    right = rows_of(50, 54)
-    right[1] = np.roll(right[1], 30)  # now they differ in 64 rows: a standard error of 8
-    assert chosen(right, 1).best.index == 0
+def test_the_standard_error_grows_with_the_differing_rows():
+    correct = rows_of(50, 54)
+    correct[1] = np.roll(correct[1], 30)  # now they differ in 64 rows: a standard error of 8
+    assert chosen(correct, 1).best.index == 0
     assert chosen(rows_of(50, 54), 1).best.index == 1, (
-        "four rows, all of which one alone gets right"
+        "they differ in four rows, in all of which one is better"
     )
 
 
-def test_answers_that_are_not_those_that_were_counted_are_refused():
-    recall = RecordedDraws(lambda _, make: make(), lambda _: rows_of(1, 1))
+def test_recorded_rows_that_contradict_the_counts_are_an_error():
+    recorded = RecordedDraws(lambda _, make: make(), lambda _: rows_of(1, 1))
     with pytest.raises(InvalidRecord):
         METHODS["choose"](
-            parents_of(2), GENES, settings_of(), streams(46, "a+b"), Evaluator(lambda g: 5), recall
+            parents_of(2),
+            GENES,
+            settings_of(),
+            streams(46, "a+b"),
+            Evaluator(lambda g: 5),
+            recorded,
         )

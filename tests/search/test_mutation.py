@@ -1,4 +1,4 @@
-"""Gaussian mutation: who is hit, how hard, and by which unit."""
+"""Gaussian mutation: rate, scope, scale and random draws."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def _stream(seed=0):
 
 
 def noise(genes, settings, seed=0):
-    """What is added to a genome of zeros."""
+    """Return the noise that is added to a genome of zeros."""
     genome = torch.zeros(genes.bounds[-1][1])
     mutate(genome, genes, settings, _stream(seed))
     return genome.numpy()
@@ -53,7 +53,7 @@ def test_std_zero_changes_nothing():
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.5])
-def test_observed_rate_mean_and_std_are_as_asked(rate):
+def test_observed_rate_mean_and_std_are_those_of_the_settings(rate):
     added = noise(BIG, Gaussian(rate, 0.05, relative=False))
     hit = added[added != 0]
     assert len(hit) == pytest.approx(100_000 * rate, abs=5 * np.sqrt(100_000 * rate * (1 - rate)))
@@ -96,14 +96,14 @@ def test_draws_are_uniforms_then_normals_tensor_by_tensor(scope):
     assert noise(GENES, Gaussian(0.5, 0.3, scope)).tobytes() == expected.tobytes()
 
 
-def test_noise_is_added_to_what_is_there():
+def test_noise_is_added_to_the_genome():
     genome = torch.arange(70, dtype=torch.float32)
     mutate(genome, GENES, Gaussian(1.0, 0.1), _stream())
     expected = np.arange(70, dtype=np.float32) + noise(GENES, Gaussian(1.0, 0.1))
     assert genome.numpy().tobytes() == expected.tobytes()
 
 
-def test_a_row_of_a_population_is_mutated_in_place_and_alone():
+def test_one_row_of_a_population_is_mutated_in_place():
     genomes = torch.zeros(3, 70)
     mutate(genomes[1], GENES, Gaussian(1.0, 0.1), _stream())
     assert (genomes[1, :60] != 0).all()
@@ -111,7 +111,7 @@ def test_a_row_of_a_population_is_mutated_in_place_and_alone():
 
 
 @pytest.mark.parametrize("scope", ["element", "tensor"])
-def test_a_tensor_larger_than_a_block_is_mutated_to_its_end(scope):
+def test_all_of_a_tensor_larger_than_a_block_is_mutated(scope):
     size = (1 << 20) + 3
     added = noise(Genes(((0, size),), 1, (1.0,)), Gaussian(1.0, 0.1, scope))
     assert (added != 0).mean() > 0.9999
@@ -144,6 +144,6 @@ def test_spread_of_one_element_is_its_absolute_value():
     assert spread([np.array([-3.0], dtype=np.float32), np.array([1.0], dtype=np.float32)]) == 2.0
 
 
-def test_spread_keeps_float64_where_float32_would_lose_it():
+def test_spread_sums_in_float64():
     tensor = np.array([16_777_216.0, 16_777_218.0] * 500, dtype=np.float32)
     assert spread([tensor]) == pytest.approx(1.0, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Tournaments, their winners, and which winners are paired."""
+"""Tournaments, their winners, and the pairs of mates."""
 
 from collections import Counter
 from itertools import combinations, product
@@ -35,7 +35,7 @@ def test_a_tournament_holds_distinct_individuals(sizes, generation, planner):
 
 @given(SIZES)
 @settings(max_examples=40, deadline=None)
-def test_pairs_are_those_of_the_mates_in_turn(sizes):
+def test_pairs_repeat_the_pairs_of_mates_in_order(sizes):
     n, k, t = sizes
     drawn = plan(STREAMS, 1, n, k, t)
     every = list(combinations(range(k), 2))
@@ -61,11 +61,11 @@ def test_the_reference_draws_two_tournaments_for_each_child(sizes):
         assert drawn.tournaments[2 * child - 2 : 2 * child] == expected
 
 
-def test_generations_draw_other_tournaments():
+def test_each_generation_draws_new_tournaments():
     assert plan(STREAMS, 1, 20, 4, 3).tournaments != plan(STREAMS, 2, 20, 4, 3).tournaments
 
 
-def test_everybody_is_drawn_about_as_often():
+def test_all_individuals_are_drawn_equally_often():
     draws = Counter(
         i
         for seed in range(1000)
@@ -81,19 +81,19 @@ FITNESS = st.builds(
 
 @given(st.lists(FITNESS, min_size=1, max_size=8), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
-def test_the_winner_is_the_fittest_and_of_equals_the_first(fitness, random):
+def test_the_winner_is_the_fittest_and_ties_go_to_the_first(fitness, random):
     tournament = random.sample(range(len(fitness)), random.randint(1, len(fitness)))
     value = [-1 if f.correct is None else f.correct for f in fitness]
     best = max(value[i] for i in tournament)
     assert winner(tournament, fitness) == min(i for i in tournament if value[i] == best)
 
 
-def test_no_fitness_is_worse_than_no_right_answer():
+def test_a_failure_loses_to_zero_correct_predictions():
     assert winner([0, 1], [Fitness(None, 10), Fitness(0, 10)]) == 1
     assert Fitness(None, 10).low < Fitness(0, 10).low < Fitness(1, 10).low
 
 
-# --- Rows that were not seen
+# --- Unseen rows
 
 
 PARTIAL = st.integers(0, 6).flatmap(
@@ -110,8 +110,8 @@ PARTIAL = st.integers(0, 6).flatmap(
 
 @given(st.lists(PARTIAL, min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
-def test_who_may_win_is_who_wins_in_some_completion(fitness):
-    """Every way that the unseen rows may be answered, tried one after the other."""
+def test_contenders_are_the_winners_of_all_completions(fitness):
+    """All outcomes of the unseen rows are tried."""
     tournament = list(range(len(fitness)))
     may = [range(f.low, f.high + 1) for f in fitness]
     winners = {
@@ -126,7 +126,7 @@ def test_who_may_win_is_who_wins_in_some_completion(fitness):
             winner(tournament, fitness)
 
 
-# --- Losses, which decide between equals
+# --- Losses, which break ties
 
 SUMMED = (
     st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 6))
@@ -137,8 +137,8 @@ SUMMED = (
 
 @given(st.lists(SUMMED, min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
-def test_who_may_win_by_its_loss_is_who_wins_in_some_completion(fitness):
-    """Rows that were not seen are right or wrong, and have a loss of 0 to 3."""
+def test_contenders_by_loss_are_the_winners_of_all_completions(fitness):
+    """Unseen rows are correct or wrong, and have a loss of 0 to 3."""
     tournament = list(range(len(fitness)))
     ends = [
         {
@@ -158,6 +158,6 @@ def test_who_may_win_by_its_loss_is_who_wins_in_some_completion(fitness):
         assert winners == {winner(tournament, fitness)}
 
 
-def test_of_as_many_right_answers_the_smaller_loss_wins():
+def test_ties_in_correct_predictions_go_to_the_smaller_loss():
     assert winner([0, 1, 2], [Fitness(5, 9, 0, 40), Fitness(5, 9, 0, 30), Fitness(4, 9, 0, 1)]) == 1
     assert winner([0, 1], [Fitness(5, 9, 0, 30), Fitness(5, 9, 0, 30)]) == 0

@@ -1,5 +1,4 @@
-"""What tests of the alignment share: models whose every number matters, and channels in a random
-order."""
+"""Models in which every number matters, and shuffled channels, for the tests of alignment."""
 
 import numpy as np
 import torch
@@ -9,8 +8,7 @@ from mega_hf.weights.matching import permute
 
 
 def stir(model, seed=0):
-    """Give each weight and statistic a value of its own, so that nothing that moves wrongly goes
-    unnoticed."""
+    """Give each weight and statistic its own value, so that a wrong move changes the output."""
     draw = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
@@ -37,7 +35,7 @@ def answer(model, state, shape):
 
 
 class Net(nn.Module):
-    """A net made of layers and of a function that joins them."""
+    """A net of named layers, and a function that applies them."""
 
     def __init__(self, forward, **layers):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Recalibration against torch's own, and what it must leave alone."""
+"""BatchNorm recalibration equals torch's, and changes nothing else."""
 
 import timm
 import torch
@@ -21,7 +21,7 @@ def _batches(rows=(7, 6)):
     return [torch.randn(n, 3, 32, 32) for n in rows]
 
 
-def test_it_is_the_cumulative_average_that_torch_gives():
+def test_recalibration_equals_torchs_cumulative_average():
     model, expected = _model(drop_rate=0.5), _model(drop_rate=0.5)
     for part in expected.modules():
         if isinstance(part, nn.Dropout):
@@ -49,7 +49,7 @@ def test_the_number_of_threads_does_not_matter():
         assert all(torch.equal(other[name], tensor) for name, tensor in found[0].items())
 
 
-def test_everything_else_is_as_before():
+def test_only_the_statistics_change():
     model = _model()
     first = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
     first.momentum, counter = 0.25, first.num_batches_tracked
@@ -70,7 +70,7 @@ def test_everything_else_is_as_before():
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
-def test_what_was_no_number_is_forgotten_and_a_failure_leaves_the_model_in_order():
+def test_nan_statistics_are_replaced_and_a_failure_leaves_the_model_in_order():
     model = _model()
     expected = recalibrate_batchnorm(model, model, _batches(), 1)
     next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d)).running_var.fill_(

@@ -1,4 +1,4 @@
-"""Weights that stay on the disk."""
+"""Memory-mapped weights."""
 
 import torch
 from safetensors.torch import save_file
@@ -12,7 +12,7 @@ def _same(a, b):
     return a is not None and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in b)
 
 
-def test_shards_are_put_together(tmp_path):
+def test_shards_are_combined(tmp_path):
     files = [tmp_path / f"{name}.safetensors" for name in STATE]
     for file, (name, tensor) in zip(files, STATE.items(), strict=True):
         save_file({name: tensor}, file)
@@ -36,7 +36,7 @@ def test_a_mapped_state_dict_is_compared_bit_for_bit(tmp_path):
         assert not is_mapped(mapped, other)
 
 
-def test_a_copy_goes_with_its_last_tensor(tmp_path, monkeypatch):
+def test_a_mapped_copy_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     shared = torch.rand(4, 4)
     state = {"a": shared, "same": shared, "turned": shared.T}

@@ -1,4 +1,4 @@
-"""A shuffled model is put back as it was: by its weights, and by what it answers."""
+"""Matching restores a shuffled model, by weights and by activations."""
 
 import numpy as np
 import pytest
@@ -26,19 +26,19 @@ def _learned(model):
     return [name for name, _ in model.named_parameters()]
 
 
-def test_by_weights_a_shuffled_model_is_put_back(traced):
+def test_weight_matching_restores_a_shuffled_model(traced):
     model, symmetry = traced
     state = model.state_dict()
     moved, _ = shuffle(state, symmetry.groups, seed=1)
     orders = weight_matching(symmetry.groups, state, moved, _learned(model), seed=46)
     back = permute(moved, symmetry.groups, orders)
     close = np.mean([torch.equal(back[name], state[name]) for name in state])
-    assert close == 1.0, "of its own shuffled copy every channel is found"
+    assert close == 1.0, "every channel of a shuffled copy is found"
     assert any(not torch.equal(moved[name], state[name]) for name in state)
 
 
-def test_by_activations_a_shuffled_model_is_put_back(traced):
-    """All but channels that answer nothing, of which one is as good as another."""
+def test_activation_matching_restores_a_shuffled_model(traced):
+    """Except for constant channels, which are interchangeable."""
     model, symmetry = traced
     state = model.state_dict()
     moved, shuffled = shuffle(state, symmetry.groups, seed=2)
@@ -57,7 +57,7 @@ def _shape(symmetry):
     return node.meta["val"].shape[1:]
 
 
-def test_matching_by_weights_never_ends_further_away(traced):
+def test_weight_matching_never_increases_the_distance(traced):
     model, symmetry = traced
     other = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     draw = torch.Generator().manual_seed(5)
@@ -75,7 +75,7 @@ def test_matching_by_weights_never_ends_further_away(traced):
     assert inner(back) >= inner(other) - 1e-6
 
 
-def test_a_channel_that_never_changes_is_no_obstacle(traced):
+def test_constant_channels_can_be_matched(traced):
     model, symmetry = traced
     silent = {
         name: tensor * 0 if tensor.is_floating_point() else tensor
@@ -95,7 +95,7 @@ def test_a_channel_that_never_changes_is_no_obstacle(traced):
     st.lists(st.integers(1, 6), min_size=1, max_size=6),
 )
 @settings(max_examples=300, deadline=None)
-def test_tied_axes_are_cut_alike(left, right):
+def test_tied_axes_are_split_in_the_same_places(left, right):
     total = max(sum(left), sum(right))
     sides = [
         [*sizes, total - sum(sizes)] if sum(sizes) < total else sizes for sizes in (left, right)
@@ -108,14 +108,14 @@ def test_tied_axes_are_cut_alike(left, right):
     assert not a.is_fixed
 
 
-def test_what_is_tied_to_something_fixed_is_fixed_wherever_it_stands():
+def test_an_axis_tied_to_a_fixed_one_is_fixed_everywhere():
     a, b, fixed = Axis.new(6), Axis.new(6), Axis.new(2, is_fixed=True)
     tie(a, b)
     tie(b, Axis([*fixed.spans, *Axis.new(4).spans]))
     assert [span.group.is_fixed for span in a.resolved] == [True, False]
 
 
-def test_what_stands_in_blocks_moves_in_blocks():
+def test_blocks_move_as_a_whole():
     channels, places = Axis.new(3), Axis.new(12)
     tie(channels.repeat(4), places)
     (span,) = places.resolved
@@ -135,6 +135,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("order", "place"), WRONG.values(), ids=WRONG)
-def test_orders_that_do_not_fit_are_refused(order, place):
+def test_invalid_orders_are_an_error(order, place):
     with pytest.raises(ValueError):
         check_orders([Group(2, (Place(*place),))], [np.array(order)], {"w": torch.zeros(3, 4)})

@@ -1,5 +1,4 @@
-"""State dicts as flat vectors: the layout, the way there and back, what is refused, and the
-digests."""
+"""State dicts as flat vectors: layout, packing and unpacking, errors, digests."""
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def _same(a, b):
 # --- Layout
 
 
-def test_learned_weights_come_first_then_statistics_and_leave_no_gap():
+def test_learned_weights_come_first_then_statistics_without_gaps():
     space = _space(_state(1), _state(2))
     assert [s.name for s in space.segments] == [*LEARNED, "1.running_mean", "1.running_var"]
     assert [s.start for s in space.segments] == [0, *(s.stop for s in space.segments[:-1])]
@@ -145,7 +144,7 @@ def test_a_tied_name_gets_the_value_of_its_source_and_no_place_of_its_own():
     assert mixed["head.weight"] is mixed["3.weight"]
 
 
-def test_an_equal_float_buffer_is_copied_and_another_one_refused():
+def test_a_float_buffer_is_copied_if_equal_and_an_error_otherwise():
     a, b = _state(1), _state(2)
     a["scale"], b["scale"] = torch.tensor([1.0]), torch.tensor([1.0])
     assert torch.equal(_space(a, b).unpack(_space(a, b).pack(b))["scale"], torch.tensor([1.0]))
@@ -166,20 +165,20 @@ def test_an_equal_float_buffer_is_copied_and_another_one_refused():
         ("3.weight", torch.zeros(5, 4).half(), "3.weight is torch.float32 and torch.float16"),
     ],
 )
-def test_other_architectures_are_refused_with_the_difference(key, value, shown):
+def test_different_architectures_are_an_error_that_shows_the_difference(key, value, shown):
     a, b = _state(1), _state(2)
     b = {k: v for k, v in b.items() if k != key} | ({} if value is None else {key: value})
     with pytest.raises(ParentError, match=rf"p0 and p1 differ[\s\S]*{shown}"):
         _space(a, b)
 
 
-def test_a_third_parent_is_compared_too():
+def test_all_parents_are_compared():
     c = {k: v for k, v in _state(3).items() if k != "3.weight"}
     with pytest.raises(ParentError, match="p0 and p2 differ"):
         _space(_state(1), _state(2), c)
 
 
-def test_of_many_differences_five_are_shown_and_the_rest_counted():
+def test_five_differences_are_shown_and_the_others_counted():
     with pytest.raises(ParentError, match="and 3 more"):
         check_identical({"a": {f"k{i}": torch.zeros(1) for i in range(8)}, "b": {}})
 
@@ -191,7 +190,7 @@ def test_equal_layouts_have_no_difference():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["3.weight", "1.running_var"])
 @pytest.mark.parametrize("parent", [0, 1])
-def test_a_broken_parent_is_refused_by_name_and_entry(bad, key, parent):
+def test_nan_or_infinity_is_an_error_that_names_parent_and_entry(bad, key, parent):
     states = [_state(1), _state(2)]
     states[parent][key].view(-1)[-1] = bad
     with pytest.raises(ParentError, match=rf"p{parent} holds NaN or infinity[\s\S]*{key}"):
@@ -234,7 +233,7 @@ def test_the_digest_does_not_depend_on_order_or_memory_layout():
     assert digest(other) == digest(state)
 
 
-def test_minus_zero_is_another_digest():
+def test_minus_zero_has_another_digest():
     assert digest({"a": torch.tensor([0.0])}) != digest({"a": torch.tensor([-0.0])})
 
 
@@ -247,7 +246,7 @@ def test_the_digest_of_a_known_state_never_changes():
     assert digest(state) == "01202dda06f16054f7bac60100d56f8df97b03ede982e4a54a5983738ffa888d"
 
 
-def test_weights_and_statistics_have_a_digest_each():
+def test_weights_and_statistics_have_separate_digests():
     a = _state(1)
     space = _space(a, _state(2))
     vector = space.pack(a)
@@ -266,8 +265,8 @@ def test_weights_and_statistics_have_a_digest_each():
     assert learned_and_statistics()[1] == statistics
 
 
-def test_a_digest_is_of_what_is_saved():
-    """A change that the parents' dtype rounds away is no change."""
+def test_a_digest_is_that_of_the_saved_dtype():
+    """A change that rounding to the parents' dtype removes does not change it."""
     state = {"w": torch.ones(3).bfloat16()}
     space = _space(state, state, learned=["w"])
     vector = space.pack(state)

@@ -1,5 +1,4 @@
-"""Whatever permutation is found, the model computes the same: on timm's families, and on nets made
-to mislead."""
+"""Permuted models compute the same: timm's families, transformers, and misleading nets."""
 
 import pytest
 import timm
@@ -15,7 +14,7 @@ from tests.weights.permuted import Net, answer, shuffle, stir
 
 assert mega_hf.models.cifar_resnet.default_cfgs, "imported to register its names with timm"
 
-# Architecture -> picture's side, groups at least, tensors that move at least, as a share.
+# Architecture -> image side, least number of groups, least share of tensors that move.
 FAMILIES = {
     "cifar_resnet20": (32, 12, 0.8),
     "resnet18": (64, 12, 0.8),
@@ -51,7 +50,7 @@ def test_a_permuted_model_computes_the_same(name):
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "convnext", "swin"])
-def test_so_does_one_of_transformers(kind):
+def test_a_permuted_transformers_model_computes_the_same(kind):
     model = stir(tiny.transformers_model(kind))
     state = {entry: tensor.clone() for entry, tensor in model.state_dict().items()}
     groups = find_symmetry(model, (3, 8, 8), kind).groups
@@ -124,7 +123,7 @@ NETS = {  # name -> net, and how many channels of groups can move
         ),
         8,
     ),
-    "places as channels": (  # what was a row of the picture becomes a channel
+    "places as channels": (  # a row of the image becomes a channel
         lambda: Net(
             lambda m, x: _head(m, m["b"](m["a"](x).transpose(1, 2)).relu()),
             a=_conv(3, 8),
@@ -181,7 +180,7 @@ NETS = {  # name -> net, and how many channels of groups can move
 
 
 @pytest.mark.parametrize("kind", NETS)
-def test_nets_that_mislead(kind):
+def test_permutations_of_misleading_nets(kind):
     make, channels = NETS[kind]
     torch.manual_seed(0)
     model = stir(make())
@@ -194,7 +193,7 @@ def test_nets_that_mislead(kind):
         assert torch.allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cant_be_traced_is_refused_by_name():
+def test_a_model_that_cannot_be_traced_is_an_error_that_names_it():
     model = Net(
         lambda m, x: m["head"](x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :3],
         head=nn.Linear(192, 3),

@@ -1,4 +1,4 @@
-"""What tests of the evaluation share: a journal in memory, tiny models, populations of them."""
+"""A journal in memory, tiny models and populations of them, for the tests of evaluation."""
 
 from types import SimpleNamespace
 

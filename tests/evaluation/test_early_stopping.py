@@ -1,4 +1,4 @@
-"""Losers are measured until they have lost, and who wins is who wins by full evaluation."""
+"""Racing: losers are stopped early, and the winners are those of full evaluation."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from mega_hf.evaluation.row_difficulty import MAX_ROW_LOSS, CountCache, RowDiffi
 from mega_hf.run.replay import Replay
 from mega_hf.search.population import Fitness
 from mega_hf.search.selection import winner
-from tests.evaluation.measuring import ROWS, Record, expect, populate
+from tests.evaluation.stubs import ROWS, Record, expect, populate
 
 
 def _decide(tournaments, fitness):
@@ -22,8 +22,10 @@ def _decide(tournaments, fitness):
 
 
 class Table:
-    """A forward pass that reads answers off a table, [individuals, rows]: 0 wrong, 1 right, 2 no
-    number."""
+    """A forward pass that reads predictions from a table.
+
+    The table is [individuals, rows]: 0 wrong, 1 correct, 2 not finite.
+    """
 
     def __init__(self, table, draw, losses=None):
         self.table, self.draw, self.path, self.losses = table, draw, "table", losses
@@ -50,7 +52,7 @@ class Table:
 
 
 class Numbered:
-    """Genomes that are an individual's number."""
+    """An encoding whose genomes are numbers of individuals."""
 
     def digest(self, genome):
         return f"{int(genome):032x}"
@@ -83,8 +85,7 @@ def _cases(draw):
 
 @st.composite
 def _cases_with_losses(draw):
-    """Few different losses, some beyond the largest that counts, so that those of equals are equal
-    at times."""
+    """Cases with few different losses, so that ties occur, and some above the limit."""
     case = draw(_cases())
     values = np.array(
         draw(st.sampled_from([[0.25, 0.5], [0.0, 1.0, 20.0, np.inf], [0.3]])), dtype=np.float32
@@ -99,12 +100,12 @@ def _cases_with_losses(draw):
 
 @given(_cases(), st.integers(1, 30), st.integers(0, 1000))
 @settings(max_examples=1500, deadline=None)
-def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, seed):
+def test_early_stopping_gives_the_winners_of_full_evaluation(case, chunk, seed):
     table, size, tournaments, elite, count = case
     rows, population = table.shape[1], SimpleNamespace(generation=2, fingerprint="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
-    right = [None if 2 in line else int((line == 1).sum()) for line in table]
-    first = Fitness(right[0], rows) if elite else None
+    correct = [None if 2 in line else int((line == 1).sum()) for line in table]
+    first = Fitness(correct[0], rows) if elite else None
     found = []
     for full in (True, False):
         record, draw = Record(), np.random.default_rng(seed)
@@ -124,32 +125,30 @@ def test_stopping_early_everyone_wins_who_wins_by_full_evaluation(case, chunk, s
         found.append(_decide(tournaments, fitness))
         for index, one in enumerate(fitness):
             if one.unseen == 0:
-                assert one.correct == right[index]
+                assert one.correct == correct[index]
             else:
-                assert one.low <= (right[index] or 0) <= one.high or right[index] is None
+                assert one.low <= (correct[index] or 0) <= one.high or correct[index] is None
             recorded = record.known.get((2, index), first)
             assert recorded.out_of(rows) == one, "not what a replay would read"
             assert one.loss == one.unseen_loss == 0
-        assert all(fitness[i].unseen == 0 for i in found[-1]), (
-            "a winner that was not measured to its end"
-        )
-        assert record.examples <= rows * (len(table) - elite), "a row was asked twice"
+        assert all(fitness[i].unseen == 0 for i in found[-1]), "a winner has unseen rows"
+        assert record.examples <= rows * (len(table) - elite), "a row was evaluated twice"
     assert found[0] == found[1]
 
 
 @given(_cases_with_losses(), st.integers(1, 30), st.integers(0, 1000))
 @settings(max_examples=800, deadline=None)
-def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk, seed):
+def test_ties_in_correct_predictions_go_to_the_smallest_loss(drawn, chunk, seed):
     (table, size, tournaments, elite, count), losses = drawn
     rows, population = table.shape[1], SimpleNamespace(generation=2, fingerprint="00")
     population.genomes = torch.arange(len(table), dtype=torch.float32)[:, None]
-    right = [None if 2 in line else int((line == 1).sum()) for line in table]
+    correct = [None if 2 in line else int((line == 1).sum()) for line in table]
     units = np.rint(np.minimum(losses.astype(np.float64), 16) * 65536).astype(int)
-    summed = [0 if right[i] is None else int(units[i].sum()) for i in range(len(table))]
-    first = Fitness(right[0], rows, loss=summed[0]) if elite else None
+    summed = [0 if correct[i] is None else int(units[i].sum()) for i in range(len(table))]
+    first = Fitness(correct[0], rows, loss=summed[0]) if elite else None
     contests = [*tournaments, list(range(len(table)))]
     fittest = [
-        min(one, key=lambda i: (-(-1 if right[i] is None else right[i]), summed[i], i))
+        min(one, key=lambda i: (-(-1 if correct[i] is None else correct[i]), summed[i], i))
         for one in contests
     ]
     for full in (True, False):
@@ -177,7 +176,7 @@ def test_of_those_with_as_many_right_answers_the_smallest_loss_wins(drawn, chunk
 
 
 class Alone:
-    """One process that works as if it were several."""
+    """One process that acts as several."""
 
     def __init__(self, count):
         self.count, self.is_main, self.part = count, True, range
@@ -185,44 +184,43 @@ class Alone:
     def compare(self, *_):
         pass
 
-    def share(self, items, width, measure):
-        return np.array([measure(i) for i in range(items)])
+    def share(self, items, width, evaluate):
+        return np.array([evaluate(i) for i in range(items)])
 
     def add_up(self, values):
         return values
 
 
-def test_where_the_order_of_rows_matters_all_are_measured_in_one_order(
+def test_all_rows_are_evaluated_in_one_order_where_the_order_matters(
     make, examples, encoding, caplog
 ):
     evaluation, _, _ = make(full=False)
     evaluation.forward.is_order_free = lambda _: False
-    asked, predict = [], evaluation.forward.predict
+    seen, predict = [], evaluation.forward.predict
     evaluation.forward.predict = lambda examples, rows: (
-        asked.append(rows.tolist()),
+        seen.append(rows.tolist()),
         predict(examples, rows),
     )[1]
     assert evaluation(populate(encoding), [[0, 1]], None) == [
         Fitness(expect(examples, i), ROWS) for i in range(4)
     ]
-    assert asked == [list(range(ROWS))] * 4
+    assert seen == [list(range(ROWS))] * 4
     assert "depend on a row's place" in caplog.text
 
 
-def test_losers_are_not_measured_to_their_end(make, examples, encoding):
-    """The better half is found on few rows of the others, and fewer still once the rows are
-    known."""
+def test_losers_are_stopped_early(make, examples, encoding):
+    """Losers see only part of the rows."""
     evaluation, record, _ = make(full=False)
     population = populate(encoding, seeds=range(12))
     tried = evaluation.forward.order_check_size(examples)
     evaluation(population, [[0, 1]], None)
     assert ROWS < record.examples - tried < 12 * ROWS
-    assert evaluation.forward.order_check_size(examples) == 0, "it is tried once"
+    assert evaluation.forward.order_check_size(examples) == 0, "the order is checked once"
     assert sum(record.known[1, i].seen == ROWS for i in range(12)) < 12
 
 
-def test_what_another_search_measured_is_known(make, examples, encoding):
-    """As the winner of a merge, who is a parent of the next."""
+def test_a_genome_counted_in_another_search_is_not_evaluated_again(make, examples, encoding):
+    """For example the winner of a merge, which is a parent of the next merge."""
     counts = CountCache(ROWS)
     first, _, _ = make(counts=counts)
     first(populate(encoding, seeds=(0, 1)), [], None)
