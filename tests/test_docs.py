@@ -194,6 +194,7 @@ def test_every_function_of_the_python_page_is_public():
     assert len(named) >= 6 and named <= set(mega_hf.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_python_code_runs(page, workplace):
     for block in blocks(page, "python"):
@@ -212,22 +213,26 @@ def run_page(page: str, run: Callable[..., tuple[int, str, str]], *settings: str
     return len(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "count"), {"README.md": 4, "docs/methods.md": 1}.items())
 def test_commands_on_two_models_run(page, count, workplace, mega):
     assert run_page(page, mega, *TINY_SEARCH) == count
 
 
+@pytest.mark.slow
 def test_commands_on_a_tree_run(workplace, mega):
     Path("recipe.yaml").write_text(blocks("docs/trees.md", "yaml")[0])
     assert run_page("docs/trees.md", mega, *TINY_SEARCH, *TINY_TRAINING) == 6
     assert len(MergeResult.load("runs/tree").record.nodes) == 3
 
 
+@pytest.mark.slow
 def test_commands_that_verify_a_run_run(workplace, finished, mega):
     shutil.copytree(finished.folder, "runs/x")
     assert run_page("docs/verification.md", mega) == 2
 
 
+@pytest.mark.slow
 def test_commands_and_code_of_the_hub_run(pair, workplace):
     """Against the tests' Hub, from the first pull to the Python at the end of the page."""
     token, page = "hf_" + "Docs" * 9, "docs/hub.md"
