@@ -76,7 +76,7 @@ def test_a_journal_of_different_inputs_is_an_error(
         shutil.rmtree(moved.data)
         tiny.write_data(moved.data, tiny.ROWS | {"validation": 59})
     before = (result.folder / "journal.jsonl").read_bytes()
-    with pytest.raises(RunError, match=f"other {what}"):
+    with pytest.raises(RunError, match=f"different {what}"):
         merge(Recipe.from_dict(moved.recipe()), tmp_path / "out")
     assert (result.folder / "journal.jsonl").read_bytes() == before
 
