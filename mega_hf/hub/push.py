@@ -1,10 +1,11 @@
-"""Runs to the Hub and back: `push` and `pull`."""
+"""Push finished runs to the Hub."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mega_hf.errors import HubError, RunError
 from mega_hf.hub import repository as hub
 from mega_hf.hub.bundle import check_unchanged, portable_files, trained_parents
 from mega_hf.hub.privacy import check_no_private_paths, check_no_tokens, local_paths
-from mega_hf.hub.repository import Pushed, Remote, Target
+from mega_hf.hub.repository import Pushed, Remote
 from mega_hf.models.licenses import choose_license, license_of, read_license
 from mega_hf.recipe.document import dump
 from mega_hf.recipe.placeholders import check_no_placeholders
@@ -25,278 +26,217 @@ from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import CARD
 from mega_hf.runtime.hub_client import hub_errors, retry
 
-_THERE = "README.md in the repository"
+_REMOTE_CARD = "README.md in the repository"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a push would send; `str` is what --dry-run prints."""
-
-    target: Target
-    files: Mapping[str, Path | bytes]
-    license: str
-    state: str  # of the repository
-    removed: list[str]  # from it
-
-    def __str__(self) -> str:
-        sizes = {name: _size(content) for name, content in self.files.items()}
-        width = max(map(len, sizes))
-        lines = [f"  {name.ljust(width)}  {size:>13,} bytes" for name, size in sizes.items()]
-        where = (
-            "a pull request" if self.target.create_pr else f"branch {self.target.branch or 'main'}"
-        )
-        head = (
-            f"{self.target.repository}, {where}: {self.state}; license {self.license}; one commit"
-            " holds"
-        )
-        total = f"  {'total'.ljust(width)}  {sum(sizes.values()):>13,} bytes"
-        gone = [f"  {name.ljust(width)}  is removed there" for name in self.removed]
-        return "\n".join([head, *lines, total, *gone, "Nothing was sent."])
 
 
 def push(
     run: str | Path | MergeResult,
     repository: str,
     *,
-    private: bool = False,
-    create_pr: bool = False,
-    branch: str | None = None,
-    message: str | None = None,
-    license: str | None = None,
-    with_nodes: bool = False,
-    with_parents: bool = True,
     parents: str | Path | None = None,
-    overwrite_card: bool = False,
+    **options: Any,
 ) -> Pushed:
-    """Push a finished run to the Hub, in one commit: model, card, recipe, journal, result and
-    plots.
+    """Push a finished run to the Hub, in one commit.
 
-    What is pushed names local parents and data by name and digest; no path of this machine is in
-    it.
+    The commit holds model, card, recipe, journal, result and plots. Local parents and data are
+    named by name and digest; no local path is pushed.
 
     Args:
         run: a finished run, or its folder.
-        repository: ORG/NAME; made if it isn't there.
-        private: make it private; a repository that is public is refused then.
-        create_pr: open a pull request instead of committing.
-        branch: another branch than main; made if it isn't there.
-        message: the commit's first line.
-        license: the Hub's identifier; needed where the parents have none, or not the same.
-        with_nodes: the intermediate models of a tree too.
-        with_parents: the parents that were trained for the run too, without which nobody else can
-            verify it.
-        parents: the folder in which they lie, if not the run's own.
-        overwrite_card: replace the card there, what was written by hand included.
+        repository: ORG/NAME; created if it does not exist.
+        parents: the folder of the trained parents, if it is not the run's own.
+        options: the other keys of a recipe's `push` block: `private` (bool), `create_pr` (bool:
+            open a pull request), `branch`, `message` (of the commit), `license`, `with_nodes`
+            (bool: push a tree's intermediate models), `with_parents` (bool, True by default: push
+            the parents that were trained for the run) and `overwrite_card` (bool).
 
     Raises:
-        MegaError: something can't be pushed, or the Hub did not take it; the run folder is as it
-            was.
+        MegaError: something can't be pushed, or the Hub refused it; the run folder is unchanged.
     """
-    packing = _prepare(
-        run,
-        repository,
-        private=private,
-        create_pr=create_pr,
-        branch=branch,
-        message=message,
-        license=license,
-        with_nodes=with_nodes,
-        with_parents=with_parents,
-        parents=parents,
-        overwrite_card=overwrite_card,
-    )
+    result = run if isinstance(run, MergeResult) else MergeResult.load(run)
+    wanted, trained = _prepare(result, Push(repo=repository, **options), parents)
     logger.info("pushing to %s", repository)
-    digest = packing.result.record.digests.file
-    return hub.send(packing.target, packing.files, f"SHA-256 of the weights: {digest}")
+    description = f"SHA-256 of the weights: {result.record.digests.file}"
+    return hub.send(wanted, lambda remote: _files(result, wanted, trained, remote), description)
 
 
-def plan_push(run: str | Path | MergeResult, repository: str, **options: Any) -> Plan:
-    """Check everything that `push` would, and say what it would send; nothing is sent. Args: as
-    `push`."""
-    packing = _prepare(run, repository, **options)
+def plan_push(
+    run: str | Path | MergeResult,
+    repository: str,
+    *,
+    parents: str | Path | None = None,
+    **options: Any,
+) -> PushPlan:
+    """Check everything that `push` would, and list the files; push nothing. Args: as `push`."""
+    result = run if isinstance(run, MergeResult) else MergeResult.load(run)
+    wanted, trained = _prepare(result, Push(repo=repository, **options), parents)
     with hub_errors(repository):
-        remote = retry(lambda: hub.look(packing.target))
-    files = packing.files(remote)
-    state = "is there" if remote.exists else "would be made"
-    license = packing.choose_license(remote)["license"]
-    return Plan(packing.target, files, str(license), state, hub.stale_paths(remote, files))
+        remote = retry(lambda: hub.look(wanted))
+    files = _files(result, wanted, trained, remote)
+    license = str(_license(result.record, wanted, remote)["license"])
+    return PushPlan(wanted, files, license, remote.exists, hub.stale_paths(remote, files))
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """The files that a push would send; `str` is the text of --dry-run."""
+
+    options: Push
+    files: Mapping[str, Path | bytes]
+    license: str
+    exists: bool  # whether the repository does
+    removed: list[str]  # from it
+
+    def __str__(self) -> str:
+        sizes = {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
+        width = max(map(len, sizes))
+        branch = f"branch {self.options.branch or 'main'}"
+        where = "a pull request" if self.options.create_pr else branch
+        state = "exists" if self.exists else "would be created"
+        head = f"{self.options.repo}, {where}: {state}; license {self.license}; one commit holds"
+        lines = [f"  {name.ljust(width)}  {size:>13,} bytes" for name, size in sizes.items()]
+        total = f"  {'total'.ljust(width)}  {sum(sizes.values()):>13,} bytes"
+        removed = [f"  {name.ljust(width)}  would be removed" for name in self.removed]
+        return "\n".join([head, *lines, total, *removed, "Nothing was pushed."])
 
 
 def check_push(recipe: Recipe, wanted: Push) -> None:
-    """Raise what would keep a merge from being pushed, before it is made: no account, or no
-    license.
+    """Check, before a merge is made, that it can be pushed: account, license and repository.
 
-    Of parents that lie on the Hub the cards are downloaded, with their configurations.
+    Of parents on the Hub the cards and configurations are downloaded.
+
+    Raises:
+        MegaError: nobody is logged in, the license is open, or the repository is a parent.
     """
-    from mega_hf.models.references import (
-        resolve,  # not above: it loads timm, which a push of a finished run does not need
-    )
+    # not above: it loads timm, which a push of a finished run does not need
+    from mega_hf.models.references import resolve
 
     check_no_placeholders(recipe.to_dict())
-    target = Target(wanted.repo, wanted.private, wanted.branch)
-    hub.check_account(target)
+    hub.check_account(wanted)
     licenses: dict[str, dict[str, Any] | None] = {}
     for name in recipe.leaves(None):
-        reference = recipe.parents.get(name)
-        _refuse_parent({name: str(reference).partition("@")[0]}, wanted.repo)
-        folder = (
-            resolve(reference, name, only_configuration=True)[0]
-            if isinstance(reference, str)
-            else None
-        )
+        reference, folder = recipe.parents.get(name), None
+        if isinstance(reference, str):
+            _check_not_a_parent({name: reference.partition("@")[0]}, wanted.repo)
+            folder = resolve(reference, name, only_configuration=True)[0]
         licenses[name] = read_license(folder)
     with hub_errors(wanted.repo):
-        remote = retry(lambda: hub.look(target))
-    there = Card.read(remote.card, _THERE) if remote.card else None
-    front = split_card(there.text, there.where)[0] if there else None
+        remote = retry(lambda: hub.look(wanted))
+    card = Card.read(remote.card, _REMOTE_CARD) if remote.card else None
+    front = split_card(card.text, card.where)[0] if card else None
     license = choose_license(wanted.license, licenses, front)
     hub.check_card(f"---\n{dump(license)}---\n")
 
 
-@dataclass(frozen=True)
-class _Packing:
-    """Makes what is sent, given what is there."""
+def _prepare(
+    result: MergeResult, wanted: Push, parents: str | Path | None
+) -> tuple[Push, dict[str, Path]]:
+    """Check run and account; return the options with a message, and the trained parents' folders.
 
-    result: MergeResult
-    target: Target
-    license: str | None
-    with_nodes: bool
-    parents: Mapping[str, Path]
-    overwrite_card: bool
-
-    def files(self, remote: Remote) -> dict[str, Path | bytes]:
-        """Return the files to send, once everything in them has been checked."""
-        there = self._card_there(remote)
-        here = None if self.overwrite_card else card_there(self.result)
-        files = portable_files(
-            self.result,
-            self.target.repository,
-            self.choose_license(remote),
-            self.with_nodes,
-            self.target.branch or "",
-            self.parents,
+    Raises:
+        RunError: trained parents are missing, or were changed since the merge.
+    """
+    on_hub = {parent.name: parent.hub for parent in result.record.parents if parent.hub}
+    _check_not_a_parent(on_hub, wanted.repo)
+    check_unchanged(result)
+    wanted = wanted.model_copy(update={"message": wanted.message or _title(result.record)})
+    hub.check_account(wanted)
+    if not wanted.with_parents:
+        return wanted, {}
+    folder = Path(parents) if parents is not None else None
+    found, missing = trained_parents(result, folder)
+    if missing:
+        raise RunError(
+            "parents that were trained for the run are missing, or were changed since",
+            where=str(folder or result.folder / "parents"),
+            expected="each one, so that others can verify the merge",
+            got=f"no {', '.join(missing)}",
+            hint=(
+                "give their folder with --parents DIR; or push with --without-parents, and nobody"
+                " else can verify the merge"
+            ),
         )
-        check_no_private_paths(
-            {**files, "the commit's message": self.target.message.encode()},
-            local_paths(self.result.folder),
-            hub.get_token(),
-        )
-        card = files[CARD]
-        assert isinstance(card, bytes)
-        text = update_card(card.decode(), [old for old in (there, here) if old])
-        # what others wrote there may name paths
-        check_no_tokens({CARD: text.encode()}, hub.get_token())
-        hub.check_card(text)
-        files[CARD] = text.encode()
-        return files
-
-    def choose_license(self, remote: Remote) -> dict[str, Any]:
-        """Return the license: what is asked for, what this very merge is under, or what the parents
-        agree on."""
-        there, known = self._card_there(remote), self.result.record
-        was = next(
-            filter(None, (_license(record, known) for record in (known, _record(remote)))), None
-        )
-        if self.license is None and was is not None:
-            return was
-        licenses = {parent.name: license_of(parent.license_fields) for parent in known.parents}
-        return choose_license(
-            self.license, licenses, split_card(there.text, there.where)[0] if there else None
-        )
-
-    def _card_there(self, remote: Remote) -> Card | None:
-        if remote.card is None or self.overwrite_card:
-            return None
-        return Card.read(remote.card, _THERE, _generated(remote))
+    return wanted, found
 
 
-def _record(remote: Remote) -> RunRecord | None:
-    """Return the record of the merge that was pushed there before, or None."""
+def _files(
+    result: MergeResult, wanted: Push, trained: Mapping[str, Path], remote: Remote
+) -> dict[str, Path | bytes]:
+    """Return the files to send, given the state of the repository, after all checks of them.
+
+    Raises:
+        HubError: a file contains a local path or a token, or the card can't be used.
+    """
+    files = portable_files(
+        result,
+        wanted.repo,
+        _license(result.record, wanted, remote),
+        wanted.with_nodes,
+        wanted.branch or "",
+        trained,
+    )
+    token = hub.get_token()
+    checked = files | {"the commit's message": str(wanted.message).encode()}
+    check_no_private_paths(checked, local_paths(result.folder), token)
+    card = files[CARD]
+    assert isinstance(card, bytes)
+    here = None if wanted.overwrite_card else card_there(result)
+    edited = [old for old in (_remote_card(wanted, remote), here) if old]
+    text = update_card(card.decode(), edited)
+    # Text that was written by hand may name paths.
+    check_no_tokens({CARD: text.encode()}, token)
+    hub.check_card(text)
+    return files | {CARD: text.encode()}
+
+
+def _license(record: RunRecord, wanted: Push, remote: Remote) -> dict[str, Any]:
+    """Return the requested license, that of an earlier push, or the parents' common one."""
+    if wanted.license is None:
+        for known in (record, _remote_record(remote)):
+            is_same = known is not None and known.digests.file == record.digests.file
+            license = license_of(known.license or {}) if known and is_same else None
+            if license:
+                return license
+    card = _remote_card(wanted, remote)
+    front = split_card(card.text, card.where)[0] if card else None
+    licenses = {parent.name: license_of(parent.license_fields) for parent in record.parents}
+    return choose_license(wanted.license, licenses, front)
+
+
+def _remote_card(wanted: Push, remote: Remote) -> Card | None:
+    """Return the repository's card, with the front matter that it was generated with."""
+    if remote.card is None or wanted.overwrite_card:
+        return None
+    record, generated = _remote_record(remote), None
+    if record is not None:
+        with suppress(Exception):  # a stranger's record may hold anything
+            generated = split_card(render_card(MergeResult(record, Path())))[0]
+    return Card.read(remote.card, _REMOTE_CARD, generated)
+
+
+def _remote_record(remote: Remote) -> RunRecord | None:
+    """Return the record of an earlier push to the repository; None if there is none to be read."""
     try:
-        return RunRecord.from_dict(json.loads(remote.record or b"{}"))
-    except (ValueError, RecursionError):
+        return RunRecord.from_dict(json.loads(remote.record or b""))
+    except (ValueError, RecursionError):  # no record, or a stranger's file of this name
         return None
 
 
-def _license(record: RunRecord | None, known: RunRecord) -> dict[str, Any] | None:
-    """Return the license under which a merge was pushed, if the record is of this very one."""
-    is_same = record is not None and record.digests.file == known.digests.file
-    return license_of(record.license or {}) if record and is_same else None
-
-
-def _generated(remote: Remote) -> dict[str, Any] | None:
-    """Return the front matter that the card there was generated with, if a run's record lies beside
-    it."""
-    record = _record(remote)
-    try:
-        return split_card(render_card(MergeResult(record, Path())))[0] if record else None
-    except Exception:  # whatever someone else's record makes of our own code
-        return None
-
-
-def _refuse_parent(parents: Mapping[str, str], repository: str) -> None:
+def _check_not_a_parent(parents: Mapping[str, str], repository: str) -> None:
     for name, parent in parents.items():
         if parent.lower() == repository.lower():
             raise HubError(
-                f"that is the parent {name}",
+                f"this repository is the parent {name}",
                 expected="a repository of the merge's own",
                 got=repository,
-                hint="another ORG/NAME",
+                hint="use another ORG/NAME",
             )
 
 
-def _prepare(
-    run: str | Path | MergeResult,
-    repository: str,
-    *,
-    private: bool = False,
-    create_pr: bool = False,
-    branch: str | None = None,
-    message: str | None = None,
-    license: str | None = None,
-    with_nodes: bool = False,
-    with_parents: bool = True,
-    parents: str | Path | None = None,
-    overwrite_card: bool = False,
-) -> _Packing:
-    """See who pushes what, and where to."""
-    result = run if isinstance(run, MergeResult) else MergeResult.load(run)
-    _refuse_parent({p.name: p.hub for p in result.record.parents if p.hub}, repository)
-    check_unchanged(result)
-    target = Target(repository, private, branch, create_pr, message or _title(result))
-    hub.check_account(target)
-    trained = (
-        _trained(result, Path(parents) if parents is not None else None) if with_parents else {}
-    )
-    return _Packing(result, target, license, with_nodes, trained, overwrite_card)
-
-
-def _trained(result: MergeResult, elsewhere: Path | None) -> dict[str, Path]:
-    """Return the folders of the parents that were trained for the run.
-
-    Raises:
-        RunError: some are lost.
-    """
-    found, lost = trained_parents(result, elsewhere)
-    if lost:
-        raise RunError(
-            "parents that were trained for the run are not there as they were merged",
-            where=str(elsewhere or result.folder / "parents"),
-            expected="each, for others to verify the merge by",
-            got=f"no {', '.join(lost)}",
-            hint=(
-                "--parents DIR says where they lie; --without-parents pushes what nobody else can"
-                " verify"
-            ),
-        )
-    return found
-
-
-def _title(result: MergeResult) -> str:
-    names = ", ".join(parent.name for parent in result.record.parents)
-    return f"Merge of {names}"[:80] + f" ({result.record.digests.weights[:12]}) by mega_hf"
-
-
-def _size(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
+def _title(record: RunRecord) -> str:
+    names = ", ".join(parent.name for parent in record.parents)
+    return f"Merge of {names}"[:80] + f" ({record.digests.weights[:12]}) by mega_hf"

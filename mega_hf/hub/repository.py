@@ -1,4 +1,4 @@
-"""Push and pull: the only code that writes to the network."""
+"""Read and write repositories on the Hub: the only code that writes to the network."""
 
 from __future__ import annotations
 
@@ -28,105 +28,103 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from mega_hf.errors import HubError
+from mega_hf.recipe.schema import Push
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.runtime.files import file_digest
 from mega_hf.runtime.hub_client import hub_errors, retry
 
-# What would be loaded in the place of, or beside, what is pushed.
+# Files that would be loaded instead of, or beside, the pushed model.
 _STALE = (
     "model*.safetensors",
     "*.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
 )
-AGAIN = "; nothing is lost: the same push goes on from there"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a push goes."""
-
-    repository: str
-    private: bool = False
-    branch: str | None = None
-    create_pr: bool = False
-    message: str = "Merge by mega_hf"
+AGAIN = "; nothing is lost: run the same push to resume"
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What is in a repository before a push."""
+    """The content of a repository before a push."""
 
-    revision: str  # the branch, or the pull request, that the commit goes to
-    commit: str | None  # its head; None if the repository, or the branch, is still to be made
+    revision: str  # the branch or the pull request of the commit
+    commit: str | None  # its head; None if the repository or the branch does not exist
     exists: bool
     card: bytes | None = None  # README.md
-    record: bytes | None = None  # result.json, if a merge was pushed there before
+    record: bytes | None = None  # result.json of an earlier push
     paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push left; `str` is a sentence."""
+    """The outcome of a push; `str` is a sentence."""
 
     url: str
     commit: str
     files: int
-    is_new: bool  # False: everything was there already
-    removed: tuple[str, ...] = ()  # what an earlier push had left there
+    is_new: bool  # False: the repository had all files already
+    removed: tuple[str, ...] = ()  # files of an earlier push
 
     def __str__(self) -> str:
         if not self.is_new:
             return f"{self.url} holds all {self.files} files already (commit {self.commit[:12]})"
-        gone = f"; removed there: {', '.join(self.removed)}" if self.removed else ""
+        removed = f"; removed: {', '.join(self.removed)}" if self.removed else ""
         return (
             f"{self.url} (commit {self.commit[:12]}, {self.files} files, their SHA-256"
-            f" compared{gone})"
+            f" compared{removed})"
         )
 
 
 def check_name(repository: str) -> None:
-    """Raise HubError unless this can be a repository's name."""
+    """Raise HubError if this can't be the name of a repository."""
     with hub_errors(repository):
         validate_repo_id(repository)
     if "/" not in repository:
         raise HubError(
-            "not a repository's name", expected="ORG/NAME", got=repository, hint="e.g. me/merged"
+            "not a repository's name",
+            expected="ORG/NAME",
+            got=repository,
+            hint="use e.g. me/merged",
         )
 
 
-def check_account(target: Target) -> str:
-    """Return the name of who is logged in, if the target can be theirs to write.
+def check_account(wanted: Push) -> str:
+    """Return the name of the account, after checking that it may write to the repository.
 
     Raises:
-        HubError: nobody is logged in, the token is not valid, or the name is no repository's.
+        HubError: nobody is logged in, the token is invalid or read-only, or the account may
+            not write there.
     """
-    check_name(target.repository)
+    check_name(wanted.repo)
     if get_token() is None:
         raise HubError(
             "nobody is logged in",
             expected="a token with the right to write",
             got="none",
-            hint="hf auth login, or the environment's HF_TOKEN",
+            hint="run hf auth login, or set HF_TOKEN",
         )
-    with hub_errors(target.repository, then=AGAIN):
+    with hub_errors(wanted.repo, then=AGAIN):
         account = retry(lambda: _api().whoami())
-    owner, name = target.repository.split("/")[0], str(account["name"])
+    owner, name = wanted.repo.split("/")[0], str(account["name"])
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
             f"the token of {name} may only read",
             expected="a token with the right to write",
             got="role: read",
-            hint="another one: hf auth login, or HF_TOKEN",
+            hint="use another token: run hf auth login, or set HF_TOKEN",
         )
     mine = [name, *(str(org.get("name")) for org in account.get("orgs", ()))]
-    is_known = "orgs" in account  # some tokens don't tell
-    if not target.create_pr and is_known and owner.lower() not in [one.lower() for one in mine]:
+    is_known = "orgs" in account  # some tokens don't list them
+    if (
+        not wanted.create_pr
+        and is_known
+        and owner.lower() not in [account.lower() for account in mine]
+    ):
         raise HubError(
             f"{name} may not write there",
             expected=f"a repository of {' or '.join(mine)}",
-            got=target.repository,
-            hint="another name, or --create-pr to propose it to its owner",
+            got=wanted.repo,
+            hint="use another name, or --create-pr to propose the merge to the owner",
         )
     return name
 
@@ -157,28 +155,28 @@ def check_card(text: str) -> None:
         retry(ask)
 
 
-def look(target: Target) -> Remote:
-    """Return what is in the repository now."""
-    api, repository = _api(), target.repository
-    revision = target.branch or "main"
+def look(wanted: Push) -> Remote:
+    """Return the current content of the repository."""
+    api, repository = _api(), wanted.repo
+    revision = wanted.branch or "main"
     try:
         info = api.model_info(repository)
     except RepositoryNotFoundError:
         return Remote(revision, None, exists=False)
-    if target.private and not info.private:
+    if wanted.private and not info.private:
         raise HubError(
             "the repository is public",
-            expected="a private one, as --private says",
+            expected="a private repository, because of --private",
             got=repository,
-            hint="make it private on its page, or push without --private, or to another name",
+            hint="make it private on its page, push without --private, or use another name",
         )
-    if target.create_pr:
-        revision = _open_pull_request(api, target) or revision
+    if wanted.create_pr:
+        revision = _open_pull_request(api, wanted) or revision
     is_new = False
     try:
         info = api.model_info(repository, revision=revision)
     except RevisionNotFoundError:
-        is_new = True  # it will begin with what main holds
+        is_new = True  # the branch will start from main
     paths = tuple(sibling.rfilename for sibling in info.siblings or ())
     card, record = (
         _read(repository, name, str(info.sha)) if name in paths else None
@@ -194,79 +192,77 @@ def _read(repository: str, name: str, commit: str) -> bytes:
 
 @contextmanager
 def _downloaded(repository: str, name: str, commit: str) -> Iterator[Path]:
-    """Fetch one file, past every cache."""
+    """Download one file, without any cache."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(hf_hub_download(repository, name, revision=commit, local_dir=folder))
 
 
-def _open_pull_request(api: HfApi, target: Target) -> str | None:
-    """Return the reference of the pull request that an earlier attempt made, so that none is made
-    twice."""
+def _open_pull_request(api: HfApi, wanted: Push) -> str | None:
+    """Return the reference of an earlier attempt's pull request, if there is one."""
     mine = api.get_repo_discussions(
-        target.repository, author=api.whoami()["name"], discussion_type="pull_request"
+        wanted.repo, author=api.whoami()["name"], discussion_type="pull_request"
     )
-    is_auto = ("open", "draft")
+    unmerged = ("open", "draft")
     return next(
-        (f"refs/pr/{o.num}" for o in mine if o.title == target.message and o.status in is_auto),
+        (f"refs/pr/{o.num}" for o in mine if o.title == wanted.message and o.status in unmerged),
         None,
     )
 
 
 def send(
-    target: Target, make: Callable[[Remote], Mapping[str, Path | bytes]], description: str = ""
+    wanted: Push, make: Callable[[Remote], Mapping[str, Path | bytes]], description: str = ""
 ) -> Pushed:
-    """Bring a repository to hold some files, in one commit; the repository is made if it isn't
-    there.
+    """Commit files to a repository, which is created if it does not exist.
 
-    Everything is tried again, with back-off, while the Hub is busy or can't be reached; what was
-    uploaded is not sent twice.
+    While the Hub is busy or can't be reached, everything is tried again, with back-off. No uploaded
+    file is sent twice.
 
     Args:
-        target: where to.
-        make: the files, given what is there; it raises what must stop the push, before anything is
-            sent.
+        wanted: the repository, and how to push.
+        make: returns the files, given the repository's content. It raises whatever must stop the
+            push, before anything is sent.
         description: the commit's second paragraph.
 
     Raises:
-        HubError: the Hub refused, or did not answer for good, or holds other bytes than were sent.
+        HubError: the Hub refused the push, gave no answer, or holds other bytes than were sent.
     """
 
     def attempt() -> Pushed:
-        """Bring it there, or fail in a way that may pass."""
-        remote = look(target)
+        """Try once."""
+        remote = look(wanted)
         files = make(remote)
         if remote.commit is None:
-            _create(target, remote)
-            remote = look(target)
+            _create(wanted, remote)
+            remote = look(wanted)
             files = make(remote)
-        return _commit(target, remote, files, description)
+        return _commit(wanted, remote, files, description)
 
-    with hub_errors(target.repository, then=AGAIN):
+    with hub_errors(wanted.repo, then=AGAIN):
         return retry(attempt)
 
 
-def _create(target: Target, remote: Remote) -> None:
-    """Make what is missing of a repository and its branch."""
+def _create(wanted: Push, remote: Remote) -> None:
+    """Create the repository and the branch, whichever is missing."""
     api = _api()
-    api.create_repo(target.repository, private=target.private or None, exist_ok=True)
+    api.create_repo(wanted.repo, private=wanted.private or None, exist_ok=True)
     if remote.revision != "main":
-        api.create_branch(target.repository, branch=remote.revision, exist_ok=True)
+        api.create_branch(wanted.repo, branch=remote.revision, exist_ok=True)
 
 
 def _commit(
-    target: Target, remote: Remote, files: Mapping[str, Path | bytes], description: str
+    wanted: Push, remote: Remote, files: Mapping[str, Path | bytes], description: str
 ) -> Pushed:
-    api, repository = _api(), target.repository
+    api, repository = _api(), wanted.repo
     is_update = remote.revision.startswith("refs/pr/")
     stale = stale_paths(remote, files)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     made = api.create_commit(
         repository,
         [*operations, *(CommitOperationDelete(path) for path in stale)],
-        commit_message=target.message,
+        commit_message=wanted.message or "Merge by mega_hf",
         commit_description=description,
         revision=remote.revision,
-        create_pr=target.create_pr and not is_update,
+        create_pr=wanted.create_pr and not is_update,
         parent_commit=remote.commit,
     )
     revision = made.pr_revision or (remote.revision if is_update else None)
@@ -278,8 +274,7 @@ def _commit(
 
 
 def stale_paths(remote: Remote, files: Mapping[str, Path | bytes]) -> list[str]:
-    """Return what a push removes: what would be loaded in its place, and what an earlier push
-    left."""
+    """Return the files that a push removes: stale models, and remains of an earlier push."""
 
     def is_stale(path: str) -> bool:
         left = remote.record is not None and (
@@ -291,13 +286,16 @@ def stale_paths(remote: Remote, files: Mapping[str, Path | bytes]) -> list[str]:
 
 
 def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path | bytes]) -> None:
-    """Raise HubError unless the Hub holds what was sent: large files by the digest it gives, others
-    downloaded."""
-    there = {
-        one.path: one for one in api.list_repo_tree(repository, revision=commit, recursive=True)
+    """Raise HubError unless the Hub holds the bytes that were sent.
+
+    Large files are compared by the digest that the Hub gives; others are downloaded.
+    """
+    remote = {
+        entry.path: entry
+        for entry in api.list_repo_tree(repository, revision=commit, recursive=True)
     }
     for name, content in files.items():
-        entry = there.get(name)
+        entry = remote.get(name)
         found = entry.lfs.sha256 if isinstance(entry, RepoFile) and entry.lfs else None
         if entry is not None and found is None:
             with _downloaded(repository, name, commit) as file:
@@ -315,14 +313,20 @@ def _compare(api: HfApi, repository: str, commit: str, files: Mapping[str, Path 
 def fetch(
     repository: str, revision: str | None, names: Iterable[str], afresh: bool = False
 ) -> tuple[Path, str]:
-    """Download files of a repository, or take them from the cache; return the folder that they are
-    in, and the commit.
+    """Download files of a repository, or take them from the cache.
 
-    With `afresh` the cache is not trusted.
+    Args:
+        repository: ORG/NAME.
+        revision: a branch, tag or commit; None for main.
+        names: the files to download.
+        afresh: download cached files again.
+
+    Returns:
+        the folder that holds the files, and the commit.
 
     Raises:
-        HubError: it doesn't exist, is not ours to read, or there is no network and nothing in the
-            cache.
+        HubError: the repository does not exist, can't be read, or is not in the cache while
+            there is no network.
     """
     with hub_errors(repository, revision or ""):
         wanted = list(names)
@@ -332,13 +336,13 @@ def fetch(
             )
         )
         if not any((folder / name).is_file() for name in wanted):
-            # else a cache without a network speaks for the Hub
+            # an empty cache without a network must not pass for an empty repository
             _api().model_info(repository, revision=revision)
     return folder, folder.name
 
 
 def list_files(repository: str, commit: str) -> list[str]:
-    """Return the paths of all files of a repository; none where only the cache can be asked."""
+    """Return the paths of all files of a repository; none if the Hub can't be reached."""
     try:
         with hub_errors(repository):
             return _api().list_repo_files(repository, revision=commit)

@@ -53,10 +53,23 @@ class Push(Strict):
 
     repo: str = Field(min_length=1, description="Model repository, `ORG/NAME`; created if missing.")
     private: bool = Field(default=False, description="Create a private repository.")
+    create_pr: bool = Field(default=False, description="Open a pull request instead of committing.")
     branch: str | None = Field(default=None, description="Branch to push to. `null`: `main`.")
+    message: str | None = Field(
+        default=None, description="First line of the commit message. `null`: the parents' names."
+    )
     license: str | None = Field(
         default=None,
         description="License identifier for the card. `null`: the license that all parents have.",
+    )
+    with_nodes: bool = Field(default=False, description="Push a tree's intermediate models too.")
+    with_parents: bool = Field(
+        default=True,
+        description="Push the parents that were trained for the run. Nobody can verify the merge"
+        " without them.",
+    )
+    overwrite_card: bool = Field(
+        default=False, description="Replace the card in the repository, own text included."
     )
 
 

@@ -82,11 +82,11 @@ def test_a_dry_run_says_all_and_sends_nothing(run: Commands, hub: Hub, name: str
     assert answer.code == 0, answer.err
     for part in (
         name,
-        "would be made",
+        "would be created",
         "model.safetensors",
         "README.md",
         "license mit",
-        "Nothing was sent",
+        "Nothing was pushed",
     ):
         assert part in answer.out
     written = [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
