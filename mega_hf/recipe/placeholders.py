@@ -20,8 +20,12 @@ class LocalPlaceholder(Strict):
     A copy of a run has it in place of each local path, so that no path of a machine is published.
     """
 
-    local: str
-    sha256: str | dict[str, str] | None = None  # of a data set: one digest a split
+    local: str = Field(description="Name of the file or folder where the recipe was run.")
+    sha256: str | dict[str, str] | None = Field(
+        default=None,
+        description="Digest of the model; for a data set a mapping, split to digest of its rows."
+        " Another content at the given path is a warning.",
+    )
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
