@@ -18,7 +18,7 @@ def map_files(files: Sequence[Path]) -> StateDict:
 
 
 def is_mapped(mapped: StateDict, state: StateDict) -> bool:
-    """Return whether a mapped state dict is another one, bit for bit.
+    """Return whether a mapped state dict equals another one, bit for bit.
 
     Libraries may give tensors other names, or other values, than those in the files.
     """
