@@ -154,7 +154,7 @@ def print_estimate(args: argparse.Namespace, recipe: Recipe, out: Path, runs: in
 
     kept = None if args.overwrite and args.parents is None else args.parents or out / "parents"
     ranking = RunFolder(out).ranking(recipe) if args.only and not args.overwrite else None
-    with recipe.document.placing():
+    with recipe.document.locating_errors():
         cost = estimate(recipe, args.num_processes or 1, args.only, kept, args.update, ranking)
     print_answer(replace(cost, runs=runs))
     if recipe.push and args.only is None:

@@ -1,1 +1,5 @@
-"""What to do: the recipe's schema, YAML with line numbers, and the tree of merges."""
+"""The recipe: its schema, YAML with line numbers, errors, and the tree of merges.
+
+`schema.Recipe` is the whole recipe, and each of its blocks has a file. `reference` generates
+docs/recipe.md from them.
+"""

@@ -47,7 +47,7 @@ class Document:
         return Origin("", Path.cwd())
 
     @contextmanager
-    def placing(self) -> Iterator[None]:
+    def locating_errors(self) -> Iterator[None]:
         """Add file and line to DataErrors, which are raised long after the recipe was read."""
         try:
             yield

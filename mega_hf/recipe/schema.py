@@ -294,8 +294,7 @@ class Recipe(Strict):
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
 
     def all_nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
-        """Return `nodes`, what the final one is held against, and the second look between them, if
-        there is one."""
+        """Return `nodes`, the baselines, and the held-out selection if there is one."""
         nodes, has_second_look = self.nodes(ranking), self.data.second_look > 0
         baselines = baseline_nodes(nodes, self.baselines, has_second_look)
         last = {SECOND_LOOK: second_look(nodes, baselines)} if has_second_look else {}

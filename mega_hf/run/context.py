@@ -209,7 +209,7 @@ def open_run(recipe: Recipe, folder: RunFolder, options: RunOptions) -> Iterator
         ExitStack() as locks,
         _out_of_space_errors(folder.path),
         keep_freed_memory(),
-        recipe.document.placing(),
+        recipe.document.locating_errors(),
     ):
         progress = Progress(options.progress and processes.is_main)
         yield RunContext(folder, processes, progress, parents, locks, options)

@@ -1,5 +1,4 @@
-"""Recipes with any value, key or byte changed: a recipe that can be run, or an error with a
-remedy."""
+"""Recipes with any value, key or byte changed give a valid recipe or a RecipeError."""
 
 from __future__ import annotations
 

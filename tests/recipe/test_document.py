@@ -1,4 +1,4 @@
-"""YAML that remembers its lines: what is read, what is refused, and what an override changes."""
+"""Reading YAML with line numbers: values, errors and overrides."""
 
 import contextlib
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_every_entry_knows_its_line(tmp_path):
         ("a: 1\nb: !!python/name:os.system\n", 2, "invalid YAML"),
     ],
 )
-def test_a_bad_file_is_refused_at_its_line(tmp_path, text, line, message):
+def test_a_bad_file_is_an_error_at_its_line(tmp_path, text, line, message):
     with pytest.raises(RecipeError) as caught:
         _read(tmp_path, text)
     assert f"{tmp_path / 'r.yaml'}:{line}:" in str(caught.value)
@@ -110,7 +110,7 @@ def test_the_first_of_two_keys_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "5\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text):
     with pytest.raises(RecipeError, match="YAML mapping"):
         _read(tmp_path, text)
 
@@ -137,7 +137,7 @@ def test_only_scalars_of_json_are_accepted(value, tmp_path):
         _read(tmp_path, f"a: 1\nb: {value}\n")
 
 
-def test_missing_unreadable_and_binary_files_are_refused(tmp_path):
+def test_missing_unreadable_and_binary_files_are_errors(tmp_path):
     with pytest.raises(RecipeError, match="no such recipe"):
         read(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="can't be read"):
@@ -150,7 +150,7 @@ def test_missing_unreadable_and_binary_files_are_refused(tmp_path):
 @given(st.text(max_size=60))
 @settings(max_examples=150, deadline=None)
 def test_any_text_gives_a_tree_or_a_recipe_error(text):
-    """Whatever a user writes, no traceback of the YAML library's."""
+    """No text gives a traceback of the YAML library."""
     try:
         parse(text, "r.yaml", Path("/"), top="")
     except RecipeError as error:
@@ -199,12 +199,12 @@ def test_a_replaced_mapping_forgets_the_lines_of_its_entries():
 
 
 @pytest.mark.parametrize("assignment", ["a", "=5", ".a=5", "a.=5", "a..b=5", ""])
-def test_what_is_no_assignment_is_refused(assignment):
+def test_what_is_no_assignment_is_an_error(assignment):
     with pytest.raises(RecipeError, match=r"KEY\.KEY=VALUE"):
         _document().override(assignment)
 
 
 @pytest.mark.parametrize("assignment", ["a.b=[1", "a.b={x: 1, x: 2}", "a.b=*x"])
-def test_an_overrides_bad_value_is_refused_by_its_name(assignment):
+def test_an_overrides_bad_value_is_an_error_by_its_name(assignment):
     with pytest.raises(RecipeError, match=r"--set a\.b"):
         _document().override(assignment)

@@ -1,4 +1,4 @@
-"""Recipes that can't be right: every error names file and line, expected, got and hint."""
+"""Errors in recipes: each has file and line, expected, got and hint."""
 
 import re
 
@@ -14,14 +14,14 @@ def folder(tmp_path):
     return make_sources(tmp_path)
 
 
-def _refused(folder, text, overrides=()):
+def _error_of(folder, text, overrides=()):
     with pytest.raises(RecipeError) as caught:
         load(folder, text, overrides)
     return str(caught.value)
 
 
 def _lines(message):
-    """The lines of the recipe that a message points at."""
+    """Return the lines of the recipe that a message names."""
     return [int(n) for n in re.findall(r"r\.yaml:(\d+): ", message)]
 
 
@@ -143,13 +143,13 @@ def _lines(message):
 )
 def test_an_error_names_its_line_and_what_is_wrong(folder, old, new, line, words):
     assert old in BASE
-    message = _refused(folder, BASE.replace(old, new, 1))
+    message = _error_of(folder, BASE.replace(old, new, 1))
     assert line in _lines(message), message
     assert all(word in message for word in words), message
 
 
 def test_a_missing_train_block_is_missed_at_a_line(folder):
-    message = _refused(folder, BASE.replace("a: ./a", "a: {train: {seed: 44}}"))
+    message = _error_of(folder, BASE.replace("a: ./a", "a: {train: {seed: 44}}"))
     assert "train block" in message
     assert "add train: {arch: ...}" in message
     assert _lines(message), message
@@ -158,7 +158,7 @@ def test_a_missing_train_block_is_missed_at_a_line(folder):
 @pytest.mark.parametrize("key", ["name", "data", "parents"])
 def test_a_missing_block_is_missed_at_a_line(folder, key):
     tree = {k: v for k, v in yaml.safe_load(BASE).items() if k != key}
-    message = _refused(folder, yaml.safe_dump(tree))
+    message = _error_of(folder, yaml.safe_dump(tree))
     assert f"{key}: missing" in message
     assert _lines(message), message
 
@@ -168,7 +168,7 @@ def test_the_same_seed_twice_is_the_same_parent_twice(folder):
         BASE.replace("./a", "{train: {seed: 4}}").replace("./b", "{train: {seed: 4}}")
         + "train: {arch: x}\n"
     )
-    message = _refused(folder, text)
+    message = _error_of(folder, text)
     assert _lines(message) == [7]
     assert "another model than a" in message
 
@@ -178,7 +178,7 @@ def test_a_population_too_small_for_its_parents(folder):
     text = BASE.replace("b: ./b", "b: ./b\n  c: ./c").replace(
         "population_size: 6", "population_size: 2"
     )
-    message = _refused(folder, text)
+    message = _error_of(folder, text)
     assert _lines(message) == [10]
     assert "at least 3" in message
     assert "include_parents: false" in message
@@ -186,36 +186,36 @@ def test_a_population_too_small_for_its_parents(folder):
 
 
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "model.pth", "model.pt", "model.ckpt"])
-def test_a_pickle_is_refused_before_anything_is_loaded(folder, pickle):
+def test_a_pickle_is_an_error_before_anything_is_loaded(folder, pickle):
     make_parent(folder / "p", pickle)
-    message = _refused(folder, BASE.replace("./b", "./p"))
+    message = _error_of(folder, BASE.replace("./b", "./p"))
     assert _lines(message) == [7]
     assert f"only {pickle}" in message
     assert "convert" in message
 
 
-def test_a_folder_without_a_config_or_weights_is_refused(folder):
+def test_a_folder_without_a_config_or_weights_is_an_error(folder):
     (folder / "bare").mkdir()
-    assert "no config.json" in _refused(folder, BASE.replace("./b", "./bare"))
+    assert "no config.json" in _error_of(folder, BASE.replace("./b", "./bare"))
     (folder / "bare" / "config.json").write_text("{}")
-    assert "no safetensors" in _refused(folder, BASE.replace("./b", "./bare"))
+    assert "no safetensors" in _error_of(folder, BASE.replace("./b", "./bare"))
 
 
 def test_several_errors_are_shown_together_each_at_its_line(folder):
     text = BASE.replace("path: ", "pth: ").replace("generations: 3", "generations: 0")
-    message = _refused(folder, text.replace("rate: 0.1", "rate: 2").replace("test", "5", 1))
+    message = _error_of(folder, text.replace("rate: 0.1", "rate: 2").replace("test", "5", 1))
     assert sorted(_lines(message)) == [1, 3, 10, 13]
     assert message.startswith("4 problems")
 
 
 def test_several_missing_files_are_shown_together(folder):
     assert sorted(
-        _lines(_refused(folder, BASE.replace("./a", "./x").replace("./data", "./y")))
+        _lines(_error_of(folder, BASE.replace("./a", "./x").replace("./data", "./y")))
     ) == [3, 6]
 
 
 def test_the_reference_variant_drops_no_unknown_key_in_silence(folder):
-    message = _refused(folder, BASE + "  variant: reference\n  founders: {include_parent: true}\n")
+    message = _error_of(folder, BASE + "  variant: reference\n  founders: {include_parent: true}\n")
     assert "did you mean include_parents?" in message
 
 
@@ -235,5 +235,5 @@ def test_the_reference_variant_drops_no_unknown_key_in_silence(folder):
     ],
 )
 def test_a_bad_override_is_named(folder, override, words):
-    message = _refused(folder, BASE, [override])
+    message = _error_of(folder, BASE, [override])
     assert all(word in message for word in words), message

@@ -1,5 +1,4 @@
-"""Recipes that were run with local files elsewhere: read, compared, and run again once these are
-found."""
+"""Recipes with placeholders for local files: reading, comparing and rerunning them."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def portable() -> dict[str, Any]:
 KEYS = ["data.path", "parents.a", "parents.b.weights", "parents.d.train.from"]
 
 
-def test_such_a_recipe_is_read_and_written_as_it_is() -> None:
+def test_placeholders_are_written_as_they_were_read() -> None:
     recipe = Recipe.from_dict(portable())
     tree = recipe.to_dict()
     assert tree["data"]["path"] == portable()["data"]["path"]
@@ -99,14 +98,14 @@ def test_parents_may_be_called_as_a_placeholders_keys() -> None:
     assert placeholder_keys(Recipe.from_dict(tree).to_dict()) == [("data", "path")]
 
 
-def test_running_it_says_what_to_add() -> None:
+def test_the_error_has_the_options_to_add() -> None:
     with pytest.raises(RecipeError) as caught:
         check_no_placeholders(Recipe.from_dict(portable()).to_dict())
     for key in KEYS:
         assert f"--set {key}=PATH" in str(caught.value)
 
 
-def test_a_place_for_each_makes_it_the_same_again() -> None:
+def test_a_recipe_with_paths_for_its_placeholders_is_the_same() -> None:
     known = Recipe.from_dict(portable()).to_dict()
     found = copy.deepcopy(known)
     found["data"]["path"], found["parents"]["a"] = "/pictures", "/a"
@@ -122,7 +121,7 @@ def test_a_place_for_each_makes_it_the_same_again() -> None:
 
 
 @pytest.mark.parametrize("command", ["merge", "merge --dry-run", "train"])
-def test_every_command_says_so(command: str, data: Path, tmp_path: Path, mega) -> None:
+def test_every_command_needs_the_paths(command: str, data: Path, tmp_path: Path, mega) -> None:
     tree = trainings.tree(data, {"a": {"seed": 1}, "b": {"seed": 2}})
     tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
     file = tmp_path / "recipe.yaml"
@@ -134,7 +133,7 @@ def test_every_command_says_so(command: str, data: Path, tmp_path: Path, mega) -
     assert not (tmp_path / "out").exists()
 
 
-def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: Path, mega) -> None:
+def test_paths_are_given_on_the_command_line(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     tree = pair.recipe()
     tree["data"]["path"] = {"local": "tiny", "sha256": {"validation": SHA, "test": SHA}}
     tree["parents"]["a"] = {"local": "a", "sha256": SHA}
@@ -150,11 +149,10 @@ def test_placeholders_on_the_command_line_are_places(pair: tiny.Pair, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", [None, "parents.a", "data.path"])
-def test_what_is_given_is_compared_with_what_is_named(
+def test_other_content_than_the_digest_is_a_warning(
     wrong: str | None, copied: Path, pair: tiny.Pair, tmp_path: Path, mega, caplog
 ) -> None:
-    """A stranger who makes a merge again and takes another parent is told why the weights are
-    others."""
+    """A rerun with another parent warns that its weights will differ."""
     files = portable_files(MergeResult.load(copied), "me/x", {"license": "mit"})
     recipe = files["recipe.yaml"]
     assert isinstance(recipe, bytes)
@@ -177,10 +175,7 @@ def test_what_is_given_is_compared_with_what_is_named(
     )
 
 
-def test_parents_whose_names_hold_dots_are_given_again(
-    pair: tiny.Pair, tmp_path: Path, mega
-) -> None:
-    """As folders and repositories often are called."""
+def test_paths_for_parents_with_dots_in_their_names(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     tree = pair.recipe(
         parents={
             "res.v1": {"local": "res.v1", "sha256": SHA},

@@ -1,4 +1,4 @@
-"""Recipes: what is right comes back as it went in, with every default and path filled in."""
+"""Valid recipes: defaults, paths, overrides, and YAML that reads back to the same recipe."""
 
 from pathlib import Path
 
@@ -36,8 +36,7 @@ def folder(tmp_path):
 
 
 def make_sources(path):
-    """Put two parents and a data set into a folder: they look right from outside, and nothing is
-    loaded here."""
+    """Put two parents and a data set into a folder, just enough for checks that load nothing."""
     for name in ("a", "b"):
         make_parent(path / name)
     (path / "data").mkdir()
@@ -232,8 +231,7 @@ def test_any_number_comes_back_from_yaml(tmp_path_factory, rate, std, seed):
     ],
 )
 def test_text_that_looks_like_something_else_comes_back_as_text(tmp_path, text):
-    """A commit's short name may be 12e4567, which the reader takes for a number unless it is
-    quoted."""
+    """A commit may be called 12e4567, which is a number in YAML unless quoted."""
     _same_after_yaml(_anywhere(revision=text), tmp_path)
 
 

@@ -1,5 +1,4 @@
-"""Recipes that train their parents: the shared block and each parent's own, where training starts,
-and snapshots."""
+"""Recipes with trained parents: the shared train block, `from`, and snapshots."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from mega_hf.recipe.parents import Train
 from mega_hf.recipe.schema import Recipe
 from tests.recipe.test_schema import load, make_parent
-from tests.recipe.test_trees import inputs, lines, refused, same_after_yaml
+from tests.recipe.test_trees import error_of, inputs, lines, same_after_yaml
 
 TWO = """\
 name: test
@@ -23,12 +22,12 @@ SNAPSHOTS = TWO.replace("epochs: 8", "epochs: 8, checkpoints: 4")
 
 
 def own(text):
-    """The recipe in which parent b says this beside its seed."""
+    """Return a recipe whose parent b has these keys beside its seed."""
     return TWO.replace("{seed: 2}", f"{{seed: 2, {text}}}")
 
 
 def shared(text):
-    """The recipe in which the shared block says this, whatever it said of it before."""
+    """Return a recipe whose shared block has these keys."""
     kept = "epochs: 8, " if "epochs: 3" not in text and "epochs: 0" not in text else ""
     return TWO.replace("epochs: 8", kept + text)
 
@@ -66,8 +65,7 @@ def test_a_parent_has_its_own_settings_and_the_shared_ones_below(tmp_path, text,
 
 
 def test_a_mapping_is_a_parents_own_as_a_whole(tmp_path):
-    """Other than `mutation` in a node: half of another architecture's arguments would be no
-    architecture's."""
+    """Unlike `mutation`: half of another architecture's arguments would fit no architecture."""
     text = own("arch_args: {width: 3}, data_config: {}").replace(
         "arch: x", "arch: x, arch_args: {depth: 2}"
     )
@@ -166,7 +164,7 @@ def test_a_trunk_that_others_are_trained_from_need_not_be_in_a_node(tmp_path, tr
     assert inputs(load(tmp_path, text)) == {"a+b+trunk": ["a", "b", "trunk"]}, (
         "only nodes can leave it out"
     )
-    message = refused(tmp_path, f"{TWO}  trunk: {trunk}\n{NODE}")
+    message = error_of(tmp_path, f"{TWO}  trunk: {trunk}\n{NODE}")
     assert "trunk, in no node" in message
     assert lines(message) == [7]
 
@@ -193,21 +191,21 @@ def test_a_trunk_that_others_are_trained_from_need_not_be_in_a_node(tmp_path, tr
         ),
     ],
 )
-def test_a_start_that_is_none_is_refused_at_its_line(tmp_path, text, line, words):
-    message = refused(tmp_path, text)
+def test_a_start_that_is_unknown_is_an_error_at_its_line(tmp_path, text, line, words):
+    message = error_of(tmp_path, text)
     assert all(word in message for word in words), message
     assert lines(message) == [line], message
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "nobody"])
 def test_a_shared_start_that_is_none_is_said_once(tmp_path, source):
-    message = refused(tmp_path, TWO.replace("arch: x", f"arch: x, from: {source}"))
+    message = error_of(tmp_path, TWO.replace("arch: x", f"arch: x, from: {source}"))
     assert lines(message) == [3], message
     assert "train.from: " in message
 
 
 def test_a_cycle_is_said_of_a_parent_that_is_in_it(tmp_path):
-    message = refused(tmp_path, own("from: b").replace("seed: 1", "seed: 1, from: b"))
+    message = error_of(tmp_path, own("from: b").replace("seed: 1", "seed: 1, from: b"))
     assert lines(message) == [6], message
 
 
@@ -257,7 +255,7 @@ def test_one_parent_is_enough_where_its_snapshots_are_merged(tmp_path):
     recipe = load(tmp_path, text + "merges: {soup: {parents: [a@2, a@4, a]}}\n")
     assert recipe.usable == ["a", "a@2", "a@4", "a@6", "a@8"]
     assert inputs(recipe) == {"soup": ["a@2", "a@4", "a"]}
-    assert "two parents or more" in refused(tmp_path, text)
+    assert "two parents or more" in error_of(tmp_path, text)
 
 
 def test_pairs_and_a_joint_merge_leave_snapshots_out(tmp_path):
@@ -275,8 +273,8 @@ def test_pairs_and_a_joint_merge_leave_snapshots_out(tmp_path):
         (SNAPSHOTS.replace("{train: {seed: 1}}", "org/a"), "a@8", "one of a, b, b@2"),
     ],
 )
-def test_a_snapshot_that_is_not_kept_is_refused_at_its_line(tmp_path, text, name, known):
-    message = refused(tmp_path, f"{text}merges:\n  n: {{parents: [{name}, b]}}\n")
+def test_a_snapshot_that_is_not_kept_is_an_error_at_its_line(tmp_path, text, name, known):
+    message = error_of(tmp_path, f"{text}merges:\n  n: {{parents: [{name}, b]}}\n")
     assert lines(message) == [8]
     assert "merges.n.parents" in message and known in message
 
@@ -308,14 +306,14 @@ def test_a_mistake_is_said_once_where_it_stands(tmp_path, text, key, words):
         (shared(text), 3, f"train.{key}: "),
         (own(text), 6, f"parents.b.train.{key}: "),
     ):
-        message = refused(tmp_path, recipe)
+        message = error_of(tmp_path, recipe)
         assert lines(message) == [line], message
         assert f": {at}" in message and all(word in message for word in words), message
 
 
 def test_a_parents_own_setting_may_not_fit_the_shared_ones(tmp_path):
     for text in ("epochs: 2", "schedule: one-cycle"):
-        message = refused(tmp_path, own(text).replace("epochs: 8", "epochs: 8, warmup_epochs: 2"))
+        message = error_of(tmp_path, own(text).replace("epochs: 8", "epochs: 8, warmup_epochs: 2"))
         assert lines(message) == [6]
         assert "parents.b.train.warmup_epochs" in message
 
@@ -347,7 +345,7 @@ def test_a_parents_own_setting_may_not_fit_the_shared_ones(tmp_path):
 )
 def test_an_error_names_its_line_and_what_is_wrong(tmp_path, old, new, line, words):
     assert old in TWO
-    message = refused(tmp_path, TWO.replace(old, new, 1))
+    message = error_of(tmp_path, TWO.replace(old, new, 1))
     assert lines(message) == [line], message
     assert all(word in message for word in words), message
 

@@ -1,5 +1,4 @@
-"""The tree of merges, by names alone: known answers, and what holds for any number of names and any
-graph."""
+"""The tree of merges as names: known answers, and properties of any names and any graph."""
 
 import math
 import re
@@ -127,8 +126,7 @@ def test_long_names_are_shortened_and_stay_unique(count, length):
 
 @st.composite
 def _graphs(render_tree):
-    """Nodes in any written order, each of which merges earlier nodes and leaves, some of them
-    several times over."""
+    """Draw nodes in any order; each merges earlier nodes and leaves, some of them twice."""
     graph = {}
     for i in range(render_tree(st.integers(1, 8))):
         choices = [*graph, "p", "q", "r"]
@@ -225,9 +223,8 @@ def test_known_answers_below_a_node():
 # --- What is no tree
 
 
-def _refused(nodes, parents="abcde", usable="abcde"):
-    """Return (key, expected, got, hint) of what refuse_broken raises; fail if it raises
-    nothing."""
+def _error_of(nodes, parents="abcde", usable="abcde"):
+    """Return (key, expected, got, hint) of the error that check_tree raises."""
     with pytest.raises(KeyError) as caught:
         check_tree(nodes, list(parents), list(usable), KeyError)
     return caught.value.args
@@ -247,18 +244,18 @@ def _refused(nodes, parents="abcde", usable="abcde"):
         ({"e": ["a", "c"]}, ["merges", "e"], "e, which is a parent"),
     ],
 )
-def test_what_is_no_tree_is_refused_at_its_place(changed, key, got):
-    at, expected, found, hint = _refused({**NODES, **changed})
+def test_an_invalid_tree_is_an_error_with_its_key(changed, key, got):
+    at, expected, found, hint = _error_of({**NODES, **changed})
     assert (at, found) == (key, got)
     assert expected and hint
 
 
 def test_an_unknown_name_is_shown_all_that_could_be_meant():
-    assert _refused({**NODES, "ab": ["a", "z"]})[1] == "one of a, b, c, d, e, cd, top"
+    assert _error_of({**NODES, "ab": ["a", "z"]})[1] == "one of a, b, c, d, e, cd, top"
 
 
 def test_two_roots_are_shown_how_to_become_one():
-    hint = _refused({"ab": ["a", "b"], "cde": ["c", "d", "e"]})[3]
+    hint = _error_of({"ab": ["a", "b"], "cde": ["c", "d", "e"]})[3]
     assert "{parents: [ab, cde]}" in hint
 
 
@@ -270,7 +267,7 @@ def test_a_tree_is_left_alone():
 
 def test_a_parent_is_used_where_its_snapshot_is():
     check_tree({"soup": ["a@2", "a@4"]}, ["a"], ["a", "a@2", "a@4"], KeyError)
-    assert _refused({"soup": ["a@2", "a@4"]}, "ab", ["a", "b", "a@2", "a@4"])[2] == "b, in no node"
+    assert _error_of({"soup": ["a@2", "a@4"]}, "ab", ["a", "b", "a@2", "a@4"])[2] == "b, in no node"
 
 
 @given(_names(8))
@@ -289,7 +286,7 @@ def test_the_longest_names_are_shortened_too():
 
 
 def test_a_node_that_is_used_often_is_visited_once():
-    """Every path through this tree would take minutes to walk."""
+    """Walking every path through this tree would take minutes."""
     nodes = {f"n{i}": [f"n{i - 1}", f"n{i - 2}"] for i in range(2, 60)}
     assert leaves_of(nodes, "n59") == ["n1", "n0"]
     assert needed_for(nodes, "n59") == list(nodes)

@@ -1,5 +1,4 @@
-"""Recipes with several merges: who is merged with whom, what nodes inherit, and what is refused at
-which line."""
+"""Recipes with several merges: the tree, inherited settings, and errors with their lines."""
 
 import re
 
@@ -31,7 +30,7 @@ merges:
 NODES = PARENTS + MERGES
 
 
-def refused(folder, text, overrides=()):
+def error_of(folder, text, overrides=()):
     with pytest.raises(RecipeError) as caught:
         load(folder, text, overrides)
     message = str(caught.value)
@@ -40,7 +39,7 @@ def refused(folder, text, overrides=()):
 
 
 def lines(message):
-    """The lines of the recipe that a message points at, one for each finding."""
+    """Return the lines of the recipe that a message names, one for each error."""
     return [int(n) for n in re.findall(r"r\.yaml:(\d+): ", message)]
 
 
@@ -49,7 +48,7 @@ def inputs(recipe, ranking=None):
 
 
 def same_after_yaml(recipe, folder):
-    """Write a recipe and read it again: nothing may change. Return what was written, as a tree."""
+    """Write a recipe, read it again and check that it is the same; return the written tree."""
     (folder / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     again = Recipe.from_yaml(folder / "again.yaml")
     assert (again, again.sha256) == (recipe, recipe.sha256)
@@ -73,7 +72,7 @@ def same_after_yaml(recipe, folder):
         ),
     ],
 )
-def test_the_merges_are_those_asked_for_in_order(tmp_path, merges, expected):
+def test_merges_are_in_the_order_in_which_they_run(tmp_path, merges, expected):
     recipe = load(tmp_path, f"{PARENTS}merges: {merges}\n")
     assert inputs(recipe) == expected
     assert list(inputs(recipe)) == list(expected)
@@ -121,7 +120,7 @@ def test_the_merges_can_be_set_on_the_command_line(tmp_path):
 # --- What nodes inherit
 
 
-def test_a_node_that_says_nothing_has_the_shared_settings(tmp_path):
+def test_a_node_without_settings_has_the_shared_ones(tmp_path):
     for recipe in (load(tmp_path, text) for text in (PARENTS, PAIRS, NODES)):
         assert all(node.settings == recipe.to_dict()["merge"] for node in recipe.nodes().values())
 
@@ -218,7 +217,7 @@ def test_the_digest_depends_on_every_node(tmp_path, old):
     assert load(tmp_path, NODES.replace(old, swapped)).sha256 != recipe.sha256
 
 
-def test_recipes_that_pair_others_are_not_the_same(tmp_path):
+def test_the_digest_depends_on_the_order_of_the_parents(tmp_path):
     listed = load(tmp_path, PAIRS)
     swapped = load(tmp_path, PAIRS.replace("b: org/b, c: org/c", "c: org/c, b: org/b"))
     assert inputs(swapped) != inputs(listed)
@@ -248,7 +247,7 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
     same_after_yaml(Recipe.from_dict(tree), tmp_path_factory.getbasetemp())
 
 
-# --- What is refused, at its line
+# --- What is error_of, at its line
 
 
 @pytest.mark.parametrize(
@@ -327,14 +326,14 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
 )
 def test_an_error_names_the_node_and_its_line(tmp_path, old, new, line, words):
     assert old in NODES
-    message = refused(tmp_path, NODES.replace(old, new, 1))
+    message = error_of(tmp_path, NODES.replace(old, new, 1))
     assert lines(message) == [line], message
     assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("merges", ["both", "5", "[a, b]", "true", "", "{}"])
-def test_merges_that_are_neither_a_word_nor_nodes(tmp_path, merges):
-    message = refused(tmp_path, f"{PARENTS}merges: {merges}\n")
+def test_merges_of_a_wrong_type(tmp_path, merges):
+    message = error_of(tmp_path, f"{PARENTS}merges: {merges}\n")
     assert lines(message) == [8]
     assert "merges: invalid value" in message
     assert ("one entry or more" if merges == "{}" else "joint, pairwise, or nodes") in message
@@ -342,7 +341,7 @@ def test_merges_that_are_neither_a_word_nor_nodes(tmp_path, merges):
 
 def test_a_population_too_small_for_a_joint_merge_is_enough_for_pairs(tmp_path):
     text = PARENTS.replace("population_size: 6", "population_size: 2")
-    message = refused(tmp_path, text)
+    message = error_of(tmp_path, text)
     assert lines(message) == [5]
     assert "at least 4" in message and "include_parents: false" in message
     assert load(tmp_path, text + "merges: pairwise\n").merge.population_size == 2
@@ -362,7 +361,7 @@ def test_a_population_too_small_for_a_joint_merge_is_enough_for_pairs(tmp_path):
     ],
 )
 def test_pairs_alone_have_an_order_and_names_of_their_own(tmp_path, text, words):
-    message = refused(tmp_path, text)
+    message = error_of(tmp_path, text)
     assert lines(message) == [4]
     assert all(word in message for word in words), message
 
@@ -382,12 +381,12 @@ def test_pairs_alone_have_an_order_and_names_of_their_own(tmp_path, text, words)
     "text", [PARENTS, PAIRS, NODES, NODES.replace("[a, b]}", "[a, b], mutation: {rate: 0.3}}")]
 )
 def test_a_mistake_in_the_shared_block_is_said_once(tmp_path, text, old, new, line, key):
-    message = refused(tmp_path, text.replace(old, new))
+    message = error_of(tmp_path, text.replace(old, new))
     assert lines(message) == [line], message
     assert f"{key}: " in message
 
 
 def test_mistakes_of_the_shared_block_and_of_nodes_are_shown_together(tmp_path):
     text = NODES.replace("_size: 6", "_size: 1").replace("[a, b]}", "[a, b], seed: -1}")
-    message = refused(tmp_path, text.replace("[c, d]}", "[c, d], population_size: x}"))
+    message = error_of(tmp_path, text.replace("[c, d]}", "[c, d], population_size: x}"))
     assert sorted(lines(message)) == [5, 9, 10]
