@@ -92,7 +92,7 @@ def test_a_change_of_the_generated_text_stops_the_push(
 ) -> None:
     assert run("push", "run", name, *MIT).code == 0
     edit(hub, name, tmp_path, lambda card: card.replace("## Limits", "## Limits\n\n- Mine too."))
-    refused(run("push", "run", name, *MIT), "changed by hand", "--overwrite-card")
+    refused(run("push", "run", name, *MIT), "edited by hand", "--overwrite-card")
     assert "Mine too" in hub.repositories["models", name].files("main")["README.md"].decode()
     assert run("push", "run", name, *MIT, "--overwrite-card").code == 0
 

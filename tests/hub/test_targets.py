@@ -116,7 +116,7 @@ def test_a_branch_is_not_made_for_a_push_that_is_refused(
         )
     hub.add("models", name, tmp_path)
     for option in ([], ["--dry-run"]):
-        refused(run("push", "run", name, *MIT, "--branch", "exp", *option), "changed by hand")
+        refused(run("push", "run", name, *MIT, "--branch", "exp", *option), "edited by hand")
     assert "exp" not in repository.branches
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mega_hf.errors import HubError
-from mega_hf.report.card_edits import Card, has_own_words, seal, split_card, update_card
+from mega_hf.report.card_edits import _BEGIN, Card, has_own_words, seal, split_card, update_card
 
+BEGIN = _BEGIN.partition(",")[0]
 BODY = "# title\n\nIntro.\n\n## Use\n\n```\n## no heading\n```\n\n## Results\n\nNumbers {n}.\n"
 
 
@@ -34,21 +35,15 @@ def test_a_card_of_an_earlier_release_is_replaced_whole() -> None:
     assert "Gone" not in update(card(2), old)
 
 
-@pytest.mark.parametrize("place", ["below", "between", "above"])
-def test_a_section_of_ones_own_is_kept_wherever_it_stands(place: str) -> None:
+@pytest.mark.parametrize("place", ["below", "above"])
+def test_text_outside_of_the_generated_part_is_kept(place: str) -> None:
     mine = "## Mine\n\nKeep | this <b>text</b>.\n"
-    where = {
-        "below": card(1) + mine,
-        "between": card(1).replace("## Results", f"{mine}\n## Results"),
-    }
-    old = where.get(place) or card(1).replace(
-        "<!-- mega-hf writes", f"{mine}\n<!-- mega-hf writes", 1
-    )
-    text = update(card(2), old)
+    below, above = card(1) + mine, card(1).replace(BEGIN, f"{mine}\n{BEGIN}", 1)
+    text = update(card(2), below if place == "below" else above)
     assert text.count("Keep | this <b>text</b>.") == 1
-    assert "Numbers 2." in text and "Numbers 1." not in text
+    assert (text.index("Keep") > text.index("Numbers 2.")) == (place == "below")
     again = update(card(3), text)
-    assert again.count("Keep | this") == 1 and "Numbers 3." in again
+    assert again.count("Keep | this") == 1 and "Numbers 3." in again and "Numbers 2" not in again
 
 
 def test_a_card_by_hand_is_kept_below() -> None:
@@ -58,10 +53,16 @@ def test_a_card_by_hand_is_kept_below() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [("Numbers 1", "Numbers 99"), ("Intro.", "Intro, mine."), ("# title", "# mine")]
+    "change",
+    [
+        ("Numbers 1", "Numbers 99"),
+        ("Intro.", "Intro, mine."),
+        ("# title", "# mine"),
+        ("## Results", "## Mine\n\nKeep.\n\n## Results"),
+    ],
 )
-def test_a_change_of_what_was_generated_is_not_lost_in_silence(change: tuple[str, str]) -> None:
-    with pytest.raises(HubError, match="changed by hand") as caught:
+def test_an_edit_of_the_generated_part_is_an_error(change: tuple[str, str]) -> None:
+    with pytest.raises(HubError, match="edited by hand") as caught:
         update(card(2), card(1).replace(*change))
     assert "--overwrite-card" in str(caught.value)
 
@@ -84,10 +85,12 @@ def test_front_matter_keeps_what_nobody_generated() -> None:
     }
 
 
-def test_of_two_sections_of_one_name_the_first_cards_is_kept() -> None:
-    theirs, ours = card(1) + "## Mine\n\ntheirs\n", card(1) + "## Mine\n\nours\n\n## More\n\nmore\n"
+def test_of_two_cards_all_text_is_kept_and_none_twice() -> None:
+    theirs, ours = card(1) + "## Mine\n\nboth\n", card(1) + "## Mine\n\nours\n"
     text = update(card(2), theirs, ours)
-    assert ("theirs" in text, "ours" in text, "more" in text) == (True, False, True)
+    assert (text.count("both"), text.count("ours")) == (1, 1)
+    assert update(card(2), text, ours).count("ours") == 1
+    assert update(card(2), theirs, theirs).count("both") == 1
 
 
 def test_nothing_of_one_card_is_taken_for_a_double() -> None:
@@ -101,6 +104,22 @@ def test_front_matter_is_kept_letter_by_letter() -> None:
     text = update(card(2), card(1, f"license: mit\ntags: mine\n{kept}{more}".rstrip()))
     assert kept in text and more in text
     assert split_card(text)[0]["tags"] == ["merge", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("front", "kept"),
+    [
+        ("{license: mit, language: en}", {"language": "en"}),
+        ("license: &x mit\nmine: *x", {"mine": "mit"}),
+        ("license: mit\n7: one\nyes: two", {7: "one", True: "two"}),
+        ("license: mit\ntwice: 1\ntwice: 2", {"twice": 2}),
+    ],
+)
+def test_any_form_of_front_matter_is_kept(front: str, kept: dict[object, object]) -> None:
+    assert split_card(update(card(2), card(1, front)))[0] == kept | {
+        "license": "mit",
+        "tags": ["merge"],
+    }
 
 
 def test_a_mark_of_byte_order_hides_nothing() -> None:

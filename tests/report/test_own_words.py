@@ -38,7 +38,7 @@ def test_a_changed_generated_part_stops_the_card_but_not_the_run(
     changed = card.read_text().replace("## Limits", "## Limits\n\n- Mine.")
     card.write_text(changed)
     refused = mega("card", copied)
-    assert refused.code == 2 and "changed by hand" in refused.err
+    assert refused.code == 2 and "edited by hand" in refused.err
     assert card.read_text() == changed
     (copied / "result.json").unlink()
     answer = mega("merge", pair.write(tmp_path), "--out", copied, "--quiet")

@@ -114,7 +114,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: claim(f, "paired", "p", value=0.00001),
         "^result.json: changed.*the paired test's p",
     ),
-    "card": (_improve_card, "^README.md: a generated part of the card was changed"),
+    "card": (_improve_card, "^README.md: the generated part of the card was edited"),
     "another card": (_forge_card, "^README.md: changed.*generated part"),
     "nodes": (lambda f: claim(f, "nodes", 0, "name", value="b+a"), "^result.json: changed.*merges"),
 }
