@@ -54,7 +54,7 @@ def _tests(result: MergeResult) -> dict[str, int]:
     return {model.name: model.test.correct for model in result.report.models}
 
 
-def test_aligned_the_average_is_a_good_model_again(aligned: MergeResult) -> None:
+def test_aligning_makes_the_average_a_good_model(aligned: MergeResult) -> None:
     """By construction the middle of the two in one order is a good model, and without an order it
     is none."""
     found = _tests(aligned)
@@ -63,14 +63,14 @@ def test_aligned_the_average_is_a_good_model_again(aligned: MergeResult) -> None
 
 
 @pytest.mark.parametrize("encoding", ["direct", "mixing"])
-def test_by_activations(scattered: tiny.Pair, tmp_path: Path, encoding: str) -> None:
+def test_alignment_by_activations(scattered: tiny.Pair, tmp_path: Path, encoding: str) -> None:
     result = merge(recipe(scattered, "activations", encoding=encoding), tmp_path / "out")
     found = _tests(result)
     assert found["aligned_soup"] > found["uniform_soup"] + 10
     assert verify(tmp_path / "out", evaluate=3).digests["file"] == result.record.digests.file
 
 
-def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
+def test_permutations_are_journaled_before_their_use(
     aligned: MergeResult,
 ) -> None:
     kinds = [line["kind"] for line in journal(aligned.folder)]
@@ -83,7 +83,7 @@ def test_what_is_found_stands_in_the_journal_before_anything_that_depends_on_it(
     assert len(moved) == 6
 
 
-def test_baselines_are_aligned_as_the_merge_was_and_nothing_is_found_twice(
+def test_baselines_are_aligned_like_the_merge_without_new_permutations(
     scattered: tiny.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, find = [], Aligner.find
@@ -103,7 +103,7 @@ def test_baselines_are_aligned_as_the_merge_was_and_nothing_is_found_twice(
     assert verify(tmp_path / "out", evaluate=3).parents == 2
 
 
-def test_it_is_found_once(
+def test_permutations_are_found_once(
     aligned: MergeResult, scattered: tiny.Pair, tmp_path: Path, interrupt: Any, monkeypatch
 ) -> None:
     calls: Iterator[int] = interrupt(20)
@@ -117,16 +117,14 @@ def test_it_is_found_once(
     assert weights_of(result.folder) == weights_of(aligned.folder)
 
 
-def test_it_is_replayed_without_tracing(
-    aligned: MergeResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replay_needs_no_tracing(aligned: MergeResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "mega_hf.evaluation.aligner.find_symmetry", lambda *_, **__: pytest.fail("traced")
     )
     assert verify(aligned.folder).digests["file"] == aligned.record.digests.file
 
 
-def test_three_parents_are_put_beside_the_first(
+def test_three_parents_are_aligned_with_the_first(
     scattered: tiny.Pair, pair: tiny.Pair, tmp_path: Path
 ) -> None:
     parents = {"a": str(scattered.a), "c": str(scattered.a.parent / "b"), "b": str(scattered.b)}
@@ -140,7 +138,7 @@ def test_three_parents_are_put_beside_the_first(
     assert verify(result.folder).parents == 3
 
 
-def test_they_are_put_beside_the_parent_that_is_named(scattered: tiny.Pair, tmp_path: Path) -> None:
+def test_parents_are_aligned_with_align_to(scattered: tiny.Pair, tmp_path: Path) -> None:
     more: dict[str, Any] = {
         "baselines": ["greedy_soup"],
         "data": scattered.recipe()["data"] | {"second_look": 0.5},
@@ -227,7 +225,9 @@ LIES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_forged_permutations_are_noticed(lie: str, aligned: MergeResult, tmp_path: Path) -> None:
+def test_forged_permutations_fail_verification(
+    lie: str, aligned: MergeResult, tmp_path: Path
+) -> None:
     change, said = LIES[lie]
     copy = Path(shutil.copytree(aligned.folder, tmp_path / "copy"))
     lines = journal(copy)
@@ -239,7 +239,7 @@ def test_forged_permutations_are_noticed(lie: str, aligned: MergeResult, tmp_pat
         verify(copy)
 
 
-def test_a_journal_that_lost_them_is_noticed(aligned: MergeResult, tmp_path: Path) -> None:
+def test_missing_permutations_fail_verification(aligned: MergeResult, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(aligned.folder, tmp_path / "copy"))
     rewrite(copy, [line for line in journal(copy) if line["kind"] != "aligned"])
     assert Journal(copy / "journal.jsonl").nodes["a+b"].aligned == {}
@@ -247,7 +247,7 @@ def test_a_journal_that_lost_them_is_noticed(aligned: MergeResult, tmp_path: Pat
         verify(copy)
 
 
-def test_a_model_that_cant_be_traced_is_refused_before_anything_is_made(
+def test_a_model_that_cant_be_traced_is_an_error_before_the_run(
     pair: tiny.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mega: Any
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -34,7 +34,7 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
-def test_parents_in_one_valley_are_mixed_by_few_coefficients(close: Path) -> None:
+def test_parents_in_one_loss_basin_are_mixed_by_few_coefficients(close: Path) -> None:
     told = record(close)
     settings = told["nodes"][0]["merge"]
     assert {key: settings[key] for key in ("method", "encoding", "granularity")} == {
@@ -49,7 +49,7 @@ def test_parents_in_one_valley_are_mixed_by_few_coefficients(close: Path) -> Non
     assert verify(close, evaluate=3).digests["file"] == told["digests"]["file"]
 
 
-def test_what_was_chosen_is_written_out(close: Path, pair: tiny.Pair) -> None:
+def test_the_choice_is_written_to_the_recipe(close: Path, pair: tiny.Pair) -> None:
     known, is_ours = read_stored(close / "recipe.yaml")
     (line,) = journal(close, "chosen")
     assert is_ours and known.merge.method == "cma-es" and line["settings"]["method"] == "cma-es"
@@ -146,9 +146,7 @@ def test_a_tree_is_chosen_for_as_a_whole(four: dict[str, Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("key", ["why", "settings", "correct"])
-def test_what_is_claimed_to_have_been_chosen_is_checked(
-    key: str, close: Path, tmp_path: Path
-) -> None:
+def test_a_forged_choice_fails_verification(key: str, close: Path, tmp_path: Path) -> None:
     folder = tmp_path / "forged"
     subprocess.run(["cp", "-r", str(close), str(folder)], check=True)
     told = record(folder)
@@ -166,12 +164,12 @@ def test_what_is_claimed_to_have_been_chosen_is_checked(
     "more",
     [{"align": "weights"}, {"align_to": "b"}, {"encoding": "mixing"}, {"batchnorm": "blend"}],
 )
-def test_what_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) -> None:
+def test_settings_that_auto_chooses_cant_be_given(more: dict[str, str], pair: tiny.Pair) -> None:
     with pytest.raises(RecipeError, match="nothing, since auto chooses it"):
         Recipe.from_dict(pair.recipe(merge=AUTO | more))
 
 
-def test_a_dry_run_takes_an_open_recipe(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
+def test_a_dry_run_of_method_auto(pair: tiny.Pair, tmp_path: Path, mega: Any) -> None:
     answer = mega("merge", pair.write(tmp_path, merge=AUTO, baselines=["random"]), "--dry-run")
     assert answer.code == 0 and "method       auto: chosen after the parents" in answer.out
     assert "baselines    random 26 evaluations" in answer.out, (

@@ -1,5 +1,4 @@
-"""`mega-hf bench`: what it counts adds up, and it leaves nothing behind; how fast anything is, no
-test says."""
+"""`mega-hf bench`: counts add up and nothing is left behind; speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -29,9 +28,7 @@ def recipe(pair: tiny.Pair) -> dict[str, object]:
 
 
 @pytest.mark.usefixtures("order_free")
-def test_what_it_counts_adds_up_and_it_leaves_nothing(
-    pair: tiny.Pair, tmp_path: Path, mega
-) -> None:
+def test_counts_add_up_and_the_folder_is_removed(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     answer = mega("bench", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--json", "--quiet")
     assert answer.code == 0, answer.err
@@ -51,9 +48,7 @@ def test_what_it_counts_adds_up_and_it_leaves_nothing(
 
 
 @pytest.mark.long
-def test_full_evaluation_shows_every_picture_and_the_table_says_so(
-    pair: tiny.Pair, tmp_path: Path, mega
-) -> None:
+def test_full_evaluation_forwards_every_image(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(pair)))
     words = ("--out", tmp_path / "out", "--quiet", "--full-evaluation", "--forward", "compiled")
     answer = mega("bench", tmp_path / "recipe.yaml", *words)
@@ -65,7 +60,9 @@ def test_full_evaluation_shows_every_picture_and_the_table_says_so(
     assert "Ctrl-C stops" not in answer.err
 
 
-def test_an_interrupted_one_leaves_nothing(pair: tiny.Pair, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_benchmark_leaves_nothing(
+    pair: tiny.Pair, tmp_path: Path, monkeypatch
+) -> None:
     def interrupt(*_: object) -> None:
         assert (tmp_path / "out").exists()
         raise KeyboardInterrupt
@@ -76,7 +73,7 @@ def test_an_interrupted_one_leaves_nothing(pair: tiny.Pair, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_lies_there_is_not_touched(pair: tiny.Pair, tmp_path: Path) -> None:
+def test_an_existing_folder_is_an_error(pair: tiny.Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(RunError, match="needs a new folder"):

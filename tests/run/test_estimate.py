@@ -1,4 +1,4 @@
-"""What --dry-run says, against the same reckoned by hand."""
+"""Estimates of --dry-run, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def of_four(data: Path, **changes: object) -> Recipe:
 
 # two: a and c are of one
 @pytest.mark.parametrize(("processes", "minutes"), [(1, 36), (2, 35), (3, 25), (8, 25)])
-def test_training_is_shared_as_it_will_be(processes: int, minutes: float, data: Path) -> None:
+def test_training_minutes_are_shared_by_the_processes(
+    processes: int, minutes: float, data: Path
+) -> None:
     made = replace(estimate(of_four(data)), processes=processes)
     made.training.update({"a": 10, "b": 1, "c": 15, "tune": 10})
     assert made.training_minutes == minutes
 
 
-def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
+def test_memory_is_the_maximum_over_the_stages(data: Path) -> None:
     made, picture = estimate(of_four(data)), 3 * 8 * 8
     train, validation, test = 120, 60, 90
     genomes = 2 + 6 + 4 + 2
@@ -48,7 +50,7 @@ def test_memory_is_that_of_the_stage_that_needs_most(data: Path) -> None:
     assert part.memory_bytes == 4 * (2 + genomes + (validation + calibration) * picture)
 
 
-def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(data: Path) -> None:
+def test_a_merge_by_coefficients_maps_parents_and_has_small_genomes(data: Path) -> None:
     made = [
         estimate(of_four(data, merge=tiny.MERGE | {"encoding": how}))
         for how in ("direct", "mixing")
@@ -60,7 +62,7 @@ def test_as_coefficients_genomes_need_no_memory_and_parents_stay_on_the_disk(dat
     assert "mapped" not in str(direct)
 
 
-def test_what_is_asked_for_and_can_t_be_made_of_so_many_parents_is_said(data: Path) -> None:
+def test_a_line_sweep_of_four_parents_is_reported_as_impossible(data: Path) -> None:
     made = str(estimate(of_four(data, baselines=["line-sweep", "greedy_soup"])))
     assert "greedy_soup 10 evaluations\n             no line-sweep, which needs" in made
     assert "line-sweep" not in str(estimate(of_four(data, baselines=["greedy_soup"])))
@@ -78,7 +80,7 @@ def test_a_part_of_a_tree_reads_no_test_rows_and_makes_no_report(data: Path) -> 
     assert whole.minutes == pytest.approx(whole.training_minutes + searches + report)
 
 
-def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) -> None:
+def test_ranking_needs_all_parents_and_one_pass_each(data: Path) -> None:
     ranking = ["c", "b", "a", "tune"]
     made = estimate(of_four(data, order="accuracy"), only="c+b", ranking=ranking)
     assert set(made.training) == {"a", "b", "c", "tune"}
@@ -89,9 +91,7 @@ def test_ranking_the_parents_costs_a_pass_each_and_needs_them_all(data: Path) ->
     )
 
 
-def test_parents_that_were_trained_before_cost_no_training(
-    data: Path, tmp_path: Path, mega
-) -> None:
+def test_trained_parents_cost_no_training(data: Path, tmp_path: Path, mega) -> None:
     recipe, kept = of_four(data), tmp_path / "out" / "parents"
     train(recipe, tmp_path / "out", parent="tune")
     made = estimate(recipe, kept=kept)
@@ -109,9 +109,7 @@ def test_parents_that_were_trained_before_cost_no_training(
     )
 
 
-def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(
-    data: Path, tmp_path: Path
-) -> None:
+def test_parents_trained_with_other_settings_are_an_error(data: Path, tmp_path: Path) -> None:
     train(of_four(data), tmp_path / "out", parent="b")
     changed = of_four(data, train=trainings.TRAIN | {"learning_rate": 0.001})
     with pytest.raises(RunError, match="b lies there, trained otherwise"):
@@ -124,5 +122,5 @@ def test_parents_that_were_trained_otherwise_end_the_run_and_so_the_estimate(
     ("minutes", "text"),
     [(0.01, "1 second"), (0.5, "30 seconds"), (8, "8.0 minutes"), (90, "1.5 hours")],
 )
-def test_times_are_said_in_words(minutes: float, text: str) -> None:
+def test_times_in_words(minutes: float, text: str) -> None:
     assert _about(minutes) == f"about {text}"

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, what a run that was stopped leaves, finished or not."""
+"""The run folder: which recipe it belongs to, leftovers of killed runs, finished or not."""
 
 import json
 import os
@@ -42,25 +42,25 @@ def _made(out, asked=None, pinned=None):
 # --- Whose folder it is
 
 
-def test_a_new_or_empty_folder_is_taken_and_checking_makes_nothing(out, tmp_path):
+def test_a_new_or_empty_folder_passes_the_check_and_is_not_created(out, tmp_path):
     assert RunFolder(out).check(_recipe(), overwrite=False) == _recipe()
     assert not out.parent.exists()
     assert RunFolder(tmp_path).check(_recipe(), overwrite=False) == _recipe()
     assert _names(tmp_path) == []
 
 
-def test_the_same_recipe_goes_on(out):
+def test_the_same_recipe_resumes(out):
     assert _made(out).check(_recipe(), overwrite=False) == _recipe()
 
 
-def test_the_recipe_asked_for_goes_on_with_the_pinned_one(out):
+def test_the_requested_recipe_resumes_the_pinned_one(out):
     pinned = _recipe(revision="abc")
     folder = _made(out, _recipe(), pinned)
     assert folder.check(_recipe(), overwrite=False) == pinned
     assert folder.check(pinned, overwrite=False) == pinned
 
 
-def test_another_recipe_is_refused_with_the_difference(out):
+def test_a_different_recipe_is_an_error_with_the_difference(out):
     folder = _made(out)
     before = (out / "recipe.yaml").read_bytes()
     with pytest.raises(RunError) as caught:
@@ -79,7 +79,7 @@ def test_another_recipe_is_refused_with_the_difference(out):
     assert (out / "recipe.yaml").read_bytes() == before
 
 
-def test_another_recipe_may_overwrite(out):
+def test_a_different_recipe_may_overwrite(out):
     folder, other = _made(out), _recipe(seed=47)
     (out / "journal.jsonl").write_text("old\n")
     (out / "merged").mkdir()
@@ -89,7 +89,7 @@ def test_another_recipe_may_overwrite(out):
     assert folder.check(other, overwrite=False) == other
 
 
-def test_creating_twice_keeps_what_is_there_and_pins_what_was_open(out):
+def test_creating_twice_keeps_files_and_pins_new_revisions(out):
     """A part of a tree pins what it needs; the whole of it, later, the rest."""
     folder = _made(out)
     (out / "journal.jsonl").write_text("mine\n")
@@ -106,7 +106,7 @@ def _named(a="org/a@main", revision="main", source="org/s", **merge):
     )
 
 
-def test_what_was_asked_for_by_name_stays_pinned_when_something_else_changes(out):
+def test_named_revisions_stay_pinned_when_other_settings_change(out):
     pinned = _named("org/a@c1", "c2", "org/s@c3")
     folder = _made(out, _named(), pinned)
     assert folder.check(_named(), overwrite=False) == pinned
@@ -123,14 +123,14 @@ def test_what_was_asked_for_by_name_stays_pinned_when_something_else_changes(out
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, overwrite):
+def test_a_foreign_folder_is_an_error_and_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match=r"not a run folder[\s\S]*thesis\.txt"):
         RunFolder(tmp_path).check(_recipe(), overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_overwriting_leaves_what_is_not_ours(out):
+def test_overwriting_keeps_foreign_files(out):
     folder = _made(out)
     (out / "notes.txt").write_text("mine")
     folder.create(_recipe(), _recipe(), overwrite=True)
@@ -138,7 +138,7 @@ def test_overwriting_leaves_what_is_not_ours(out):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_the_way_is_refused(tmp_path, overwrite):
+def test_a_file_in_the_way_is_an_error(tmp_path, overwrite):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "deeper" / "run"):
         with pytest.raises(RunError, match=r"can't be written[\s\S]*a file"):
@@ -146,7 +146,7 @@ def test_a_file_in_the_way_is_refused(tmp_path, overwrite):
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_parent_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+def test_a_read_only_parent_folder_is_an_error(tmp_path, monkeypatch):
     """Asked of the system by os.access; a superuser may write everywhere, so the answer is given
     here."""
     asked = []
@@ -159,7 +159,7 @@ def test_a_parent_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
 # --- Stopped at any moment
 
 
-def test_a_run_killed_while_its_recipe_was_written_goes_on(out):
+def test_a_run_killed_while_its_recipe_was_written_resumes(out):
     out.mkdir(parents=True)
     (out / ".mega-recipe.yaml").write_text("# Every def")
     folder = RunFolder(out)
@@ -168,7 +168,7 @@ def test_a_run_killed_while_its_recipe_was_written_goes_on(out):
     assert _names(out) == ["recipe.yaml"]
 
 
-def test_a_run_killed_while_it_removed_the_old_one_can_start_afresh(out):
+def test_a_run_killed_while_it_removed_the_old_one_can_start_again(out):
     """Whatever is removed first, the folder is still known as ours, or as new."""
     _made(out)
     for name in ("journal.jsonl", "result.json"):
@@ -189,7 +189,7 @@ def test_a_run_killed_while_it_removed_the_old_one_can_start_afresh(out):
     assert RunFolder(out).check(_recipe(), overwrite=True) == _recipe()
 
 
-def test_leftovers_of_a_killed_run_are_cleaned(out):
+def test_leftovers_of_a_killed_run_are_removed(out):
     _made(out)
     (out / ".mega-merged").mkdir()
     (out / ".mega-merged" / "half.safetensors").write_bytes(b"x")
@@ -206,7 +206,7 @@ def test_a_run_without_a_result_is_not_finished(out):
     assert RunFolder(out / "none").finished() is None
 
 
-def test_a_run_is_finished_while_its_weights_are_those_of_its_result(out):
+def test_a_run_is_finished_while_its_weights_match_its_result(out):
     folder = _made(out)
     (out / "merged").mkdir()
     (out / "merged" / "model.safetensors").write_bytes(b"weights")

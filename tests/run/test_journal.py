@@ -1,5 +1,4 @@
-"""The journal: what was written comes back, what was torn is measured again, what is damaged is an
-error."""
+"""The journal: read back what was written, drop incomplete lines, reject damaged ones."""
 
 import json
 import os
@@ -56,7 +55,7 @@ def _begun(path, lines=3):
 
 @given(st.dictionaries(st.tuples(st.integers(1, 9), st.integers(0, 9)), FITNESS, max_size=12))
 @settings(max_examples=40, deadline=None)
-def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
+def test_added_lines_are_found_after_reading_again(tmp_path_factory, fitness):
     path = tmp_path_factory.mktemp("j") / "journal.jsonl"
     journal = _opened(path)
     for (generation, index), counted in fitness.items():
@@ -70,7 +69,7 @@ def test_what_was_added_is_found_after_reading_again(tmp_path_factory, fitness):
         )
 
 
-def test_what_was_measured_under_another_key_is_void(path):
+def test_lines_under_another_key_are_ignored(path):
     """Another key means other parents, rows or settings: the same name, but another merge."""
     _begun(path).finish(OUTCOME)
     assert _known(path).merged["file"] == "f"
@@ -84,7 +83,7 @@ def test_what_was_measured_under_another_key_is_void(path):
     )
 
 
-def test_nodes_may_be_mixed(path):
+def test_lines_of_nodes_may_be_interleaved(path):
     journal = Journal(path)
     journal.begin(HEADER)
     first, second = journal.node("a+b", "k"), journal.node("c+d", "l")
@@ -98,7 +97,7 @@ def test_nodes_may_be_mixed(path):
     assert (_known(path).seconds, _known(path, "c+d", "l").seconds) == (2.0, 4.0)
 
 
-def test_who_does_not_write_voids_in_memory_alone(path):
+def test_other_processes_begin_nodes_in_memory(path):
     _begun(path)
     before = path.read_bytes()
     assert len(_known(path, key="other")) == 0
@@ -131,7 +130,7 @@ def test_every_line_is_on_the_disk_at_once(path):
     assert len(path.read_text().splitlines()) == 5
 
 
-def test_the_system_is_asked_to_keep_each_line_once_it_is_whole(path, monkeypatch):
+def test_each_line_is_synced_to_disk(path, monkeypatch):
     journal, sync, seen = _begun(path, 0), os.fsync, []
     monkeypatch.setattr(
         os,
@@ -178,7 +177,7 @@ def test_the_header_is_the_first_line(path):
         ("batch_size", 8, ["4", "8"]),
     ],
 )
-def test_another_header_is_refused_with_the_difference(path, key, value, shown):
+def test_a_different_header_is_an_error_with_the_difference(path, key, value, shown):
     _begun(path)
     before = path.read_bytes()
     with pytest.raises(RunError) as caught:
@@ -190,7 +189,7 @@ def test_another_header_is_refused_with_the_difference(path, key, value, shown):
     assert path.read_bytes() == before
 
 
-def test_parents_that_were_not_known_yet_are_added(path):
+def test_new_parents_are_added_to_the_header(path):
     """A part of a tree is run with the parents that it needs, and the whole of it later."""
     _begun(path)
     Journal(path).begin(HEADER | {"parents": {"b": "2", "c": "3"}})
@@ -201,7 +200,7 @@ def test_parents_that_were_not_known_yet_are_added(path):
     assert path.read_bytes() == before
 
 
-def test_an_update_begins_a_new_header_and_keeps_what_was_measured(path):
+def test_an_update_appends_a_header_and_keeps_fitnesses(path):
     _begun(path)
     before = path.read_bytes()
     Journal(path).begin(HEADER | {"parents": {"a": "1", "b": "3"}}, update=True)
@@ -210,7 +209,7 @@ def test_an_update_begins_a_new_header_and_keeps_what_was_measured(path):
     assert len(_known(path)) == 3, "the nodes' keys decide what is still good"
 
 
-def test_other_library_releases_go_on(path):
+def test_other_library_versions_resume_with_a_warning(path):
     _begun(path)
     Journal(path).begin(HEADER | {"versions": {"torch": "3"}})
 
@@ -219,7 +218,7 @@ def test_other_library_releases_go_on(path):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 20])
-def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
+def test_an_incomplete_last_line_is_dropped_and_overwritten(path, cut):
     _begun(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
@@ -232,7 +231,7 @@ def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
 
 
 @pytest.mark.parametrize("kept", [1, 10, 0, -1])
-def test_a_torn_header_is_written_again(path, kept):
+def test_an_incomplete_header_is_written_again(path, kept):
     Journal(path).begin(HEADER)
     header = path.read_bytes()
     path.write_bytes(header[:kept])
@@ -267,7 +266,7 @@ def test_a_damaged_line_is_an_error_that_names_it(path, damage):
     assert len(_known(path)) == 0
 
 
-def test_a_torn_line_is_said(path, caplog):
+def test_an_incomplete_line_is_logged(path, caplog):
     _begun(path)
     path.write_bytes(path.read_bytes()[:-3])
     _opened(path)
@@ -280,7 +279,7 @@ def test_a_torn_line_is_said(path, caplog):
 # --- Genomes
 
 
-def test_a_genome_is_found_wherever_it_was_measured(path):
+def test_a_genome_is_found_in_any_generation(path):
     journal = _begun(path)
     assert journal.find_genome("11") == _known(path).find_genome("11") == Fitness(1, 9)
     assert journal.find_genome("99") is None
@@ -294,14 +293,14 @@ def test_another_genome_at_a_known_place_is_an_error(path):
         _known(path).find(1, 1, "xx")
 
 
-def test_the_later_of_two_lines_on_one_individual_holds(path):
+def test_the_later_of_two_lines_on_one_individual_counts(path):
     journal = _begun(path, 1)
     journal.add(1, 0, "10", Fitness(3, 9), 0.1)
     assert _known(path).find(1, 0, "10") == Fitness(3, 9)
     assert len(_known(path)) == 1
 
 
-def test_who_does_not_write_keeps_it_in_memory(path):
+def test_other_processes_keep_fitnesses_in_memory(path):
     journal = _begun(path, 0)
     before = path.read_bytes()
     journal.add(1, 0, "10", Fitness(3, 9), 0.1, write=False)
@@ -309,7 +308,7 @@ def test_who_does_not_write_keeps_it_in_memory(path):
     assert path.read_bytes() == before
 
 
-def test_an_outcome_that_stands_there_is_not_written_again(path):
+def test_a_recorded_outcome_is_not_written_again(path):
     journal = _begun(path, 0)
     journal.finish(OUTCOME)
     before = path.read_bytes()

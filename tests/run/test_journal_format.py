@@ -1,4 +1,4 @@
-"""The journal's lines: any damage shows, and what a stranger wrote is read with care."""
+"""The format of the journal: any damage and any invalid line is an error."""
 
 import json
 
@@ -25,7 +25,7 @@ def _begun(path, lines):
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_every_flipped_bit_is_noticed_and_the_line_named(path, number):
+def test_every_flipped_bit_is_an_error_that_names_the_line(path, number):
     """In the middle of a journal; the last line is closed by its newline."""
     _begun(path, 4)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -39,7 +39,7 @@ def test_every_flipped_bit_is_noticed_and_the_line_named(path, number):
                 Journal(path)
 
 
-def test_a_line_that_is_lost_or_moved_is_noticed(path):
+def test_a_missing_or_moved_line_is_an_error(path):
     _begun(path, 4)
     lines = path.read_bytes().splitlines(keepends=True)
     for changed in (
@@ -82,7 +82,7 @@ FITNESS = {
         {"kind": "header", "version": 4, "recipe": "r"},
     ],
 )
-def test_a_strangers_line_with_a_right_checksum_is_read_with_care(path, line):
+def test_an_invalid_line_with_a_valid_checksum_is_an_error(path, line):
     _begun(path, 0)
     before = [json.loads(one) for one in path.read_text().splitlines()]
     path.write_bytes(journal_of([*before, line]))
@@ -91,7 +91,7 @@ def test_a_strangers_line_with_a_right_checksum_is_read_with_care(path, line):
 
 
 @pytest.mark.parametrize("version", [3, 5])
-def test_another_version_of_the_format_is_refused(path, version):
+def test_another_version_of_the_format_is_an_error(path, version):
     line = {"kind": "header", "version": version} | HEADER
     path.write_bytes(journal_of([line]))
     with pytest.raises(RunError, match=r"journal\.jsonl:1[\s\S]*version"):

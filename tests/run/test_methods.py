@@ -85,7 +85,7 @@ def test_two_processes_count_the_same_losses(method: str, pair: tiny.Pair, tmp_p
     assert done.returncode == 0 and weights_of(tmp_path / "two") == weights_of(result.folder)
 
 
-def test_a_loss_that_was_changed_in_the_journal_shows(pair: tiny.Pair, tmp_path: Path) -> None:
+def test_a_changed_loss_in_the_journal_is_an_error(pair: tiny.Pair, tmp_path: Path) -> None:
     result = merge(recipe(pair, "mega", fitness="accuracy+loss"), tmp_path / "out")
     lines = journal(result.folder)
     best = next(line for line in lines if line["kind"] == "merged")
@@ -127,7 +127,7 @@ def test_a_tree_may_mix_methods(four: dict[str, Any], tmp_path: Path) -> None:
         ({"method": "random", "variant": "reference"}, "the published code has no other"),
     ],
 )
-def test_what_a_method_cant_do_is_refused(
+def test_settings_that_a_method_cant_use_are_errors(
     changes: dict[str, Any], said: str, four: dict[str, Any]
 ) -> None:
     tree = four | {"merges": "joint", "merge": tiny.MERGE | changes}
@@ -135,7 +135,7 @@ def test_what_a_method_cant_do_is_refused(
         Recipe.from_dict(tree)
 
 
-def test_a_dry_run_says_how_many_a_method_measures(
+def test_a_dry_run_shows_the_evaluations_of_a_method(
     pair: tiny.Pair, tmp_path: Path, mega: Any
 ) -> None:
     for method, count in (

@@ -38,16 +38,14 @@ def test_the_winner_is_a_mixture_and_no_parent(mixed: MergeResult, pair: tiny.Pa
     assert mixed.record.notices == []
 
 
-def test_the_recipe_of_a_run_says_so(mixed: MergeResult) -> None:
+def test_the_recipe_of_the_run_has_the_encoding(mixed: MergeResult) -> None:
     recipe = Recipe.from_yaml(mixed.folder / "recipe.yaml")
     assert (recipe.merge.encoding, recipe.merge.granularity) == ("mixing", "layer")
     assert recipe.sha256 == mixed.record.digests.recipe
     assert mixed.record.nodes[0].merge["encoding"] == "mixing"
 
 
-def test_a_granularity_that_would_do_nothing_is_refused(
-    pair: tiny.Pair, tmp_path: Path, mega
-) -> None:
+def test_a_granularity_without_effect_is_an_error(pair: tiny.Pair, tmp_path: Path, mega) -> None:
     answer = mega("merge", pair.write(tmp_path), "--set", "merge.granularity=tensor", "--dry-run")
     assert answer.code == 2
     assert "granularity" in answer.err and "encoding: mixing" in answer.err
@@ -78,7 +76,7 @@ def test_two_processes_give_the_file_of_one(
     assert_one_result(tmp_path, mixed)
 
 
-def test_it_is_verified_bit_for_bit(mixed: MergeResult, pair: tiny.Pair) -> None:
+def test_verification_is_bit_for_bit(mixed: MergeResult, pair: tiny.Pair) -> None:
     found = verify(mixed.folder, evaluate=3)
     assert found.digests["file"] == mixed.record.digests.file
 
@@ -91,7 +89,7 @@ def test_full_evaluation_finds_the_same(
     assert weights_of(tmp_path / "out") == weights_of(mixed.folder)
 
 
-def test_in_a_tree_coefficients_of_one_merge_are_not_taken_for_those_of_another(
+def test_merges_of_a_tree_do_not_share_fitnesses_of_coefficients(
     four: dict[str, Any], tmp_path: Path
 ) -> None:
     """Each parent is the coefficients 1 and 0 of its merge; what was measured of one must not be
@@ -142,7 +140,7 @@ def test_the_published_code_has_no_coefficients(pair: tiny.Pair, tmp_path: Path,
     assert answer.code == 2 and "encoding" in answer.err and "variant: default" in answer.err
 
 
-def test_a_population_without_memory_is_refused_before_it_is_made(
+def test_a_population_without_memory_is_an_error_before_its_allocation(
     pair: tiny.Pair, tmp_path: Path, mega, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = psutil.virtual_memory()
@@ -160,7 +158,7 @@ def test_a_population_without_memory_is_refused_before_it_is_made(
     assert mixing.code == 0, mixing.err
 
 
-def test_parents_whose_names_on_the_disk_are_others_are_copied_there(
+def test_parents_with_other_tensor_names_on_disk_are_copied(
     pair: tiny.Pair, tmp_path: Path, mixed: MergeResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mega_hf.models.merge_inputs.map_files", lambda *_: None)

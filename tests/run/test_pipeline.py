@@ -1,4 +1,4 @@
-"""The whole path in one process: what a run leaves behind."""
+"""A whole merge in one process, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_no_global_seed_is_set_or_read(
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
-def test_the_result_speaks(finished: MergeResult, tmp_path: Path) -> None:
+def test_the_loaded_result(finished: MergeResult, tmp_path: Path) -> None:
     loaded = MergeResult.load(finished.folder)
     assert loaded.record == finished.record
     assert loaded.weights.keys() == tiny.timm_model().state_dict().keys()

@@ -22,7 +22,7 @@ from tests.tools.forged import claim, settle
 from tests.tools.run_files import journal, weights_of
 
 
-def test_every_row_of_the_report_that_is_compared_was_treated_alike(
+def test_every_compared_row_of_the_report_is_recalibrated(
     finished: MergeResult, pair: tiny.Pair
 ) -> None:
     rows = {model.name: model for model in finished.report.models}
@@ -50,7 +50,7 @@ def test_the_merged_model_holds_the_statistics_that_its_weights_have(finished: M
     assert len({int(counter) for counter in counters.values()}) == 1 and counters
 
 
-def test_blended_it_is_another_model_and_no_training_picture_is_needed(
+def test_blending_gives_another_model_and_needs_no_training_image(
     pair: tiny.Pair, tmp_path: Path
 ) -> None:
     rows = {
@@ -76,7 +76,7 @@ def test_blended_it_is_another_model_and_no_training_picture_is_needed(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_model_without_batchnorm_needs_no_training_picture(tmp_path: Path) -> None:
+def test_a_model_without_batchnorm_needs_no_training_image(tmp_path: Path) -> None:
     rows = {
         name: tiny.split(tiny.ROWS[name], seed) for seed, name in ((2, "validation"), (3, "test"))
     }
@@ -107,7 +107,7 @@ def test_calibration_rows_are_drawn_from_what_training_has(data: Path) -> None:
     assert first.calibration.spec == "50 rows of train[:80] (seed 3)"
 
 
-def test_a_slice_that_overlaps_is_refused(data: Path) -> None:
+def test_an_overlapping_slice_is_an_error(data: Path) -> None:
     for rows, what in (
         ("train[30:50]", "validation and calibration"),
         ("test[:5]", "test and calibration"),
@@ -125,7 +125,7 @@ def test_bad_calibrations(wrong: Any, pair: tiny.Pair) -> None:
         Recipe.from_dict(pair.recipe(data={"path": str(pair.data), "calibration": wrong}))
 
 
-def test_other_calibration_rows_make_the_merge_anew(copied: Path, pair: tiny.Pair) -> None:
+def test_other_calibration_rows_rerun_the_merge(copied: Path, pair: tiny.Pair) -> None:
     tree = pair.recipe()
     before = weights_of(copied)
     changed = Recipe.from_dict(tree | {"data": tree["data"] | {"calibration": {"size": 60}}})

@@ -37,7 +37,7 @@ def test_one_node_and_what_it_needs(
 
 
 @pytest.mark.parametrize("stop", [3, EVALUATIONS, EVALUATIONS + 9, 2 * EVALUATIONS, MEASURED - 1])
-def test_interrupted_anywhere_it_gives_the_same_file(
+def test_a_tree_interrupted_anywhere_gives_the_same_file(
     stop: int,
     four: Four,
     treed: MergeResult,
@@ -55,7 +55,7 @@ def test_interrupted_anywhere_it_gives_the_same_file(
 
 @pytest.mark.usefixtures("order_free")
 @pytest.mark.parametrize("stop", [1, 30, 100, 150])
-def test_interrupted_between_two_batches_it_gives_the_same_file(
+def test_a_tree_interrupted_between_two_batches_gives_the_same_file(
     stop: int,
     pair: tiny.Pair,
     finished: MergeResult,
@@ -77,7 +77,7 @@ def test_interrupted_between_two_batches_it_gives_the_same_file(
     assert verify(result.folder).evaluations == EVALUATIONS
 
 
-def test_dropped_intermediates_can_be_made_again(
+def test_dropped_intermediates_can_be_rebuilt(
     four: Four, treed: MergeResult, treed_copy: Path, measured
 ) -> None:
     result = merge(Recipe.from_dict(four), treed_copy, keep="final")

@@ -123,7 +123,7 @@ def test_nodes_of_half_precision_are_what_is_saved(
 # --- What runs again
 
 
-def test_a_changed_node_runs_again_with_those_above_and_nothing_else(
+def test_a_changed_node_reruns_with_those_above(
     treed: MergeResult, four: Four, treed_copy: Path, tmp_path: Path, measured: list[str]
 ) -> None:
     changed = Recipe.from_dict(explicit(four, c_d={"seed": 7}))
@@ -155,7 +155,7 @@ def test_a_node_that_comes_out_the_same_leaves_those_above_alone(
     assert weights_of(result.folder) == weights_of(treed.folder)
 
 
-def test_a_renamed_node_runs_again_with_those_above(
+def test_a_renamed_node_reruns_with_those_above(
     four: Four, treed_copy: Path, measured: list[str]
 ) -> None:
     """Its random draws bear its name."""
@@ -171,14 +171,14 @@ def test_a_renamed_node_runs_again_with_those_above(
 @pytest.mark.parametrize(
     "changes", [{"merge": tiny.MERGE | {"seed": 7}}, {"evaluation": {"batch_size": 7}}]
 )
-def test_a_shared_setting_runs_all_nodes_again(
+def test_a_shared_setting_reruns_all_nodes(
     changes: dict[str, Any], four: Four, treed_copy: Path, measured: list[str]
 ) -> None:
     merge_only(Recipe.from_dict(four | changes), "a+b+c+d", treed_copy, update=True)
     assert set(measured) == {"a+b", "c+d", "a+b+c+d"}
 
 
-def test_what_decides_no_node_runs_none(
+def test_a_setting_that_decides_no_node_reruns_none(
     four: Four, treed: MergeResult, treed_copy: Path, measured: list[str]
 ) -> None:
     test = four["data"] | {"test": "test[:60]"}
@@ -190,7 +190,7 @@ def test_what_decides_no_node_runs_none(
     assert {model.test.n for model in result.report.models} == {60}
 
 
-def test_a_parent_that_became_another_runs_its_nodes_again(
+def test_a_changed_parent_reruns_its_nodes(
     four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]
 ) -> None:
     """Under the same path: the recipe did not change, the content did."""
@@ -209,7 +209,7 @@ def test_a_parent_that_became_another_runs_its_nodes_again(
 
 
 @pytest.mark.parametrize("damage", ["gone", "other bytes", "another node's"])
-def test_content_decides_and_the_journal_makes_it_again(
+def test_a_lost_node_is_rebuilt_from_the_journal(
     damage: str, four: Four, treed: MergeResult, treed_copy: Path, measured: list[str]
 ) -> None:
     (treed_copy / "result.json").unlink()
@@ -228,7 +228,7 @@ def test_content_decides_and_the_journal_makes_it_again(
     assert weights_of(result.folder) == weights_of(treed.folder)
 
 
-def test_names_that_the_first_parent_was_given_come_along(
+def test_new_label_names_of_the_first_parent_are_saved(
     four: Four, treed: MergeResult, tmp_path: Path, measured: list[str]
 ) -> None:
     """What a merge takes from its first parent beside weights decides no fitness, but what is
@@ -278,7 +278,7 @@ def test_a_report_ends_with_the_first_node_that_changes(four: Four, tmp_path: Pa
     assert not {"result.json", "README.md"} & names(tmp_path / "out")
 
 
-def test_a_journal_that_was_changed_is_noticed(four: Four, treed_copy: Path) -> None:
+def test_a_changed_journal_is_an_error(four: Four, treed_copy: Path) -> None:
     lines = [json.loads(line) for line in (treed_copy / "journal.jsonl").read_text().splitlines()]
     for line in lines:
         if line["kind"] == "fitness" and line["node"] == "a+b":
