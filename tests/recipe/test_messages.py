@@ -25,7 +25,7 @@ def _lines(message):
     return [int(n) for n in re.findall(r"r\.yaml:(\d+): ", message)]
 
 
-# --- What is wrong, at its line
+# --- Errors and their lines
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_dict_is_not_changed(folder):
     assert tree["parents"] == {"a": "./a", "b": "./b"}
 
 
-# --- What is right
+# --- Values and defaults
 
 
 def test_scientific_notation_is_a_number(folder):

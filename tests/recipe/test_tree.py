@@ -220,7 +220,7 @@ def test_known_answers_below_a_node():
     assert levels(NODES) == {"a": 0, "b": 0, "ab": 1, "c": 0, "d": 0, "cd": 1, "e": 0, "top": 2}
 
 
-# --- What is no tree
+# --- Invalid trees
 
 
 def _error_of(nodes, parents="abcde", usable="abcde"):

@@ -247,7 +247,7 @@ def test_any_chain_of_nodes_comes_back_from_yaml(tmp_path_factory, chain):
     same_after_yaml(Recipe.from_dict(tree), tmp_path_factory.getbasetemp())
 
 
-# --- What is error_of, at its line
+# --- Errors and their lines
 
 
 @pytest.mark.parametrize(
