@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 
 def is_main_process() -> bool:
@@ -11,12 +12,20 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch_processes(args: argparse.Namespace) -> int | None:
+def launch_processes(args: argparse.Namespace, out: Path | None = None) -> int | None:
     """Run this command again in several processes, if several are wanted.
 
+    Args:
+        args: the arguments of the command.
+        out: the run folder; an error is raised if another run is at work in it.
+
     Returns:
-        their exit code; None if this process is to do the work itself.
+        the exit code of the processes; None if this process is to do the work itself.
     """
+    if out is not None and "WORLD_SIZE" not in os.environ:  # processes of one run share the folder
+        from mega_hf.runtime.lock import check_unlocked
+
+        check_unlocked(out)
     from mega_hf.runtime.processes import default_processes, is_launched, launch
 
     count = args.num_processes or default_processes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from mega_hf.errors import RecipeError
 
 if TYPE_CHECKING:
     from mega_hf.recipe.schema import Recipe
-    from mega_hf.run.node import MergedNode
+    from mega_hf.run.context import RunOptions
 
 
 def add_parser(commands: Commands) -> None:
@@ -95,33 +94,26 @@ def run(args: argparse.Namespace) -> int:
         from mega_hf.cli.seeds import run_seeds
 
         return run_seeds(args, recipe)
+    out = args.out or Path("runs") / recipe.name
     if args.dry_run:
-        return print_estimate(args, recipe, args.out or Path("runs") / recipe.name)
-    return _merge(args, recipe)
+        return print_estimate(args, recipe, out)
+    return _merge(args, recipe, out) if args.only is None else _merge_only(args, recipe, out)
 
 
-def _merge(args: argparse.Namespace, recipe: Recipe) -> int:
+def _merge(args: argparse.Namespace, recipe: Recipe, out: Path) -> int:
     from mega_hf.run.folder import RunFolder
 
-    out = args.out or Path("runs") / recipe.name
     folder = RunFolder(out)
     folder.check(recipe, args.overwrite, args.update)
-    is_new = args.overwrite or args.update or args.only is not None
-    result = None if is_new else folder.finished()
+    result = None if args.overwrite or args.update else folder.finished()
     if result is None:
-        check_not_running(out)
-        if args.only is None:
-            _check_push(recipe)
-        code = launch_processes(args)
+        _check_push(recipe)
+        code = launch_processes(args, out)
         if code is not None:
             return code
-        from mega_hf.run.context import RunOptions
-        from mega_hf.run.pipeline import run_merge, run_merge_only
+        from mega_hf.run.pipeline import run_merge
 
-        options = RunOptions(args.overwrite, args.update, **search_options(args))
-        if args.only is not None:
-            return _print_node(run_merge_only(recipe, args.only, folder, options))
-        result = run_merge(recipe, folder, options, args.keep)
+        result = run_merge(recipe, folder, _run_options(args), args.keep)
     elif is_main_process():
         folder.tidy()
         if args.keep == "final":
@@ -136,7 +128,17 @@ def _merge(args: argparse.Namespace, recipe: Recipe) -> int:
     return 0
 
 
-def _print_node(merged: MergedNode) -> int:
+def _merge_only(args: argparse.Namespace, recipe: Recipe, out: Path) -> int:
+    from mega_hf.run.folder import RunFolder
+
+    folder = RunFolder(out)
+    folder.check(recipe, args.overwrite, args.update)
+    code = launch_processes(args, out)
+    if code is not None:
+        return code
+    from mega_hf.run.pipeline import run_merge_only
+
+    merged = run_merge_only(recipe, args.only, folder, _run_options(args))
     if is_main_process():
         correct, rows = merged.record["correct"], merged.record["n"]
         print_answer(
@@ -145,6 +147,12 @@ def _print_node(merged: MergedNode) -> int:
             "Run the same command without --only for the whole tree and its report."
         )
     return 0
+
+
+def _run_options(args: argparse.Namespace) -> RunOptions:
+    from mega_hf.run.context import RunOptions
+
+    return RunOptions(args.overwrite, args.update, **search_options(args))
 
 
 def print_estimate(args: argparse.Namespace, recipe: Recipe, out: Path, runs: int = 1) -> int:
@@ -161,17 +169,6 @@ def print_estimate(args: argparse.Namespace, recipe: Recipe, out: Path, runs: in
         _check_push(recipe)
         print_answer(f"The merged model would then be pushed to {recipe.push.repo}.")
     return 0
-
-
-def check_not_running(out: Path) -> None:
-    """Raise RunError if another run is at work in the folder, before anything slow is loaded.
-
-    The processes of one run share its folder, and skip this.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        from mega_hf.runtime.lock import check_unlocked
-
-        check_unlocked(out)
 
 
 def _check_push(recipe: Recipe) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mega_hf.cli.arguments import Commands, add_run_arguments
 from mega_hf.cli.launch import is_main_process, launch_processes
-from mega_hf.cli.merge import check_not_running
 from mega_hf.cli.output import print_answer
 
 
@@ -32,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from mega_hf.recipe.schema import Recipe
 
     recipe = Recipe.from_yaml(args.recipe, args.overrides)
-    check_not_running(args.out or Path("runs") / recipe.name)
-    code = launch_processes(args)
+    code = launch_processes(args, args.out or Path("runs") / recipe.name)
     if code is not None:
         return code
     from mega_hf.run.pipeline import train
