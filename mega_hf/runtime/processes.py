@@ -194,10 +194,10 @@ def _others_alive() -> Iterator[None]:
     except RuntimeError as error:
         got = (str(error).strip().splitlines() or ["no answer"])[0][:200]
         raise LaunchError(
-            "another process ended",
+            "another process ended; run the same command to resume",
             expected="an answer from every process",
             got=got,
-            hint="fix what ended it, and run the same command to resume",
+            hint="see the message of the process that ended first",
         ) from None
 
 

@@ -44,7 +44,7 @@ def test_from_seeds_to_card(whole: MergeResult) -> None:
     assert names(whole.folder) == FILES | {"nodes", "parents", "tree.png"}
     assert names(whole.folder / "parents") == set(SEEDS)
     card = (whole.folder / "README.md").read_text()
-    assert "trained here from seed 3" in card
+    assert "trained for this merge with seed 3" in card
     assert "```mermaid" in card
 
 
