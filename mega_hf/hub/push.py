@@ -19,7 +19,7 @@ from mega_hf.models.licenses import choose_license, license_of, read_license
 from mega_hf.recipe.document import dump
 from mega_hf.recipe.placeholders import check_no_placeholders
 from mega_hf.recipe.schema import Push, Recipe
-from mega_hf.report.card import card_there, render_card
+from mega_hf.report.card import existing_card, render_card
 from mega_hf.report.card_edits import Card, split_card, update_card
 from mega_hf.report.record import RunRecord
 from mega_hf.report.result import MergeResult
@@ -184,7 +184,7 @@ def _files(
     check_no_private_paths(checked, local_paths(result.folder), token)
     card = files[CARD]
     assert isinstance(card, bytes)
-    here = None if wanted.overwrite_card else card_there(result)
+    here = None if wanted.overwrite_card else existing_card(result)
     edited = [old for old in (_remote_card(wanted, remote), here) if old]
     text = update_card(card.decode(), edited)
     # Text that was written by hand may name paths.

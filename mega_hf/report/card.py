@@ -1,4 +1,4 @@
-"""A result becomes a model card: from result.json alone, by the template beside this file."""
+"""Render the model card of a run from result.json, by the template card_template.md."""
 
 from __future__ import annotations
 
@@ -38,23 +38,22 @@ _OWN_ARCHITECTURES = "cifar_resnet"  # the prefix of the names that mega_hf regi
 
 
 def render_card(result: MergeResult) -> str:
-    """Return the card, front matter included: of a pushed run's record, as it stands in its
-    repository.
+    """Return the card with its front matter.
 
     Raises:
-        RunError: result.json does not hold what a card says.
+        RunError: the record has values of which no card can be made.
     """
     try:
         return _rendered(result)
     except MegaError:
         raise
-    except Exception as error:  # a record changed by hand, or a stranger's
+    except Exception as error:  # The record may be a stranger's.
         raise RunError(
             "no card can be made of this result",
             where=str(result.folder),
             expected="result.json as a run wrote it",
             got=printable(f"{type(error).__name__}: {error}")[:300],
-            hint="delete it; the same mega-hf merge command makes it again",
+            hint="delete it, then run the same mega-hf merge command to write it again",
         ) from None
 
 
@@ -104,13 +103,13 @@ def _method(record: RunRecord) -> str:
 
 
 def _has_parents(record: RunRecord) -> bool:
-    """Say whether all parents that were trained for the run lie beside the card."""
+    """Return whether all parents that were trained for the run are in the copy."""
     folders = {str(name).split("/")[1] for name in record.files if str(name).startswith("parents/")}
     return bool(folders) and folders >= {p.name for p in record.parents if p.train}
 
 
-def card_there(result: MergeResult) -> Card | None:
-    """Return the card that lies in the run folder, if there is one.
+def existing_card(result: MergeResult) -> Card | None:
+    """Return the card in the run folder, or None.
 
     Raises:
         HubError: it is not UTF-8.
@@ -208,19 +207,18 @@ def _link(repository: str, kind: str = "") -> str:
 
 
 def write_card(result: MergeResult, overwrite: bool = False) -> None:
-    """Write the card and its plots into the run folder; what was written by hand into the card
-    stays.
+    """Write card and plots into the run folder, and keep what a user wrote into the card.
 
     Args:
-        result: what the card tells of.
+        result: the run.
         overwrite: replace the whole card.
 
     Raises:
-        HubError: a generated part of the card was changed by hand.
+        HubError: the generated part of the card was edited by hand.
     """
     file, card = result.folder / "README.md", render_card(result)
-    there = card_there(result)
-    card = update_card(card, [there]) if there and not overwrite else card
+    existing = existing_card(result)
+    card = update_card(card, [existing]) if existing and not overwrite else card
     write_whole(result.folder / "fitness.png", plot_fitness(result.record))
     if result.has_tree:
         write_whole(result.folder / "tree.png", plot_tree(result.record))

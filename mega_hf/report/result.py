@@ -17,12 +17,15 @@ from mega_hf.runtime.untrusted import RESULT_BYTES, parse_json, printable, read_
 NAME = "result.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeResult:
-    """A finished merge.
+    """A finished merge: its run folder and its record.
+
+    `print(result.report)` shows the table of all models, `result.save(folder)` copies the merged
+    model.
 
     Attributes:
-        record: everything that result.json holds.
+        record: the content of result.json.
         folder: the run folder.
     """
 
@@ -31,12 +34,12 @@ class MergeResult:
 
     @property
     def report(self) -> Report:
-        """The table of all models."""
+        """The accuracies of all models, with intervals and paired tests; `str` is a table."""
         return Report(self.record)
 
     @property
     def history(self) -> list[Generation]:
-        """The generations of the final merge's search."""
+        """The generations of the final search: best and mean correct predictions."""
         return self.record.history
 
     @property
@@ -55,12 +58,12 @@ class MergeResult:
 
     @property
     def merged(self) -> Path:
-        """The folder that the parents' own library loads."""
+        """The folder of the merged model, which timm or transformers loads."""
         return self.folder / "merged"
 
     @cached_property
     def weights(self) -> dict[str, Any]:
-        """The merged weights as stored: entry's name on disk -> tensor."""
+        """The tensors of the merged model by their names on disk."""
         from safetensors.torch import load_file
 
         return {
@@ -73,7 +76,7 @@ class MergeResult:
         """Copy the merged model and its card to a new folder, and return it.
 
         Raises:
-            RunError: the folder is there already and not empty.
+            RunError: the folder exists and is not empty.
         """
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -81,7 +84,7 @@ class MergeResult:
                 "the folder is not empty",
                 expected="a new folder",
                 got=target,
-                hint="name a folder that does not exist",
+                hint="choose a folder that does not exist",
             )
         shutil.copytree(self.merged, target, dirs_exist_ok=True)
         shutil.copyfile(self.folder / "README.md", target / "README.md")
@@ -89,10 +92,10 @@ class MergeResult:
 
     @classmethod
     def load(cls, folder: str | Path) -> MergeResult:
-        """Read a run folder.
+        """Load the result of a run folder.
 
         Raises:
-            RunError: there is no finished run, or its result.json is damaged or of another version.
+            RunError: the run is not finished, or its result.json is invalid.
         """
         path = Path(folder) / NAME
         try:
@@ -100,33 +103,39 @@ class MergeResult:
             version = tree["version"]
             record = RunRecord.from_dict(tree) if version == VERSION else None
         except FileNotFoundError:
-            hint = "finish the run: the same mega-hf merge command resumes it"
+            hint = "run the same mega-hf merge command to resume it"
             raise RunError(
                 "no finished run", where=str(folder), expected=NAME, got="none", hint=hint
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            hint = "delete it; the same mega-hf merge command makes it again"
+            hint = "delete it, then run the same mega-hf merge command to write it again"
             raise RunError(
-                "unreadable",
+                "invalid result",
                 where=str(path),
-                expected="a result",
+                expected="a result as mega-hf merge writes it",
                 got=printable(repr(error))[:500],
                 hint=hint,
             ) from None
         if record is None:
             raise RunError(
-                "another version",
+                "unknown version",
                 where=str(path),
                 expected=f"version {VERSION}",
                 got=printable(version)[:100],
-                hint="read it with the release of mega_hf that wrote it, or merge again",
+                hint="use the release of mega_hf that wrote it, or merge again",
             )
         return cls(record, Path(folder))
 
+    def __repr__(self) -> str:
+        return f"<MergeResult {self.folder}: {self.report.verdict}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 def tree_rows(record: RunRecord) -> dict[str, ModelRow]:
-    """Return the rows of the models in a run's tree by name, the final merge's own last."""
+    """Return the rows of the parents and merges of a tree by name, the final merge last."""
     root = record.final.name
     rows = {m.name: m for m in record.models if m.level is not None and m.role != "merged"}
-    # With a held-out selection the final merge has a row of its own.
+    # With a held-out selection, the final merge has a row beside the merged model's.
     return rows if root in rows else rows | {root: record.merged}

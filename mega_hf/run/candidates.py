@@ -1,5 +1,4 @@
-"""The models that a report compares: parents, baselines, a tree's merges; each is measured as its
-user runs it."""
+"""The models that a report compares, each evaluated in the way a user would run it."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from mega_hf.weights.space import Segment
 
 UNIFORM = "uniform_soup"  # the mean of the parents
 ALIGNED = "aligned_soup"  # the mean of the parents, aligned as in the final merge
-ENSEMBLE = "ensemble"  # of the parents: what their merge may come to, at the cost of all of them
+ENSEMBLE = "ensemble"  # of the parents
 _TOLERANCE = 1 / 1000  # of the rows
 
 
@@ -39,20 +38,21 @@ class Candidate:
     name: str
     role: Role
     open: Callable[[], LoadedModel]
-    level: int | None = None  # in the tree: 0 for parents; None for what is no part of it
-    # of its state dict, where that is known: models that are the same are measured once
-    sha256: str | None = None
-    members: tuple[Candidate, ...] = ()  # of an ensemble, which is no model of its own
+    level: int | None = None  # in the tree, 0 for parents; None outside of the tree
+    sha256: str | None = None  # of the state dict, where it is known
+    members: tuple[Candidate, ...] = ()  # of the ensemble
 
     @property
     def content(self) -> str:
-        """What is the same in candidates that are the same model."""
+        """A key that equal models share: each is evaluated once."""
         return self.sha256 or self.name
 
 
 def tolerance(rows: int) -> int:
-    """Return by how many right answers two ways of computing one model may differ: near-ties that
-    rounding turns."""
+    """Return by how many correct predictions two ways of computing a model may differ.
+
+    Rounding may turn near-ties.
+    """
     return max(1, int(_TOLERANCE * rows))
 
 
@@ -144,86 +144,92 @@ class ReportRows:
 
 
 def list_candidates(
-    lineup: ReportRows, sources: Mapping[str, ModelSource], last: str, scratch: Path
+    rows: ReportRows, sources: Mapping[str, ModelSource], merged: str, scratch: Path
 ) -> list[Candidate]:
     """Return the models of a report, in its order.
 
     Args:
-        lineup: which they are.
+        rows: their names and roles.
         sources: parents, merges and searched baselines, by name.
-        last: which of them is the merged model.
+        merged: the name in `sources` of the merged model.
         scratch: the folder of `save_baselines`.
     """
     found: dict[str, Candidate] = {}
-    for name, role, level in lineup.rows():
-        source = sources.get(last if role == "merged" else name)
+    for name, role, level in rows.rows():
+        source = sources.get(merged if role == "merged" else name)
         load = source.open if source else partial(open_model, scratch / name)
         shown = [
-            recalibrated(parent) if lineup.is_recalibrated_run else parent
-            for parent in lineup.plan.leaves
+            recalibrated(parent) if rows.is_recalibrated_run else parent
+            for parent in rows.plan.leaves
         ]
         members = tuple(found[member] for member in shown) if role == "ceiling" else ()
         found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)
     return list(found.values())
 
 
-def measure(
+def evaluate_candidates(
     candidates: list[Candidate],
     validation: Examples,
     test: Examples,
     processes: Processes,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Return right (1) or wrong (0) for each model and row, validation rows first: [models, rows]
-    int64.
+    """Return which rows each model predicts correctly: [models, rows] int64, 0 or 1.
+
+    Validation rows come before test rows.
 
     Args:
-        candidates: the models; each process loads some of them, one after the other.
-        validation: the validation split's pictures.
-        test: the test split's.
-        processes: who takes part.
-        advance: called after each model that this process has measured.
+        candidates: the models; each process loads its share of them, one after the other.
+        validation: the examples of the validation split.
+        test: the examples of the test split.
+        processes: share the models among them.
+        advance: called after each model that this process has evaluated.
     """
-
     models: dict[str, Candidate] = {}
     for candidate in candidates:
         models.setdefault(candidate.content, candidate)
-    different = list(models.values())
+    distinct = list(models.values())
 
-    def answers(i: int) -> list[int]:
-        """Say of one model, row by row, whether it is right."""
-        one, splits = different[i], (validation, test)
-        if one.members:
-            right = _ensemble_right(one.members, splits, processes)
+    def evaluate(i: int) -> list[int]:
+        """Return 1 or 0 for each row of one model."""
+        model, splits = distinct[i], (validation, test)
+        if model.members:
+            correct = _evaluate_ensemble(model.members, splits, processes)
         else:
-            forward = ResidentModel(one.open().model, processes.device, PLAIN)
-            right = [forward.predict(examples).correct for examples in splits]
+            forward = ResidentModel(model.open().model, processes.device, PLAIN)
+            correct = [forward.predict(examples).correct for examples in splits]
         advance()
-        return torch.cat(right).int().tolist()
+        return torch.cat(correct).int().tolist()
 
-    right = processes.share(len(different), validation.count + test.count, answers)
-    return right[[list(models).index(candidate.content) for candidate in candidates]]
+    correct = processes.share(len(distinct), validation.count + test.count, evaluate)
+    return correct[[list(models).index(candidate.content) for candidate in candidates]]
 
 
-def _ensemble_right(
+def _evaluate_ensemble(
     members: tuple[Candidate, ...], splits: tuple[Examples, ...], processes: Processes
 ) -> list[torch.Tensor]:
-    """Return where the mean of some models' probabilities is right: [rows] bool of each split; one
-    model at a time."""
+    """Return where the mean of the members' probabilities is correct: [rows] bool of each split."""
     totals = [torch.zeros(())] * len(splits)
-    for member in members:
+    for member in members:  # One model at a time is in memory.
         forward = ResidentModel(member.open().model, processes.device, PLAIN)
         totals = [
-            total + forward.probabilities(one) for total, one in zip(totals, splits, strict=True)
+            total + forward.probabilities(split)
+            for total, split in zip(totals, splits, strict=True)
         ]
     return [
-        total.argmax(dim=1) == one.labels.cpu() for total, one in zip(totals, splits, strict=True)
+        total.argmax(dim=1) == split.labels.cpu()
+        for total, split in zip(totals, splits, strict=True)
     ]
 
 
-def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[ModelRow]:
-    """Return each model's row of the report, from what `measure` returned of so many validation
-    rows."""
+def model_rows(candidates: list[Candidate], correct: np.ndarray, rows: int) -> list[ModelRow]:
+    """Return the rows of the report.
+
+    Args:
+        candidates: the models.
+        correct: the result of `evaluate_candidates`.
+        rows: the number of validation rows.
+    """
     return [
         ModelRow(
             name=candidate.name,
@@ -232,15 +238,14 @@ def count(candidates: list[Candidate], right: np.ndarray, rows: int) -> list[Mod
             validation=Count(correct=int(bits[:rows].sum()), n=rows),
             test=Count(correct=int(bits[rows:].sum()), n=len(bits) - rows),
         )
-        for candidate, bits in zip(candidates, right, strict=True)
+        for candidate, bits in zip(candidates, correct, strict=True)
     ]
 
 
 def best_parent(models: list[ModelRow]) -> str:
-    """Return the parent that is best on validation, as it is or treated as the merge was: what that
-    one is held to.
+    """Return the name of the best parent on validation.
 
-    Of equals it is the treated one, and the first.
+    Of equally good ones a recalibrated parent is preferred, then the first.
     """
     parents = [
         model for role in ("treated_parent", "parent") for model in models if model.role == role
@@ -249,14 +254,16 @@ def best_parent(models: list[ModelRow]) -> str:
 
 
 def paired_against(models: list[ModelRow]) -> dict[str, str]:
-    """Return whom the merged model is tested against: entry of the record -> name."""
-    against = {"paired": best_parent(models), "paired_soup": "greedy_soup"}
-    return {
-        entry: name for entry, name in against.items() if name in [model.name for model in models]
-    }
+    """Return the models that the merged model is tested against, by their entry in the record."""
+    names = [model.name for model in models]
+    soup = {"paired_soup": "greedy_soup"} if "greedy_soup" in names else {}
+    return {"paired": best_parent(models)} | soup
 
 
-def paired_test(candidates: list[Candidate], right: np.ndarray, rows: int, against: str) -> Paired:
-    """Test the merged model against another one on the test rows; args as `count`."""
-    test = right[:, rows:].astype(bool)
-    return mcnemar(against, test[-1], test[[one.name for one in candidates].index(against)])
+def paired_test(
+    candidates: list[Candidate], correct: np.ndarray, rows: int, against: str
+) -> Paired:
+    """Test the merged model against another one on the test rows; arguments as `model_rows`."""
+    test = correct[:, rows:].astype(bool)
+    other = [candidate.name for candidate in candidates].index(against)
+    return mcnemar(against, test[-1], test[other])

@@ -1,4 +1,7 @@
-"""The report, made once after the search: the test split is read here and nowhere else."""
+"""Evaluate the models of a finished run and write its record, card and plots.
+
+The test split is read here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mega_hf.errors import HubError, MegaError, RunError
@@ -44,11 +46,10 @@ from mega_hf.report.result import NAME, MergeResult
 from mega_hf.run.align import alignment
 from mega_hf.run.auto import choice_of
 from mega_hf.run.candidates import (
-    Candidate,
     ReportRows,
-    count,
+    evaluate_candidates,
     list_candidates,
-    measure,
+    model_rows,
     paired_against,
     paired_test,
     save_baselines,
@@ -79,7 +80,7 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run leaves to the report beside its merges."""
+    """What a run's report needs beside its merges."""
 
     recipe: Recipe
     plan: MergePlan
@@ -88,7 +89,7 @@ class RunOutcome:
     journal: Journal
     load: Callable[[Split], Examples]
     validation: Examples
-    calibration: Calibration | None  # of the merges that were recalibrated, if any was
+    calibration: Calibration | None  # None if no merge was recalibrated
     forward_path: str
     notices: list[str]
 
@@ -101,7 +102,7 @@ def header(
     forward_path: str,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Return the journal's header: all that decides the numbers below it."""
+    """Return the journal's header: all that its later lines depend on."""
     return {
         "recipe": recipe.sha256,
         "parents": {p.name: p.sha256 for p in parents.identities.values()},
@@ -114,138 +115,128 @@ def header(
 
 
 def versions() -> dict[str, str]:
-    """Return the releases of Python and of the libraries that numbers may depend on."""
+    """Return the versions of Python and of the libraries that results may depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
 
 
 def write_report(
-    finding: RunOutcome,
+    outcome: RunOutcome,
     merged: list[MergedNode],
-    beside: list[MergedNode],
+    baselines: list[MergedNode],
     folder: RunFolder,
     processes: Processes,
     seconds: dict[str, float],
 ) -> MergeResult:
-    """Measure parents, baselines and merged models from their folders, and write result, card and
-    plots.
+    """Evaluate parents, baselines and merges from their folders; write result, card and plots.
 
     Args:
-        finding: what the run found.
-        merged: the merges, the root last.
-        beside: baselines that were searched for, and the second look, if there was one, last.
+        outcome: parents, data and journal of the run.
+        merged: the merges of the tree, the final one last.
+        baselines: the searched baselines, and the held-out selection last, if there is one.
         folder: where the report goes.
-        processes: who takes part in measuring.
-        seconds: by stage, so far.
+        processes: share the models among them.
+        seconds: the time of each earlier stage.
 
     Raises:
-        RunError: a saved model counts otherwise than the search did.
+        RunError: a saved model gives different predictions from the one evaluated in the search.
     """
     began = time.perf_counter()
     scratch = folder.path / ".mega-baselines"
-    root = merged[-1]
-    sources = finding.parents.sources
-    all_made = {one.name: one for one in (*merged, *beside)}
-    aligned = alignment(root.node, sources, finding.journal.nodes[root.name])
-    treatment = (
-        finding.calibration if is_recalibrated(root.node, finding.parents.model.model) else None
-    )
+    final, sources = merged[-1], outcome.parents.sources
+    nodes = {node.name: node for node in (*merged, *baselines)}
+    aligned = alignment(final.node, sources, outcome.journal.nodes[final.name])
+    recalibrates = is_recalibrated(final.node, outcome.parents.model.model)
+    calibration = outcome.calibration if recalibrates else None
     if processes.is_main:
-        save_baselines(sources, scratch, treatment, aligned, processes.device, all_made)
+        save_baselines(sources, scratch, calibration, aligned, processes.device, nodes)
     processes.wait()
-    lineup = ReportRows(finding.plan, treatment is not None, aligned is not None)
-    opened = sources | {name: one.source for name, one in all_made.items()}
-    candidates = list_candidates(lineup, opened, finding.plan.merged, scratch)
-    test = finding.load(finding.splits.test)
-    right = measure(candidates, finding.validation, test, processes)
+    rows = ReportRows(outcome.plan, calibration is not None, aligned is not None)
+    opened = sources | {name: node.source for name, node in nodes.items()}
+    candidates = list_candidates(rows, opened, outcome.plan.merged, scratch)
+    test = outcome.load(outcome.splits.test)
+    correct = evaluate_candidates(candidates, outcome.validation, test, processes)
     processes.wait()
     if processes.is_main:
         remove(scratch)
-    rows = len(finding.splits.validation)
-    models = count(candidates, right, rows)
-    _refuse_drift([one for name, one in all_made.items() if name != SECOND_LOOK], models)
+    models = model_rows(candidates, correct, outcome.validation.count)
+    _check_counts([node for name, node in nodes.items() if name != SECOND_LOOK], models)
     seconds = seconds | {"report": round(time.perf_counter() - began, 3)}
     if processes.is_main:
-        tests = _paired(candidates, right, rows, models)
-        record = make_record(finding, merged, beside, models, tests, processes, seconds)
+        tests = {
+            entry: PairedTest(
+                **asdict(paired_test(candidates, correct, outcome.validation.count, other))
+            )
+            for entry, other in paired_against(models).items()
+        }
+        record = make_record(outcome, merged, baselines, models, tests, processes, seconds)
         write_run_files(folder.path, record)
     processes.wait()
     return MergeResult.load(folder.path)
 
 
 def write_run_files(folder: Path, record: RunRecord) -> None:
-    """Write plots and card, and last result.json: where it is, the run is finished."""
+    """Write plots, card and result.json, which marks the run as finished and so comes last."""
     result = MergeResult(record, folder)
     try:
         write_card(result)
-    # of a card that was changed by hand; after hours of work the run must not end here
-    except HubError as error:
+    except HubError as error:  # An edited card must not end a run after hours of work.
         kept = folder / "README-before.md"
         (folder / "README.md").replace(kept)
-        logger.warning("%s; the card that was there is now %s", error.what, kept)
+        logger.warning("%s; the previous card is now %s", error.what, kept)
         write_card(result)
     write_whole(folder / NAME, record.encode())
 
 
-def _paired(
-    candidates: list[Candidate], right: np.ndarray, rows: int, models: list[ModelRow]
-) -> dict[str, PairedTest]:
-    """Return the paired tests of the merged model, by their entry in the record."""
-    return {
-        entry: PairedTest(**asdict(paired_test(candidates, right, rows, other)))
-        for entry, other in paired_against(models).items()
-    }
-
-
-def _refuse_drift(made: list[MergedNode], models: list[ModelRow]) -> None:
-    """See that the models that were searched for count as the search did, as they were saved."""
-    measured = {model.name: model.validation for model in models}
-    for one in made:
-        # the final merge, where no second look stands above it
-        counted = measured.get(one.name, measured["merged"])
-        saved, rows = counted.correct, counted.n
-        low, high = one.record["correct"], one.record["correct"] + rows - one.record["n"]
-        # plain eager mode rounds otherwise than the search did
-        if max(low - saved, saved - high) > tolerance(rows):
+def _check_counts(nodes: list[MergedNode], models: list[ModelRow]) -> None:
+    """Check that the saved merges have the validation counts of the search."""
+    evaluated = {model.name: model.validation for model in models}
+    for node in nodes:
+        # Without a held-out selection, the final merge has no row but that of the merged model.
+        count = evaluated.get(node.name, evaluated["merged"])
+        low = node.record["correct"]
+        high = low + count.n - node.record["n"]
+        # Plain eager mode rounds differently from the forward path of the search.
+        if max(low - count.correct, count.correct - high) > tolerance(count.n):
             raise RunError(
-                f"the saved model {one.name} answers otherwise than the one that was searched",
-                expected=f"{low} right of {rows} validation rows",
-                got=saved,
+                f"the saved model {node.name} gives different predictions from the one evaluated"
+                " during the search",
+                expected=f"{low} of {count.n} validation rows correct",
+                got=count.correct,
                 hint=(
-                    "this is a fault of mega_hf or of the model's own save and load: please"
-                    " report it"
+                    "this is a bug in mega_hf or in the model's save/load code; please report it"
                 ),
             )
 
 
 def make_record(
-    finding: RunOutcome,
+    outcome: RunOutcome,
     merged: list[MergedNode],
-    beside: list[MergedNode],
+    baselines: list[MergedNode],
     models: list[ModelRow],
     paired: Mapping[str, PairedTest],
     processes: Processes,
     seconds: dict[str, float],
 ) -> RunRecord:
-    """Return everything that card and plots are made from; no path of this machine among it."""
-    splits, recipe, parents, root = finding.splits, finding.recipe, finding.parents, merged[-1]
-    nodes = [one.describe() for one in merged]
-    last = beside[-1] if beside and beside[-1].name == SECOND_LOOK else None
-    chosen = choice_of(finding.journal, recipe)
+    """Return the record of a run; it has no path of this machine. Arguments as `write_report`."""
+    splits, recipe, parents, final = outcome.splits, outcome.recipe, outcome.parents, merged[-1]
+    nodes = [node.describe() for node in merged]
+    last = baselines[-1] if baselines and baselines[-1].name == SECOND_LOOK else None
+    chosen = choice_of(outcome.journal, recipe)
     return RunRecord(
         version=VERSION,
         name=recipe.name,
         library=parents.model.library,
         architecture=parents.model.structure.get("architecture", ""),
-        parameters=root.record["parameters"],
+        parameters=final.record["parameters"],
         channels=parents.model.input_shape[0],
-        recipe=_portable(finding),
+        recipe=_portable(outcome),
         models=models,
         search=nodes[-1].search,
         history=nodes[-1].history,
         nodes=nodes,
-        baselines=[one.describe() for one in beside if one is not last],
+        baselines=[node.describe() for node in baselines if node is not last],
         chosen=AutoSettings(**chosen) if chosen else None,
-        second_look=_describe_second_look(last, finding.journal) if last else None,
+        second_look=_held_out_selection(last, outcome.journal) if last else None,
         parents=[
             ParentRow.model_validate(
                 {"name": p.name, **p.source, **(p.license or {}), "sha256": p.sha256}
@@ -263,46 +254,46 @@ def make_record(
             },
         ),
         digests=RunDigests(
-            **(last or root).describe().digests.to_dict(),
+            **(last or final).describe().digests.to_dict(),
             recipe=recipe.sha256,
-            journal=file_digest(finding.journal.path),
+            journal=file_digest(outcome.journal.path),
         ),
         environment=Environment(
             versions=versions(),
             machine=platform.machine(),
             system=platform.system(),
             device_kind=processes.device_kind,
-            forward_path=finding.forward_path,
+            forward_path=outcome.forward_path,
             processes=processes.count,
             threads=torch.get_num_threads(),
         ),
         seconds={
-            "evaluating": round(sum(one.seconds for one in (*merged, *beside)), 1),
+            "evaluating": round(sum(node.seconds for node in (*merged, *baselines)), 1),
             **seconds,
         },
-        notices=finding.notices,
+        notices=outcome.notices,
         paired=paired["paired"],
         paired_soup=paired.get("paired_soup"),
     )
 
 
-def _describe_second_look(last: MergedNode, journal: Journal) -> HeldOutSelection:
-    known, names = journal.nodes[last.name], last.node.parents
-    counted = [known.find(1, i, None) for i in range(len(names))]
+def _held_out_selection(node: MergedNode, journal: Journal) -> HeldOutSelection:
+    known, names = journal.nodes[node.name], node.node.parents
+    fitness = [known.find(1, i, None) for i in range(len(names))]
     finalists = [
         Finalist(name=name, correct=one.correct, n=one.seen)
-        for name, one in zip(names, counted, strict=True)
+        for name, one in zip(names, fitness, strict=True)
         if one
     ]
-    chosen = names[last.record["index"]]
-    return HeldOutSelection(**dict(last.describe()), finalists=finalists, chosen=chosen)
+    chosen = names[node.record["index"]]
+    return HeldOutSelection(**dict(node.describe()), finalists=finalists, chosen=chosen)
 
 
-def _portable(finding: RunOutcome) -> dict[str, Any]:
-    """Return the recipe with {local: NAME, sha256} in the place of each local folder and file."""
-    tree, identities = finding.recipe.to_dict(), finding.parents.identities
-    if "local" in finding.splits.source:
-        tree["data"]["path"] = {**finding.splits.source, "sha256": finding.splits.digests}
+def _portable(outcome: RunOutcome) -> dict[str, Any]:
+    """Return the recipe as plain values, with a placeholder for each local file and folder."""
+    tree, identities = outcome.recipe.to_dict(), outcome.parents.identities
+    if "local" in outcome.splits.source:
+        tree["data"]["path"] = {**outcome.splits.source, "sha256": outcome.splits.digests}
 
     for key, block in references(tree):
         path = block[key[-1]]
@@ -311,15 +302,14 @@ def _portable(finding: RunOutcome) -> dict[str, Any]:
             known = (
                 identities[name].sha256
                 if name in identities
-                else _digest(finding.recipe, name, path)
+                else _digest(outcome.recipe, name, path)
             )
             block[key[-1]] = {"local": Path(path).name} | ({"sha256": known} if known else {})
     return tree
 
 
 def _digest(recipe: Recipe, name: str, place: str) -> str | None:
-    """Return the digest of a model that others were only trained from; None if it can't be read any
-    more."""
+    """Return the digest of a model that parents were trained from, or None if it is missing."""
     try:
         return open_parent(name, recipe.parents.get(name, place)).parent.sha256
     except MegaError:

@@ -22,7 +22,7 @@ from mega_hf.recipe.merge import Node
 from mega_hf.recipe.paths import is_local
 from mega_hf.recipe.placeholders import LocalPlaceholder, is_placeholder, references
 from mega_hf.recipe.tree import parent_name
-from mega_hf.report.card import card_there, render_card
+from mega_hf.report.card import existing_card, render_card
 from mega_hf.report.card_edits import has_own_words, split_card, tells_of
 from mega_hf.report.record import PairedTest
 from mega_hf.report.result import NAME as RESULT
@@ -323,7 +323,7 @@ def _compare_card(told: RunClaims) -> list[str]:
     says beside that."""
     release, here = told.result.record.environment.versions.get("mega_hf"), version("mega_hf")
     try:
-        there, new = card_there(told.result), render_card(told.result)
+        there, new = existing_card(told.result), render_card(told.result)
         if there is None:
             return [f"the card: there is no {CARD}"]
         is_told, other_figures = tells_of(there.text, new)

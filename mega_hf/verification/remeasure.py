@@ -22,9 +22,9 @@ from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import absolute
 from mega_hf.recipe.placeholders import LocalPlaceholder
 from mega_hf.run.candidates import (
-    count,
+    evaluate_candidates,
     list_candidates,
-    measure,
+    model_rows,
     paired_test,
     save_baselines,
     tolerance,
@@ -221,10 +221,10 @@ def _count_models(
     report = told.result.report
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
-        right = measure(candidates, validation, test, processes, lambda: advance(1, ""))
+        right = evaluate_candidates(candidates, validation, test, processes, lambda: advance(1, ""))
     counts = []
     for claimed, found in zip(
-        report.models, count(candidates, right, validation.count), strict=True
+        report.models, model_rows(candidates, right, validation.count), strict=True
     ):
         name = "the merged model" if claimed.role == "merged" else claimed.name
         for split, said, measured in (

@@ -261,11 +261,11 @@ def test_saving_over_a_file_is_refused_in_words(tmp_path):
     ("content", "message"),
     [
         (None, "no finished run"),
-        ("{", "unreadable"),
-        ("[]", "unreadable"),
-        ("null", "unreadable"),
-        ("{}", "unreadable"),
-        ('{"version": 99}', "another version"),
+        ("{", "invalid result"),
+        ("[]", "invalid result"),
+        ("null", "invalid result"),
+        ("{}", "invalid result"),
+        ('{"version": 99}', "unknown version"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path, content, message):

@@ -192,8 +192,8 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: claim(f, "recipe", "merge", "seed", value=47),
         "^result.json: changed",
     ),
-    "no nodes": (lambda f: claim(f, "nodes", value=[]), r"result.json: unreadable"),
-    "nonsense": (lambda f: claim(f, "nodes", value={"a": 1}), r"result.json: unreadable"),
+    "no nodes": (lambda f: claim(f, "nodes", value=[]), r"result.json: invalid result"),
+    "nonsense": (lambda f: claim(f, "nodes", value={"a": 1}), r"result.json: invalid result"),
     "not JSON": (lambda f: (f / "result.json").write_text("[" * 100_000), "result.json: "),
 }
 
