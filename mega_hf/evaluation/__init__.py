@@ -1,4 +1,4 @@
-"""Evaluate weights: forward pass, racing, recalibration, alignment, interpolation, statistics.
+"""Evaluate weights: forward pass, racing, recalibration, alignment.
 
 `forward` runs one resident model, `racing` evaluates a population just far enough for the search,
 `calibration` recomputes BatchNorm statistics, `aligner` finds channel permutations, and

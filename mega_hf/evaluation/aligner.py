@@ -1,4 +1,4 @@
-"""Find the permutations that align the parents of a merge, and check that they change no output."""
+"""Find and check the permutations that align the parents of a merge."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Aligner:
         return self.cache[key]
 
     def find(self, settings: Merge, inputs: MergeInputs) -> dict[str, Orders]:
-        """Match the channels of each parent with those of the reference; call it on all processes.
+        """Match each parent's channels with the reference's; call on all processes.
 
         Returns:
             parent -> groups of channels and their orders, for all parents but the reference.
@@ -95,7 +95,7 @@ class Aligner:
 
 
 def reference_and_others(settings: Merge, inputs: MergeInputs) -> tuple[str, list[str]]:
-    """Return the parent whose order of channels is kept, and those that are aligned to it."""
+    """Return the parent that is not reordered, and those that are aligned to it."""
     reference = settings.align_to or next(iter(inputs.states))
     return reference, [name for name in inputs.states if name != reference]
 
@@ -112,7 +112,7 @@ def reorder_channels(
 def check_function(
     model: nn.Module, before: Mapping[str, StateDict], after: MergeInputs, shape: tuple[int, ...]
 ) -> None:
-    """Check that reordered channels leave each parent's logits as they were, up to rounding.
+    """Check that each parent's logits are the same with reordered channels.
 
     Args:
         model: of the architecture, on the CPU; its weights are overwritten.

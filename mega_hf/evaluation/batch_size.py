@@ -1,4 +1,4 @@
-"""Choose the batch size, and the rows to evaluate before turning to another individual."""
+"""Choose the batch size of a run, and the rows to evaluate at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_batch_size(
     model: nn.Module,
     shape: tuple[int, ...],
 ) -> int:
-    """Return the one batch size of a run: the recipe's, else one that suits device and model.
+    """Return the batch size of a run: the recipe's, else one that suits the model.
 
     The choice depends on no measured time, so it is the same wherever a recipe runs on one kind of
     device. It is rounded down to leave the least padding.
@@ -50,8 +50,9 @@ def choose_batch_size(
 
 
 def choose_chunk(recipe_batch_size: int | None, batch_size: int) -> int:
-    """Return how many rows to evaluate before checking whether an individual can still win.
+    """Return how many rows of an individual to evaluate at a time.
 
+    After these rows the search checks whether the individual can still win.
     Building an individual costs some milliseconds, so several small batches are evaluated at a
     time; only one where the recipe sets the batch size.
     """
@@ -60,7 +61,7 @@ def choose_chunk(recipe_batch_size: int | None, batch_size: int) -> int:
 
 @torch.inference_mode()
 def suitable_batch_size(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return a batch size for a CPU, such that no layer's output takes more than 32 MiB."""
+    """Return a batch size for a CPU: the largest layer output is about 32 MiB."""
     largest = 1
 
     def record_size(_: nn.Module, __: object, output: object) -> None:

@@ -1,4 +1,4 @@
-"""Check whether models can be merged, by their structure, and evaluate the lines between them."""
+"""Compare models: whether they can be merged, and how well they interpolate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Descriptions of models and of each pair of them; `str` gives a table and an answer."""
+    """Descriptions of models and pairs; `str` gives a table and an answer."""
 
     models: list[dict[str, Any]]
     pairs: list[Pair]

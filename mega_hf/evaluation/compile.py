@@ -1,4 +1,4 @@
-"""Decide whether compiling the model pays, and compile it on all processes or on none."""
+"""Decide whether compiling the model pays, and compile it on all processes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def evaluate(model: str, data: Data, split: str, batch_size: int = 128) -> Measu
 
 
 def _merged_model(run: Path) -> Path:
-    """Return the folder of a run's merged model; raise RunError if the run is not finished."""
+    """Return the folder of a run's merged model; raise RunError if not finished."""
     if not (run / "result.json").is_file():
         raise RunError(
             "no finished run",

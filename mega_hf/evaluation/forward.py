@@ -1,4 +1,4 @@
-"""The forward pass: one resident model, with weights written into it and examples kept in place."""
+"""The forward pass of one resident model on resident examples."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Predictions(NamedTuple):
 def place_examples(
     rows: int, shape: tuple[int, ...], batch_size: int, device: torch.device, share: float
 ) -> Examples:
-    """Allocate a split on the device, else in main memory, else in a memory-mapped file.
+    """Allocate a split on the device, in main memory, or in a memory-mapped file.
 
     Args:
         rows: the number of images.
@@ -100,7 +100,7 @@ def _zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 class ResidentModel:
-    """A model that stays on its device and predicts with whatever weights are written into it.
+    """A model that stays on its device and predicts with the weights written last.
 
     Args:
         model: in evaluation mode, float32; it is moved to `device` and kept.
@@ -192,7 +192,7 @@ class ResidentModel:
         return 2 * min(3 * examples.batch_size, examples.count)
 
     def is_order_free(self, examples: Examples) -> bool:
-        """Return whether a row's prediction is independent of its place in a batch, bit for bit.
+        """Return whether predictions do not depend on a row's place in its batch.
 
         This is tried on three batches. The kernels we measured sum each row in one order, but no
         library promises that.
@@ -246,7 +246,7 @@ class ResidentModel:
 
     @property
     def run(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The function from one batch of images on the device to logits, compiled or eager."""
+        """The function from a batch of images to logits, compiled or eager."""
         return self._compiled or self.eager
 
     def uncompile(self) -> None:

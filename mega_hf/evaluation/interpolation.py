@@ -1,7 +1,8 @@
-"""Accuracy along the straight line between two models: as they are, recalibrated, aligned, or both.
+"""Accuracy along the straight line between two models.
 
-The largest fall below the straight line between the ends' accuracies is the loss barrier
-(Frankle et al., 2020), here in accuracy.
+The models are evaluated as they are, recalibrated, aligned, or both. The largest fall below the
+straight line between the ends' accuracies is the loss barrier (Frankle et al., 2020), here in
+accuracy.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Line:
     skipped: str
 
     def barrier(self, kind: str) -> float:
-        """Return the largest fall below the straight line, in percentage points; 0 or more."""
+        """Return the largest fall below the straight line, in points; 0 or more."""
         accuracy = np.array(self.accuracy[kind])
         straight = np.linspace(accuracy[0], accuracy[-1], len(accuracy))
         return float(max(0.0, (straight - accuracy).max()))
@@ -184,7 +185,7 @@ def evaluate_lines(
 def mix_models(
     inputs: MergeInputs, states: Mapping[str, StateDict], recomputed: Collection[str]
 ) -> Mixing:
-    """Return the encoding that mixes state dicts of one architecture by one coefficient each.
+    """Return the encoding that mixes whole state dicts, one coefficient for each.
 
     Args:
         inputs: gives the layout.
@@ -200,7 +201,7 @@ def mix_models(
 def count_correct(
     mixing: Mixing, shares: Sequence[float], aligner: Aligner, examples: Examples
 ) -> int | None:
-    """Return a mixture's number of correct predictions; None where a logit is not finite.
+    """Return a mixture's correct predictions; None where a logit is not finite.
 
     The mixture is recalibrated first if its statistics are not mixed.
     """

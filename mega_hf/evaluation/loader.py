@@ -1,4 +1,4 @@
-"""Load splits as examples: decoded and transformed once, in the one batch shape of a run."""
+"""Load splits as examples: decoded and transformed once."""
 
 from __future__ import annotations
 

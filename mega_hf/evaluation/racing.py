@@ -44,7 +44,7 @@ class Record(Protocol):
         """
 
     def find_genome(self, genome: str) -> Fitness | None:
-        """Return the recorded fitness of a genome, in any generation, by its digest; or None."""
+        """Return the recorded fitness of a genome in any generation, or None."""
 
     def add(
         self,
@@ -56,7 +56,17 @@ class Record(Protocol):
         examples: int,
         write: bool,
     ) -> None:
-        """Keep a fitness, the seconds and the examples that it cost; only one process writes."""
+        """Keep a fitness, and the seconds and examples that it cost.
+
+        Args:
+            generation: 1 for the founders.
+            index: of the individual in its generation.
+            genome: the digest.
+            fitness: on the rows seen.
+            seconds: of evaluation.
+            examples: forwarded.
+            write: to the disk; one process writes, the others keep the fitness in memory.
+        """
 
 
 @dataclass
@@ -108,7 +118,7 @@ class PartialResult:
 
 
 class Cost(NamedTuple):
-    """What one evaluation cost and whether it failed, as integers that cross processes."""
+    """The cost of one evaluation, and whether it failed, as integers."""
 
     failed: int  # 1 where a logit was not finite
     microseconds: int
@@ -180,7 +190,9 @@ class RacingEvaluator:
     def __call__(
         self, population: Population, tournaments: list[list[int]], elite: Fitness | None
     ) -> list[Fitness]:
-        """Return a fitness for each individual that decides every tournament and the elite.
+        """Return a fitness for each individual; they decide all tournaments.
+
+        They also decide which individual becomes the elite.
 
         Args:
             population: the individuals.
@@ -318,7 +330,7 @@ class RacingEvaluator:
     # --- Whom to evaluate next
 
     def _needed(self, contests: list[list[int]], results: list[PartialResult]) -> set[int]:
-        """Return the individuals whose unseen rows may decide a contest, and their duplicates."""
+        """Return individuals whose unseen rows may decide a contest, with duplicates."""
         fitness = [result.fitness for result in results]
         candidates = set(range(len(results)))
         if not self.full:
@@ -327,7 +339,7 @@ class RacingEvaluator:
         return {i for i, result in enumerate(results) if result.genome in genomes}
 
     def _check_order_bound(self, result: PartialResult) -> bool:
-        """Return whether predictions depend on the order of rows; the same on all processes.
+        """Return whether predictions depend on the order of rows, on any process.
 
         Args:
             result: bears the cost of the first check; later ones are free.
@@ -344,10 +356,11 @@ class RacingEvaluator:
         return self._is_order_bound
 
     def _choose(self, needed: set[int], results: list[PartialResult]) -> list[int]:
-        """Return the individuals that may still have the most correct predictions, one per process.
+        """Return the most promising individuals, one per process.
 
-        With several processes and many candidates there are two per process: most of them will be
-        evaluated further in any case, and the processes wait for each other less often.
+        These may still have the most correct predictions. With several processes and many
+        candidates there are two per process: most of them will be evaluated further in any case,
+        and the processes wait for each other less often.
         """
 
         def order(i: int) -> tuple[int, int]:
@@ -434,7 +447,7 @@ class RacingEvaluator:
         return Evaluated(cost, found.correct.numpy(), quantize(found.margin.numpy()), losses)
 
     def _load(self, population: Population, index: int) -> int:
-        """Write an individual into the resident model; return the calibration examples it took."""
+        """Load an individual into the model; return the calibration examples it took."""
         entries = self.encoding.entries(population.genomes[index])
         if self.calibration is None:
             self.forward.write(entries)

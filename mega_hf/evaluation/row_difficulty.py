@@ -1,4 +1,4 @@
-"""Which validation rows are hard, and which models have been counted on all of them."""
+"""Difficulty of the validation rows, and the counts of known models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_ROW_LOSS = 1 << 20
 
 
 class RowDifficulty:
-    """Margins that recent individuals had on each row, to evaluate the hardest rows first.
+    """Recent margins on each row, to evaluate the hardest rows first.
 
     The order of rows only decides how soon a losing individual is stopped, never who wins.
 
@@ -31,12 +31,12 @@ class RowDifficulty:
         self._counts *= _DECAY
 
     def learn(self, rows: np.ndarray, margins: np.ndarray) -> None:
-        """Add an individual's margins ([n] int64, from `quantize`) on some rows ([n] int64)."""
+        """Add an individual's quantized margins on some rows (both [n] int64)."""
         self._margins[rows] += margins
         self._counts[rows] += 1
 
     def hardest(self, unseen: np.ndarray, count: int) -> np.ndarray:
-        """Return up to `count` of the unseen rows ([rows] bool), those of the lowest margin first.
+        """Return up to `count` of the unseen rows ([rows] bool), hardest first.
 
         Ties go to the lower row.
         """
@@ -46,7 +46,7 @@ class RowDifficulty:
 
 
 class CountCache:
-    """Fitness of models that were evaluated on all validation rows, by a digest of their weights.
+    """Fitness of models that were evaluated on all rows, by digest of weights.
 
     Args:
         rows: number of rows of the validation split.
@@ -63,7 +63,7 @@ class CountCache:
         return f"{sha256} recalibrated" if is_recalibrated else sha256
 
     def keep(self, key: str, correct: int | None, loss: int | None = None) -> None:
-        """Keep the correct predictions of a model on all rows, and the loss if it was summed.
+        """Keep a model's correct predictions on all rows, and its loss if summed.
 
         Args:
             key: the digest of a genome, or the `cache_key` of a state dict.
@@ -74,7 +74,7 @@ class CountCache:
             self._counts[key] = correct, loss
 
     def find(self, key: str, needs_loss: bool = False) -> Fitness | None:
-        """Return the fitness kept under a key; None if there is none, or its loss is missing."""
+        """Return the fitness under a key; None if it or a needed loss is missing."""
         correct, loss = self._counts.get(key, (None, None))
         if key not in self._counts or (needs_loss and loss is None):
             return None

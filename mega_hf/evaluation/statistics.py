@@ -11,7 +11,7 @@ from scipy.special import bdtr, ndtri
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval (Wilson, 1927) of an accuracy, as two shares in [0, 1]."""
+    """Return the Wilson score interval (Wilson, 1927) of an accuracy, in [0, 1]."""
     z = float(ndtri((1 + confidence) / 2))
     p, whole = correct / n, 2 * (n + z**2)
     center = (2 * n * p + z**2) / whole
@@ -52,7 +52,7 @@ def mcnemar(against: str, merged: np.ndarray, other: np.ndarray) -> Paired:
 
 
 def sign_test(ups: int, downs: int) -> float:
-    """Return the two-sided p-value of an exact sign test; 1 where there are no differences."""
+    """Return the two-sided p-value of an exact sign test; 1 for no differences."""
     return min(1.0, 2 * float(bdtr(min(ups, downs), ups + downs, 0.5)))
 
 

@@ -1,4 +1,4 @@
-"""CMA-ES over mixing coefficients (Hansen and Ostermeier, 2001), by the `cmaes` package."""
+"""CMA-ES over mixing coefficients (Hansen and Ostermeier, 2001)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def cma_es(
     evaluate: Evaluate,
     recorded: RecordedDraws,
 ) -> Outcome:
-    """Search mixing coefficients with CMA-ES, from the best of the parents and their average.
+    """Search mixing coefficients with CMA-ES.
+
+    The search starts at the best of the parents and their average, and uses the `cmaes` package.
 
     A point holds, for each group, the offset of its coefficients from equal ones, in the
     `parents` - 1 directions that keep their sum at 1. BatchNorm statistics that are mixed get the
@@ -76,7 +78,7 @@ def cma_es(
 
 
 def _directions(count: int) -> np.ndarray:
-    """Return Helmert's orthonormal directions that keep the sum: [count, count - 1] float64."""
+    """Return Helmert's orthonormal basis that keeps the sum: [count, count - 1]."""
     columns = [np.r_[np.full(k, 1.0), -float(k), np.zeros(count - k - 1)] for k in range(1, count)]
     return np.stack(
         [column / np.sqrt(k * (k + 1.0)) for k, column in enumerate(columns, start=1)], axis=1

@@ -7,10 +7,10 @@ import torch
 
 
 def spacings(stream: np.random.Generator, parents: int) -> list[float]:
-    """Draw weights uniformly from the simplex: the gaps between `parents` - 1 sorted uniforms.
+    """Draw weights uniformly from the simplex.
 
-    With two parents the weights are (α, 1 - α), α ~ U(0, 1), as in the paper's equation for the
-    founders.
+    The weights are the gaps between `parents` - 1 sorted uniform numbers. With two parents they are
+    (α, 1 - α), α ~ U(0, 1), as in the paper's equation for the founders.
     """
     cuts = np.sort(stream.random(parents - 1))
     return np.diff(cuts, prepend=0.0, append=1.0).tolist()

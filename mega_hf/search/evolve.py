@@ -23,7 +23,7 @@ Evaluate = Callable[[Population, list[list[int]], Fitness | None], list[Fitness]
 
 
 class RecordedDraws(NamedTuple):
-    """Inputs of a method besides fitness: computed and recorded now, or read from a journal.
+    """Inputs of a method besides fitness: recorded now, or read from a journal.
 
     Attributes:
         propose: (generation, function that makes a proposal) -> the recorded proposal.
@@ -152,7 +152,7 @@ def _breed(
     search: Search,
     streams: Streams,
 ) -> Population:
-    """Overwrite the genomes with the elite and N - 1 children; only the mates are copied."""
+    """Overwrite the genomes with the elite and N - 1 children of the mates."""
     chosen = [winner(tournament, fitness) for tournament in drawn.tournaments]
     mates = {index: population.genomes[index].clone() for index in set(chosen)}
     generation, genomes = population.generation + 1, population.genomes

@@ -1,4 +1,4 @@
-"""All search methods, one function each: evolution, and the simpler methods to compare it with.
+"""All search methods, one function each.
 
 All methods evaluate generations, which are recorded and replayed in the same way, so no other
 module depends on the method.
@@ -82,7 +82,7 @@ def line_sweep(
     evaluate: Evaluate,
     recorded: RecordedDraws,
 ) -> Outcome:
-    """Take the best of `search.budget` equidistant points between two parents, ends included."""
+    """Take the best of `search.budget` equidistant points between two parents."""
     points = [i / (search.budget - 1) for i in range(search.budget)]
     return _best_mixture(
         parents, [[1.0 - point, point] for point in points], search.population_size, evaluate
@@ -116,7 +116,7 @@ def greedy_soup(
     evaluate: Evaluate,
     recorded: RecordedDraws,
 ) -> Outcome:
-    """Add parents to an average, best first, and keep each that does not make it worse.
+    """Add parents to an average, best first, unless they make it worse.
 
     The greedy soup of Wortsman et al. (2022), recipe 1.
     """
@@ -145,7 +145,7 @@ def greedy_soup(
 def _best_mixture(
     parents: torch.Tensor, weights: Sequence[Sequence[float]], size: int, evaluate: Evaluate
 ) -> Outcome:
-    """Evaluate mixtures in generations of `size`; the best so far is kept, ties to the first."""
+    """Evaluate mixtures in generations of `size` and return the best one."""
     remaining, history = list(weights), list[Generation]()
     elite: Individual | None = None
     while True:

@@ -16,7 +16,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Settings of the noise: N(0, std²) is added to each weight with probability `rate`.
+    """Settings of the noise N(0, std²), added to a weight with probability `rate`.
 
     Attributes:
         rate: the paper's p_mut.

@@ -23,28 +23,33 @@ class Fitness:
     unseen_loss: int = 0  # the most that the unseen rows may add to the loss
 
     def out_of(self, rows: int, row_loss: int = 0) -> Fitness:
-        """Return the same fitness out of all `rows`, each with a loss of at most `row_loss`."""
+        """Return the same fitness with all other rows of `rows` as unseen.
+
+        Args:
+            rows: the number of all rows.
+            row_loss: the largest loss that one row can have; 0 where losses are not summed.
+        """
         unseen = rows - self.seen
         return replace(self, unseen=unseen, unseen_loss=row_loss * unseen)
 
     @property
     def low(self) -> int:
-        """The number of correct predictions if every unseen row is wrong; -1 for a failure."""
+        """Correct predictions if every unseen row is wrong; -1 for a failure."""
         return -1 if self.correct is None else self.correct
 
     @property
     def high(self) -> int:
-        """The number of correct predictions if every unseen row is correct; -1 for a failure."""
+        """Correct predictions if every unseen row is correct; -1 for a failure."""
         return -1 if self.correct is None else self.correct + self.unseen
 
     @property
     def worst_key(self) -> tuple[int, int]:
-        """Sort key (ascending, fittest first) if the unseen rows turn out as bad as possible."""
+        """Sort key, fittest first, if the unseen rows turn out as bad as possible."""
         return -self.low, self.loss + self.unseen_loss
 
     @property
     def best_key(self) -> tuple[int, int]:
-        """Sort key (ascending, fittest first) if the unseen rows turn out as good as possible."""
+        """Sort key, fittest first, if the unseen rows turn out as good as possible."""
         return -self.high, self.loss
 
 

@@ -31,7 +31,7 @@ Planner = Callable[[Streams, int, int, int, int], Plan]
 def draw_tournament(
     stream: np.random.Generator, population_size: int, tournament_size: int
 ) -> list[int]:
-    """Draw `tournament_size` distinct indices: those of the smallest of N uniform numbers."""
+    """Draw distinct indices: those of the smallest of N uniform numbers."""
     # Of numpy's generators only `random` is used: it is the least likely to change in a release.
     return np.argsort(stream.random(population_size), kind="stable")[:tournament_size].tolist()
 
@@ -39,7 +39,7 @@ def draw_tournament(
 def plan(
     streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
 ) -> Plan:
-    """Plan a generation as in the paper (section 3.2): the winners of K tournaments are the mates.
+    """Plan a generation as in the paper (section 3.2): K tournaments, K mates.
 
     The paper leaves open how K mates become N - 1 children. Here the K (K - 1) / 2 pairs of mates
     are used in lexicographic order, repeatedly, until there are N - 1 children.
@@ -55,7 +55,7 @@ def plan(
 def plan_reference(
     streams: Streams, generation: int, population_size: int, num_mates: int, tournament_size: int
 ) -> Plan:
-    """Plan a generation as in the paper's published code: two new tournaments for each child.
+    """Plan a generation as in the published code: two tournaments per child.
 
     That code draws `num_mates` tournaments per child and uses the first two. The others are not
     drawn here, since nothing depends on them.

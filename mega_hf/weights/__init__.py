@@ -1,4 +1,4 @@
-"""State dicts as vectors: layout, encodings, permutation alignment, BatchNorm statistics.
+"""State dicts as vectors: layout, encodings, alignment, BatchNorm statistics.
 
 Pure functions of tensors; imports no other folder but `errors`. `space` lays a state dict out as a
 flat vector, `encoding` says what a genome means, `symmetry` and `matching` align channels (with

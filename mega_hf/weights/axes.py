@@ -1,4 +1,4 @@
-"""Axes of tensors, and the groups of channels in them that may only be permuted together."""
+"""Axes of tensors, and groups of channels that are permuted together."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Axis:
             span.group.is_fixed = True
 
     def repeat(self, block: int) -> Axis:
-        """Return an axis in which `block` consecutive places stand for each place of this one."""
+        """Return an axis with `block` consecutive places for each place of this one."""
         return Axis([Span(span.group, span.block * block) for span in self.resolved])
 
 

@@ -1,4 +1,4 @@
-"""Recalibrate BatchNorm: recompute the running statistics for the weights of a model."""
+"""Recompute BatchNorm's running statistics for the weights of a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recalibrate_batchnorm(
     batches: Iterable[torch.Tensor],
     threads: int,
 ) -> StateDict:
-    """Set the running mean and variance of each BatchNorm layer to their average over batches.
+    """Set the statistics of all BatchNorm layers to their average over batches.
 
     All batches have equal weight: the average is cumulative (`momentum=None` of torch's layers).
     Each batch is normalized by its own statistics, as in training, and the rest of the model stays
@@ -60,7 +60,7 @@ def _layers(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 @contextmanager
 def _cumulative_average(layers: list[_BatchNorm], threads: int) -> Iterator[None]:
-    """Let layers average the statistics of batches; restore all other state afterwards."""
+    """Let layers average batch statistics; restore all other state afterwards."""
     before = torch.get_num_threads()
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     hooks = []

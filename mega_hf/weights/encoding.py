@@ -1,4 +1,4 @@
-"""Encodings, from genome to weights: the weights themselves, or coefficients of the parents."""
+"""Encodings of weights in a genome: directly, or as mixing coefficients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Encoding(Protocol):
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """[start, stop) of each group of genes, in order; one per tensor or group of tensors."""
+        """[start, stop) of each group of genes: a tensor, or a group of tensors."""
 
     @property
     def learned(self) -> int:
@@ -44,7 +44,7 @@ class Encoding(Protocol):
         """
 
     def digest(self, genome: torch.Tensor) -> str:
-        """Return 128 hexadecimal bits that identify the weights of a genome ([size] float32)."""
+        """Return 128 hexadecimal bits that identify a genome's weights."""
 
     def entries(self, genome: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
         """Yield name and tensor of a genome's state dict, in the parents' dtypes."""
@@ -68,7 +68,7 @@ class Direct:
         return sum(s.learned for s in self.space.segments)
 
     def digest(self, genome: torch.Tensor) -> str:
-        """Return the first 128 bits of the SHA-256 of a genome ([size] float32 on the CPU)."""
+        """Return the first 128 bits of a genome's SHA-256 ([size] float32, CPU)."""
         return hashlib.sha256(genome.numpy().data).hexdigest()[:32]
 
     def entries(self, genome: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
@@ -78,7 +78,7 @@ class Direct:
 
 @dataclass(frozen=True)
 class Mixing:
-    """A genome is a list of coefficients: θ = Σ cᵢ θᵢ, with its own cᵢ for each group of tensors.
+    """A genome holds coefficients cᵢ for each group of tensors: θ = Σ cᵢ θᵢ.
 
     Any numbers are a valid genome, see `coefficients`. A population takes little memory, however
     large the model is: the parents are mapped from the disk, and one model is evaluated at a time.

@@ -13,7 +13,7 @@ from mega_hf.weights.space import StateDict
 
 
 def map_files(files: Sequence[Path]) -> StateDict:
-    """Return the memory-mapped tensors of safetensors files, e.g. the shards of a model."""
+    """Return the memory-mapped tensors of safetensors files."""
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
@@ -43,7 +43,7 @@ def map_copy(state: StateDict) -> StateDict:
 
 
 def separate_tensors(state: StateDict) -> StateDict:
-    """Return the same tensors as safetensors needs them: contiguous, and no memory shared.
+    """Return the same tensors, contiguous and without shared memory.
 
     Tensors are copied only where they have to be.
     """

@@ -47,7 +47,7 @@ def shape_of(node: Node) -> list[int] | None:
 
 
 def argument(node: Node, place: int, default: Any = None) -> Any:
-    """Return a positional argument of an operation, or the default where it is omitted."""
+    """Return a positional argument, or the default where it is omitted."""
     return node.args[place] if len(node.args) > place else default
 
 

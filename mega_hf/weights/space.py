@@ -29,7 +29,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """The layout shared by all parents: learned weights first, then BatchNorm statistics.
+    """The layout of all parents: learned weights first, then BatchNorm statistics.
 
     Integer buffers are copied from the first parent and never averaged; other floating-point
     buffers are equal in all parents.
@@ -164,7 +164,7 @@ def build_space(
 
 
 def check_identical(states: Mapping[str, StateDict]) -> None:
-    """Raise ParentError unless all parents have equal names, shapes and dtypes, and no NaN."""
+    """Check that all parents have equal names, shapes and dtypes, and no NaN."""
     (first_name, first), *others = states.items()
     for name, state in others:
         differences = list(difference(first, state))

@@ -1,4 +1,4 @@
-"""Find the permutations of channels that leave a model's output as it is, from its graph.
+"""Find the permutations of channels that do not change a model's output.
 
 The graph of torch operations is walked once. Each dimension of each tensor is an `Axis`. An
 operation ties axes that must be permuted in the same way (a convolution's input channels and
@@ -24,7 +24,7 @@ from mega_hf.weights.operations import RULES, Axes, fix_all, fixed_axes, name_of
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group's channels lie in a tensor: from `start` on, `block` places for each."""
+    """The places of a group's channels in a tensor: `block` for each, from `start`."""
 
     entry: str  # of the state dict, or the name of a graph node
     dim: int
@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that may be permuted, in all places at once, without changing the output."""
+    """Channels that may be permuted, in all places at once."""
 
     size: int
     places: tuple[Place, ...]
