@@ -1,1 +1,5 @@
-"""The record of a run, result.json, and what is made of it: table, plots, card."""
+"""Reports of finished runs.
+
+`record` holds the types of result.json and `result` loads it from a run folder; `table`, `plots`
+and `card` are functions of the record alone.
+"""

@@ -1,4 +1,4 @@
-"""A run's result.json with any value replaced, and its other records: read whole, or refused."""
+"""A result.json with any value replaced, and other records: each is loaded whole, or an error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_any_value_of_a_result(kind: str, tmp_path: Path) -> None:
     check()
 
 
-def test_any_value_of_what_is_plotted(tmp_path: Path) -> None:
+def test_any_value_of_a_plotted_result(tmp_path: Path) -> None:
     @cases(15)
     @given(mutated(_record(KINDS[1]), ["merged", 500]))
     def check(record: Any) -> None:
@@ -78,12 +78,12 @@ def test_any_bytes_of_a_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [DEEP, "", "NaN", '"x"', "[1]", '{"version": 1e999}', " " * 2**26]
 )
-def test_what_is_no_result(content: str, tmp_path: Path) -> None:
+def test_invalid_content(content: str, tmp_path: Path) -> None:
     with bounded(), pytest.raises(RunError):
         _loaded(tmp_path, content)
 
 
-def test_a_result_that_is_no_file(tmp_path: Path) -> None:
+def test_a_result_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "result.json")
     with bounded(), pytest.raises(RunError, match="not a regular file"):
         MergeResult.load(tmp_path)
@@ -105,10 +105,8 @@ def test_a_stamp_of_a_trained_parent(stamp: bytes, tmp_path: Path) -> None:
         assert check_trained(tmp_path, {"a": "0" * 64}, update=False) == []
 
 
-def test_any_value_that_verify_holds_against_a_run(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    """Past the digests, which a forger sets: whatever the replay does not need."""
+def test_any_value_that_verify_compares(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever the replay does not need; a forger sets the digests."""
     told = load_claims(CARDS / KINDS[1])
     nodes, first = told.recipe.nodes(None), open_model(folders["timm"])
 
