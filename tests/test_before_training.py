@@ -71,22 +71,22 @@ OTHER_MEAN = {**trainings.TRAIN["data_config"], "mean": [0.4] * 3}
 APART: dict[str, tuple[Callable[[tiny.Pair, Path], dict[str, Any]], list[str]]] = {
     "architectures": (
         lambda pair, folder: {"a": {"seed": 1}, "b": {"seed": 2, "arch": "cifar_resnet32"}},
-        ["a and b can't be merged: other architecture", "cifar_resnet32"],
+        ["a and b can't be merged: different architecture", "cifar_resnet32"],
     ),
     "preprocessing": (
         lambda pair, folder: {"a": {"seed": 1, "data_config": OTHER_MEAN}, "b": str(pair.b)},
-        ["b and a can't be merged: other preprocessing", "0.4"],
+        ["b and a can't be merged: different preprocessing", "0.4"],
     ),
     "dtypes": (
         lambda pair, folder: {"a": {"seed": 1}, "b": half(pair, folder)},
-        ["can't be merged: other shapes or dtypes", "float16"],
+        ["can't be merged: different shapes or dtypes", "float16"],
     ),
     "order of the classes": (
         lambda pair, folder: {
             "a": {"seed": 1},
             "b": copy_model(pair.b, folder / "named", other_names),
         },
-        ["can't be merged: other classes or label order", "slash"],
+        ["can't be merged: different classes or label order", "slash"],
     ),
     "only which snapshots are kept": (
         lambda pair, folder: {"a": {"seed": 1}, "b": {"seed": 1, "checkpoints": 1}},
@@ -134,7 +134,7 @@ def test_a_fine_tune_keeps_the_dtype_of_what_it_starts_from(
 
 # --- What was trained already
 
-OTHERWISE = "a lies there, trained otherwise"
+OTHERWISE = "a already exists but was trained differently"
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_parents_that_no_merge_has_used_are_not_replaced(data_copy: Path, tmp_pa
     recipe, out = of_three(data_copy, epochs=2), tmp_path / "out"
     train(recipe, out, parent="b")
     fewer_rows(data_copy)
-    with pytest.raises(RunError, match="b lies there, trained otherwise"):
+    with pytest.raises(RunError, match="b already exists but was trained differently"):
         merge(recipe, out)
     with pytest.raises(KeyboardInterrupt):
         trainings.train(tmp_path / "half", recipe, ["a"], trainings.Watch(batches=5))
@@ -212,7 +212,7 @@ def test_update_of_one_node_allows_the_rest_to_be_updated(pair: tiny.Pair, tmp_p
     out, changed = tmp_path / "out", of_three(pair.data, learning_rate=0.1)
     merge(of_three(pair.data), out)
     merge_only(changed, "a+b", out, update=True)
-    with pytest.raises(RunError, match="c lies there"):
+    with pytest.raises(RunError, match="c already exists"):
         merge(changed, out)
     train(changed, out, update=True)
     assert not (out / "result.json").exists()

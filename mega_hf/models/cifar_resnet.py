@@ -1,8 +1,7 @@
-"""The paper's CIFAR ResNets, registered with timm: `import mega_hf.models.cifar_resnet` makes their
-names known.
+"""The CIFAR ResNets of the paper; importing this module registers them with timm.
 
 He et al., 2015, section 4.2: three stages of n blocks with 16, 32 and 64 channels on 32 x 32
-pictures, 6 n + 2 layers; the paper's deepest has stages of unequal depth. Shortcuts that change
+images, 6 n + 2 layers; the paper's deepest has stages of unequal depth. Shortcuts that change
 shape are projections (a 1 x 1 convolution and BatchNorm). Parameters bear the names of the public
 CIFAR checkpoints.
 """
@@ -19,8 +18,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with BatchNorm, and a shortcut around them; ReLU after the
-    addition."""
+    """Two 3 x 3 convolutions with BatchNorm and a shortcut; ReLU after the addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -34,19 +32,18 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [rows, in_channels, height, width] to [rows, channels, height / stride, width /
-        stride]."""
+        """Map [rows, in_channels, H, W] to [rows, channels, H / stride, W / stride]."""
         inner = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
 
 
 class CifarResNet(nn.Module):
-    """A residual network for small pictures, built as timm builds its own.
+    """A residual network for small images, built as timm builds its own.
 
     Args:
         blocks: how many blocks each of the three stages has.
         num_classes: 0 leaves the classifier out.
-        in_chans: colour channels of a picture.
+        in_chans: color channels of an image.
         global_pool: `avg`, or empty to leave pooling and classifier out.
     """
 
@@ -88,7 +85,7 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Map pictures to features: [rows, in_chans, H, W] to [rows, 64, H / 4, W / 4]."""
+        """Map images to features: [rows, in_chans, H, W] to [rows, 64, H / 4, W / 4]."""
         return self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -97,7 +94,7 @@ class CifarResNet(nn.Module):
         return pooled if pre_logits or not self.global_pool else self.fc(pooled)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map pictures to logits: [rows, in_chans, H, W] to [rows, num_classes]."""
+        """Map images to logits: [rows, in_chans, H, W] to [rows, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -134,37 +131,37 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> CifarResNet:
 
 @register_model
 def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-8 for 32 x 32 pictures, 0.08 M parameters: to try things on."""
+    """ResNet-8 for 32 x 32 images, 0.08 M parameters: for small experiments."""
     return _create("cifar_resnet8", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-20 for 32 x 32 pictures, 0.27 M parameters."""
+    """ResNet-20 for 32 x 32 images, 0.27 M parameters."""
     return _create("cifar_resnet20", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-32 for 32 x 32 pictures, 0.47 M parameters."""
+    """ResNet-32 for 32 x 32 images, 0.47 M parameters."""
     return _create("cifar_resnet32", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-44 for 32 x 32 pictures, 0.66 M parameters."""
+    """ResNet-44 for 32 x 32 images, 0.66 M parameters."""
     return _create("cifar_resnet44", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-56 for 32 x 32 pictures, 0.86 M parameters, as in the paper."""
+    """ResNet-56 for 32 x 32 images, 0.86 M parameters, as in the paper."""
     return _create("cifar_resnet56", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-110 for 32 x 32 pictures, 1.73 M parameters.
+    """ResNet-110 for 32 x 32 images, 1.73 M parameters.
 
     The paper's 1.78 M can't be reproduced: counted as its other sizes are, with a bias in each
     convolution and BatchNorm's running statistics, it is 1.74 M.
@@ -174,7 +171,7 @@ def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
 
 @register_model
 def cifar_resnet152_mega(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """The paper's "ResNet 152": 18, 37 and 37 blocks, 186 layers, for 32 x 32 pictures.
+    """The paper's "ResNet 152": 18, 37 and 37 blocks, 186 layers, for 32 x 32 images.
 
     It has 3.49 M parameters: convolutions, which have no biases, BatchNorm's weights and biases,
         and the classifier.

@@ -13,28 +13,27 @@ from mega_hf.weights.space import build_space, difference
 
 
 def check_values(first: LoadedParent, other: LoadedParent) -> None:
-    """Raise ParentError where weights are not finite, or where buffers differ that can't be
-    mixed."""
+    """Raise ParentError if weights are not finite, or buffers differ that can't be mixed."""
     states = {parent.parent.name: parent.model.view() for parent in (first, other)}
     build_space(states, first.model.learned(), {})
 
 
 def check_distinct(parents: Iterable[ParentInfo]) -> None:
-    """Raise ParentError where two parents hold the same weights."""
+    """Raise ParentError if two parents have the same weights."""
     seen: dict[str, ParentInfo] = {}
     for parent in parents:
         twin = seen.setdefault(parent.sha256, parent)
         if twin is not parent:
             raise ParentError(
-                f"{twin.name} and {parent.name} hold the same weights",
+                f"{twin.name} and {parent.name} have the same weights",
                 expected="independently trained models",
                 got=f"digest {twin.sha256[:12]} twice",
-                hint="list it once",
+                hint="list this model once",
             )
 
 
 def check_layouts(models: dict[str, LoadedModel]) -> None:
-    """Raise ParentError unless all models, by name, are one architecture for one task."""
+    """Raise ParentError unless all models, by name, have one architecture, task and layout."""
     first = next(iter(models), "")
     for name in list(models)[1:]:
         problems = (
@@ -43,7 +42,7 @@ def check_layouts(models: dict[str, LoadedModel]) -> None:
         if problems:
             what, expected, got = problems[0]
             raise ParentError(
-                f"{first} and {name} can't be merged: other {what}",
+                f"{first} and {name} can't be merged: different {what}",
                 expected=f"{expected} ({first})",
                 got=f"{got} ({name})",
                 hint=f"mega-hf compare shows all differences ({len(problems)} found)",
@@ -51,7 +50,7 @@ def check_layouts(models: dict[str, LoadedModel]) -> None:
 
 
 def disagreements(a: LoadedModel, b: LoadedModel) -> list[tuple[str, str, str]]:
-    """Return (what, in a, in b) for all that keeps two models from being merged."""
+    """Return (what, in a, in b) for every difference that prevents a merge of two models."""
     found = []
     pairs: list[tuple[str, Any, Any]] = [
         ("library", a.library, b.library),
@@ -64,7 +63,7 @@ def disagreements(a: LoadedModel, b: LoadedModel) -> list[tuple[str, str, str]]:
         if left != right and not (what.startswith("classes") and (left is None or right is None)):
             found.append((what, *_show_difference(left, right)))
     if not (a.dtypes and b.dtypes):
-        a, b = replace(a, dtypes={}), replace(b, dtypes={})  # not known of one: then of neither
+        a, b = replace(a, dtypes={}), replace(b, dtypes={})  # unknown in one of them
     layout = list(difference(a.view(), b.view()))
     if layout:
         found.append(("shapes or dtypes", "identical entries", "; ".join(layout[:3])))

@@ -1,4 +1,4 @@
-"""A loaded classifier as a record, whichever library it is of."""
+"""A loaded classifier of either library, as a record."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ IRRELEVANT = DROPOUT | {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded classifier and everything that must be the same in models that are merged."""
+    """A loaded classifier, with everything that must be equal in models that are merged."""
 
     model: nn.Module  # float32, evaluation mode, on the CPU
     library: str  # timm or transformers
@@ -55,9 +55,9 @@ class LoadedModel:
     labels: tuple[str, ...] | None  # class names by index, if the model knows them
     num_classes: int
     preprocessing: dict[str, Any]
-    # a picture to [channels, height, width] float32
+    # an image to [channels, height, width] float32
     transform: Callable[[Image.Image], torch.Tensor]
-    # of the floating entries, as stored; empty where that is not known
+    # of the floating-point entries, as stored; empty if not known
     dtypes: dict[str, torch.dtype]
     folder: Path | None  # None if it was made from an architecture's name
     # its weight files as they were before they were read
@@ -65,28 +65,27 @@ class LoadedModel:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the model takes."""
+        """(channels, height, width) of the model's input."""
         channels, height, width = self.transform(Image.new("RGB", (32, 32))).shape
         return channels, height, width
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the state dict, in the dtypes that it was stored in."""
+        """Return a copy of the state dict, in the dtypes in which it was stored."""
         return {
             k: v.to(self.dtypes.get(k, v.dtype), copy=True)
             for k, v in self.model.state_dict().items()
         }
 
     def view(self) -> dict[str, torch.Tensor]:
-        """Return the state dict as `state` does, but not as a copy where the dtypes are the model's
-        own: to read."""
+        """Return the state dict like `state`, without copying where dtypes allow; only to read."""
         return {k: v.to(self.dtypes.get(k, v.dtype)) for k, v in self.model.state_dict().items()}
 
     def learned(self) -> set[str]:
-        """Return the names of the learned weights."""
+        """Return the names of the parameters."""
         return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
 
     def tied(self) -> dict[str, str]:
-        """Return second names of tensors that have several: second name -> first name."""
+        """Return tied parameters: second name -> first name."""
         first: dict[int, str] = {}
         tied = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
@@ -99,8 +98,10 @@ class LoadedModel:
 def by_entry(
     model: nn.Module, stored: dict[str, torch.dtype], default: torch.dtype | None = None
 ) -> dict[str, torch.dtype]:
-    """Match stored dtypes with the model's entries; where names differ on disk, the file's one
-    dtype holds."""
+    """Return the stored dtype of each floating-point entry of a model.
+
+    Entries with another name on disk have the file's dtype, if it has only one, else `default`.
+    """
     kinds = set(stored.values())
     default = next(iter(kinds)) if len(kinds) == 1 else default or torch.float32
     return {
@@ -109,5 +110,5 @@ def by_entry(
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it; what JSON does not know becomes text."""
+    """Return a value after a round trip through JSON; other types become text."""
     return json.loads(json.dumps(value, default=str))

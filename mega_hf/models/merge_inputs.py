@@ -1,5 +1,4 @@
-"""What a merge starts from: models that are opened, or mapped from the disk, and the encoding of
-their weights."""
+"""The inputs of a merge: memory-mapped models, their weight space, and the encoding."""
 
 from __future__ import annotations
 
@@ -91,31 +90,31 @@ class ModelSource:
 class MergeInputs:
     """The models that a merge mixes; their weights stay on the disk."""
 
-    first: LoadedModel  # whose configuration the merged model gets; it holds no weights
+    first: LoadedModel  # gives the merged model its configuration; its weights are on `meta`
     space: WeightSpace
     states: dict[str, StateDict]
-    contents: list[str]  # digests of the states, without statistics that are computed anew
-    moved: frozenset[str] = frozenset()  # parents whose channels were put in another order
+    contents: list[str]  # digests of the states, without statistics that are recomputed
+    moved: frozenset[str] = frozenset()  # parents whose channels were permuted
 
 
 def open_inputs(sources: Mapping[str, ModelSource], recalibrates: bool = False) -> MergeInputs:
-    """Map the weights of some models and lay out their space.
+    """Map the weights of some models and build their weight space.
 
     Args:
         sources: the models.
-        recalibrates: whether BatchNorm's statistics are computed anew for any mixture, and so are
-            no part of it.
+        recalibrates: whether BatchNorm's statistics are recomputed for each mixture, and so are
+            not mixed.
 
     Raises:
-        RunError: one has been changed since it was identified.
-        ParentError: they can't be mixed.
+        RunError: the weights of a model have changed since it was identified.
+        ParentError: the models can't be mixed.
     """
     model = next(iter(sources.values())).open()
     learned = model.learned()
     tied = model.tied()
     order = {name: i for i, name in enumerate(model.view())}
     recomputed = statistics_names(model.model) if recalibrates else []
-    model.model.to("meta")  # its weights are another copy, and not needed any more
+    model.model.to("meta")  # the mapped weights are used instead
     trim()
     states = {name: _arrange(source.map(), order) for name, source in sources.items()}
     space = build_space(states, learned, tied, recomputed)
@@ -129,8 +128,7 @@ def open_inputs(sources: Mapping[str, ModelSource], recalibrates: bool = False) 
 
 
 def is_recalibrated(settings: Merge, model: nn.Module) -> bool:
-    """Say whether a merge computes statistics anew: it is asked to, and its model has any that can
-    be."""
+    """Return whether a merge recomputes BatchNorm's statistics, and its model has any."""
     return settings.recalibrates and bool(statistics_names(model))
 
 
@@ -140,12 +138,12 @@ def digest_without(state: StateDict, names: Container[str]) -> str:
 
 
 def _arrange(state: StateDict, order: Mapping[str, int]) -> StateDict:
-    """Put entries in the model's order, in which genes stand: a file has another one."""
+    """Return a state dict in the model's order, which is that of genes; files have another one."""
     return dict(sorted(state.items(), key=lambda entry: order.get(entry[0], len(order))))
 
 
 def encode(inputs: MergeInputs, settings: Merge) -> Encoding:
-    """Return what a genome means in a merge."""
+    """Return the encoding of a merge: how genomes become weights."""
     if settings.encoding == "mixing":
         return Mixing(
             inputs.space, list(inputs.states.values()), settings.granularity, inputs.contents
@@ -157,20 +155,15 @@ def encode(inputs: MergeInputs, settings: Merge) -> Encoding:
 
 
 def genomes_bytes(settings: Node, parents: int, weights: int) -> int:
-    """Return what the genomes of a search take in memory, at most.
+    """Return how many bytes the genomes of a search take at most.
 
-    Directly encoded: parents, population, mates, the best and one that is being made, each a copy
-        of the weights in
-    float32. As coefficients they are nothing beside a model.
+    Directly encoded, these are copies of the weights in float32: parents, population, mates, the
+    best individual and the next child. Mixing coefficients are small.
     """
     if settings.encoding == "mixing":
         return 0
-    breeds = settings.method == "mega"
-    mates = (
-        0
-        if not breeds
-        else settings.num_mates
-        if settings.variant == "default"
-        else settings.population_size
-    )
+    mates = 0
+    if settings.method == "mega":
+        is_default = settings.variant == "default"
+        mates = settings.num_mates if is_default else settings.population_size
     return 4 * weights * (parents + settings.founders_count + mates + 2)

@@ -1,5 +1,4 @@
-"""Parents: a reference in a recipe becomes a folder, a folder becomes a model; and what parents
-must agree on."""
+"""Resolve a recipe's references to parents, and load them."""
 
 from __future__ import annotations
 
@@ -28,38 +27,38 @@ from mega_hf.recipe.placeholders import LocalPlaceholder, existing
 from mega_hf.runtime.hub_client import describe_error, set_timeout
 from mega_hf.weights.space import digest
 
-_DESCRIPTION = ["*.json", "README.md"]  # its card says under which license it is
+_DESCRIPTION = ["*.json", "README.md"]  # the card has the license
 _WEIGHTS = ["*.safetensors"]
-# checkpoints of a training, a merge's nodes, other formats: never the model itself
+# subfolders hold checkpoints, merges of a tree or other formats, never the model itself
 _BELOW = ["*/*"]
 
 
 @dataclass(frozen=True)
 class ParentInfo:
-    """A parent that has been identified; its weights are not held."""
+    """An identified parent, without its weights."""
 
     name: str
     sha256: str  # of its state dict: names, dtypes, shapes, bytes
-    # {hub, revision}, {local}, {weights, arch} or {train}: never a path of this machine
+    # {hub, revision}, {local}, {weights, arch} or {train}; never a path
     source: dict[str, Any]
-    # as its card's front matter has it: {license}, perhaps with name and link
+    # of its card's front matter: {license}, perhaps with license_name and license_link
     license: dict[str, Any] | None = None
 
 
 def resolve(reference: str, name: str = "", only_configuration: bool = False) -> tuple[Path, str]:
-    """Find the folder behind a reference, downloading it if it is on the Hub.
+    """Return the folder behind a reference, downloaded if it is on the Hub.
 
     Args:
         reference: ORG/NAME@REVISION, timm:ARCH.TAG, or a folder's absolute path.
-        name: what errors call it.
-        only_configuration: leave the weights on the Hub.
+        name: what errors call the parent.
+        only_configuration: do not download weights.
 
     Returns:
         the folder, and the reference with its revision pinned to a commit.
 
     Raises:
-        ParentError: it doesn't exist, is not ours to read, holds no safetensors, or there is no
-            network.
+        ParentError: the reference doesn't exist, can't be read or has no safetensors, or there is
+            no network.
     """
     problem = check_parent(reference)
     if problem:
@@ -87,12 +86,12 @@ def resolve(reference: str, name: str = "", only_configuration: bool = False) ->
             got=problem[2],
             hint=problem[3],
         )
-    return folder, f"{repository}@{folder.name}"  # a snapshot's folder bears its commit's name
+    return folder, f"{repository}@{folder.name}"  # the Hub's cache names folders by commit
 
 
 @dataclass(frozen=True)
 class LoadedParent:
-    """A parent with its model, until its weights are packed."""
+    """A parent with its loaded model."""
 
     parent: ParentInfo
     model: LoadedModel
@@ -104,8 +103,8 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
 
     Args:
         name: its name in the recipe, `NAME@EPOCH` for a snapshot.
-        reference: what the recipe says of it.
-        trained: where its weights lie, if it was trained here.
+        reference: its entry in the recipe.
+        trained: its folder, if it was trained here.
 
     Raises:
         ParentError: as `resolve` and `open_model`.
@@ -122,7 +121,7 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
             reference.data_config,
         )
     elif isinstance(reference, TrainedParent):
-        assert trained is not None, "trained parents are made before they are opened"
+        assert trained is not None, "parents are trained before they are opened"
         model = open_model(trained, name)
     else:
         folder, pinned = resolve(existing(reference), name)
@@ -134,12 +133,11 @@ def open_parent(name: str, reference: ParentRef, trained: Path | None = None) ->
 
 
 def origin_of(name: str, reference: ParentRef) -> dict[str, Any]:
-    """Say where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}; never by
-    a path.
+    """Return where a parent came from: {hub, revision}, {local}, {weights, arch} or {train}.
 
     Args:
         name: its name, `NAME@EPOCH` for a snapshot.
-        reference: what the recipe says of it, the revision pinned.
+        reference: its entry in the recipe, with the revision pinned.
     """
     if isinstance(reference, WeightsParent):
         return {"weights": _called(reference.weights), "arch": reference.arch}
@@ -163,11 +161,9 @@ def _called(path: str | LocalPlaceholder) -> str:
 
 
 def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
-    """Build a parent from its configuration, with random weights: nothing large is read or
-    downloaded.
+    """Build a parent from its configuration, with random weights; none are read or downloaded.
 
-    Of weights that lie here the headers are read, to see that they are whole; of others the dtypes
-    are not known.
+    The headers of local weights are checked. The dtypes of others are not known.
 
     Raises:
         ParentError: as `open_parent`.
@@ -180,7 +176,7 @@ def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
         return describe_timm(
             model, timm_structure(reference.arch, reference.arch_args), dtypes, None, None
         )
-    assert isinstance(reference, str), "parents that are trained here are built by train.py"
+    assert isinstance(reference, str), "trained parents are built by training.plan"
     folder, _ = resolve(reference, name, only_configuration=True)
     if is_local(reference):
         return build_model(folder, name, stored_dtypes(folder, name))
@@ -188,7 +184,7 @@ def open_unweighted(name: str, reference: ParentRef) -> LoadedModel:
 
 
 def _hub_repository(reference: str) -> str:
-    """Turn timm:ARCH.TAG into its repository on the Hub; leave others alone."""
+    """Return the repository on the Hub of timm:ARCH.TAG; other references as they are."""
     if not reference.startswith("timm:"):
         return reference
     name = reference.removeprefix("timm:")
@@ -210,10 +206,10 @@ def _hub_repository(reference: str) -> str:
 
 
 def _explain(error: Exception, repository: str, revision: str, name: str) -> ParentError:
-    """Say what the Hub's client met, and what to do about it."""
+    """Return the error for an exception of the Hub's client."""
     what, hint = describe_error(error, repository, revision)
     if Path(repository).is_dir():
-        what = f"taken for a repository on the Hub: {what}"
-        hint = f"to mean the folder, write ./{repository}"
+        what = f"understood as a repository on the Hub: {what}"
+        hint = f"for the folder, write ./{repository}"
     got, at = f"{repository}@{revision or 'main'}", f"{name}: " if name != repository else ""
     return ParentError(f"{at}{what}", expected="a model on the Hub", got=got, hint=hint)

@@ -1,4 +1,4 @@
-"""Merged weights to a folder that the parents' own library loads."""
+"""Save merged weights to a folder that the parents' own library loads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _KEPT = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def save_model(folder: Path, like: LoadedModel, state: dict[str, torch.Tensor]) -> None:
-    """Write weights in the layout of the model that they were merged from.
+    """Save weights in the layout of the model that they were merged from.
 
     Args:
-        folder: made here; its parent folder must exist.
-        like: the first parent: its configuration and preprocessing are kept.
+        folder: a new folder.
+        like: the first parent, whose configuration and preprocessing are kept.
         state: a complete state dict in the dtypes to store.
     """
     folder.mkdir(parents=True)
@@ -34,8 +34,7 @@ def save_model(folder: Path, like: LoadedModel, state: dict[str, torch.Tensor]) 
 
 
 def layout_digest(like: LoadedModel) -> str:
-    """Return the SHA-256 of what `save_model` takes from a model beside weights: configuration and
-    preprocessing."""
+    """Return the SHA-256 of the configuration and preprocessing that `save_model` keeps."""
     described = [like.library, like.structure, like.num_classes, like.labels, like.preprocessing]
     sha = hashlib.sha256(json.dumps(described).encode())
     for name in _KEPT if like.folder is not None else ():
@@ -54,8 +53,7 @@ def save_timm(
     labels: tuple[str, ...] | None,
     source: Path | None = None,
 ) -> None:
-    """Write timm's layout into an existing folder: config.json (the source's own, if there is one)
-    and weights."""
+    """Write weights and config.json, that of `source` if given, in timm's layout."""
     if source is not None:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     else:
@@ -68,7 +66,7 @@ def save_timm(
             model_config={"label_names": labels} if labels else {},
         )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # timm writes num_classes here too, and transformers' wrapper then passes it twice and fails.
+    # timm writes num_classes here too; transformers' wrapper would then pass it twice and fail.
     config.get("model_args", {}).pop("num_classes", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(separate_tensors(state), folder / "model.safetensors", metadata={"format": "pt"})
@@ -78,14 +76,14 @@ def _save_transformers(folder: Path, like: LoadedModel, state: dict[str, torch.T
     from transformers import AutoModelForImageClassification
 
     assert like.folder is not None, "transformers models come from folders"
-    # A model of its own: the resident one stays float32. save_pretrained knows the names on disk,
-    # we don't.
+    # Another instance, since the resident model stays float32. Only save_pretrained knows the names
+    # on disk.
     with without_progress_bars():
         model = AutoModelForImageClassification.from_pretrained(
             like.folder, dtype="auto", local_files_only=True
         )
         model.load_state_dict(state)
-        # it empties the dict that it is given
+        # save_pretrained empties its dict
         model.save_pretrained(folder, state_dict=dict(state))
     for name in _KEPT[1:]:
         if (like.folder / name).is_file():

@@ -1,5 +1,4 @@
-"""The stamp that a training leaves beside a model: the digest of what decided it, and of its
-files."""
+"""The stamp in a trained model's folder: the key of its training, and the digest of its files."""
 
 from __future__ import annotations
 
@@ -11,30 +10,29 @@ STAMP = "train.sha256"
 
 
 def is_stamped(model: Path, key: str) -> bool:
-    """Say whether a model was made by the training with this key."""
+    """Return whether a model was made by the training with this key."""
     return _first_bytes(model / STAMP, 200).split()[:1] == [key.encode()]
 
 
 def is_unchanged(model: Path) -> bool:
-    """Say whether a folder is a model as some training has left it."""
+    """Return whether a folder is a trained model, unchanged since its training."""
     stamp = first_line(model / STAMP)
     return bool(stamp) and is_whole(model, stamp)
 
 
 def is_whole(model: Path, key: str) -> bool:
-    """Say whether a model was made by the training with this key, and is unchanged since."""
+    """Return whether a model was made by the training with this key, and is unchanged since."""
     digest = folder_digest(model, leave_out=STAMP).encode() if is_stamped(model, key) else b""
     return bool(digest) and _first_bytes(model / STAMP, 200).split()[1:] == [digest]
 
 
 def first_line(file: Path) -> str:
-    """Return the first line of a file, the key of a training; nothing if there is no file."""
+    """Return the first line of a file, the key of a training; empty if there is no file."""
     return _first_bytes(file, 65).decode(errors="replace").partition("\n")[0]
 
 
 def _first_bytes(file: Path, most: int) -> bytes:
-    """Return how a file begins, nothing of one that is not there; what a stamp would hold is
-    short."""
+    """Return the first bytes of a file; none if it does not exist."""
     if not file.is_file():
         return b""
     with file.open("rb") as opened:

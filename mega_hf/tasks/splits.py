@@ -100,7 +100,7 @@ def load_splits(data: Data, trained_here: bool = False) -> Splits:
         with DataError.about(key):
             check_labels(split, classes)
     if shared:
-        notices = (*notices, f"{shared} validation pictures stand in the test split too")
+        notices = (*notices, f"{shared} validation images are in the test split too")
     searched, second = _divide(validation, data, hashes)
     digests = {name: hashlib.sha256(b"".join(rows)).hexdigest() for name, rows in hashes.items()}
     return Splits(

@@ -1,1 +1,1 @@
-"""Train parents from seeds."""
+"""Train parents: what decides a training, the training loop, and resuming."""

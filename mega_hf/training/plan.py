@@ -1,4 +1,4 @@
-"""Parents from seeds: what training starts at, what decides its outcome, and what would end it."""
+"""Plan trainings: their starting weights, what decides their result, and what would fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mega_hf.training.trainer import update
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts at, and the mould for what it leaves."""
+    """The model that a training starts from, and how to save it."""
 
     opened: LoadedModel
     arguments: dict[str, Any]  # of the architecture, where no folder's config.json holds them
@@ -37,8 +37,7 @@ class Start:
 
 
 def trained_source(recipe: Recipe, name: str) -> str | None:
-    """Return the trained parent that a trained parent starts from, itself or one of its snapshots;
-    else None."""
+    """Return the trained parent whose weights, or snapshot, a trained parent starts from."""
     source = recipe.trained[name].train.source
     if isinstance(source, str) and isinstance(_source(recipe, name), TrainedParent):
         return parent_name(source)
@@ -46,21 +45,20 @@ def trained_source(recipe: Recipe, name: str) -> str | None:
 
 
 def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[str, str]:
-    """Return for each name, and for those that it starts from, the digest of everything that
-    decides its weights.
+    """Return the digest of everything that decides the weights of each parent.
 
-    That is settings, seed, threads, training rows, classes, and what it starts from; not which
-    snapshots are kept.
+    That is settings, seed, threads, training rows, classes, and starting weights; not which
+    snapshots are kept. Parents that these start from are included.
 
     Raises:
-        MegaError: a source can't be read; a training picture is broken.
+        MegaError: a source or a training image can't be read.
     """
-    assert splits.train is not None, "check_training has refused this"
+    assert splits.train is not None, "check_training raises where there are none"
     shared = [recipe.threads, splits.train.digest, splits.class_names, splits.classes]
     keys: dict[str, str] = {}
-    opened: dict[str, Any] = {}  # several parents may start from one model: it is read once
+    opened: dict[str, Any] = {}  # several parents may start from one model, which is read once
 
-    def _origin(name: str) -> Any:
+    def origin(name: str) -> Any:
         source, reference = recipe.trained[name].train.source, _source(recipe, name)
         if source is None or reference is None:
             return None
@@ -69,9 +67,9 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
             above, _, epoch = source.partition("@")
             return [key(above), epoch]
         if source not in opened:
-            one = open_parent(source, reference)
+            loaded = open_parent(source, reference)
             arguments = reference.arch_args if isinstance(reference, WeightsParent) else {}
-            opened[source] = [one.parent.sha256, layout_digest(one.model), arguments]
+            opened[source] = [loaded.parent.sha256, layout_digest(loaded.model), arguments]
         return opened[source]
 
     def key(name: str) -> str:
@@ -79,7 +77,7 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
             settings = recipe.trained[name].train.model_dump(
                 mode="json", exclude={"source", "checkpoints"}
             )
-            decisive = json.dumps([settings, _origin(name), *shared], sort_keys=True)
+            decisive = json.dumps([settings, origin(name), *shared], sort_keys=True)
             keys[name] = hashlib.sha256(decisive.encode()).hexdigest()
         return keys[name]
 
@@ -91,17 +89,15 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
 def check_training(
     recipe: Recipe, names: Collection[str], splits: Splits
 ) -> dict[str, LoadedModel]:
-    """Raise what would end training later, before anything is made; no weights are read or
-    downloaded.
+    """Raise errors that would end trainings later; no weights are read or downloaded.
 
     Returns:
-        name -> what it will be, with fresh weights; those that are trained alike are one.
+        name -> a model like the trained one, with fresh weights; equal models are one object.
 
     Raises:
-        DataError: there are no rows to train on, one has no label or a broken picture, or a source
-            lacks a class.
-        ParentError: an architecture can't be built or can't take its pictures, or a source can't be
-            opened.
+        DataError: there are no rows to train on, one has no label, or a source lacks a class.
+        ParentError: an architecture can't be built or does not take its images, or a source can't
+            be opened.
     """
     if not names:
         return {}
@@ -111,7 +107,7 @@ def check_training(
             key="train",
             expected=f"rows of {splits.data.train}",
             got="none beside validation and test",
-            hint="a smaller validation split, or data.train: another split",
+            hint="use a smaller validation split, or another split for data.train",
         )
     check_labels(splits.train, splits.classes)
     built: dict[str, LoadedModel] = {}
@@ -127,16 +123,16 @@ def check_training(
 
 
 def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start:
-    """Return what a parent's training starts at: the weights of its seed, or those of its source.
+    """Return what a training starts from: weights drawn from its seed, or those of its source.
 
     Args:
         recipe: the parents.
-        name: which one.
-        folder: where the parents that are trained here lie; those that it starts from are there.
+        name: the parent to train.
+        folder: where trained parents are saved; those that this one starts from must exist.
         splits: the classes.
 
     Raises:
-        MegaError: its source can't be opened, or does not fit.
+        MegaError: the source can't be opened, or does not fit.
     """
     train, reference = recipe.trained[name].train, _source(recipe, name)
     if train.source is None or reference is None:
@@ -158,18 +154,17 @@ def open_start(recipe: Recipe, name: str, folder: Path, splits: Splits) -> Start
 
 
 def save_trained(folder: Path, start: Start) -> None:
-    """Write the model, whose weights have been trained since, into a folder that is made here."""
+    """Save the model, trained by now, to a new folder."""
     state = {key: tensor.cpu().contiguous() for key, tensor in start.opened.state().items()}
     save_model(folder, start.opened, state)
-    if start.opened.folder is None and start.arguments:  # not every timm writes them itself
+    if start.opened.folder is None and start.arguments:  # not every version of timm writes them
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["model_args"] = config.get("model_args", {}) | start.arguments
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _source(recipe: Recipe, name: str) -> ParentRef | None:
-    """Return the reference behind a trained parent's `from`: names of the recipe win over anything
-    else."""
+    """Return the reference behind a trained parent's `from`; names of the recipe come first."""
     source = recipe.trained[name].train.source
     if source is None or source not in recipe.usable:
         return source
@@ -177,8 +172,8 @@ def _source(recipe: Recipe, name: str) -> ParentRef | None:
 
 
 def _from_seed(train: ParentTrain, splits: Splits) -> LoadedModel:
-    assert train.arch is not None, "a recipe has refused this"
-    with torch.random.fork_rng(devices=[]):  # constructors know no other source of randomness
+    assert train.arch is not None, "the recipe has an arch where it has no source"
+    with torch.random.fork_rng(devices=[]):  # constructors draw from torch's generator
         torch.default_generator.manual_seed(train.seed)
         model = build_timm(train.arch, splits.classes, train.arch_args, train.data_config)
     structure = timm_structure(train.arch.partition(".")[0], train.arch_args)
@@ -188,7 +183,7 @@ def _from_seed(train: ParentTrain, splits: Splits) -> LoadedModel:
 def _unweighted(
     recipe: Recipe, name: str, splits: Splits, built: dict[str, LoadedModel]
 ) -> LoadedModel:
-    """Build what a parent will be, or take it from what was built before."""
+    """Return a model like the trained parent's, from `built` if there is one."""
     train, reference = recipe.trained[name].train, _source(recipe, name)
     if isinstance(reference, TrainedParent):
         model = _unweighted(recipe, str(trained_source(recipe, name)), splits, built)
@@ -205,18 +200,19 @@ def _unweighted(
 
 
 def _fit(name: str, train: ParentTrain, model: LoadedModel, splits: Splits) -> list[int]:
-    """Map the data set's classes to a source's outputs; refuse one that is not what the recipe
-    says."""
-    got, asked = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
-    if train.source is not None and asked and asked != got:
+    """Return, for each class of the data set, the model's output.
+
+    Raises:
+        ParentError: the source has another architecture than the recipe says.
+        DataError: the source lacks a class.
+    """
+    found, wanted = model.structure.get("architecture"), (train.arch or "").partition(".")[0]
+    if train.source is not None and wanted and wanted != found:
         raise ParentError(
             f"{name} is trained from another architecture",
-            expected=f"{asked}, its arch",
-            got=f"{got} ({train.source})",
-            hint=(
-                "leave arch out where from is given (arch: null), or train from a model of that"
-                " architecture"
-            ),
+            expected=f"{wanted}, its arch",
+            got=f"{found} ({train.source})",
+            hint="use arch: null where from is given, or a source of that architecture",
         )
     try:
         return match_classes(model.labels, model.num_classes, splits.class_names, splits.classes)[0]
@@ -227,7 +223,7 @@ def _fit(name: str, train: ParentTrain, model: LoadedModel, splits: Splits) -> l
 
 
 def _try(name: str, model: LoadedModel, rows: int) -> None:
-    """Send a batch of zeros through a model, as training will."""
+    """Make one training step on a batch of zeros, as training will."""
     optimizer = torch.optim.SGD(model.model.parameters(), lr=0.0)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -235,12 +231,11 @@ def _try(name: str, model: LoadedModel, rows: int) -> None:
             labels = torch.zeros(rows, dtype=torch.int64)
             update(model.model.train(), optimizer, images, labels, 0.0)
             model.model.eval().zero_grad(set_to_none=True)
-    # architectures raise whatever they met; nothing of it is our user's traceback
-    except Exception as error:
+    except Exception as error:  # architectures raise anything
         raise_if_out_of_space(error)
         raise ParentError(
             f"{name} can't be trained: {type(error).__name__}",
-            expected="a model that takes the pictures",
+            expected="a model that takes the images",
             got=" ".join(str(error).split())[:300],
-            hint="another input_size in train.data_config, other arch_args, or a larger batch_size",
+            hint="change input_size in train.data_config, arch_args, or the batch_size",
         ) from None

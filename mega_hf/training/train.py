@@ -1,5 +1,4 @@
-"""Parents that are not there yet: each trained by one process, several side by side, going on after
-any epoch."""
+"""Train missing parents, each on one process, several at a time; resume after any epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from mega_hf.tasks.splits import Splits
 from mega_hf.training.plan import Start, open_start, save_trained, trained_source
 from mega_hf.training.trainer import Fit, TrainingRows, affordable_bytes, reproducible
 
-# before a state: the parent's key, the state's SHA-256
+# stands before a training state: the parent's key and the state's SHA-256
 _SEAL = re.compile(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n")
 
 logger = logging.getLogger(__name__)
@@ -36,21 +35,19 @@ def train_missing(
     processes: Processes,
     progress: Progress,
 ) -> None:
-    """Train every parent that is missing, or was made by other settings.
+    """Train every parent that is missing or was trained with different settings.
 
     Args:
         recipe: names, settings, seeds and the number of threads.
-        folder: where each parent gets a folder of its name, each snapshot one named NAME@EPOCH,
-            whole or not at all; the state of a training under way lies beside them as
-            NAME@training.
-        keys: which of the recipe's trained parents, those that they start from among them:
-            `train_keys` of them.
+        folder: where parents are saved as NAME, snapshots as NAME@EPOCH, and the state of an
+            unfinished training as NAME@training.
+        keys: `train_keys` of the parents to train, and of those that they start from.
         splits: the rows.
-        processes: each parent is trained by one; what starts from another parent waits for it.
-        progress: a bar for each parent.
+        processes: each parent is trained by one; a parent that starts from another waits for it.
+        progress: shows a bar for each parent.
 
     Raises:
-        MegaError: a source can't be opened or does not fit, a picture is broken, or the loss is not
+        MegaError: a source can't be opened or does not fit, an image is broken, or the loss is not
             finite.
     """
     trainer = _Trainer(recipe, folder, splits, processes, progress, keys)
@@ -65,10 +62,9 @@ def train_missing(
 
 
 def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
-    """Return the parents to train in groups, each after those that it starts from, in the recipe's
-    order.
+    """Return the parents to train in groups, each group after those that it starts from.
 
-    The parents of a group are shared out among the processes in turn, as `Processes.share` does.
+    Each group is in the recipe's order, and is divided among processes by `Processes.share`.
     """
     depths: dict[str, int] = {}
 
@@ -86,21 +82,20 @@ def training_levels(recipe: Recipe, names: Collection[str]) -> list[list[str]]:
 
 
 def check_not_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> None:
-    """Raise RunError where something that was not trained here lies where a parent or its training
-    would go.
+    """Raise RunError if a path that a training writes to holds something else.
 
     Args:
         recipe: which snapshots are kept.
-        folder: where the parents go.
-        names: those that may be trained.
+        folder: where parents are saved.
+        names: the parents that may be trained.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(
-            "trained parents can't be kept there",
+            "trained parents can't be saved here",
             where=str(folder),
             expected="a folder",
             got="a file",
-            hint="another --parents",
+            hint="choose another --parents folder",
         )
     for path in [folder / made for name in names for made in recipe.made_by(name)]:
         if path.exists() and not (path / STAMP).is_file():
@@ -109,47 +104,47 @@ def check_not_foreign(recipe: Recipe, folder: Path, names: Collection[str]) -> N
                 where=str(path),
                 got="a file" if path.is_file() else "a folder",
                 expected=f"nothing, or a folder with {STAMP}",
-                hint="another --parents, or move it away",
+                hint="move it away, or choose another --parents folder",
             )
 
 
 def check_trained(folder: Path, keys: Mapping[str, str], update: bool) -> list[str]:
-    """Return the parents that were trained, wholly or in part, otherwise than they would be now.
+    """Return the parents that were trained, wholly or in part, differently from the recipe.
 
     Args:
-        folder: where the parents lie.
+        folder: where parents are saved.
         keys: name -> the digest of all that decides its training.
         update: whether they may be replaced.
 
     Raises:
-        RunError: there are such, and they may not be replaced.
+        RunError: there are such parents, and they may not be replaced.
     """
     found: dict[str, Path] = {}
     for name, key in keys.items():
         for path in (folder / name, *sorted(folder.glob(f"{name}@*"))):
-            # a file is the state of a training
+            # a file is the state of an unfinished training
             stored = first_line(path / STAMP if path.is_dir() else path)
-            # anything else is damaged, and made again
+            # without a key it is damaged, and trained again
             if re.fullmatch("[0-9a-f]{64}", stored) and stored != key:
                 found.setdefault(name, path)
     if found and not update:
         name, path = next(iter(found.items()))
         raise RunError(
-            f"{name} lies there, trained otherwise",
+            f"{name} already exists but was trained differently",
             where=str(path),
-            expected=f"training {keys[name][:12]}",
-            got="its settings, its rows or what it starts from were others",
-            hint="put these back; or --update, which trains it again; or another --parents",
+            expected="the settings, data and starting weights of this recipe",
+            got="different settings, data or starting weights",
+            hint="restore those, use --update to retrain it, or choose another --parents folder",
         )
     return list(found)
 
 
 def is_trained(recipe: Recipe, folder: Path, keys: Mapping[str, str]) -> bool:
-    """Say whether every parent is there as `keys` say, and nothing of a training lies beside it.
+    """Return whether every parent exists as `keys` say, with nothing of a training beside it.
 
     Args:
         recipe: which snapshots are kept.
-        folder: where the parents lie.
+        folder: where parents are saved.
         keys: name -> the digest of all that decides its training.
     """
 
@@ -162,12 +157,12 @@ def is_trained(recipe: Recipe, folder: Path, keys: Mapping[str, str]) -> bool:
 
 
 def _leftovers(name: str) -> tuple[str, str]:
-    """Return patterns of what a killed training leaves; no name holds @ or ~."""
+    """Return patterns of what a killed training leaves; no name contains @ or ~."""
     return f".mega-{name}", f".mega-{name}[@~]*"
 
 
 class _Trainer:
-    """Makes one parent after another on this process."""
+    """Trains one parent after another on this process."""
 
     def __init__(
         self,
@@ -180,10 +175,10 @@ class _Trainer:
     ) -> None:
         self._recipe, self._folder, self._splits, self._keys = recipe, folder, splits, keys
         self._processes, self._progress = processes, progress
-        self._rows: dict[str, TrainingRows] = {}  # of one preprocessing: parents mostly share it
+        self._rows: dict[str, TrainingRows] = {}  # of one preprocessing, which parents mostly share
 
     def make(self, name: str) -> None:
-        """Train a parent unless it is there with all its snapshots."""
+        """Train a parent unless it exists with all its snapshots."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for pattern in _leftovers(name):
             for leftover in list(self._folder.glob(pattern)):
@@ -213,7 +208,7 @@ class _Trainer:
         self._write(name, start)
 
     def _begin(self, name: str) -> tuple[Start, Fit]:
-        """Return a training with as many epochs done as its state on disk says."""
+        """Return a training, resumed from its state on disk if there is one."""
         start, fit = self._fresh(name)
         content = _unseal(self._state(name), self._keys[name])
         if content is None:
@@ -221,7 +216,9 @@ class _Trainer:
         try:
             fit.resume(content)
         except (RuntimeError, ValueError, KeyError, TypeError, UnpicklingError) as error:
-            logger.warning("%s is trained afresh: its state is of other versions (%s)", name, error)
+            logger.warning(
+                "training %s from the start: its state has another format (%s)", name, error
+            )
             return self._fresh(name)
         due = [epoch for epoch in self._recipe.trained[name].train.snapshots if epoch <= fit.epoch]
         return (
@@ -238,20 +235,20 @@ class _Trainer:
         )
 
     def _rows_for(self, start: Start) -> TrainingRows:
-        """Return the rows as a model takes them; those of another preprocessing are let go."""
+        """Return the rows, preprocessed for a model; those for another preprocessing are freed."""
         opened = start.opened
         wanted = json.dumps(
             [opened.library, opened.preprocessing, opened.input_shape, start.mapping]
         )
         if wanted not in self._rows:
-            assert self._splits.train is not None, "check_training has refused this"
+            assert self._splits.train is not None, "check_training raises where there are none"
             self._rows.clear()
             limit = affordable_bytes(self._processes.count)
             self._rows[wanted] = TrainingRows(self._splits.train, opened, start.mapping, limit)
         return self._rows[wanted]
 
     def _write(self, made: str, start: Start) -> None:
-        """Write a parent or a snapshot, its key beside the weights."""
+        """Write a parent or a snapshot, with its key beside the weights."""
 
         def fill(folder: Path) -> None:
             save_trained(folder, start)
@@ -260,11 +257,11 @@ class _Trainer:
         write_folder(self._folder / made, fill)
 
     def _has(self, made: str) -> bool:
-        """Say whether a model is there, made by these settings and unchanged since."""
+        """Return whether a model exists, trained with these settings and unchanged since."""
         model, key = self._folder / made, self._key(made)
         is_same = is_whole(model, key)
         if not is_same and is_stamped(model, key):
-            logger.warning("%s was changed since it was trained: it is trained again", model)
+            logger.warning("%s was changed since it was trained, and is trained again", model)
         return is_same
 
     def _key(self, made: str) -> str:
@@ -279,13 +276,13 @@ def _seal(key: str, content: bytes) -> bytes:
 
 
 def _unseal(path: Path, key: str) -> bytes | None:
-    """Return the state in a file if it is whole and of the training with this key."""
+    """Return the training state in a file, if it is whole and has this key."""
     if not path.is_file():
         return None
     stored = path.read_bytes()
     seal = _SEAL.match(stored)
     content = stored[seal.end() :] if seal else b""
     if seal is None or hashlib.sha256(content).hexdigest() != seal[2].decode():
-        logger.warning("%s is damaged: the training starts afresh", path)
+        logger.warning("%s is damaged: the training starts again", path)
         return None
     return content if seal[1].decode() == key else None

@@ -1,5 +1,4 @@
-"""The training of one parent, epoch by epoch: the same bytes from the same seed, stopped after any
-epoch or not."""
+"""Train one parent, epoch by epoch; the same seed gives the same bytes, resumed or not."""
 
 from __future__ import annotations
 
@@ -25,20 +24,20 @@ from mega_hf.errors import RunError
 from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.parents import ParentTrain, Train
 from mega_hf.runtime.seeds import named_stream
+from mega_hf.tasks.image_classification import logits
 from mega_hf.tasks.rows import Split, load_examples
 
 _TIMED_ROWS = 32
 
 
 class TrainingRows:
-    """Rows as a model takes them: held ready where memory allows it, else decoded again for each
-    batch.
+    """Training rows, preprocessed: held in memory if they fit, else decoded for each batch.
 
     Args:
         split: the rows.
-        model: whose transform is applied.
+        model: the model, whose transform is applied.
         mapping: for each class of the data set the model's output.
-        limit: bytes that the pictures may need in memory.
+        limit: bytes of memory that the images may take.
     """
 
     def __init__(self, split: Split, model: LoadedModel, mapping: list[int], limit: int) -> None:
@@ -54,10 +53,17 @@ class TrainingRows:
         return len(self.labels)
 
     def examples(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return some rows' pictures: [batch] int64 -> [batch, channels, height, width] float32."""
+        """Return the images of some rows.
+
+        Args:
+            rows: [batch] int64.
+
+        Returns:
+            [batch, channels, height, width] float32.
+        """
         if self.is_held:
             return self._held[rows]
-        # torch.stack would keep strides that a transform left
+        # torch.stack would keep the strides of the transform's results
         images = torch.empty(len(rows), *self.shape)
         for image, row in zip(images, rows.tolist(), strict=True):
             image.copy_(self._transform(self._split.example(row)))
@@ -65,21 +71,19 @@ class TrainingRows:
 
 
 def affordable_bytes(processes: int) -> int:
-    """Return how much one of some processes may hold: half of the memory that is free, shared among
-    them."""
+    """Return a process' share of half of the free memory, in bytes."""
     return psutil.virtual_memory().available // 2 // processes
 
 
 class Fit:
-    """One training under way, some epochs done.
+    """A training and its state after some epochs.
 
     Args:
         name: the parent's name, for errors.
-        model: [rows, channels, height, width] to logits, or to a record of them; it is trained in
-            place.
-        train: how.
-        rows: what it is trained on.
-        device: where.
+        model: trained in place; [rows, channels, height, width] to logits, or to a record of them.
+        train: the settings.
+        rows: the training rows.
+        device: where the model is trained.
     """
 
     def __init__(
@@ -95,15 +99,15 @@ class Fit:
         self.updates = updates_per_epoch(len(rows), train.batch_size)
         self._optimizer = make_optimizer(self._model, train)
         self._schedule = make_schedule(self._optimizer, train, self.updates)
-        self.losses: list[float] = []  # the mean of each epoch done
+        self.losses: list[float] = []  # the mean loss of each finished epoch
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """How many epochs are finished."""
         return len(self.losses)
 
     def run_epoch(self, advance: Callable[[int, str], None]) -> None:
-        """Train one epoch; `advance` is called after each batch with 1 and a text.
+        """Train one epoch; `advance` is called with 1 and a text after each batch.
 
         Raises:
             RunError: the loss or the weights are not finite.
@@ -124,11 +128,11 @@ class Fit:
                 total += self._update(rows, draws)
                 self._step_schedule((epoch - 1) * self.updates + i)
                 advance(1, f"epoch {epoch}/{train.epochs} loss {total / i:.3f}")
-        self._refuse_divergence(epoch, total / self.updates)
+        self._check_divergence(epoch, total / self.updates)
         self.losses.append(total / self.updates)
 
     def state(self) -> bytes:
-        """Return everything that the next epoch depends on, as `torch.save` writes it."""
+        """Return everything that the next epoch depends on, in the format of `torch.save`."""
         buffer = io.BytesIO()
         parts = {"model": self._model, "optimizer": self._optimizer, "schedule": self._schedule}
         torch.save(
@@ -138,11 +142,11 @@ class Fit:
         return buffer.getvalue()
 
     def resume(self, content: bytes) -> None:
-        """Go on from what `state` returned.
+        """Resume from what `state` returned.
 
         Raises:
-            RuntimeError, ValueError, KeyError, UnpicklingError: another version of a library wrote
-                it.
+            RuntimeError, ValueError, KeyError, UnpicklingError: the state was written by another
+                version of a library.
         """
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         self._model.load_state_dict(state["model"])
@@ -162,7 +166,7 @@ class Fit:
         else:
             self._schedule.step_update(updates)
 
-    def _refuse_divergence(self, epoch: int, loss: float) -> None:
+    def _check_divergence(self, epoch: int, loss: float) -> None:
         finite = all(
             bool(t.isfinite().all())
             for t in self._model.state_dict().values()
@@ -174,19 +178,21 @@ class Fit:
                 f"the training of {self._name} diverged",
                 expected="a finite loss",
                 got=f"{got} in epoch {epoch} of {self._name}",
-                hint="a smaller learning_rate",
+                hint="use a smaller learning_rate",
             )
 
 
 def updates_per_epoch(rows: int, batch_size: int) -> int:
-    """Return how many batches an epoch has; a last one of one row is left out, since it has no
-    spread."""
+    """Return the number of batches per epoch; a last batch of one row is left out.
+
+    BatchNorm can't compute a variance of one row.
+    """
     return max(1, rows // batch_size + (rows % batch_size > 1))
 
 
 def make_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name; its `sgd` has Nesterov's momentum, which there is none
-    of without any."""
+    """Return timm's optimizer of that name."""
+    # timm's sgd has Nesterov momentum, for which torch wants a momentum above 0
     plain = train.optimizer == "sgd" and train.momentum == 0
     return create_optimizer_v2(
         model,
@@ -198,19 +204,18 @@ def make_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: Train, updates: int) -> Any:
-    """Return the learning rate's schedule, stepped after each update; u is how many were done, n =
-    epochs * updates.
+    """Return the learning rate's schedule, which is stepped after each update.
 
-    With w = warmup_epochs * updates, the rate is learning_rate * u / w while u < w. Then it is
-    learning_rate where `constant`, and learning_rate / 2 * (1 + cos(pi * (u - w) / (n - w))) where
-    `cosine`. `one-cycle` is torch's with its defaults, except that the momentum stays what the
-    recipe says.
+    After u of n = epochs * updates updates, with w = warmup_epochs * updates, the rate is
+    learning_rate * u / w while u < w. Then `constant` is learning_rate, and `cosine` is
+    learning_rate / 2 * (1 + cos(pi * (u - w) / (n - w))). `one-cycle` is torch's OneCycleLR with
+    its defaults, but the momentum is not cycled.
     """
     if train.schedule == "one-cycle":
         return OneCycleLR(
             optimizer, train.learning_rate, total_steps=train.epochs * updates, cycle_momentum=False
         )
-    # Not every timm has a schedule named constant: one that multiplies by 1 is the same.
+    # Not every version of timm has a constant schedule: a step schedule with factor 1 is the same.
     shape = (
         {"sched": "cosine"} if train.schedule == "cosine" else {"sched": "step", "decay_rate": 1.0}
     )
@@ -235,12 +240,9 @@ def update(
     labels: torch.Tensor,
     smoothing: float,
 ) -> float:
-    """Make one step down the cross entropy of a batch and return it; a transformers model gives a
-    record."""
-    output = model(images.to(memory_format=torch.channels_last))
-    loss = nn.functional.cross_entropy(
-        getattr(output, "logits", output), labels, label_smoothing=smoothing
-    )
+    """Make one optimizer step on the cross-entropy of a batch, and return it."""
+    scores = logits(model, images.to(memory_format=torch.channels_last))
+    loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -248,10 +250,9 @@ def update(
 
 
 def time_training(model: LoadedModel, train: ParentTrain, device: torch.device) -> float:
-    """Return seconds a picture of one training step: the faster of two after a warm-up, on zeros,
-    by one thread.
+    """Return the seconds per image of a training step: the faster of two after a warm-up.
 
-    The model is left as it is.
+    The step is made by one thread, on zeros, with a copy of the model.
     """
     rows = min(train.batch_size, _TIMED_ROWS)
     images = torch.zeros(rows, *model.input_shape, device=device)
@@ -262,7 +263,7 @@ def time_training(model: LoadedModel, train: ParentTrain, device: torch.device) 
     with reproducible(1, device), _torch_draws(named_stream(0, "time", 1, 0, "torch"), device):
         for _ in range(3):
             began = time.perf_counter()
-            # its loss waits for a GPU to finish
+            # returning the loss waits for a GPU to finish
             update(copied, optimizer, images, labels, train.label_smoothing)
             seconds.append(time.perf_counter() - began)
     return min(seconds[1:]) / rows
@@ -270,8 +271,7 @@ def time_training(model: LoadedModel, train: ParentTrain, device: torch.device) 
 
 @contextmanager
 def reproducible(threads: int, device: torch.device) -> Iterator[None]:
-    """Make sums come out the same: so many threads, and on a GPU no algorithm that adds in the
-    order of arrival."""
+    """Make training reproducible: a fixed number of threads, deterministic algorithms on a GPU."""
     cudnn, before = torch.backends.cudnn, torch.get_num_threads()
     flags = cudnn.deterministic, cudnn.benchmark, torch.get_deterministic_debug_mode()
     torch.set_num_threads(threads)
@@ -279,8 +279,8 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
         with warnings.catch_warnings():
             if device.type == "cuda":
                 cudnn.deterministic, cudnn.benchmark = True, False
-                # What has no such algorithm warns, as does cuBLAS, which is reproducible on one
-                # stream.
+                # Operations without such an algorithm warn, as does cuBLAS, which is reproducible
+                # on one stream.
                 warnings.filterwarnings("ignore", message=".*deterministic")
                 torch.set_deterministic_debug_mode("warn")
             yield
@@ -292,8 +292,7 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _torch_draws(stream: np.random.Generator, device: torch.device) -> Iterator[None]:
-    """Let torch's generators, which dropout draws from, start where a stream says; put them back
-    afterwards."""
+    """Seed torch's generators, which dropout draws from, by a stream; restore them afterwards."""
     is_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_gpu else []):
         seed = int(stream.integers(2**63))
@@ -304,25 +303,24 @@ def _torch_draws(stream: np.random.Generator, device: torch.device) -> Iterator[
         yield
 
 
-_PADDED = 8  # the padding on each side is this part of the picture's size: 4 pixels of 32
+_PADDED = 8  # the padding on each side is 1 / 8 of the image's size: 4 pixels of 32
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for each picture of an epoch; row i has the same draws whatever the batches
-    are."""
+    """The random augmentation of each row of an epoch, whatever the batches are."""
 
     mirrored: torch.Tensor  # [rows] bool
-    top: torch.Tensor  # [rows] int64, where in the padded picture the crop begins
+    top: torch.Tensor  # [rows] int64, where in the padded image the crop begins
     left: torch.Tensor  # [rows] int64
 
     def of(self, rows: torch.Tensor) -> Draws:
-        """Return the draws of some rows: [batch] int64 -> draws of [batch]."""
+        """Return the draws of some rows: [batch] int64."""
         return Draws(self.mirrored[rows], self.top[rows], self.left[rows])
 
 
 def draw(stream: np.random.Generator, rows: int, height: int, width: int) -> Draws:
-    """Draw for one epoch: mirrored with probability 1/2, every crop with the same probability."""
+    """Draw an epoch's augmentation: mirror with probability 1/2, crop uniformly."""
     mirrored = stream.random(rows) < 0.5
     top = stream.integers(0, 2 * (height // _PADDED) + 1, rows)
     left = stream.integers(0, 2 * (width // _PADDED) + 1, rows)
@@ -330,7 +328,7 @@ def draw(stream: np.random.Generator, rows: int, height: int, width: int) -> Dra
 
 
 def flip_and_crop(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Pad each picture with zeros, which are its mean colour, crop it to its size, mirror some.
+    """Pad each image with zeros, which are the mean color, crop it to its size, mirror some.
 
     Args:
         images: [rows, channels, height, width], normalised.

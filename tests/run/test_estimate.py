@@ -112,7 +112,7 @@ def test_trained_parents_cost_no_training(data: Path, tmp_path: Path, mega) -> N
 def test_parents_trained_with_other_settings_are_an_error(data: Path, tmp_path: Path) -> None:
     train(of_four(data), tmp_path / "out", parent="b")
     changed = of_four(data, train=trainings.TRAIN | {"learning_rate": 0.001})
-    with pytest.raises(RunError, match="b lies there, trained otherwise"):
+    with pytest.raises(RunError, match="b already exists but was trained differently"):
         estimate(changed, kept=tmp_path / "out" / "parents")
     again = estimate(changed, kept=tmp_path / "out" / "parents", update=True)
     assert set(again.training) == {"a", "b", "c", "tune"}

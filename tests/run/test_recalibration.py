@@ -71,7 +71,7 @@ def test_blending_gives_another_model_and_needs_no_training_image(
         "merged",
     ]
     assert "calibration" not in result.record.data
-    with pytest.raises(DataError, match=r"no pictures to recalibrate[\s\S]*merge.batchnorm=blend"):
+    with pytest.raises(DataError, match=r"no images to recalibrate[\s\S]*merge.batchnorm=blend"):
         merge(Recipe.from_dict(pair.recipe(data=data)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

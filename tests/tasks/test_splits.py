@@ -101,7 +101,7 @@ def test_a_few_shared_images_are_a_notice_and_many_an_error(tmp_path: Path) -> N
     tiny.write_splits(tmp_path / "few", {"validation": large, "test": test})
     splits = load_splits(Data(path=str(tmp_path / "few")))
     assert splits.shared_images == 1
-    assert "1 validation pictures" in " ".join(splits.notices)
+    assert "1 validation images" in " ".join(splits.notices)
     many = datasets.concatenate_datasets([large, test.select(range(10))])
     tiny.write_splits(tmp_path / "many", {"validation": many, "test": test})
     with pytest.raises(DataError, match="same images"):

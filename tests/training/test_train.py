@@ -237,7 +237,7 @@ def test_a_damaged_state_is_discarded(
     file.write_bytes(contents[damage])
     with caplog.at_level(logging.WARNING):
         watch = trainings.train(tmp_path, trainings.recipe(data), ["a"])
-    assert "afresh" in caplog.text
+    assert "the start" in caplog.text or "starts again" in caplog.text
     assert watch.texts[0].startswith("epoch 1/2")
     assert trainings.stored(tmp_path)["a"] == plain["a"]
     assert trainings.names_in(tmp_path) == {"a"}
@@ -303,5 +303,5 @@ def test_a_training_that_diverges(what: str, data: Path, tmp_path: Path, monkeyp
         caught.value.got
         == {"loss": "nan", "weights": "weights that are not finite"}[what] + " in epoch 2 of a"
     )
-    assert caught.value.hint == "a smaller learning_rate"
+    assert caught.value.hint == "use a smaller learning_rate"
     assert trainings.names_in(tmp_path) == {"a@1", "a@training"}, "of the first epoch, and whole"
