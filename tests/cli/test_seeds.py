@@ -66,7 +66,7 @@ def test_nodes_with_seeds_of_their_own_move_with_the_seed(
     )
     assert answer.code == 0, answer.err
     seeds = [
-        [node["merge"]["seed"] for node in MergeResult.load(tmp_path / "out" / name).record.nodes]
+        [node.merge["seed"] for node in MergeResult.load(tmp_path / "out" / name).record.nodes]
         for name in ("seed46", "seed47")
     ]
     assert seeds == [[7, 46], [8, 47]]
@@ -110,7 +110,7 @@ def test_a_dry_run_estimates_all_seeds(data: Path, tmp_path: Path, mega: Any) ->
     answer = mega(
         "merge", tmp_path / "recipe.yaml", "--seeds", "3", "--out", tmp_path / "out", "--dry-run"
     )
-    assert answer.code == 0 and "runs         3, one a seed, about" in answer.out, answer.err
+    assert answer.code == 0 and "runs         3, one per seed, about" in answer.out, answer.err
     assert not (tmp_path / "out").exists()
     cost = replace(estimate(Recipe.from_dict(tree)), runs=3)
     lone = replace(cost, training={})
