@@ -1,4 +1,4 @@
-"""What hostile files are made of, and what every one of them must be met with."""
+"""Values of hostile files, and the check that only clear errors come of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's JSON with any value replaced: it opens as a classifier, or is refused."""
+"""A model's JSON with any value replaced: the model loads, or there is a clear error."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_any_value_of_the_other_files(
     "content",
     ["", "{", DEEP, "[]", "null", "\ufeff{}", '{"a": 1' + "0" * 5000 + "}", "{}" + " " * 2**25],
 )
-def test_what_is_no_configuration(
+def test_a_file_that_is_no_configuration(
     name: str, content: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = _copied(folders["vit"], tmp_path / "x")
@@ -157,7 +157,9 @@ def test_what_is_no_configuration(
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
-def test_what_is_no_file(name: str, kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file(
+    name: str, kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = _copied(folders["vit"], tmp_path / "x")
     (folder / name).unlink()
     make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda to: os.symlink("/dev/zero", to)}

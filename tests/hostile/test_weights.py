@@ -1,5 +1,4 @@
-"""Weights with any byte or any entry of their header changed: they load as what they say, or are
-refused."""
+"""Weights with any byte or header entry changed: they load, or there is a clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Licenses: read from cards, agreed upon or asked for, never guessed."""
+"""Licenses: read from cards, common to all parents or given, never guessed."""
 
 from __future__ import annotations
 

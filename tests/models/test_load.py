@@ -1,4 +1,4 @@
-"""Folders become models, as their own libraries load them, and the record says what they are."""
+"""Load folders as their own libraries do, and describe the models."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def test_a_model_and_its_record(kind: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["timm", "resnet", "vit"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_pictures_are_transformed_as_configured(
+def test_images_are_transformed_as_configured(
     kind: str, mode: str, folders: dict[str, Path]
 ) -> None:
-    """By hand: mean 0.5, standard deviation 0.25; whatever mode the picture is stored in."""
-    picture = Image.fromarray(tiny.examples(1, 5)[0][0]).convert(mode)
+    """By hand: mean 0.5, standard deviation 0.25; whatever mode the image is stored in."""
+    image = Image.fromarray(tiny.examples(1, 5)[0][0]).convert(mode)
     expected = (
-        torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5
+        torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255 - 0.5
     ) / 0.25
     torch.testing.assert_close(
-        open_model(folders[kind]).transform(picture), expected, atol=1e-5, rtol=1e-5
+        open_model(folders[kind]).transform(image), expected, atol=1e-5, rtol=1e-5
     )
 
 

@@ -1,4 +1,4 @@
-"""References become parents, and parents that don't belong together are kept apart."""
+"""Resolve references to parents, and find what keeps parents from being merged."""
 
 from __future__ import annotations
 

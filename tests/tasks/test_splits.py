@@ -1,4 +1,4 @@
-"""Splits, columns, classes: which rows are read, and how labels find a model's outputs."""
+"""Splits, columns and classes: which rows are read, and how labels match outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirrored and cropped pictures: against one row at a time, and as a property."""
+"""Mirrored and cropped images: against one row at a time, and as a property."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mega_hf.training.trainer import Draws, draw, flip_and_crop
 
 
 def slow(image: np.ndarray, mirrored: bool, top: int, left: int) -> np.ndarray:
-    """Augment one picture by hand: [channels, height, width]."""
+    """Augment one image by hand: [channels, height, width]."""
     _, height, width = image.shape
     padded = np.pad(image, ((0, 0), (height // 8, height // 8), (width // 8, width // 8)))
     crop = padded[:, top : top + height, left : left + width]

@@ -1,5 +1,4 @@
-"""Parents from seeds: what decides them, what they start at, and what is refused before anything is
-made."""
+"""Planned trainings: what decides them, where they start, and errors before anything is made."""
 
 from __future__ import annotations
 
@@ -269,14 +268,14 @@ def test_half_precision_stays_half_precision(data: Path, splits: Splits, tmp_pat
     assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
 
 
-# --- What is refused before anything is made
+# --- Errors before anything is made
 
 
 def check(made: Recipe) -> None:
     check_training(made, list(made.trained), load_splits(made.data))
 
 
-def test_what_can_be_trained_is_not_refused(data: Path, folders: Path) -> None:
+def test_what_can_be_trained_is_no_error(data: Path, folders: Path) -> None:
     check(trainings.recipe(data, {"a": str(folders / "timm"), "b": {"seed": 1, "from": "a"}}))
     check_training(trainings.recipe(data), [], load_splits(trainings.recipe(data).data))
 

@@ -1,5 +1,4 @@
-"""Trainings that are stopped and go on, that are killed, that share processes; what is trained
-again and what not."""
+"""Trainings that are resumed, killed or shared by processes; what is trained again."""
 
 from __future__ import annotations
 
