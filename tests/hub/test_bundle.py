@@ -141,7 +141,7 @@ def test_other_parents_than_the_runs_are_refused_in_its_folder(
     words = [word for key, place in places.items() for word in ("--set", f"{key}={place}")]
     answer = mega("merge", tmp_path / "run" / "recipe.yaml", "--out", tmp_path / "run", *words)
     assert answer.code == 2
-    assert "other parents" in answer.err
+    assert "different parents" in answer.err
 
 
 def test_intermediate_models_go_along_when_asked_for(

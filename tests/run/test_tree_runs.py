@@ -201,7 +201,7 @@ def test_a_changed_parent_reruns_its_nodes(
     tiny.save_timm(tmp_path / "new", tiny.fit(tiny.timm_model(seed=9), epochs=2))
     shutil.copyfile(tmp_path / "new" / "model.safetensors", moved / "model.safetensors")
     (tmp_path / "out" / "result.json").unlink()
-    with pytest.raises(RunError, match="other parents"):
+    with pytest.raises(RunError, match="different parents"):
         merge(recipe, tmp_path / "out")
     merge(recipe, tmp_path / "out", update=True)
     assert measured == ["c+d"] * EVALUATIONS + ["a+b+c+d"] * (EVALUATIONS - 2)
