@@ -113,7 +113,7 @@ class Data(Strict):
         if split == "second_look":
             return CalibrationRows(size=rows, seed=SECOND_LOOK_SEED).text_of(text)
         return (
-            f"{text} without the second look"
+            f"{text} without the held-out rows"
             if split == "validation" and self.second_look
             else text
         )

@@ -76,7 +76,7 @@ class Report:
 
     def _comparison(self) -> str:
         other = self.record.row(self.paired.against)
-        best = f"the best parent {printable(other.name)}"
+        best = f"{printable(other.name)}, the best parent on validation"
         gain = 100 * (self.merged.test.accuracy - other.test.accuracy)
         if gain == 0:
             return f"No improvement over {best} (equal on test)."
@@ -84,7 +84,7 @@ class Report:
         if self.paired.p >= 0.05:
             return f"No significant improvement over {best} ({gain:+.2f} points on test; {test})."
         word = "Better" if gain > 0 else "Worse"
-        return f"{word} than {best} by {abs(gain):.2f} points on test ({test})."
+        return f"{word} than {best}, by {abs(gain):.2f} points on test ({test})."
 
     @property
     def remarks(self) -> list[str]:

@@ -115,7 +115,7 @@ def test_the_data_sets_own_validation_split(pair: tiny.Pair, tmp_path: Path, meg
         "merge", pair.a, pair.b, "--data", pair.data, "--dry-run", "--out", tmp_path / "out"
     )
     assert answer.code == 0
-    assert "validation without the second look: 30 rows" in answer.out
+    assert "validation without the held-out rows: 30 rows" in answer.out
     assert "held-out     30 validation rows" in answer.out
     assert "right only if" not in answer.out
 

@@ -147,7 +147,7 @@ def test_the_card_says_what_it_was_made_of(place: Place, pushed: dict[str, Any])
         assert place.hub.repositories["models", f"org/{name}"].head in text
     assert place.hub.repositories["datasets", "uoft-cs/cifar10"].head in text
     results = {
-        # "validation without the second look"
+        # "validation without the held-out rows"
         result["dataset"]["split"].partition(" ")[0]: result["metrics"][0]
         for result in front["model-index"][0]["results"]
     }

@@ -103,8 +103,9 @@ def test_the_sentence_where_the_merge_is_not_better(finished: MergeResult) -> No
         model["test"] = {"correct": 50, "n": 90}
     paired = finished.record.to_dict()["paired"]
     paired |= {"against": "a", "only_merged_right": 4, "only_other_right": 4, "p": 1.0}
-    assert "**No improvement over the best parent a (equal on test).**" in render_card(
-        changed(finished, models=models, paired=paired)
+    assert (
+        "**No improvement over a, the best parent on validation (equal on test).**"
+        in render_card(changed(finished, models=models, paired=paired))
     )
 
 

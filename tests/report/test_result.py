@@ -60,33 +60,45 @@ def _finished(folder, report=None):
 
 def test_a_significant_gain_is_better():
     verdict = _report(725, p=0.0123).verdict
-    assert verdict == "Better than the best parent a by 2.50 points on test (McNemar, p = 0.012)."
+    assert (
+        verdict
+        == "Better than a, the best parent on validation, by 2.50 points on test (McNemar, p ="
+        " 0.012)."
+    )
 
 
 def test_a_significant_loss_is_worse():
     verdict = _report(680, p=1e-9).verdict
-    assert verdict == "Worse than the best parent a by 2.00 points on test (McNemar, p < 0.0001)."
+    assert (
+        verdict
+        == "Worse than a, the best parent on validation, by 2.00 points on test (McNemar, p <"
+        " 0.0001)."
+    )
 
 
 @pytest.mark.parametrize(("merged", "points"), [(725, "+2.50"), (680, "-2.00")])
 @pytest.mark.parametrize("p", [0.05, 0.9])
 def test_a_difference_within_chance_is_no_improvement(merged, points, p):
-    assert _report(merged, p=p).verdict == (
-        f"No significant improvement over the best parent a ({points} points on test;"
-        f" McNemar, p = {p})."
+    assert (
+        _report(merged, p=p).verdict
+        == f"No significant improvement over a, the best parent on validation ({points} points on"
+        f" test; McNemar, p = {p})."
     )
 
 
 def test_equal_is_no_improvement():
     verdict = _report(700, p=1.0).verdict
-    assert verdict == "No improvement over the best parent a (equal on test)."
+    assert verdict == "No improvement over a, the best parent on validation (equal on test)."
 
 
 def test_a_copy_of_a_parent_is_said_first():
     (node,) = _report(700).record.to_dict()["nodes"]
     node["parents"], node["search"]["generation"] = ["a", "b"], 1
     parents = [{"name": name, "local": name, "sha256": "0"} for name in "ab"]
-    for index, more in ((0, ""), (1, " No improvement over the best parent a (equal on test).")):
+    for index, more in (
+        (0, ""),
+        (1, " No improvement over a, the best parent on validation (equal on test)."),
+    ):
         node["search"]["index"] = index
         copy = f"The merged model is a copy of the parent {'ab'[index]}: no merge was better."
         assert _made(_models(700), nodes=[node], parents=parents).verdict == copy + more
@@ -155,7 +167,9 @@ def test_the_sentence_agrees_with_the_test_of_real_answers():
     merged = torch.arange(1000).numpy() < 725
     other = torch.arange(1000).numpy() < 700
     paired = mcnemar("a", merged, other).to_dict()
-    assert _made(_models(725), paired=paired).verdict.startswith("Better than the best parent a")
+    assert _made(_models(725), paired=paired).verdict.startswith(
+        "Better than a, the best parent on validation,"
+    )
 
 
 # --- The table
