@@ -46,7 +46,7 @@ BAD_PARENTS: dict[str, tuple[Callable[[tiny.Pair, Path], str], list[str]]] = {
     "the same path": (lambda pair, folder: str(pair.a), ["another model than a"]),
     "the same content": (
         lambda pair, folder: broken.copy_model(pair.a, folder / "twin"),
-        ["the same weights", "list it once"],
+        ["the same weights", "list this model once"],
     ),
     "neither folder nor id": (
         lambda pair, folder: "just-a-name",
