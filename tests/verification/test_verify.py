@@ -28,7 +28,7 @@ from tests.tools.run_files import EVALUATIONS, journal
 
 
 def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, monkeypatch) -> None:
-    for name in ("answers", "write"):
+    for name in ("predict", "write"):
         monkeypatch.setattr(ResidentModel, name, lambda *_: pytest.fail("something was measured"))
     monkeypatch.setattr(
         "mega_hf.tasks.splits.load_splits", lambda *_: pytest.fail("the data was read")
