@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import torch
 from mega_hf.errors import HubError, MegaError, RunError
 from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import Examples
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import is_recalibrated
 from mega_hf.models.references import open_parent
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.placeholders import references
+from mega_hf.recipe.placeholders import Key, references
 from mega_hf.recipe.plan import MergePlan
 from mega_hf.recipe.schema import Recipe
 from mega_hf.report.card import write_card
@@ -217,26 +219,12 @@ def make_record(
     processes: Processes,
     seconds: dict[str, float],
 ) -> RunRecord:
-    """Return the record of a run; it has no path of this machine. Arguments as `write_report`."""
-    splits, recipe, parents, final = outcome.splits, outcome.recipe, outcome.parents, merged[-1]
-    nodes = [node.describe() for node in merged]
-    last = baselines[-1] if baselines and baselines[-1].name == SECOND_LOOK else None
-    chosen = choice_of(outcome.journal, recipe)
+    """Return the record of a run, without any path of this machine."""
+    splits, parents = outcome.splits, outcome.parents
     return RunRecord(
-        version=VERSION,
-        name=recipe.name,
-        library=parents.model.library,
-        architecture=parents.model.structure.get("architecture", ""),
-        parameters=final.record["parameters"],
-        channels=parents.model.input_shape[0],
-        recipe=_portable(outcome),
+        **describe_merges(outcome.recipe, parents.model, outcome.journal, merged, baselines),
+        recipe=hide_paths(outcome.recipe, splits.digests, partial(_digest, outcome)),
         models=models,
-        search=nodes[-1].search,
-        history=nodes[-1].history,
-        nodes=nodes,
-        baselines=[node.describe() for node in baselines if node is not last],
-        chosen=AutoSettings(**chosen) if chosen else None,
-        second_look=_held_out_selection(last, outcome.journal) if last else None,
         parents=[
             ParentRow.model_validate(
                 {"name": p.name, **p.source, **(p.license or {}), "sha256": p.sha256}
@@ -252,11 +240,6 @@ def make_record(
                 name: SplitInfo(rows=len(rows), spec=rows.spec, sha256=sha)
                 for name, rows, sha in splits.named
             },
-        ),
-        digests=RunDigests(
-            **(last or final).describe().digests.to_dict(),
-            recipe=recipe.sha256,
-            journal=file_digest(outcome.journal.path),
         ),
         environment=Environment(
             versions=versions(),
@@ -277,6 +260,46 @@ def make_record(
     )
 
 
+def describe_merges(
+    recipe: Recipe,
+    model: LoadedModel,
+    journal: Journal,
+    merged: list[MergedNode],
+    baselines: list[MergedNode],
+) -> dict[str, Any]:
+    """Return the entries of a record that follow from recipe, journal and merges.
+
+    Args:
+        recipe: the run's recipe.
+        model: the first parent's.
+        journal: the run's journal.
+        merged: the merges, the final one last.
+        baselines: the searched baselines, and the held-out selection last, if there is one.
+    """
+    nodes = [node.describe() for node in merged]
+    last = baselines[-1] if baselines and baselines[-1].name == SECOND_LOOK else None
+    chosen = choice_of(journal, recipe)
+    return {
+        "version": VERSION,
+        "name": recipe.name,
+        "library": model.library,
+        "architecture": model.structure.get("architecture", ""),
+        "parameters": merged[-1].record["parameters"],
+        "channels": model.input_shape[0],
+        "search": nodes[-1].search,
+        "history": nodes[-1].history,
+        "nodes": nodes,
+        "baselines": [node.describe() for node in baselines if node is not last],
+        "chosen": AutoSettings(**chosen) if chosen else None,
+        "second_look": _held_out_selection(last, journal) if last else None,
+        "digests": RunDigests(
+            **(last or merged[-1]).describe().digests.to_dict(),
+            recipe=recipe.sha256,
+            journal=file_digest(journal.path),
+        ),
+    }
+
+
 def _held_out_selection(node: MergedNode, journal: Journal) -> HeldOutSelection:
     known, names = journal.nodes[node.name], node.node.parents
     fitness = [known.find(1, i, None) for i in range(len(names))]
@@ -289,28 +312,31 @@ def _held_out_selection(node: MergedNode, journal: Journal) -> HeldOutSelection:
     return HeldOutSelection(**dict(node.describe()), finalists=finalists, chosen=chosen)
 
 
-def _portable(outcome: RunOutcome) -> dict[str, Any]:
-    """Return the recipe as plain values, with a placeholder for each local file and folder."""
-    tree, identities = outcome.recipe.to_dict(), outcome.parents.identities
-    if "local" in outcome.splits.source:
-        tree["data"]["path"] = {**outcome.splits.source, "sha256": outcome.splits.digests}
+def hide_paths(
+    recipe: Recipe, rows: Mapping[str, str], digest_of: Callable[[Key, str], str | None]
+) -> dict[str, Any]:
+    """Return a recipe's tree with {local: NAME, sha256} in place of each local folder and file.
 
+    Args:
+        recipe: the recipe.
+        rows: the SHA-256 of each split.
+        digest_of: gives the SHA-256 of a local model, by its key in the recipe and its path.
+    """
+    tree = recipe.to_dict()
     for key, block in references(tree):
         path = block[key[-1]]
         if isinstance(path, str) and is_local(path):
-            name = "" if key[-1] == "from" else key[1]
-            known = (
-                identities[name].sha256
-                if name in identities
-                else _digest(outcome.recipe, name, path)
-            )
-            block[key[-1]] = {"local": Path(path).name} | ({"sha256": known} if known else {})
+            sha256 = rows if key == ("data", "path") else digest_of(key, path)
+            block[key[-1]] = {"local": Path(path).name} | ({"sha256": sha256} if sha256 else {})
     return tree
 
 
-def _digest(recipe: Recipe, name: str, place: str) -> str | None:
-    """Return the digest of a model that parents were trained from, or None if it is missing."""
+def _digest(outcome: RunOutcome, key: Key, path: str) -> str | None:
+    """Return the digest of a local model; None if it can't be read any more."""
+    name = "" if key[-1] == "from" else key[1]
+    if name in outcome.parents.identities:
+        return outcome.parents.identities[name].sha256
     try:
-        return open_parent(name, recipe.parents.get(name, place)).parent.sha256
+        return open_parent(name, outcome.recipe.parents.get(name, path)).parent.sha256
     except MegaError:
         return None

@@ -1,5 +1,4 @@
-"""What a run's files say of it, read from a folder or a repository, and whether they agree with
-each other."""
+"""Load a run's recipe, journal and result from a folder or the Hub, and check their digests."""
 
 from __future__ import annotations
 
@@ -15,12 +14,11 @@ from mega_hf.errors import HubError, MegaError, ParentError, RunError, Verificat
 from mega_hf.hub import repository as hub
 from mega_hf.hub.bundle import OURS, RECIPE, copied_models
 from mega_hf.models.load import open_model
-from mega_hf.recipe.baselines import SECOND_LOOK, names_merged
+from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import is_local
-from mega_hf.recipe.placeholders import same_but_placeholders
-from mega_hf.recipe.plan import plan_merges
+from mega_hf.recipe.plan import MergePlan, plan_merges
 from mega_hf.recipe.schema import Recipe
-from mega_hf.report.record import DataInfo, NodeResult, RunDigests, SplitInfo
+from mega_hf.report.record import RunRecord
 from mega_hf.report.result import NAME as RESULT
 from mega_hf.report.result import MergeResult
 from mega_hf.run.candidates import ALIGNED, ReportRows
@@ -30,201 +28,166 @@ from mega_hf.run.journal import Journal, NodeRecord
 from mega_hf.runtime.files import file_digest
 from mega_hf.weights.space import StateDict, largest_difference
 
-_COPY = "another copy of the run"
-_LOADED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "adapter_config.json",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.h5",
-    "*.msgpack",
-    "*.pkl",
-    "*.py",
-)
-# Why a replay gives something else.
+COPY = "use another copy of the run"
+# The reasons for a different replay.
 OTHERWISE = (
-    "journal.jsonl was changed, or this machine breeds otherwise: another copy, or another machine"
+    "journal.jsonl was changed, or this machine computes differently: use another copy of the run,"
+    " or another machine"
 )
 
 
 @dataclass(frozen=True)
 class RunClaims:
-    """A finished run's recipe, journal and result, which agree with each other; and its model, if
-    it is there."""
+    """The files of a finished run.
 
-    name: str  # what it is called: a folder, or ORG/NAME@COMMIT
+    Recipe and journal are what a replay starts from. The record (result.json) and the model are
+    what it is compared with.
+
+    Attributes:
+        name: the folder, or ORG/NAME@COMMIT.
+        folder: the folder of the files.
+        result: the content of result.json.
+        recipe: the content of recipe.yaml.
+        journal: the content of journal.jsonl.
+        paths: all files of the repository, none if the Hub can't be reached; None for a folder.
+    """
+
+    name: str
     folder: Path
     result: MergeResult
     recipe: Recipe
     journal: Journal
-    # of all files in a repository, none where it can't be asked; None for a folder
     paths: list[str] | None = None
 
     @property
-    def digests(self) -> RunDigests:
-        """What result.json says of the model, the recipe and the journal."""
-        return self.result.record.digests
-
-    @cached_property
-    def nodes(self) -> dict[str, NodeResult]:
-        """What result.json says of each merge, of each searched baseline, and of the second
-        look."""
-        return {node.name: node for node in self.result.record.merges}
+    def record(self) -> RunRecord:
+        """The content of result.json."""
+        return self.result.record
 
     @property
-    def root(self) -> str:
-        """The name of what gave the merged model: the final merge, or the second look."""
-        return names_merged(self.nodes)
-
-    @property
-    def searched(self) -> str:
-        """The name of the final merge."""
-        return self.result.record.final.name
-
-    @property
-    def lineup(self) -> ReportRows:
-        """The models that result.json must tell of."""
-        plan = plan_merges(self.recipe, self.ranking)
-        return ReportRows(plan, self.is_recalibrated_run, self.has_aligned)
+    def header(self) -> dict[str, Any]:
+        """The journal's header."""
+        return self.journal.header or {}
 
     @property
     def parents(self) -> dict[str, str]:
-        """Each parent's digest."""
-        return {parent.name: parent.sha256 for parent in self.result.record.parents}
-
-    def license_of(self, name: str) -> dict[str, Any]:
-        """Return the license that result.json gives a parent, as its card's front matter has it."""
-        parents = self.result.record.parents
-        return next((p.license_fields for p in parents if p.name == name), {})
-
-    @property
-    def rows(self) -> int:
-        """How many validation rows the searches saw."""
-        return self.result.record.data.validation.rows
-
-    def rows_of(self, name: str) -> int:
-        """Return on how many rows a merge's individuals were measured."""
-        return self.data.splits[SECOND_LOOK].rows if name == SECOND_LOOK else self.rows
-
-    @property
-    def data(self) -> DataInfo:
-        """What result.json says of the data."""
-        return self.result.record.data
-
-    @property
-    def splits(self) -> dict[str, SplitInfo]:
-        """What the run took of the data set: validation and test, and what else a recipe may ask
-        for."""
-        return self.data.splits
-
-    @property
-    def is_recalibrated_run(self) -> bool:
-        """Whether the final merge was recalibrated, and so were the parents and baselines that it
-        is shown beside."""
-        return self.result.report.is_recalibrated_run
-
-    @property
-    def has_aligned(self) -> bool:
-        """Whether the average of the aligned parents is among the baselines."""
-        return any(
-            model.role == "baseline" and model.name == ALIGNED
-            for model in self.result.report.models
-        )
-
-    def shown(self, name: str, recomputes: bool) -> int:
-        """Return how many pictures full evaluation would show each individual of a merge, for its
-        statistics too."""
-        calibration = self.data.calibration
-        return self.rows_of(name) + (calibration.rows if calibration and recomputes else 0)
+        """The SHA-256 of each parent's weights, by the journal."""
+        return self.header["parents"]
 
     @property
     def ranking(self) -> list[str] | None:
-        """The parents from best to worst, where the recipe orders them by accuracy."""
-        return (
-            self.journal.order["ranking"]
-            if self.journal.order and self.recipe.order == "accuracy"
-            else None
-        )
+        """The parents from best to worst, if the recipe orders them by accuracy."""
+        order = self.journal.order
+        return order["ranking"] if order and self.recipe.order == "accuracy" else None
+
+    @cached_property
+    def plan(self) -> MergePlan:
+        """The merges of the run."""
+        return plan_merges(self.recipe, self.ranking)
+
+    def rows_of(self, name: str) -> int:
+        """Return the number of rows of a merge's search: the winner of a search has seen all."""
+        if name == SECOND_LOOK:
+            return self.merged_line(name)["n"]
+        return max(self.merged_line(one)["n"] for one in self.plan.nodes if one != SECOND_LOOK)
+
+    def record_of(self, name: str) -> NodeRecord:
+        """Return the journal's record of a merge.
+
+        Raises:
+            VerificationError: the journal has none.
+        """
+        if name not in self.journal.nodes:
+            raise VerificationError(
+                f"the merge {name} is missing",
+                where=JOURNAL,
+                expected="the lines of each merge",
+                got="none",
+                hint=COPY,
+            )
+        return self.journal.nodes[name]
+
+    def merged_line(self, name: str) -> dict[str, Any]:
+        """Return the last line of a merge in the journal, with its outcome.
+
+        Raises:
+            VerificationError: the journal has none.
+        """
+        line = self.record_of(name).merged
+        if line is None:
+            raise VerificationError(
+                f"the merge {name} is not finished",
+                where=JOURNAL,
+                expected="a line with its outcome",
+                got="none",
+                hint=COPY,
+            )
+        return line
 
     @property
-    def beside_model(self) -> list[str]:
-        """The names of all files in the merged model's folder, or at the root of its repository."""
+    def report_rows(self) -> ReportRows:
+        """The models of the record's table; to be used once the record has been compared."""
+        has_aligned = any(model.name == ALIGNED for model in self.record.models)
+        return ReportRows(self.plan, self.result.report.is_recalibrated_run, has_aligned)
+
+    @property
+    def files_beside_model(self) -> list[str]:
+        """The names of all files in the model's folder, or at the root of its repository."""
         assert self.model is not None
         here = [path.name for path in self.model.iterdir() if path.is_file()]
         return [path for path in self.paths if "/" not in path] if self.paths else here
 
     @property
-    def model(self) -> Path | None:
-        """The folder of the merged model; None if there is none beside the record."""
-        return next(iter(self.models), None)
+    def models(self) -> list[Path]:
+        """The folders that have weights and may be the merged model's: a run's, or a copy's."""
+        folders = (self.folder / "merged", self.folder)
+        return [folder for folder in folders if any(folder.glob("*.safetensors"))]
 
     @property
-    def models(self) -> list[Path]:
-        """Every folder that may be the merged model's: a run's, a copy's."""
-        return [
-            folder
-            for folder in (self.folder / "merged", self.folder)
-            if any(folder.glob("*.safetensors"))
-        ]
+    def model(self) -> Path | None:
+        """The folder of the merged model; None if the run has no model."""
+        return next(iter(self.models), None)
 
-    def record_of(self, name: str) -> NodeRecord:
-        """Return what the journal holds of a merge.
+    def model_of(self, name: str) -> Path | None:
+        """Return the folder of a merge's model; None if the model was not kept."""
+        folder = self.model if name == self.plan.merged else self.folder / "nodes" / name
+        return folder if folder is not None and folder.is_dir() else None
 
-        Raises:
-            VerificationError: nothing.
-        """
-        if name not in self.journal.nodes:
-            raise VerificationError(
-                f"it tells nothing of {name}",
-                where=JOURNAL,
-                expected="a merge's lines",
-                got="none",
-                hint=_COPY,
-            )
-        return self.journal.nodes[name]
-
-    def differ(self, name: str, made: StateDict) -> str:
-        """Say how far a merge's stored weights are from those made again; an empty text if they
-        aren't here."""
-        folder = self.model if name == self.root else self.folder / "nodes" / name
+    def describe_difference(self, name: str, rebuilt: StateDict) -> str:
+        """Describe how a merge's stored weights differ from rebuilt ones; empty without a model."""
+        folder = self.model_of(name)
         try:
-            stored = open_model(folder).state() if folder is not None and folder.is_dir() else {}
+            stored = open_model(folder).state() if folder is not None else {}
         except ParentError:
             return ": they can't be read"
         if not stored:
             return ""
-        stored = {entry: tensor for entry, tensor in stored.items() if entry in made}
-        largest, differing, total = largest_difference(stored, made)
+        stored = {entry: tensor for entry, tensor in stored.items() if entry in rebuilt}
+        largest, differing, total = largest_difference(stored, rebuilt)
         if largest == 0:
-            return ": the same numbers, in a file that is another one"
+            return ": the same numbers, in a different file"
         return f": largest difference {largest:.3g}, in {differing:,} of {total:,} numbers"
 
 
 def load_claims(run: str | Path) -> RunClaims:
-    """Read a run's files and see that they belong together.
+    """Load a run's files, and check recipe and journal by the digests in result.json.
 
     Args:
         run: a run folder, a copy of one, or a repository ORG/NAME[@REVISION].
 
     Raises:
-        VerificationError: one was changed; `where` names it.
-        MegaError: there is no finished run, or it can't be fetched.
+        VerificationError: a file was changed; `where` names it.
+        MegaError: there is no finished run, or it can't be downloaded.
     """
     name, folder, paths = _find(str(run))
     missing = [file for file in (RESULT, RECIPE, JOURNAL) if not (folder / file).is_file()]
     if missing:
         raise RunError(
-            "nothing that can be verified",
+            "not a run that can be verified",
             where=name,
             expected=f"{RESULT}, {RECIPE} and {JOURNAL}",
             got=f"no {missing[0]}",
-            hint="a finished run folder, or what mega-hf push made of one",
+            hint="use a finished run folder, or a merge that mega-hf pushed",
         )
     with _reading(RESULT):
         result = MergeResult.load(folder)
@@ -233,39 +196,47 @@ def load_claims(run: str | Path) -> RunClaims:
         recipe, is_whole = read_stored(folder / RECIPE)
     with _reading(JOURNAL):
         journal = Journal(folder / JOURNAL)
-    told = RunClaims(name, folder, result, recipe, journal, paths)
-    _refuse_models(told)
-    _compare(told, is_whole)
-    return told
+    claims = RunClaims(name, folder, result, recipe, journal, paths)
+    _check_one_model(claims)
+    _check_digests(claims, is_whole)
+    return claims
 
 
-def is_loaded(name: str) -> bool:
-    """Say whether a library would load a file of this name with a model."""
-    return any(fnmatchcase(name, pattern) for pattern in _LOADED)
+def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
+    """Return the error of a file that was changed since the run."""
+    return VerificationError(
+        f"changed since the run: {what}", where=where, expected=expected, got=got, hint=COPY
+    )
 
 
-def _refuse_models(told: RunClaims) -> None:
-    """See that it is clear which model is meant: one, and none that was not fetched."""
-    if len(told.models) > 1:
+def _check_one_model(claims: RunClaims) -> None:
+    """Check that there is one model at most, and that all its files were downloaded."""
+    if len(claims.models) > 1:
         raise changed(
-            "*.safetensors", "where the model lies", "in merged, or beside result.json", "both"
+            "*.safetensors", "the place of the model", "merged, or beside result.json", "both"
         )
-    weights = [
-        path for path in told.paths or () if fnmatchcase(path, "*.safetensors") and "/" not in path
-    ]
-    unknown = [path for path in weights if path not in told.result.record.files]
+    paths = [path for path in claims.paths or () if "/" not in path]
+    weights = [path for path in paths if fnmatchcase(path, "*.safetensors")]
+    unknown = [path for path in weights if path not in claims.record.files]
     if unknown:
-        raise changed(
-            RESULT,
-            "the model's files",
-            "every file with its SHA-256",
-            f"none of {', '.join(unknown)}",
-        )
+        raise changed(RESULT, "files", "the SHA-256 of each file", f"none of {', '.join(unknown)}")
+
+
+def _check_digests(claims: RunClaims, is_whole: bool) -> None:
+    """Check recipe and journal by their digests in result.json, and the recipe by the journal."""
+    digests, recipe = claims.record.digests, claims.recipe.sha256
+    if not is_whole or recipe != digests.recipe:
+        got = recipe if is_whole else "other content than its first line says"
+        raise changed(RECIPE, "the recipe", digests.recipe, got)
+    journal = file_digest(claims.folder / JOURNAL)
+    if journal != digests.journal:
+        raise changed(JOURNAL, "the journal", digests.journal, journal)
+    if claims.header.get("recipe") != recipe:
+        raise changed(JOURNAL, "the recipe's digest", recipe, claims.header.get("recipe"))
 
 
 def _find(run: str) -> tuple[str, Path, list[str] | None]:
-    """Return a run's name, its folder, which is downloaded if it is a repository's, and what that
-    one holds."""
+    """Return a run's name, its folder, and the files of its repository, which is downloaded."""
     path = Path(run).expanduser()
     if path.is_dir():
         return run, path, None
@@ -281,16 +252,16 @@ def _find(run: str) -> tuple[str, Path, list[str] | None]:
     hub.check_name(name)
     try:
         source, commit = hub.fetch(name, revision or None, OURS)
-    except HubError as error:  # or it was meant as a folder
-        raise error.with_hint("if a folder was meant, there is none of this name") from None
-    whole = f"{name}@{commit[:12]}"
+    except HubError as error:  # a folder may have been meant
+        raise error.with_hint("if you mean a folder, no folder has this name") from None
+    pinned = f"{name}@{commit[:12]}"
     try:
-        models = copied_models(source, whole)
+        models = copied_models(source, pinned)
     except HubError as error:
         if not (source / RESULT).is_file():
             raise
-        raise VerificationError.from_error(whole, error, error.hint) from None
-    return whole, hub.fetch(name, commit, [*OURS, *models])[0], hub.list_files(name, commit)
+        raise VerificationError.from_error(pinned, error, error.hint) from None
+    return pinned, hub.fetch(name, commit, [*OURS, *models])[0], hub.list_files(name, commit)
 
 
 @contextmanager
@@ -301,49 +272,9 @@ def _reading(name: str) -> Iterator[None]:
     except VerificationError:
         raise
     except MegaError as error:
-        raise VerificationError.from_error(error.where or name, error, _COPY) from None
+        raise VerificationError.from_error(error.where or name, error, COPY) from None
     except Exception as error:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise VerificationError(
-            "it can't be read", where=name, expected="what mega-hf wrote", got=got, hint=_COPY
+            "unreadable", where=name, expected="a file that mega-hf wrote", got=got, hint=COPY
         ) from None
-
-
-def _compare(told: RunClaims, is_whole: bool) -> None:
-    """See that recipe, journal and result tell of one run."""
-    if not is_whole or told.recipe.sha256 != told.digests.recipe:
-        got = told.recipe.sha256 if is_whole else "other content than its first line says"
-        raise changed(RECIPE, "the recipe", told.digests.recipe, got)
-    if not same_but_placeholders(told.recipe.to_dict(), told.result.record.recipe):
-        raise changed(RESULT, "the recipe in it", "recipe.yaml's", "another")
-    journal = file_digest(told.folder / JOURNAL)
-    if journal != told.digests.journal:
-        raise changed(JOURNAL, "the journal", told.digests.journal, journal)
-    header = told.journal.header or {}
-    rows = {name: split.sha256 for name, split in told.splits.items()}
-    said = {
-        "recipe": (header.get("recipe"), told.digests.recipe),
-        "data": (header.get("data"), rows),
-    }
-    said |= {
-        f"parent {one}": (header.get("parents", {}).get(one), found)
-        for one, found in told.parents.items()
-    }
-    for what, (written, found) in said.items():
-        if written != found:
-            raise changed(RESULT, f"what it says of the {what}", written, found)
-    for model in told.result.report.models:  # by whose counts the journal is then judged
-        for split, count in (("validation", model.validation), ("test", model.test)):
-            expected = told.splits[split].rows
-            if count.n != expected:
-                raise changed(RESULT, f"rows of {model.name} on {split}", expected, count.n)
-    asked, made = (", ".join(names) for names in (told.recipe.all_nodes(told.ranking), told.nodes))
-    if asked != made:
-        raise changed(RESULT, "the merges in it", asked, made)
-
-
-def changed(where: str, what: str, expected: object, got: object) -> VerificationError:
-    """Make the error of a file that is not as the run left it."""
-    return VerificationError(
-        f"changed since the run: {what}", where=where, expected=expected, got=got, hint=_COPY
-    )

@@ -1,17 +1,17 @@
-"""One merge made again from its journal, and compared with what the run says of it."""
+"""Rebuild one merge from its journal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mega_hf.errors import ParentError, RunError, VerificationError
+from mega_hf.errors import RunError, VerificationError
 from mega_hf.evaluation.aligner import check_function
 from mega_hf.evaluation.row_difficulty import MAX_ROW_LOSS
 from mega_hf.models.load import open_model
@@ -21,17 +21,17 @@ from mega_hf.models.save import layout_digest, save_model
 from mega_hf.recipe.merge import Node
 from mega_hf.run.align import aligned_inputs
 from mega_hf.run.journal import NodeRecord
-from mega_hf.run.node import search_node
+from mega_hf.run.node import MergedNode, search_node
 from mega_hf.run.replay import MissingRecord, Replay, answered, replay_draws
 from mega_hf.search.evolve import InvalidRecord, Outcome
 from mega_hf.search.population import Fitness, Population
 from mega_hf.search.selection import UndecidedTournament
-from mega_hf.verification.claims import OTHERWISE, RunClaims, changed
-from mega_hf.verification.consistency import compare_intermediate, compare_model, compare_node
+from mega_hf.verification.claims import OTHERWISE, RunClaims
+from mega_hf.verification.stored_models import compare_model, known_statistics
 from mega_hf.weights.encoding import Encoding
-from mega_hf.weights.space import StateDict, WeightSpace, digest
+from mega_hf.weights.space import StateDict, digest
 
-_COPY = "another copy of the run, or another machine"
+_COPY = "use another copy of the run, or another machine"
 
 
 @dataclass(frozen=True)
@@ -61,105 +61,142 @@ class _Keeping:
 
 @dataclass(frozen=True)
 class RebuildContext:
-    """What is made again while a run is verified."""
+    """The state of a verification while merges are rebuilt.
 
-    told: RunClaims
-    scratch: Path  # where merges go, each under its name
-    wanted: list[tuple[str, int, int]]  # individuals to be kept: node, generation, index
-    first: LoadedModel  # the first parent's; weights may be written into it
+    Attributes:
+        claims: the run.
+        scratch: the folder of rebuilt models, each under its name.
+        sampled: (node, generation, index) of the individuals to keep.
+        first: the first parent's model, into which weights may be written.
+        chosen: the kept individuals.
+        recomputed: the merges whose statistics follow from images.
+        merged: the rebuilt merges.
+    """
+
+    claims: RunClaims
+    scratch: Path
+    sampled: list[tuple[str, int, int]]
+    first: LoadedModel
     chosen: list[SampledIndividual] = field(default_factory=list)
     recomputed: list[RebuiltNode] = field(default_factory=list)
+    merged: dict[str, MergedNode] = field(default_factory=dict)
 
 
-def replay(
-    making: RebuildContext, name: str, node: Node, inputs: dict[str, ModelSource]
+def rebuild_node(
+    context: RebuildContext, name: str, node: Node, inputs: dict[str, ModelSource]
 ) -> ModelSource:
-    """Make one merge again, and compare it with what journal and result say of it."""
-    told, target = making.told, making.scratch / name
+    """Rebuild one merge from its journal, and compare it with the journal and the stored model.
+
+    Raises:
+        VerificationError: the journal can't be replayed, or gives something else than was kept.
+    """
+    claims, target = context.claims, context.scratch / name
     opened = open_inputs(inputs, node.recalibrates)
-    known = told.record_of(name)
+    known, line = claims.record_of(name), claims.merged_line(name)
     if node.align != "none":
-        with _blaming(name, known):
-            opened = _align(node, opened, known, making.first)
+        with _replaying(name, known):
+            opened = _align(node, opened, known, context.first)
     space, encoding = opened.space, encode(opened, node)
-    outcome = _search_again(making, name, node, encoding, known)
+    outcome = _replay_search(context, name, node, encoding, known)
     state = dict(encoding.entries(outcome.best.genome))
-    made = {"weights": space.learned_digest(state), "parameters": space.learned_size}
-    made["recomputes"] = bool(space.recomputed)
-    stored = known_statistics(told, name, space)
-    is_known = stored is not None
-    state |= (
-        stored
-        if stored is not None
-        else {n: next(iter(opened.states.values()))[n] for n in space.recomputed}
-    )
+    rebuilt: dict[str, str | None] = {"weights": space.learned_digest(state)}
+    statistics = known_statistics(claims, name, space)
+    is_known = statistics is not None
+    if statistics is None:  # any statistics will do; those of the run follow from images
+        first = next(iter(opened.states.values()))
+        statistics = {entry: first[entry] for entry in space.recomputed}
+    state |= statistics
     if is_known:
-        made |= {"statistics": space.statistics_digest(state), "state": digest(state)}
-    compare_node(told, name, made, outcome, known, state)
+        rebuilt |= {"statistics": space.statistics_digest(state), "state": digest(state)}
+    for entry, found in rebuilt.items():
+        if found != line[entry]:
+            difference = claims.describe_difference(name, state)
+            raise VerificationError(
+                f"the replay of {name} gives different {entry}{difference}",
+                where="journal.jsonl",
+                expected=line[entry],
+                got=found,
+                hint=OTHERWISE,
+            )
     save_model(target, opened.first, state)
     model = open_model(target, name)
     if is_known:
-        compare = compare_model if name == told.root else partial(compare_intermediate, name=name)
-        compare(told, made=model)
+        compare_model(claims, name, model)
     if space.recomputed:
-        making.recomputed.append(RebuiltNode(name, target, is_known))
-    return ModelSource(
+        context.recomputed.append(RebuiltNode(name, target, is_known))
+    layout, best = layout_digest(model), outcome.best
+    rows, calibration = claims.rows_of(name), claims.record.data.calibration
+    shown = rows + (calibration.rows if calibration and space.recomputed else 0)
+    context.merged[name] = MergedNode(
         name,
-        digest(model.view()),
-        layout_digest(model),
-        partial(open_model, target, name),
+        node,
+        claims.plan.levels.get(name, 1),
+        target,
+        {
+            **line,
+            **rebuilt,
+            "parameters": space.learned_size,
+            "correct": best.fitness.correct,
+            "n": best.fitness.seen,
+            "generation": best.generation,
+            "index": best.index,
+            "history": [asdict(generation) for generation in outcome.history],
+        },
+        evaluations=len(known),
+        new=0,
+        examples=known.examples,
+        examples_full=node.evaluations * shown,
+        seconds=known.seconds,
+        reused=False,
     )
+    return ModelSource(name, digest(model.view()), layout, partial(open_model, target, name))
 
 
-def _search_again(
-    making: RebuildContext, name: str, node: Node, encoding: Encoding, known: NodeRecord
+def _replay_search(
+    context: RebuildContext, name: str, node: Node, encoding: Encoding, known: NodeRecord
 ) -> Outcome:
-    """Search as the run did, every fitness and every proposal from its journal."""
-    told = making.told
-    recall = replay_draws(known, told.rows_of(name))
-    kept = {(generation, index) for at, generation, index in making.wanted if at == name}
+    """Search as the run did, with every fitness and every proposal from the journal."""
+    claims, rows = context.claims, context.claims.rows_of(name)
+    recall = replay_draws(known, rows)
+    kept = {(generation, index) for at, generation, index in context.sampled if at == name}
     row_loss = MAX_ROW_LOSS if node.sums_losses else 0
-    record = Replay(known, told.rows_of(name), encoding.digest, row_loss)
-    with _blaming(name, known):
-        right = answered(known, told.rows_of(name)) if node.prefer else None
-        keeping = _Keeping(name, record, encoding, kept, right, making.chosen)
-        _refuse_few(node, known)
+    record = Replay(known, rows, encoding.digest, row_loss)
+    with _replaying(name, known):
+        right = answered(known, rows) if node.prefer else None
+        keeping = _Keeping(name, record, encoding, kept, right, context.chosen)
+        _check_founders(node, known)
         try:
             outcome = search_node(name, node, encoding, keeping, recall)
-        except RunError as error:  # bred otherwise: by how much, in the end?
-            loosely = search_node(
-                name, node, encoding, Replay(known, told.rows_of(name), None, row_loss), recall
-            )
-            error.what += told.differ(name, dict(encoding.entries(loosely.best.genome)))
+        except RunError as error:  # another genome: how different is the outcome?
+            loosely = search_node(name, node, encoding, Replay(known, rows, None, row_loss), recall)
+            state = dict(encoding.entries(loosely.best.genome))
+            error.what += claims.describe_difference(name, state)
             raise
-    _refuse_more(name, known, record.visited)
+    _check_no_other_lines(name, known, record.visited)
     return outcome
 
 
 def _align(node: Node, opened: MergeInputs, known: NodeRecord, mould: LoadedModel) -> MergeInputs:
-    """Move the parents' channels as the journal says, and see that none computes anything else for
-    it."""
+    """Move the parents' channels as journaled, and check that each parent computes the same."""
     aligned = aligned_inputs(node, opened, known)
     check_function(mould.model, opened.states, aligned, mould.input_shape)
     return aligned
 
 
-def _refuse_few(node: Node, known: NodeRecord) -> None:
-    """See that the founders were recorded, before room is made for as many as the recipe asks
-    for."""
+def _check_founders(node: Node, known: NodeRecord) -> None:
+    """Check that the founders were journaled, before memory is allocated for all of them."""
     founders = {index for generation, index in known if generation == 1}
     if len(founders) < node.founders_count:
         raise MissingRecord(f"the {node.founders_count - len(founders)} other founders")
 
 
-def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
-    """See that the search had to do with every line: others tell of nothing, and would be counted
-    all the same."""
+def _check_no_other_lines(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> None:
+    """Check that the search visited every line: others would be counted all the same."""
     more = [at for at in known if at not in asked]
     if more:
         generation, index = more[0]
         raise VerificationError(
-            f"lines that no search of {name} asks for",
+            f"lines that the search of {name} does not need",
             where="journal.jsonl",
             expected=f"{len(asked)} at most",
             got=f"{len(more)} more, the first on individual {index} of generation {generation}",
@@ -168,14 +205,13 @@ def _refuse_more(name: str, known: NodeRecord, asked: set[tuple[int, int]]) -> N
 
 
 @contextmanager
-def _blaming(name: str, known: NodeRecord) -> Iterator[None]:
-    """Turn what keeps a journal from being replayed into a VerificationError that names the
-    place."""
+def _replaying(name: str, known: NodeRecord) -> Iterator[None]:
+    """Turn the error of a replay into a VerificationError that names the journal."""
     try:
         yield
     except (MissingRecord, UndecidedTournament, InvalidRecord) as error:
         lacks = (
-            f"its lines don't tell of {error} of {name}"
+            f"no line for {error} of {name}"
             if isinstance(error, MissingRecord)
             else f"{name}: {error}"
         )
@@ -211,32 +247,3 @@ class RebuiltNode:
     folder: Path  # of the model
     # whether its statistics are those that the run left; else they are the first parent's
     is_known: bool
-
-
-def known_statistics(told: RunClaims, name: str, space: WeightSpace) -> StateDict | None:
-    """Return those statistics of a merge that do not follow from its weights alone, as its model
-    here has them.
-
-    Returns:
-        none (an empty dict) where all follow; None where there is no model.
-
-    Raises:
-        VerificationError: they are not those that result.json has.
-    """
-    if not space.recomputed:
-        return {}
-    folder = told.model if name == told.root else told.folder / "nodes" / name
-    if folder is None or not folder.is_dir():
-        return None
-    try:
-        state = open_model(folder).state()
-    except ParentError as error:
-        raise VerificationError.from_error(_weights_file(folder), error, _COPY) from None
-    found, claimed = space.statistics_digest(state), told.nodes[name].digests.statistics
-    if found != claimed:
-        raise changed(_weights_file(folder), f"BatchNorm's statistics of {name}", claimed, found)
-    return {entry: state[entry] for entry in space.recomputed}
-
-
-def _weights_file(folder: Path) -> str:
-    return next((path.name for path in sorted(folder.glob("*.safetensors"))), "*.safetensors")

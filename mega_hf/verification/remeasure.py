@@ -21,6 +21,7 @@ from mega_hf.models.save import save_model
 from mega_hf.recipe.baselines import SECOND_LOOK
 from mega_hf.recipe.paths import absolute
 from mega_hf.recipe.placeholders import LocalPlaceholder
+from mega_hf.report.result import NAME as RESULT
 from mega_hf.run.candidates import (
     evaluate_candidates,
     list_candidates,
@@ -121,12 +122,12 @@ class Rebuilt:
 
 @keep_freed_memory()
 def remeasure(
-    told: RunClaims, made: Rebuilt, data: str | None, progress: Progress
+    claims: RunClaims, made: Rebuilt, data: str | None, progress: Progress
 ) -> RemeasureResult:
     """Measure some individuals again, and every model that the report tells of.
 
     Args:
-        told: what the run says.
+        claims: what the run says.
         made: what the replay made.
         data: where the data set lies, if it was local where the run was made.
         progress: shows how far it is.
@@ -135,8 +136,8 @@ def remeasure(
         VerificationError: the rows are others, or a count is further off than rounding may move it.
         MegaError: the data set can't be read.
     """
-    splits = _load(told, data)
-    first, processes, header = made.first, Processes(), told.journal.header or {}
+    splits = _load(claims, data)
+    first, processes, header = made.first, Processes(), claims.journal.header or {}
     if header["batch_size"] > len(splits.validation):
         raise changed(
             "journal.jsonl",
@@ -145,12 +146,11 @@ def remeasure(
             header["batch_size"],
         )
     mapping, matched = check_mergeable({"the first parent": first}, splits)
-    _compare_data(told, splits, matched)
-    load = Loader(
-        first, mapping, header["batch_size"], processes.device, told.recipe.evaluation.memory_share
-    )
+    _compare_data(claims, splits, matched)
+    share = claims.recipe.evaluation.memory_share
+    load = Loader(first, mapping, header["batch_size"], processes.device, share)
     validation, test = load(splits.validation), load(splits.test)
-    calibration = load.calibration(splits, told.recipe.threads)
+    calibration = load.calibration(splits, claims.recipe.threads)
     forward = ResidentModel(first.model, processes.device)
     apart = recompute(made.recomputed, calibration, forward) if calibration else None
     completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
@@ -163,8 +163,8 @@ def remeasure(
     lines, looked = _count_lines(
         made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress
     )
-    treatment = calibration if told.is_recalibrated_run else None
-    models, paired = _count_models(told, made, (validation, test, treatment), processes, progress)
+    treatment = calibration if claims.report_rows.is_recalibrated_run else None
+    models, paired = _count_models(claims, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
     here, there = processes.device_kind, str(header.get("device_kind"))
     return RemeasureResult(merged, others, paired, lines, looked, apart, here, there)
@@ -204,7 +204,7 @@ def _count_lines(
 
 
 def _count_models(
-    told: RunClaims,
+    claims: RunClaims,
     made: Rebuilt,
     shown: tuple[Examples, Examples, Calibration | None],
     processes: Processes,
@@ -217,8 +217,8 @@ def _count_models(
     names = {source.name for source in made.merges}
     save_baselines(parents, made.scratch, treatment, made.aligned, processes.device, names)
     sources = parents | {source.name: source for source in made.merges}
-    candidates = list_candidates(told.lineup, sources, told.root, made.scratch)
-    report = told.result.report
+    candidates = list_candidates(claims.report_rows, sources, claims.plan.merged, made.scratch)
+    report = claims.result.report
     different = len({one.content for one in candidates})
     with progress.bar("models", different, "models") as advance:
         right = evaluate_candidates(candidates, validation, test, processes, lambda: advance(1, ""))
@@ -253,8 +253,8 @@ def place_of(given: str) -> str:
     return str(path.resolve()) if path.exists() else absolute(given)
 
 
-def _load(told: RunClaims, data: str | None) -> Splits:
-    wanted = told.recipe.data
+def _load(claims: RunClaims, data: str | None) -> Splits:
+    wanted = claims.recipe.data
     if data is not None:
         wanted = wanted.model_copy(update={"path": place_of(data)})
     if isinstance(wanted.path, LocalPlaceholder):
@@ -264,10 +264,10 @@ def _load(told: RunClaims, data: str | None) -> Splits:
             got="none",
             hint="add --data PATH",
         )
-    splits = load_splits(wanted, told.recipe.trains_all)
-    if "calibration" in told.splits:
+    splits = load_splits(wanted, claims.recipe.trains_all)
+    if "calibration" in claims.record.data.splits:
         splits = add_calibration(splits)
-    for split, info in told.splits.items():
+    for split, info in claims.record.data.splits.items():
         claimed = info.sha256
         if splits.digests[split] != claimed:
             raise VerificationError(
@@ -291,21 +291,21 @@ def _refuse(one: CountCheck, where: str, what: str = "right of") -> None:
         )
 
 
-def _compare_data(told: RunClaims, splits: Splits, matched: str) -> None:
-    """Compare what the record says of the data beside its digests with what is there."""
-    said = told.data
-    facts = {
+def _compare_data(claims: RunClaims, splits: Splits, matched: str) -> None:
+    """Compare the record's entry on the data with the data, beside the digests."""
+    said = claims.record.data
+    facts: dict[str, tuple[object, object]] = {
         "classes": (splits.classes, said.classes),
         "shared_pictures": (splits.shared_images, said.shared_pictures),
         "matched": (matched, said.matched),
     }
+    facts |= {
+        f"{name}.rows": (len(getattr(splits, name)), split.rows)
+        for name, split in said.splits.items()
+    }
     for what, (found, claimed) in facts.items():
         if claimed != found:
-            raise changed("result.json", f"what it says of the data's {what}", found, claimed)
-    for split, info in told.splits.items():
-        rows = len(getattr(splits, split))
-        if info.rows != rows:
-            raise changed("result.json", f"how many {split} rows there are", rows, info.rows)
+            raise changed(RESULT, f"data.{what}: {found}, not {claimed}", found, claimed)
 
 
 def _alike(counts: list[CountCheck]) -> str:

@@ -15,17 +15,18 @@ from typing import Any
 from mega_hf.errors import ParentError, RecipeError, VerificationError
 from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import ModelSource
-from mega_hf.models.references import open_parent
+from mega_hf.models.references import open_parent, origin_of
 from mega_hf.models.save import layout_digest
 from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.placeholders import LocalPlaceholder
 from mega_hf.recipe.tree import parent_name
+from mega_hf.report.record import ParentRow
 from mega_hf.run.align import alignment
 from mega_hf.runtime.files import merged_digest
 from mega_hf.runtime.progress import Progress
-from mega_hf.verification.claims import RunClaims, changed, load_claims
+from mega_hf.verification.claims import RunClaims, load_claims
 from mega_hf.verification.consistency import compare_record
-from mega_hf.verification.rebuild import RebuildContext, replay
+from mega_hf.verification.rebuild import RebuildContext, rebuild_node
 from mega_hf.verification.remeasure import Rebuilt, RemeasureResult, place_of, remeasure
 
 _OPEN = (
@@ -104,66 +105,68 @@ def verify(
         MegaError: something can't be read, or a parent's place is not known.
     """
     began = time.perf_counter()
-    told = load_claims(run)
-    references = _references(
-        told, dict(parents or {}), Path(trained) if trained is not None else None
-    )
-    sources = {name: _open_source(told, name, *reference) for name, reference in references.items()}
-    nodes = told.recipe.all_nodes(told.ranking)
-    lines = [(name, *at) for name in nodes for at in told.record_of(name)]
-    # By no seed: a forger must not know which lines will be measured again.
-    wanted = SystemRandom().sample(lines, min(evaluate, len(lines))) if evaluate is not None else []
-    if evaluate is not None:  # few, and they decide which model is named
-        wanted += [line for line in lines if nodes[line[0]].prefer and line not in wanted]
-    leaves = list(sources.values())
+    claims = load_claims(run)
+    folder = Path(trained) if trained is not None else None
+    opened = {
+        name: _open_parent(claims, name, *reference)
+        for name, reference in _references(claims, dict(parents or {}), folder).items()
+    }
+    sources = {name: source for name, (source, _) in opened.items()}
+    plan, leaves = claims.plan, list(sources.values())
+    lines = [(name, *at) for name in plan.nodes for at in claims.record_of(name)]
+    # No seed: a forger must not know which lines will be evaluated again.
+    sampled = SystemRandom().sample(lines, min(evaluate or 0, len(lines)))
+    if evaluate is not None:  # the few lines that decide which model is the merged one
+        sampled += [line for line in lines if plan.nodes[line[0]].prefer and line not in sampled]
     first = leaves[0].open()
     with tempfile.TemporaryDirectory(prefix="mega_hf-verify-") as scratch:
-        making = RebuildContext(told, Path(scratch), wanted, first)
-        for name, node in nodes.items():
+        context = RebuildContext(claims, Path(scratch), sampled, first)
+        for name, node in plan.nodes.items():
             inputs = {parent: sources[parent] for parent in node.parents}
-            sources[name] = replay(making, name, node, inputs)
-        root = Path(scratch) / told.root
-        if told.model is not None:
-            load = partial(open_model, told.model, "merged")
+            sources[name] = rebuild_node(context, name, node, inputs)
+        root = Path(scratch) / plan.merged
+        if claims.model is not None:
+            load = partial(open_model, claims.model, "merged")
             sources[root.name] = replace(sources[root.name], load=load)
-        unseen = compare_record(told, nodes, first)
-        seconds = time.perf_counter() - began
+        rows = [row for _, row in opened.values()]
+        unchecked = compare_record(claims, context.merged, rows, first)
+        seconds, remeasured = time.perf_counter() - began, None
         if evaluate is None:
-            again = None
-            unseen += (
-                ["BatchNorm's statistics: they take the data, --evaluate K"]
-                if making.recomputed
-                else []
-            )
-            unseen.append(
-                "accuracies, and the counts in the journal: that takes the data, --evaluate K"
+            if context.recomputed:
+                unchecked.append("BatchNorm's statistics: this takes the data, --evaluate K")
+            unchecked.append(
+                "accuracies, and the counts in the journal: this takes the data, --evaluate K"
             )
         else:
             names = [source.name for source in leaves]
-            aligned = alignment(nodes[told.searched], names, told.record_of(told.searched))
-            merges, baselines = [sources[name] for name in nodes], Path(scratch) / ".baselines"
-            made = Rebuilt(
-                first, leaves, merges, making.chosen, making.recomputed, aligned, baselines
+            aligned = alignment(plan.merges[plan.final], names, claims.record_of(plan.final))
+            merges, baselines = [sources[name] for name in plan.nodes], Path(scratch) / ".baselines"
+            rebuilt = Rebuilt(
+                first, leaves, merges, context.chosen, context.recomputed, aligned, baselines
             )
-            again = remeasure(told, made, data, Progress(progress))
-        digests = {
-            "weights": told.nodes[root.name].digests.weights,
-            "claimed_file": told.digests.file,
-        }
-        if again is not None or all(
-            one.is_known for one in making.recomputed if one.name == root.name
-        ):
+            remeasured = remeasure(claims, rebuilt, data, Progress(progress))
+        claimed = claims.record.digests
+        digests = {"weights": claimed.weights, "claimed_file": claimed.file}
+        is_open = any(not one.is_known for one in context.recomputed if one.name == root.name)
+        if remeasured is not None or not is_open:
             digests["file"] = merged_digest(root)
     return Verification(
-        told.name, len(leaves), len(lines), seconds, digests, told.model is not None, unseen, again
+        claims.name,
+        len(leaves),
+        len(lines),
+        seconds,
+        digests,
+        claims.model is not None,
+        unchecked,
+        remeasured,
     )
 
 
 def _references(
-    told: RunClaims, given: dict[str, str], trained: Path | None
+    claims: RunClaims, given: dict[str, str], trained: Path | None
 ) -> dict[str, tuple[ParentRef, Path | None]]:
     """Return where each parent is: its reference, and its folder if it was trained for the run."""
-    leaves = told.recipe.leaves(None)
+    leaves = claims.recipe.leaves(None)
     unknown = [name for name in given if name not in leaves]
     if unknown:
         raise RecipeError(
@@ -175,15 +178,13 @@ def _references(
         )
     found: dict[str, tuple[ParentRef, Path | None]] = {}
     for name in leaves:
-        reference, place = told.recipe.parents[parent_name(name)], None
+        reference, place = claims.recipe.parents[parent_name(name)], None
         if name in given:
             path = place_of(given[name])
             is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
             reference = reference.model_copy(update={"weights": path}) if is_file else path  # type: ignore[union-attr]
         elif isinstance(reference, TrainedParent):
-            folders = [
-                folder / name for folder in (trained, told.folder / "parents") if folder is not None
-            ]
+            folders = [folder / name for folder in (trained, claims.folder / "parents") if folder]
             place = next((folder for folder in folders if folder.is_dir()), None)
         found[name] = (reference, place)
     missing = [name for name, (reference, place) in found.items() if _is_missing(reference, place)]
@@ -198,7 +199,7 @@ def _references(
         more = "; or --parents DIR, where mega-hf train made them again" if any(made) else ""
         raise ParentError(
             f"these parents were {were}",
-            where=told.name,
+            where=claims.name,
             expected="a place for each",
             got=f"none for {', '.join(missing)}",
             hint=f"add {shown}{more}",
@@ -213,34 +214,39 @@ def _is_missing(reference: ParentRef, place: Path | None) -> bool:
     return isinstance(path, LocalPlaceholder)
 
 
-def _open_source(
-    told: RunClaims, name: str, reference: ParentRef, place: Path | None
-) -> ModelSource:
+def _open_parent(
+    claims: RunClaims, name: str, reference: ParentRef, place: Path | None
+) -> tuple[ModelSource, ParentRow]:
+    """Open a parent, and return it with its entry in the record.
+
+    Raises:
+        VerificationError: the parent is not the one that was merged.
+    """
     try:
         opened = open_parent(name, reference, place)
     except ParentError as error:
         if place is None:
             raise
         raise VerificationError.from_error(f"parent {name}", error, _COPY) from None
-    claimed = told.parents.get(name, "none")
-    if opened.parent.sha256 != claimed:
+    expected, got = claims.parents.get(name, "none"), opened.parent.sha256
+    if got != expected:
         raise VerificationError(
-            "not the parent that was merged: it is another one, or was changed since",
+            "not the parent that was merged: another one, or changed since",
             where=f"parent {name}",
-            expected=f"weights {claimed}",
-            got=opened.parent.sha256,
-            hint="the parent as it was then: --parent NAME=PATH, or its pinned revision",
+            expected=f"weights {expected}",
+            got=got,
+            hint="give the original parent with --parent NAME=PATH, or its pinned revision",
         )
-    license, said = opened.parent.license or {}, told.license_of(name)
-    # of another folder's card nothing follows
-    if "hub" in opened.parent.source and said != license:
-        raise changed("result.json", f"the license of the parent {name}", license, said)
+    origin = origin_of(name, claims.recipe.parents[parent_name(name)])
+    said = next((row for row in claims.record.parents if row.name == name), None)
+    license = said.license_fields if said else {}
+    if "hub" in opened.parent.source:  # a local folder may have another card by now
+        license = opened.parent.license or {}
+    row = ParentRow.model_validate({"name": name, **origin, **license, "sha256": got})
     folder = opened.model.folder
     load = (
         partial(open_model, folder, name)
         if folder
         else lambda: open_parent(name, reference, place).model
     )
-    source = ModelSource(name, claimed, layout_digest(opened.model), load)
-    source.accept(opened.model)
-    return source
+    return ModelSource(name, got, layout_digest(opened.model), load), row

@@ -86,41 +86,47 @@ LIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "preprocessing": (lambda f: _config(f, _other_pictures), "^merged: changed.*preprocessing"),
     "files": (_hide_files, "^merged: changed.*preprocessing"),
     "an adapter": (_add_adapter, "^merged: changed.*files that would be loaded"),
-    "two models": (_add_model, r"^\*.safetensors: changed.*where the model lies"),
+    "two models": (_add_model, r"^\*.safetensors: changed.*the place of the model"),
     "a parent's origin": (
         _parents(lambda p: p[0].update(HUB)),
-        "^result.json: .*the parent a came from",
+        "^result.json: .*parents.a.(local|hub|revision): ",
     ),
-    "a parent twice": (_parents(lambda p: p.append(p[0] | HUB)), "^result.json: .*its parents"),
+    "a parent twice": (
+        _parents(lambda p: p.append(p[0] | HUB)),
+        "^result.json: .*parents.a: none, not ",
+    ),
     "a parent more": (
         _parents(lambda p: p.append(p[0] | {"name": "c"})),
-        "^result.json: .*of the parent c",
+        "^result.json: .*parents.c: none, not ",
     ),
     "the data's origin": (
         lambda f: claim(f, "data", "source", value=NET),
-        "^result.json: .*the data came from",
+        "^result.json: .*data.source.hub: none, not imagenet-1k|data.source.local",
     ),
     "the rows": (
         lambda f: claim(f, "data", "test", "spec", value="test[:50%]"),
-        "^result.json: .*the test rows are",
+        "^result.json: .*data.test.spec: test, not ",
     ),
     "a name": (
         lambda f: claim(f, "recipe", "data", "path", "local", value="x"),
-        "^result.json: .*was called",
+        "^result.json: .*recipe.data.path.local: data, not x",
     ),
     "content": (
         lambda f: claim(f, "recipe", "parents", "a", "sha256", value="0"),
-        "^result.json: .*of parents.a",
+        "^result.json: .*recipe.parents.a.sha256: ",
     ),
     "the device": (
         lambda f: claim(f, "environment", "device_kind", value="cuda"),
-        "^result.json: .*the device",
+        "^result.json: .*environment.device_kind: cpu, not cuda",
     ),
-    "lines of no search": (_add_lines, "^journal.jsonl: lines that no search of a.b asks for"),
+    "lines of no search": (
+        _add_lines,
+        "^journal.jsonl: lines that the search of a.b does not need",
+    ),
     "no batch": (_batch(0), "journal.jsonl:1: a damaged line"),
     "founders": (
         lambda f: give_recipe(f, lambda tree: tree["merge"].update(population_size=100_000)),
-        "^journal.jsonl: its lines don't tell of the 99994 other founders",
+        "^journal.jsonl: no line for the 99994 other founders of a.b",
     ),
     "the order": (
         lambda f: give_recipe(f, lambda t: t.update(order="accuracy", merges="pairwise")),
@@ -204,7 +210,7 @@ def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(
             content if isinstance(content, bytes) else content.read_bytes()
         )
     given = {"a": str(pair.a), "b": str(pair.b)}
-    assert "not checked: me/merged, which the card says that it lies in" in str(
+    assert "not checked: me/merged, the repository that the card names" in str(
         verify(tmp_path, parents=given)
     )
     text = (tmp_path / "recipe.yaml").read_text()

@@ -183,7 +183,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "counts": (_swap_counts, "^journal.jsonl: individual . of generation 2 of a.b is not the one"),
     "lost line": (
         _lose_a_line,
-        "^journal.jsonl: its lines don't tell of individual 2 of generation 3",
+        "^journal.jsonl: no line for individual 2 of generation 3 of a.b",
     ),
     "rows": (_hide_rows, r"^journal.jsonl: a.b: the winner is open"),
     "recipe": (_change_recipe, "^recipe.yaml: changed"),
