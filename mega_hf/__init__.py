@@ -1,4 +1,4 @@
-"""Merge trained models of one architecture into a single better model, by evolution.
+"""Merge trained models of one architecture into a single model, by evolution.
 
     from mega_hf import Recipe, merge
 

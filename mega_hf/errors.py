@@ -207,7 +207,10 @@ def _resource_error(error: BaseException, where: str) -> RunError | None:
             "the disk failed", where=where, expected="a working disk", got=got, hint=hint
         )
     if code == errno.ENOMEM:
-        hint = f"use a smaller evaluation.batch_size, or fewer processes; {_RESUME}"
+        hint = (
+            f"use fewer processes, or free memory, {_RESUME};"
+            " or set a smaller evaluation.batch_size and add --update"
+        )
         return RunError("out of memory", expected="free memory for models", got=got, hint=hint)
     return None
 

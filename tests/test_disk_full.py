@@ -243,7 +243,7 @@ def test_a_lack_of_memory_is_recognized(mega, monkeypatch) -> None:
 
     monkeypatch.setattr(compare, "run", fail)
     answer = mega("compare", "a", "b")
-    assert answer.code == 2 and "a smaller evaluation.batch_size, or fewer processes" in answer.err
+    assert answer.code == 2 and "use fewer processes, or free memory" in answer.err
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

@@ -61,7 +61,7 @@ def add_run_arguments(parser: Parser) -> argparse._MutuallyExclusiveGroup:
 
 
 def add_search_arguments(parser: Parser) -> None:
-    """Add the options that say how a search evaluates models; none of them changes its result."""
+    """Add the options that say how a search evaluates models."""
     parser.add_argument(
         "--forward",
         choices=("auto", "eager", "compiled"),

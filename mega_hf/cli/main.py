@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="mega-hf",
-        description="Merge models of one architecture into a single better one, by evolution.",
+        description="Merge models of one architecture into a single one, by evolution.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -33,7 +33,7 @@ ForwardPath = Literal["auto", "eager", "compiled"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run that do not change its result.
+    """The options of a run that are not part of its recipe.
 
     Attributes:
         overwrite: start again where an earlier run is.
