@@ -108,8 +108,8 @@ class Merge(Strict):
         default=0,
         ge=0,
         le=100_000,
-        description="For `method: choose`: the first so many parents of the node win unless another"
-        " one is better by more than one standard error.",
+        description="For `method: choose`: the first N parents of the merge are preferred: the best"
+        " of them wins unless another parent is better by more than one standard error.",
     )
     batchnorm: Literal["recalibrate", "blend"] = Field(
         default="recalibrate",

@@ -46,8 +46,8 @@ data:
   calibration: {size: 1280, seed: 46}
   second_look: 0.5                 # share of the validation rows held out from the search
 parents:
-  a: timm/resnet18.a1_in1k         # a repository on the Hub, with @REVISION if wanted
-  b: timm:resnet18.tv_in1k         # pretrained weights by timm's name
+  a: ORG/RESNET18-CIFAR10          # a repository on the Hub, with @REVISION if wanted
+  b: ORG/RESNET18-CIFAR10-B        # same architecture, classes and preprocessing as the first
   c: {train: {seed: 44}}           # trained in the run, by the train block
   d: {train: {seed: 45, from: c, epochs: 5}}
 train:                             # shared by the parents that are trained

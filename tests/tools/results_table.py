@@ -23,14 +23,14 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
         for seed in (46, 47, 48)
     },
     "two seeds, recalibrated and aligned": (PAIR, {"default": "cifar10-resnet20-pair-aligned-46"}),
-    "two seeds, 381 evaluations of 5,000 rows": (PAIR, {"strict": "cifar10-resnet20-paper"}),
+    "two seeds, 381 evaluations of 5,000 images": (PAIR, {"strict": "cifar10-resnet20-paper"}),
     "tree of four seeds": ("", {"strict": "cifar10-resnet20-tree4"}),
     "tree of eight seeds": (
         "82.2 (ResNet-56)",
         {s: f"cifar10-resnet20-tree8-{s}" for s in SETTINGS},
     ),
     "three snapshots of one training": ("", {"default": "snapshots-cifar10-resnet20"}),
-    "three fine-tunes of one trunk": (
+    "three fine-tunes of one ResNet-20": (
         "",
         {s: f"finetunes-cifar10-resnet20-{s}" for s in ("strict", "reference")}
         | {"default": "finetunes-cifar10-resnet20"},

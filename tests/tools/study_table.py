@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "study.md"
 FIGURE = ROOT / "docs" / "study.png"
 KINDS = {
     "seeds": "two seeds",
-    "finetunes": "three fine-tunes of one trunk",
+    "finetunes": "three fine-tunes of one ResNet-20",
     "snapshots": "four snapshots of one training",
     "convnext": "three fine-tunes of one ConvNeXt",
 }
@@ -179,7 +179,7 @@ def draw() -> None:
         axes.set_yticks([-at for at in range(len(rows))], list(rows), fontsize=7)
         axes.set_title(what, fontsize=8, loc="left")
         axes.grid(alpha=0.25, axis="x")
-    figure.supxlabel("accuracy on 10,000 test rows (%)", fontsize=8)
+    figure.supxlabel("accuracy on 10,000 test images (%)", fontsize=8)
     figure.savefig(FIGURE, dpi=110)
 
 
