@@ -1,5 +1,4 @@
-"""A run as a stranger may have it: no path of this machine in any file; and from such files a run
-folder again."""
+"""Make the files of a pushed run, without local paths, and restore a run folder from them."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal_format import seal, unseal
 from mega_hf.runtime.files import file_digest, write_folder
 
-# path in the repository -> a file here, or what is to stand in it
+# path in the repository -> a local file, or its content
 Files = Mapping[str, Path | bytes]
 
 RECIPE = "recipe.yaml"
@@ -41,24 +40,23 @@ def portable_files(
     revision: str = "",
     parents: Mapping[str, Path] | None = None,
 ) -> dict[str, Path | bytes]:
-    """Return the files of a run's copy: the model at the root, beside it card, recipe, journal,
-    result and plots.
+    """Return the files of a run's copy: model, card, recipe, journal, result and plots.
 
     Args:
         result: a finished run.
-        repository: where the copy goes; its card says how to use it from there.
-        license: the front matter's license, with its name and link if it has them.
-        with_nodes: the intermediate models of a tree too, under nodes/NAME.
-        revision: the branch, if it is another than main.
-        parents: those that were trained for the run, under parents/NAME: name -> folder.
+        repository: the repository of the copy; the card says how to use it from there.
+        license: the license for the card, with its name and link if it has them.
+        with_nodes: include the intermediate models of a tree, under nodes/NAME.
+        revision: the branch; empty for main.
+        parents: name -> folder of the parents that were trained for the run, for parents/NAME.
 
     Raises:
-        RunError: intermediate models are asked for, and were dropped.
+        RunError: the intermediate models were dropped.
     """
     folder = result.folder
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(result.merged)}
     if with_nodes:
-        _refuse_dropped(result)
+        _check_nodes_kept(result)
         for name, kept in result.folders.items():
             files |= {
                 f"nodes/{name}/{path.name}": path
@@ -67,10 +65,10 @@ def portable_files(
             }
     files |= parent_files(parents or {})
     models = {name: file_digest(content) for name, content in files.items()}
-    record, written = portable_record(result)
+    record, rewritten = portable_record(result)
     where = {"repository": repository, "revision": revision}
     copied = record.model_copy(update={**where, "license": dict(license), "files": models})
-    files |= written
+    files |= rewritten
     files[RESULT] = copied.encode()
     for name, plot in PLOTS.items():
         if name != "tree.png" or result.has_tree:
@@ -80,31 +78,30 @@ def portable_files(
 
 
 def portable_record(result: MergeResult) -> tuple[RunRecord, dict[str, bytes]]:
-    """Return a run's record for a copy, and the recipe and the journal that it tells of, by their
-    names."""
+    """Return a copy's record, and its recipe and journal by their file names."""
     recipe = Recipe.from_dict(result.record.recipe)
     journal = _portable_journal(result.folder / JOURNAL, recipe.sha256)
     known = {"recipe": recipe.sha256, "journal": file_digest(journal)}
     digests = result.record.digests.model_copy(update=known)
-    written = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
+    files = {RECIPE: portable_recipe(result.folder / RECIPE, recipe), JOURNAL: journal}
     changes = {"recipe": recipe.to_dict(), "digests": digests}
-    return result.record.model_copy(update=changes), written
+    return result.record.model_copy(update=changes), files
 
 
 def trained_parents(
     result: MergeResult, elsewhere: Path | None = None
 ) -> tuple[dict[str, Path], list[str]]:
-    """Find the parents that were trained for a run: they exist nowhere else, and train otherwise on
-    another processor.
+    """Find the parents that were trained for a run.
+
+    They exist nowhere else, and training gives other weights on another processor.
 
     Args:
         result: a finished run.
-        elsewhere: the folder in which it trained them, if that is not its own.
+        elsewhere: the folder of the trained parents, if it is not the run's own.
 
     Returns:
-        name -> folder, with what else those trainings left, so that nothing is trained again where
-        they are given; and the names of the parents that are not there any more as they were
-        merged.
+        name -> folder of the parents and of everything else that these trainings left, so that
+        nothing need be trained again; and the names of the parents that are missing or changed.
     """
     merged = {parent.name: parent.sha256 for parent in result.record.parents if parent.train}
     if not merged:
@@ -130,7 +127,7 @@ def trained_parents(
 
 
 def parent_files(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
-    """Return the files of trained parents by their place in a copy: parents/NAME/FILE."""
+    """Return the files of trained parents by their path in a copy, parents/NAME/FILE."""
     return {
         f"parents/{name}/{path.name}": path
         for name, folder in folders.items()
@@ -144,19 +141,18 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def check_unchanged(result: MergeResult) -> None:
-    """Raise RunError unless the folder is a finished run, and holds what was measured."""
-    again = "the same mega-hf merge command makes it again"
+    """Raise RunError if the folder is not a finished run, or its files were changed."""
     if RunFolder(result.folder).finished() is None:
         raise RunError(
             "the run is not finished, or its files were changed since",
             where=str(result.folder),
             expected="recipe, journal and models as the run left them",
-            got="others",
-            hint=again,
+            got="different files",
+            hint="run the same mega-hf merge command to finish it, or to make it again",
         )
 
 
-def _refuse_dropped(result: MergeResult) -> None:
+def _check_nodes_kept(result: MergeResult) -> None:
     if len(result.record.merges) > 1 and not (result.folder / "nodes").is_dir():
         raise RunError(
             "the intermediate models were dropped",
@@ -164,14 +160,14 @@ def _refuse_dropped(result: MergeResult) -> None:
             expected="nodes/NAME for each",
             got="none",
             hint=(
-                "push without --with-nodes; or delete result.json, and merge again without --keep"
+                "push without --with-nodes; or delete result.json and merge again without --keep"
                 " final"
             ),
         )
 
 
 def _portable_journal(path: Path, recipe: str) -> bytes:
-    """Return a run's journal for a copy: its headers name the recipe of the copy."""
+    """Return a run's journal for a copy; its headers have the digest of the copy's recipe."""
     lines, before, after = b"", 0, 0
     for raw in path.read_bytes().splitlines(keepends=True):
         line, before = unseal(raw, before)
@@ -184,14 +180,14 @@ def _portable_journal(path: Path, recipe: str) -> bytes:
 
 
 def copied_models(source: Path, repository: str) -> list[str]:
-    """Return the names of a copy's model files, once its record has been found to be one of a run.
+    """Return the names of a copy's model files, after checking its record.
 
     Args:
-        source: recipe.yaml, journal.jsonl and result.json of the copy.
-        repository: where it comes from, for errors.
+        source: the folder of recipe.yaml, journal.jsonl and result.json.
+        repository: the repository of the copy, for errors.
 
     Raises:
-        HubError: it is no copy of a run, or its record was changed since it was pushed.
+        HubError: this is no copy of a run, or its record was changed since the push.
     """
     missing = [name for name in (RESULT, RECIPE, JOURNAL) if not (source / name).is_file()]
     if missing:
@@ -200,30 +196,29 @@ def copied_models(source: Path, repository: str) -> list[str]:
             where=repository,
             expected=", ".join((RESULT, RECIPE, JOURNAL)),
             got=f"no {missing[0]}",
-            hint="a model alone is used as a parent is: mega-hf merge, evaluate, compare",
+            hint="use a model without a record as a parent: mega-hf merge, evaluate, compare",
         )
-    with _distrusting(repository):
+    with _reading_record(repository):
         result = MergeResult.load(source)
         str(result.report), render_card(result)
         recipe = Recipe.from_document(read(source / RECIPE), check_files=False)
-        written = Recipe.from_dict(result.record.recipe)
-        # no digest holds where to push
-        if recipe.push or written.push or written.sha256 != recipe.sha256:
+        recorded = Recipe.from_dict(result.record.recipe)
+        # The digest does not cover the push block.
+        if recipe.push or recorded.push or recorded.sha256 != recipe.sha256:
             raise _changed(repository, RECIPE)
         if file_digest(source / JOURNAL) != result.record.digests.journal:
             raise _changed(repository, JOURNAL)
         names = [node.name for node in result.record.merges]
         files = result.record.files
-        harmful = [name for name in files if not _is_harmless(name)] + [
-            n for n in names if not _NODE.fullmatch(n)
-        ]
+        harmful = [name for name in files if not _is_harmless(name)]
+        harmful += [name for name in names if not _NODE.fullmatch(name)]
         if harmful or not files:
             raise _changed(repository, str(harmful)[:100])
         return list(files)
 
 
 def changed_models(source: Path) -> list[str]:
-    """Return the model files of a copy that are not as its record says."""
+    """Return the model files of a copy that differ from its record."""
     digests = MergeResult.load(source).record.files
     return [
         name
@@ -233,16 +228,16 @@ def changed_models(source: Path) -> list[str]:
 
 
 def restore(source: Path, target: Path, repository: str) -> MergeResult:
-    """Make a run folder of a copy.
+    """Restore a run folder from a copy.
 
     Args:
-        source: the copy's files.
-        target: the run folder, which must not exist or be empty; it appears whole or not at all.
-        repository: where the copy comes from, for errors.
+        source: the folder of the copy.
+        target: the run folder, missing or empty; it appears whole or not at all.
+        repository: the repository of the copy, for errors.
 
     Raises:
-        HubError: it is no copy of a run, or was changed since it was pushed.
-        RunError: there is something at the target.
+        HubError: this is no copy of a run, or it was changed since the push.
+        RunError: the target is not empty.
     """
     names = copied_models(source, repository)
     models = {name: f"merged/{name}" if "/" not in name else name for name in names}
@@ -251,44 +246,45 @@ def restore(source: Path, target: Path, repository: str) -> MergeResult:
         raise _changed(repository, changed[0])
 
     def fill(folder: Path) -> None:
-        """Put everything in its place, and see that it is a run."""
+        """Copy all files, and check that they are a finished run."""
         for name, place in {**models, **copied}.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / place)
-        with _distrusting(repository):
+        with _reading_record(repository):
             if RunFolder(folder).finished() is None:
                 raise _changed(repository, "recipe, journal or model")
         check_empty(target)
 
-    whole = target.absolute()
-    if not whole.exists():
-        write_folder(whole, fill)
+    folder = target.absolute()
+    if not folder.exists():
+        write_folder(folder, fill)
         return MergeResult.load(target)
-    # A folder that is there stays the same one, for whoever stands in it; the result comes last.
-    write_folder(whole / ".mega-pulled", fill)
-    for path in sorted((whole / ".mega-pulled").iterdir(), key=lambda path: path.name == RESULT):
-        path.replace(whole / path.name)
-    (whole / ".mega-pulled").rmdir()
+    # An existing folder is not replaced: it may be a working folder. The result comes last.
+    pulled = folder / ".mega-pulled"
+    write_folder(pulled, fill)
+    for path in sorted(pulled.iterdir(), key=lambda path: path.name == RESULT):
+        path.replace(folder / path.name)
+    pulled.rmdir()
     return MergeResult.load(target)
 
 
 def check_empty(target: Path) -> None:
-    """Raise RunError where something lies at a path."""
-    there = [path.name for path in target.iterdir()] if target.exists() else []
-    foreign = sorted(name for name in there if not name.startswith(".mega-"))
+    """Raise RunError if a folder is not empty."""
+    existing = [path.name for path in target.iterdir()] if target.exists() else []
+    foreign = sorted(name for name in existing if not name.startswith(".mega-"))
     if foreign:
         raise RunError(
             "the folder is not empty",
             where=str(target),
             expected="a new or empty folder",
             got=", ".join(foreign[:5]),
-            hint="another --out",
+            hint="use another --out",
         )
 
 
 @contextmanager
-def _distrusting(repository: str) -> Iterator[None]:
-    """Turn whatever a stranger's record makes of our own code into a HubError."""
+def _reading_record(repository: str) -> Iterator[None]:
+    """Turn any error that a stranger's record causes into a HubError."""
     try:
         yield
     except HubError:
@@ -298,15 +294,14 @@ def _distrusting(repository: str) -> Iterator[None]:
         raise HubError(
             "its record can't be read",
             where=repository,
-            expected="what mega-hf wrote",
+            expected="a record that mega-hf wrote",
             got=got,
-            hint="an earlier revision: ORG/NAME@COMMIT; or a newer release of mega_hf",
+            hint="use an earlier revision, ORG/NAME@COMMIT, or a newer release of mega_hf",
         ) from None
 
 
 def _is_harmless(name: object) -> bool:
-    """Say whether a file's name is one that a push gives: NAME, nodes/NODE/NAME or
-    parents/PARENT/NAME."""
+    """Return whether a push uses such a path: NAME, nodes/NODE/NAME or parents/PARENT/NAME."""
     parts = str(name).split("/")
     folders = len(parts) == 1 or (
         len(parts) == 3
@@ -320,7 +315,7 @@ def _changed(repository: str, what: str) -> HubError:
     return HubError(
         "changed since it was pushed",
         where=repository,
-        expected="the files that its result.json tells of",
-        got=f"another {what}",
-        hint="an earlier revision: ORG/NAME@COMMIT",
+        expected="the files that its result.json lists",
+        got=f"a different {what}",
+        hint="use an earlier revision: ORG/NAME@COMMIT",
     )

@@ -18,18 +18,18 @@ def pull(repository: str, out: str | Path | None = None) -> MergeResult:
         out: the run folder; `runs/NAME` in the working folder by default.
 
     Raises:
-        MegaError: it can't be fetched, is no pushed merge, or was changed since.
+        MegaError: the repository can't be downloaded, or is not an unchanged pushed merge.
     """
     name, _, revision = repository.partition("@")
     target = Path(out) if out is not None else Path("runs") / name.rpartition("/")[2]
     hub.check_name(name)
-    check_writable(target, "the run folder", "another --out")
+    check_writable(target, "the run folder", "use another --out")
     check_empty(target)
     source, commit = hub.fetch(name, revision or None, OURS)
-    whole = f"{name}@{commit[:12]}"
-    models = copied_models(source, whole)
+    pinned = f"{name}@{commit[:12]}"
+    models = copied_models(source, pinned)
     fetched = hub.fetch(name, commit, [*OURS, *models])[0]
     if changed_models(fetched):
-        # it may have been damaged on its way
+        # the download, or the cache, may be damaged
         fetched = hub.fetch(name, commit, [*OURS, *models], afresh=True)[0]
-    return restore(fetched, target, whole)
+    return restore(fetched, target, pinned)

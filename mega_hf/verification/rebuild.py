@@ -31,12 +31,12 @@ from mega_hf.verification.stored_models import compare_model, known_statistics
 from mega_hf.weights.encoding import Encoding
 from mega_hf.weights.space import StateDict, digest
 
-_COPY = "use another copy of the run, or another machine"
+COPY = "use another copy of the run, or another machine"
 
 
 @dataclass(frozen=True)
 class _Keeping:
-    """A replay that keeps the weights of some individuals, to be measured again."""
+    """A replay that keeps the weights of some individuals, to be evaluated again."""
 
     node: str
     replay: Replay
@@ -200,7 +200,7 @@ def _check_no_other_lines(name: str, known: NodeRecord, asked: set[tuple[int, in
             where="journal.jsonl",
             expected=f"{len(asked)} at most",
             got=f"{len(more)} more, the first on individual {index} of generation {generation}",
-            hint=_COPY,
+            hint=COPY,
         )
 
 
@@ -220,7 +220,7 @@ def _replaying(name: str, known: NodeRecord) -> Iterator[None]:
             where="journal.jsonl",
             expected="lines that decide every tournament",
             got=f"{len(known)} lines",
-            hint=_COPY,
+            hint=COPY,
         ) from None
     except RunError as error:
         raise VerificationError.from_error("journal.jsonl", error, OTHERWISE) from None
@@ -228,7 +228,7 @@ def _replaying(name: str, known: NodeRecord) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SampledIndividual:
-    """An individual whose line in the journal is measured again."""
+    """An individual of the journal that is evaluated again."""
 
     node: str
     generation: int
@@ -241,7 +241,7 @@ class SampledIndividual:
 
 @dataclass(frozen=True)
 class RebuiltNode:
-    """A merge that was made again but for its statistics."""
+    """A rebuilt merge whose statistics follow from images."""
 
     name: str
     folder: Path  # of the model

@@ -1,4 +1,4 @@
-"""`verify --evaluate K`: with the data, what a run claims to have measured is measured again."""
+"""Evaluate again, with the data, what a run claims: `verify --evaluate K`."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from mega_hf.runtime.processes import Processes
 from mega_hf.runtime.progress import Progress
 from mega_hf.tasks.splits import Splits, add_calibration, load_splits
 from mega_hf.verification.claims import RunClaims, changed
-from mega_hf.verification.rebuild import _COPY, RebuiltNode, SampledIndividual
+from mega_hf.verification.rebuild import COPY, RebuiltNode, SampledIndividual
 from mega_hf.weights.batchnorm import statistics_names
 from mega_hf.weights.space import digest
 
 
 @dataclass(frozen=True)
 class CountCheck:
-    """Right answers, as claimed and as found here."""
+    """A count of correct predictions, as claimed and as found on this machine."""
 
     what: str
     claimed: int | None
     found: int | None
     rows: int
-    unseen: int = 0  # rows that the claim says nothing of
+    unseen: int = 0  # rows that the claim does not cover
 
     @property
     def difference(self) -> int:
-        """In rows; all of them where one of the two was not finite and the other was."""
+        """The difference in rows; all rows if only one of the two counts was finite."""
         if self.claimed is None or self.found is None:
             return 0 if self.claimed == self.found else self.rows
         return max(self.claimed - self.found, self.found - self.claimed - self.unseen, 0)
@@ -62,15 +62,25 @@ class CountCheck:
 
 @dataclass(frozen=True)
 class RemeasureResult:
-    """What was measured again, all of it within rounding of what was claimed; `str` is some
-    lines."""
+    """Counts that were evaluated again, all within rounding of the claims; `str` gives a few lines.
 
-    model: list[CountCheck]  # the merged model's, on test and validation
-    others: list[CountCheck]  # of parents, baselines and intermediates, likewise
-    paired: list[CountCheck]  # test rows that only one of the two gets right
+    Attributes:
+        model: of the merged model, on test and validation.
+        others: of parents, baselines and intermediate models.
+        paired: test rows that only one of two models predicts correctly.
+        lines: of individuals in the journal.
+        second_look: rows that a finalist predicts as journaled.
+        statistics_apart: the largest relative difference of BatchNorm's statistics from
+            recomputed ones; None if none were recomputed.
+        device_kind: of this machine.
+        claimed_on: the device kind of the run.
+    """
+
+    model: list[CountCheck]
+    others: list[CountCheck]
+    paired: list[CountCheck]
     lines: list[CountCheck]
-    second_look: list[CountCheck]  # rows on which a model is right, or wrong, as the journal says
-    # BatchNorm's, as they were stored and as computed again; None if nothing was
+    second_look: list[CountCheck]
     statistics_apart: float | None
     device_kind: str
     claimed_on: str
@@ -80,60 +90,70 @@ class RemeasureResult:
         return asdict(self)
 
     def __str__(self) -> str:
-        said = [
-            f"accuracy on {one.what.split()[-1]:<11} {_percent(one)} measured again, "
+        lines = [
+            f"accuracy on {one.what.split()[-1]:<11} {_percent(one)} evaluated again, "
             f"{_percent(one, claimed=True)} claimed"
             for one in self.model
         ]
-        said += [
+        lines += [
             f"other models' counts    {_alike(self.others)}",
             f"the paired test's       {_alike(self.paired)}",
             f"lines of the journal    {_alike(self.lines)}",
         ]
-        said += [f"the second look's rows  {_alike(self.second_look)}"] if self.second_look else []
+        if self.second_look:
+            lines.append(f"held-out selection      {_alike(self.second_look)}")
         if self.statistics_apart is not None:
             same = (
                 "the same bits"
                 if self.statistics_apart == 0
-                else f"up to {self.statistics_apart:.2g} of a number apart"
+                else f"relative difference up to {self.statistics_apart:.2g}"
             )
-            said.append(f"BatchNorm's statistics  computed again: {same}")
+            lines.append(f"BatchNorm's statistics  recomputed: {same}")
         if self.device_kind != self.claimed_on:
-            said.append(
+            lines.append(
                 f"the run was made on {self.claimed_on}; this is {self.device_kind}, which may"
-                " round otherwise"
+                " round differently"
             )
-        return "\n".join(said)
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What the replay made, for measuring again."""
+    """The outcome of a replay.
 
-    first: LoadedModel  # the first parent's, into which weights are written
+    Attributes:
+        first: the first parent's model, into which weights are written.
+        parents: the parents.
+        merges: the merges and baselines; the last one gave the merged model.
+        chosen: sampled individuals of the journal.
+        recomputed: the merges whose statistics follow from images.
+        aligned: aligns the parents, if the final merge did.
+        scratch: a folder for baselines.
+    """
+
+    first: LoadedModel
     parents: list[ModelSource]
-    merges: list[ModelSource]  # and baselines; what gave the merged model is last
-    chosen: list[SampledIndividual]  # of the journal
-    recomputed: list[RebuiltNode]  # merges whose statistics were computed anew
-    # puts the parents in one order, if the final merge did that
+    merges: list[ModelSource]
+    chosen: list[SampledIndividual]
+    recomputed: list[RebuiltNode]
     aligned: Callable[[MergeInputs], MergeInputs] | None
-    scratch: Path  # where baselines may be written
+    scratch: Path
 
 
 @keep_freed_memory()
 def remeasure(
     claims: RunClaims, made: Rebuilt, data: str | None, progress: Progress
 ) -> RemeasureResult:
-    """Measure some individuals again, and every model that the report tells of.
+    """Evaluate the sampled individuals and every model of the report again.
 
     Args:
-        claims: what the run says.
-        made: what the replay made.
-        data: where the data set lies, if it was local where the run was made.
-        progress: shows how far it is.
+        claims: the run.
+        made: the replay.
+        data: the data set, if it was local in the run.
+        progress: shows the progress.
 
     Raises:
-        VerificationError: the rows are others, or a count is further off than rounding may move it.
+        VerificationError: the rows differ, or a count differs by more than rounding.
         MegaError: the data set can't be read.
     """
     splits = _load(claims, data)
@@ -155,38 +175,37 @@ def remeasure(
     apart = recompute(made.recomputed, calibration, forward) if calibration else None
     completed = {one.name: one.folder for one in made.recomputed if not one.is_known}
     merges = [
-        _as_it_lies(one, completed[one.name]) if one.name in completed else one
+        _with_stored_digest(one, completed[one.name]) if one.name in completed else one
         for one in made.merges
     ]
     made = replace(made, merges=merges)
     shown = {SECOND_LOOK: load(splits.second_look)} if splits.second_look else {}
-    lines, looked = _count_lines(
+    lines, finalists = _count_lines(
         made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress
     )
     treatment = calibration if claims.report_rows.is_recalibrated_run else None
     models, paired = _count_models(claims, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
     here, there = processes.device_kind, str(header.get("device_kind"))
-    return RemeasureResult(merged, others, paired, lines, looked, apart, here, there)
+    return RemeasureResult(merged, others, paired, lines, finalists, apart, here, there)
 
 
-def _as_it_lies(source: ModelSource, folder: Path) -> ModelSource:
+def _with_stored_digest(source: ModelSource, folder: Path) -> ModelSource:
     return replace(source, sha256=digest(open_model(folder, source.name).view()))
 
 
 def _count_lines(
     chosen: list[SampledIndividual],
     forward: ResidentModel,
-    pictures_of: Callable[[str], Examples],
+    examples_of: Callable[[str], Examples],
     calibration: Calibration | None,
     progress: Progress,
 ) -> tuple[list[CountCheck], list[CountCheck]]:
-    """Return what individuals count, and for those of which that is claimed, on how many rows they
-    are as claimed."""
-    lines, looked = [], []
+    """Return the counts of individuals, and the rows of finalists that are as journaled."""
+    lines, finalists = [], []
     with progress.bar("journal", len(chosen), "evaluations") as advance:
         for one in chosen:
-            shown = pictures_of(one.node)
+            shown = examples_of(one.node)
             forward.write(one.state.items(), part=bool(one.recomputed))
             if calibration and one.recomputed:
                 calibration.recalibrate(forward, one.recomputed)
@@ -194,13 +213,13 @@ def _count_lines(
             what = f"individual {one.index} of generation {one.generation} of {one.node}"
             known, rows = one.fitness, one.fitness.seen + one.fitness.unseen
             lines.append(CountCheck(what, known.correct, found.num_correct, rows, known.unseen))
-            _refuse(lines[-1], "journal.jsonl")
+            _check(lines[-1], "journal.jsonl")
             if one.right is not None:
                 alike = int((one.right == (found.correct.numpy() & found.finite)).sum())
-                looked.append(CountCheck(f"{what}, row by row,", rows, alike, rows))
-                _refuse(looked[-1], "journal.jsonl", "rows as they are, of")
+                finalists.append(CountCheck(f"{what}, row by row,", rows, alike, rows))
+                _check(finalists[-1], "journal.jsonl", "rows as they are, of")
             advance(1, "")
-    return lines, looked
+    return lines, finalists
 
 
 def _count_models(
@@ -210,8 +229,7 @@ def _count_models(
     processes: Processes,
     progress: Progress,
 ) -> tuple[list[CountCheck], list[CountCheck]]:
-    """Return each model's counts on test and validation, the merged one's last, and the paired
-    test's."""
+    """Return the counts of all models, the merged model last, and those of paired tests."""
     validation, test, treatment = shown
     parents = {source.name: source for source in made.parents}
     names = {source.name for source in made.merges}
@@ -232,7 +250,7 @@ def _count_models(
             ("validation", claimed.validation, found.validation),
         ):
             counts.append(CountCheck(f"{name} on {split}", said.correct, measured.correct, said.n))
-            _refuse(counts[-1], "result.json")
+            _check(counts[-1], "result.json")
     paired = []
     for test_said in report.comparisons:
         pairing = paired_test(candidates, right, validation.count, test_said.against)
@@ -243,12 +261,12 @@ def _count_models(
             what = f"test rows that only {who} gets right, of it and {pairing.against}"
             paired.append(CountCheck(what, claim, got, test.count))
     for one in paired:
-        _refuse(one, "result.json")
+        _check(one, "result.json")
     return counts, paired
 
 
-def place_of(given: str) -> str:
-    """Return the absolute path of what is there, or a reference as it is given."""
+def resolve_path(given: str) -> str:
+    """Return the absolute path of an existing file or folder, or the reference as given."""
     path = Path(given).expanduser()
     return str(path.resolve()) if path.exists() else absolute(given)
 
@@ -256,11 +274,11 @@ def place_of(given: str) -> str:
 def _load(claims: RunClaims, data: str | None) -> Splits:
     wanted = claims.recipe.data
     if data is not None:
-        wanted = wanted.model_copy(update={"path": place_of(data)})
+        wanted = wanted.model_copy(update={"path": resolve_path(data)})
     if isinstance(wanted.path, LocalPlaceholder):
         raise RecipeError(
             "the data set was local where the run was made",
-            expected="a place for it",
+            expected="a path for it",
             got="none",
             hint="add --data PATH",
         )
@@ -275,19 +293,19 @@ def _load(claims: RunClaims, data: str | None) -> Splits:
                 where="data",
                 expected=claimed,
                 got=splits.digests[split],
-                hint="the data set as it was: --data PATH, or its pinned revision",
+                hint="give the original data set with --data PATH, or its pinned revision",
             )
     return splits
 
 
-def _refuse(one: CountCheck, where: str, what: str = "right of") -> None:
+def _check(one: CountCheck, where: str, what: str = "correct of") -> None:
     if one.difference > tolerance(one.rows):
         raise VerificationError(
             f"{one.what} is not what was claimed",
             where=where,
             expected=f"{one.claimed} {what} {one.rows}",
             got=one.found,
-            hint="it was changed, or this device rounds otherwise than the one that made the run",
+            hint="the file was changed, or this device rounds differently from the run's device",
         )
 
 
@@ -312,7 +330,7 @@ def _alike(counts: list[CountCheck]) -> str:
     same = sum(one.difference == 0 for one in counts)
     largest = max((one.difference for one in counts), default=0)
     more = f", largest difference {largest:,} of {counts[0].rows:,} rows" if largest else ""
-    return f"{same} of {len(counts)} measured again alike{more}"
+    return f"{same} of {len(counts)} the same{more}"
 
 
 def _percent(count: CountCheck, claimed: bool = False) -> str:
@@ -320,26 +338,25 @@ def _percent(count: CountCheck, claimed: bool = False) -> str:
     return f"{100 * correct / count.rows:.2f} % ({correct:,} of {count.rows:,})"
 
 
-# of a number, or of its tensor's root mean square: what another processor's rounding may come to
+# Relative to a number plus its tensor's root mean square: rounding of another processor.
 _APART = 1e-3
 
 
 def recompute(
     merges: Sequence[RebuiltNode], calibration: Calibration, forward: ResidentModel
 ) -> float:
-    """Compute the statistics of merges from the calibration pictures; compare them with the run's,
-    or store them.
+    """Compute BatchNorm's statistics of merges; compare them with the run's, or store them.
 
     Args:
-        merges: those that were recalibrated.
-        calibration: the run's pictures and threads.
+        merges: the recalibrated merges.
+        calibration: the run's images and threads.
         forward: a model of this architecture.
 
     Returns:
-        the largest difference from statistics that were known, relative to the size of the numbers.
+        the largest relative difference from known statistics.
 
     Raises:
-        VerificationError: it is larger than rounding can make it.
+        VerificationError: the difference is larger than rounding.
     """
     largest = 0.0
     for merge in merges:
@@ -355,9 +372,9 @@ def recompute(
                 raise VerificationError(
                     f"BatchNorm's statistics of {merge.name} do not follow from its weights",
                     where="*.safetensors",
-                    expected=f"the calibration pictures' own, up to {_APART:g} of each number",
-                    got=f"up to {apart:.3g} of a number apart",
-                    hint=_COPY,
+                    expected=f"those of the calibration images, up to a difference of {_APART:g}",
+                    got=f"a relative difference of {apart:.3g}",
+                    hint=COPY,
                 )
         else:
             write_folder(merge.folder, partial(save_model, like=opened, state=state | made))
@@ -365,8 +382,7 @@ def recompute(
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the largest difference of two tensors' numbers, relative to b's number plus b's root
-    mean square."""
+    """Return the largest difference of two tensors, relative to |b| plus b's root mean square."""
     a, b = a.double(), b.double()
     scale = b.abs() + b.square().mean().sqrt()
     apart = (a - b).abs()

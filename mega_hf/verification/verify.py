@@ -1,5 +1,4 @@
-"""`verify`: recipe, journal and parents give the merged weights again, bit for bit, or an error
-names what lies."""
+"""Verify a run: rebuild the merged weights from recipe, journal and parents, and compare."""
 
 from __future__ import annotations
 
@@ -27,27 +26,38 @@ from mega_hf.runtime.progress import Progress
 from mega_hf.verification.claims import RunClaims, load_claims
 from mega_hf.verification.consistency import compare_record
 from mega_hf.verification.rebuild import RebuildContext, rebuild_node
-from mega_hf.verification.remeasure import Rebuilt, RemeasureResult, place_of, remeasure
+from mega_hf.verification.remeasure import Rebuilt, RemeasureResult, remeasure, resolve_path
 
 _OPEN = (
-    "not made again: there is no model beside it, and BatchNorm's statistics take the data,"
+    "not rebuilt: there is no model beside it, and BatchNorm's statistics take the data,"
     " --evaluate K"
 )
-_COPY = "another copy of the run, or another machine"
+_COPY = "use another copy of the run, or another machine"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A run that was reproduced; `str` says so in a few lines."""
+    """A run that was reproduced; `str` gives a few lines.
+
+    Attributes:
+        run: the run folder, or ORG/NAME@COMMIT.
+        parents: the number of parents.
+        evaluations: the number of individuals in the journal.
+        seconds: the time that the replay took.
+        digests: of the rebuilt `weights` and `file`, and `claimed_file`; no `file` where statistics
+            were not rebuilt.
+        has_model: whether the run has a model, and not its digests alone.
+        unchecked: the parts of the run that were not checked, in words.
+        remeasured: the outcome of evaluating again.
+    """
 
     run: str
     parents: int
     evaluations: int
     seconds: float
-    # weights, file: of what was made again, no file where statistics are open; claimed_file
     digests: dict[str, str]
-    has_model: bool  # whether there was a model to compare with, and not its digests alone
-    unchecked: list[str]  # what of the run's claims was not, in words
+    has_model: bool
+    unchecked: list[str]
     remeasured: RemeasureResult | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,13 +66,13 @@ class Verification:
         return {name: value for name, value in vars(self).items() if name != "remeasured"} | more
 
     def __str__(self) -> str:
-        paired_against = (
+        compared = (
             "the model's own" if self.has_model else "result.json's; there is no model beside it"
         )
         if self.digests.get("file") != self.digests["claimed_file"]:
-            paired_against = (
+            compared = (
                 f"not {self.digests['claimed_file'][:12]}..., result.json's: BatchNorm's sums round"
-                " otherwise here"
+                " differently on this machine"
             )
         lines = [
             (
@@ -71,7 +81,7 @@ class Verification:
             ),
             f"digest of the weights   {self.digests['weights']}",
         ]
-        file = f"{self.digests['file']} ({paired_against})" if "file" in self.digests else _OPEN
+        file = f"{self.digests['file']} ({compared})" if "file" in self.digests else _OPEN
         lines.insert(1, f"SHA-256 of the file     {file}")
         lines += [str(self.remeasured)] if self.remeasured else []
         return "\n".join([*lines, *(f"not checked: {what}" for what in self.unchecked)])
@@ -86,23 +96,21 @@ def verify(
     data: str | None = None,
     progress: bool = False,
 ) -> Verification:
-    """Make a merge again from its recipe, its journal and its parents, and compare.
+    """Rebuild a merge from recipe, journal and parents, and compare it with the run.
 
     Args:
         run: a run folder, a copy of one (with or without the model), or a repository
             ORG/NAME[@REVISION].
-        parents: where parents lie that were local where the run was made: name -> folder or
-            reference.
-        trained: a folder with parents that were trained for the run, each under its name.
-        evaluate: so many random lines of the journal are measured again, all of the second look,
-            and every accuracy that is claimed, those of parents and baselines too; this alone needs
-            the data set.
-        data: the data set, where it was local.
-        progress: show bars while measuring.
+        parents: name -> folder or reference of the parents that were local in the run.
+        trained: the folder of the parents that were trained for the run, each under its name.
+        evaluate: evaluate so many random lines of the journal again, all lines of the held-out
+            selection, and every accuracy of the report. Only this needs the data set.
+        data: the data set, if it was local in the run.
+        progress: show progress bars while evaluating.
 
     Raises:
-        VerificationError: something was changed, or is not what it claims to be; `where` names it.
-        MegaError: something can't be read, or a parent's place is not known.
+        VerificationError: something was changed, or was not as claimed; `where` names it.
+        MegaError: something can't be read, or the path of a parent is unknown.
     """
     began = time.perf_counter()
     claims = load_claims(run)
@@ -165,7 +173,7 @@ def verify(
 def _references(
     claims: RunClaims, given: dict[str, str], trained: Path | None
 ) -> dict[str, tuple[ParentRef, Path | None]]:
-    """Return where each parent is: its reference, and its folder if it was trained for the run."""
+    """Return each parent's reference, and its folder if it was trained for the run."""
     leaves = claims.recipe.leaves(None)
     unknown = [name for name in given if name not in leaves]
     if unknown:
@@ -174,13 +182,13 @@ def _references(
             where="--parent",
             expected=f"one of {', '.join(leaves)}",
             got=unknown[0],
-            hint="mend it",
+            hint="fix the name",
         )
     found: dict[str, tuple[ParentRef, Path | None]] = {}
     for name in leaves:
         reference, place = claims.recipe.parents[parent_name(name)], None
         if name in given:
-            path = place_of(given[name])
+            path = resolve_path(given[name])
             is_file = isinstance(reference, WeightsParent) and Path(path).is_file()
             reference = reference.model_copy(update={"weights": path}) if is_file else path  # type: ignore[union-attr]
         elif isinstance(reference, TrainedParent):
@@ -192,7 +200,7 @@ def _references(
         shown = " ".join(f"--parent {name}=PATH" for name in missing)
         made = [isinstance(found[name][0], TrainedParent) for name in missing]
         were = (
-            "trained for the run, and don't lie beside it"
+            "trained for the run, and are not in its folder"
             if all(made)
             else "local where the run was made"
         )
@@ -200,7 +208,7 @@ def _references(
         raise ParentError(
             f"these parents were {were}",
             where=claims.name,
-            expected="a place for each",
+            expected="a path for each",
             got=f"none for {', '.join(missing)}",
             hint=f"add {shown}{more}",
         )

@@ -1,4 +1,4 @@
-"""Runs that a forger changed: each change leaves the rest as consistent as he would."""
+"""Change runs as a forger would: the rest of the run stays consistent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def append(file: Path, text: str) -> None:
 
 
 def rewrite(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """Forge the journal: right checksums, and its SHA-256 in result.json."""
+    """Forge the journal, with correct checksums and its SHA-256 in result.json."""
     (folder / "journal.jsonl").write_bytes(journal_of(lines))
     digest = file_digest(folder / "journal.jsonl")
     edit(folder, lambda record: record["digests"].update(journal=digest))
@@ -38,7 +38,7 @@ def rewrite(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 def claim(folder: Path, *at: str | int, value: Any) -> None:
     def change(record: dict[str, Any]) -> None:
-        """Replace what stands there."""
+        """Replace the entry."""
         inner: Any = record
         for key in at[:-1]:
             inner = inner[key]
@@ -48,7 +48,7 @@ def claim(folder: Path, *at: str | int, value: Any) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Forge what the journal says of the model's folder, and the card."""
+    """Forge the digest of the model's folder in the journal, and the card."""
     lines = journal(folder)
     for line in lines:
         if line["kind"] == "merged":
@@ -58,7 +58,7 @@ def settle(folder: Path) -> None:
 
 
 def give_recipe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Forge the recipe, wherever it or its digest stands."""
+    """Forge the recipe, its copy in result.json and its digests."""
     tree = Recipe.from_yaml(folder / "recipe.yaml").to_dict()
     change(tree)
     recipe = Recipe.from_dict(tree)
@@ -73,8 +73,8 @@ def give_recipe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     )
 
 
-def assert_named(folder: Path, change: Callable[[Path], Any], said: str) -> None:
-    """Change a run, and see that `verify` says who lies."""
+def assert_named(folder: Path, change: Callable[[Path], Any], message: str) -> None:
+    """Change a run, and check that `verify` names the changed file."""
     change(folder)
-    with pytest.raises(VerificationError, match=said):
+    with pytest.raises(VerificationError, match=message):
         verify(folder)

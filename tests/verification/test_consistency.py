@@ -1,5 +1,4 @@
-"""`verify` holds what result.json and card say against what was made again, and with the data what
-was measured."""
+"""verify compares result.json and card with the rebuilt record, and with the data."""
 
 from __future__ import annotations
 
@@ -124,12 +123,12 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_what_contradicts_the_replay_or_itself_is_named(lie: str, copied: Path) -> None:
+def test_a_changed_entry_is_named_by_its_path(lie: str, copied: Path) -> None:
     assert_named(copied, *LIES[lie])
 
 
 def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> None:
-    """Claim more right answers, and a paired test that agrees with the table."""
+    """Claim more correct predictions, and a paired test that agrees with the table."""
     record["models"][model][split]["correct"] += more
     paired = record["paired"]
     counts = {one["name"]: one["test"]["correct"] for one in record["models"]}
@@ -139,15 +138,15 @@ def _add_right(record: dict[str, Any], model: int, split: str, more: int) -> Non
 
 
 def _set_pair(record: dict[str, Any], only_merged: int, only_other: int) -> None:
-    """Claim other counts of the paired test, and what follows from them."""
+    """Claim other counts of the paired test, and the p-value and interval that follow."""
     low, high = bootstrap_interval(only_merged, only_other, record["models"][0]["test"]["n"])
-    told = {
+    counts = {
         "only_merged_right": only_merged,
         "only_other_right": only_other,
         "low": low,
         "high": high,
     }
-    record["paired"] |= told | {"p": sign_test(only_merged, only_other)}
+    record["paired"] |= counts | {"p": sign_test(only_merged, only_other)}
 
 
 CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -177,19 +176,17 @@ CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("told", CLAIMS)
-def test_whatever_is_claimed_to_have_been_measured_is_measured_again(
-    told: str, copied: Path
-) -> None:
-    change, said = CLAIMS[told]
+@pytest.mark.parametrize("claimed", CLAIMS)
+def test_claimed_counts_are_evaluated_again(claimed: str, copied: Path) -> None:
+    change, expected = CLAIMS[claimed]
     edit(copied, change)
     write_card(MergeResult.load(copied))
     assert "not checked: accuracies" in str(verify(copied)), "nothing but the data can tell"
-    with pytest.raises(VerificationError, match=f"^result.json: {said}"):
+    with pytest.raises(VerificationError, match=f"^result.json: {expected}"):
         verify(copied, evaluate=1)
 
 
-def test_a_card_of_another_release_is_said_not_to_be_compared(copied: Path) -> None:
+def test_the_card_of_another_release_is_not_compared(copied: Path) -> None:
     edit(copied, lambda record: record["environment"]["versions"].update(mega_hf="0.0.7"))
     write_card(MergeResult.load(copied))
     card = (copied / "README.md").read_text()
@@ -199,6 +196,6 @@ def test_a_card_of_another_release_is_said_not_to_be_compared(copied: Path) -> N
     assert "not checked: README.md, which mega_hf 0.0.7 worded differently" in str(verify(copied))
 
 
-def test_words_of_ones_own_in_a_card_are_no_lie(copied: Path) -> None:
+def test_own_text_in_a_card_is_accepted(copied: Path) -> None:
     append(copied / "README.md", "\n## Mine\n\n99.99 %\n")
     assert verify(copied).parents == 2

@@ -1,5 +1,4 @@
-"""`verify` against a forger who knows the digests: where everything came from, and what else lies
-there."""
+"""verify finds changes by a forger who knows the digests: of origins, and foreign files."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def _other_pictures(config: dict[str, Any]) -> None:
 
 
 def _hide_files(folder: Path) -> None:
-    """The record of a copy lists its files; one that lists fewer switches nothing off."""
+    """The record of a copy lists its files; an empty list must not switch off a check."""
     _config(folder, _other_pictures)
     edit(folder, lambda record: record.update(files={}))
 
@@ -136,19 +135,18 @@ LIES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_whatever_a_forger_settles_is_held_against_what_is_there(lie: str, copied: Path) -> None:
+def test_consistent_changes_are_named(lie: str, copied: Path) -> None:
     assert_named(copied, *LIES[lie])
 
 
-def test_a_batch_size_that_no_run_takes(copied: Path) -> None:
+def test_an_impossible_batch_size_is_named(copied: Path) -> None:
     _batch(2**50)(copied)
     with pytest.raises(VerificationError, match=r"^journal.jsonl: changed.*batch size"):
         verify(copied, evaluate=1)
 
 
-def test_rows_that_a_line_leaves_out_are_counted_again(copied: Path) -> None:
-    """A loser of the last generation decides nothing: it is said to have had none right, of few
-    rows."""
+def test_rows_that_a_line_leaves_out_are_evaluated_again(copied: Path) -> None:
+    """A loser of the last generation decides nothing: claim none correct of few rows."""
     lines = journal(copied)
     merged = next(line for line in lines if line["kind"] == "merged")
     last = [line for line in lines if line["kind"] == "fitness" and line["generation"] == 5]
@@ -171,7 +169,7 @@ def test_rows_that_a_line_leaves_out_are_counted_again(copied: Path) -> None:
         verify(copied, evaluate=100)
 
 
-def test_an_intermediate_model_is_compared_where_it_was_kept(treed_copy: Path) -> None:
+def test_a_kept_intermediate_model_is_compared(treed_copy: Path) -> None:
     shutil.rmtree(treed_copy / "nodes" / "c+d")
     assert verify(treed_copy).parents == 4
     config = treed_copy / "nodes" / "a+b" / "config.json"
@@ -192,7 +190,7 @@ def test_an_intermediate_model_is_compared_where_it_was_kept(treed_copy: Path) -
         verify(treed_copy)
 
 
-def test_an_order_that_the_counts_contradict_is_named(four: dict[str, Any], tmp_path: Path) -> None:
+def test_an_order_against_the_counts_is_named(four: dict[str, Any], tmp_path: Path) -> None:
     merge(Recipe.from_dict(four | {"order": "accuracy"}), tmp_path / "out")
     lines = journal(tmp_path / "out")
     order = next(line for line in lines if line["kind"] == "order")
@@ -202,7 +200,7 @@ def test_an_order_that_the_counts_contradict_is_named(four: dict[str, Any], tmp_
         verify(tmp_path / "out")
 
 
-def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(
+def test_the_repository_and_the_placeholders_of_a_copy(
     finished, pair: tiny.Pair, tmp_path: Path
 ) -> None:
     for name, content in portable_files(finished, "me/merged", {"license": "mit"}).items():
@@ -227,8 +225,6 @@ def test_a_copy_says_where_it_was_pushed_and_what_its_parents_are(
 @pytest.mark.parametrize(
     "change", [{"name": "renamed"}, {"merge": tiny.MERGE | {"generations": 3}}]
 )
-def test_a_run_that_was_updated_is_verified(
-    change: dict[str, Any], copied: Path, pair: tiny.Pair
-) -> None:
+def test_an_updated_run_is_verified(change: dict[str, Any], copied: Path, pair: tiny.Pair) -> None:
     merge(Recipe.from_dict(pair.recipe(**change)), copied, update=True)
     assert verify(copied).parents == 2

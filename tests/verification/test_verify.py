@@ -1,5 +1,4 @@
-"""`verify`: a run is reproduced from journal and parents alone, and whoever lies about it is
-named."""
+"""verify reproduces a run from journal and parents alone, and names a changed file."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tests.tools import tiny, trainings
 from tests.tools.forged import append, assert_named, claim, edit, rewrite
 from tests.tools.run_files import EVALUATIONS, journal
 
-# --- What is true
+# --- Unchanged runs
 
 
 def test_a_run_is_reproduced_without_data(finished: MergeResult, copied: Path, monkeypatch) -> None:
@@ -72,7 +71,7 @@ def test_parents_that_were_trained_for_the_run(data: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def pushed(finished: MergeResult, tmp_path: Path) -> Path:
-    """What a push of the finished run would hold."""
+    """The files that a push of the finished run would send."""
     folder = tmp_path / "pushed"
     folder.mkdir()
     for name, content in portable_files(finished, "me/merged", {"license": "mit"}).items():
@@ -81,7 +80,7 @@ def pushed(finished: MergeResult, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_copy_asks_for_what_was_local(pair: tiny.Pair, pushed: Path) -> None:
+def test_a_copy_asks_for_local_parents(pair: tiny.Pair, pushed: Path) -> None:
     with pytest.raises(
         ParentError, match=r"local where the run was made[\s\S]*--parent a=PATH --parent b=PATH"
     ):
@@ -100,26 +99,26 @@ def test_without_a_model_the_record_is_compared(pair: tiny.Pair, pushed: Path) -
     assert "there is no model beside it" in str(verified)
 
 
-def test_with_the_data_the_claims_are_measured_again(copied: Path, pair: tiny.Pair) -> None:
+def test_claims_are_evaluated_again_with_the_data(copied: Path, pair: tiny.Pair) -> None:
     verified = verify(copied, evaluate=7)
     assert verified.remeasured is not None
     assert len(verified.remeasured.lines) == 7
     assert {one.difference for one in [*verified.remeasured.lines, *verified.remeasured.model]} == {
         0
     }
-    assert "7 of 7 measured again alike" in str(verified)
+    assert "7 of 7 the same" in str(verified)
     assert verify(copied, evaluate=10_000, data=str(pair.data)).remeasured is not None
     assert json.loads(json.dumps(verified.to_dict()))["remeasured"]["lines"]
 
 
-def test_data_that_was_local_is_asked_for(pair: tiny.Pair, pushed: Path) -> None:
+def test_a_copy_asks_for_local_data(pair: tiny.Pair, pushed: Path) -> None:
     parents = {"a": str(pair.a), "b": str(pair.b)}
     with pytest.raises(RecipeError, match=r"data set was local[\s\S]*--data PATH"):
         verify(pushed, parents=parents, evaluate=1)
     assert verify(pushed, parents=parents, evaluate=1, data=str(pair.data)).remeasured is not None
 
 
-# --- What is not
+# --- Changed runs
 
 
 def _flip_weights(folder: Path) -> None:
@@ -146,7 +145,7 @@ def _flip_journal(folder: Path) -> None:
 
 
 def _swap_counts(folder: Path) -> None:
-    """Another winner of the first tournaments, everything else consistent."""
+    """Change the winners of the first tournaments, consistently."""
     lines = journal(folder)
     for line in lines:
         if line["kind"] == "fitness" and line["generation"] == 1:
@@ -199,13 +198,11 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_whoever_lies_is_named(lie: str, copied: Path) -> None:
+def test_a_changed_file_is_named(lie: str, copied: Path) -> None:
     assert_named(copied, *LIES[lie])
 
 
-def test_a_parent_that_is_another_one_is_named(
-    pair: tiny.Pair, copied: Path, tmp_path: Path
-) -> None:
+def test_another_parent_is_named(pair: tiny.Pair, copied: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"^parent b: not the parent that was merged"):
         verify(copied, parents={"b": str(pair.a)})
     shutil.copytree(pair.b, tmp_path / "b")
@@ -216,11 +213,10 @@ def test_a_parent_that_is_another_one_is_named(
         verify(copied, parents={"b": str(tmp_path / "b")})
 
 
-def test_a_machine_that_rounds_otherwise_is_told_by_how_much(
+def test_the_error_of_different_rounding_says_how_much(
     pair: tiny.Pair, tmp_path: Path, monkeypatch
 ) -> None:
-    """Not a bare no: what differs in the seventh digit everywhere was rounded, what differs by more
-    was changed."""
+    """A difference in the seventh digit everywhere is rounding; a larger one is a change."""
     # every individual: whoever wins was computed
     bred = tiny.MERGE | {"founders": {"include_parents": False}}
     merge(Recipe.from_dict(pair.recipe(merge=bred)), tmp_path / "out")
@@ -241,9 +237,8 @@ def _rounded(breed: Callable[..., torch.Tensor], *words: Any, out: torch.Tensor)
     return breed(*words, out=out).mul_(1 + 1e-7)
 
 
-def test_a_forged_count_is_found_by_measuring(copied: Path) -> None:
-    """A loser of the last generation decides nothing, and the history is forged with it: only the
-    data can tell."""
+def test_a_forged_count_is_found_with_the_data(copied: Path) -> None:
+    """A loser of the last generation decides nothing: only the data can tell."""
     lines = journal(copied)
     merged = next(line for line in lines if line["kind"] == "merged")
     loser = next(
@@ -265,7 +260,7 @@ def test_a_forged_count_is_found_by_measuring(copied: Path) -> None:
         verify(copied, evaluate=10_000)
 
 
-def test_other_rows_are_named(copied: Path, tmp_path: Path) -> None:
+def test_different_rows_are_named(copied: Path, tmp_path: Path) -> None:
     tiny.write_data(tmp_path / "other", tiny.ROWS | {"test": 89})
     with pytest.raises(VerificationError, match=r"^data: these are not the test rows"):
         verify(copied, evaluate=1, data=str(tmp_path / "other"))
