@@ -23,10 +23,7 @@ from mega_hf.recipe import messages, paths, placeholders, tree
 from mega_hf.recipe.baselines import (
     BASELINES,
     NAMES,
-    SECOND_LOOK,
     Baseline,
-    baseline_nodes,
-    second_look,
 )
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.document import Document, Origin, dump, read
@@ -292,13 +289,6 @@ class Recipe(Strict):
         )
         settings = self.merge.model_dump()
         return {name: Node(parents=parents, **settings) for name, parents in inputs.items()}
-
-    def all_nodes(self, ranking: Sequence[str] | None = None) -> dict[str, Node]:
-        """Return `nodes`, the baselines, and the held-out selection if there is one."""
-        nodes, has_second_look = self.nodes(ranking), self.data.second_look > 0
-        baselines = baseline_nodes(nodes, self.baselines, has_second_look)
-        last = {SECOND_LOOK: second_look(nodes, baselines)} if has_second_look else {}
-        return nodes | baselines | last
 
     @property
     def is_auto(self) -> bool:
