@@ -90,7 +90,7 @@ def test_a_file_as_parents_folder_is_an_error(pair: tiny.Pair, tmp_path: Path, m
     file = pair.write(tmp_path, **of_seeds(pair))
     answer = mega("train", file, "--out", tmp_path / "out", "--parents", tmp_path / "file")
     assert answer.code == 2
-    assert "can't be kept there" in answer.err
+    assert "can't be saved here" in answer.err
 
 
 def test_a_model_that_changes_during_a_run_is_an_error(pair: tiny.Pair, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def open_model(folder: Path, name: str = "") -> LoadedModel:
     """
     name = name or folder.name
     config = read_config(folder, name)
-    stamps = file_stamps(weight_files(folder, name))
     dtypes = stored_dtypes(folder, name)
+    stamps = file_stamps(weight_files(folder, name))
     with library_errors(
         f"the model {name} can't be loaded",
         str(folder),

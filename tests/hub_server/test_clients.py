@@ -84,9 +84,7 @@ def test_the_libraries_read_and_write(data: Path, tmp_path: Path) -> None:
         assert told["processor"].startswith("ViTImageProcessor")
         assert (told["rows"], told["names"], told["part"]) == (tiny.ROWS, list(tiny.NAMES), 10)
         assert told["rows again"] == tiny.ROWS["test"]
-        assert json.loads(told["card"])["errors"][0]["message"].startswith(
-            '"license" must be one of'
-        )
+        assert '"license" must be one of' in told["card"]
         check_pushed(hub, told)
 
 

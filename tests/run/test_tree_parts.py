@@ -111,7 +111,8 @@ def test_pairs_by_accuracy_are_journaled(
     )
     (result.folder / "result.json").unlink()
     monkeypatch.setattr(
-        "mega_hf.evaluation.forward.ResidentModel.count", lambda *_: pytest.fail("measured again")
+        "mega_hf.evaluation.forward.ResidentModel.count_correct",
+        lambda *_: pytest.fail("measured again"),
     )
     again = merge(recipe, tmp_path / "out")
     assert weights_of(again.folder) == weights_of(result.folder)
