@@ -158,13 +158,13 @@ def test_parents_from_a_hub_are_merged_and_pushed(tmp_path: Path) -> None:
             answer = run("merge", "org/tune1", "org/tune2", *splits, *push, *settings)
             assert answer.code == 0, answer.err
         record = MergeResult.load(tmp_path / "run").record
-        assert record["data"]["source"]["hub"] == "uoft-cs/cifar10"
+        assert record.data.source.hub == "uoft-cs/cifar10"
         other = os.environ | environment | {"HF_HOME": str(tmp_path / "other")}
         done = subprocess.run(
             [sys.executable, "-c", STRANGER], env=other, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert int(done.stdout.split()[-1]) == record["models"][-1]["test"]["correct"]
+        assert int(done.stdout.split()[-1]) == record.merged.test.correct
 
 
 CARDS = Path(__file__).parent.parent / "model_cards"

@@ -142,7 +142,7 @@ def test_a_run_folder_that_is_not_shared_is_refused(
         import os, sys
         import mega_hf.run.context
         from mega_hf.cli.main import main
-        mega_hf.run.context._PATIENCE = 2
+        mega_hf.run.context._FOLDER_TIMEOUT = 2
         os.chdir(os.path.join(os.path.dirname(__file__), os.environ["RANK"]))
         sys.exit(main())
         """)
