@@ -31,8 +31,8 @@ def test_the_command(copied: Path, mega) -> None:
     [
         (["nowhere"], "no such run"),
         (["./nowhere"], "no such run"),
-        (["runs/nowhere"], "if a folder was meant, there is none of this name"),
-        (["."], "nothing that can be verified"),
+        (["runs/nowhere"], "if you mean a folder, no folder has this name"),
+        (["."], "not a run that can be verified"),
         (["RUN", "--data", "x"], "--data needs --evaluate"),
         (["RUN", "--parent", "c=./x"], "there is no parent c"),
         (["RUN", "--parent", "a=./x"], "a: no such parent folder"),
