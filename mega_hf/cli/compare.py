@@ -26,7 +26,10 @@ def add_parser(commands: Commands) -> None:
         " code is 1 if they can't be merged.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="two or more: ORG/NAME[@REVISION] or ./FOLDER"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="two or more: ORG/NAME[@REVISION], timm:ARCH.TAG or ./FOLDER",
     )
     parser.add_argument(
         "--data",

@@ -33,7 +33,7 @@ exit codes:
   0         done
   1         compare: the models can't be merged; verify: the run is not what it claims
   2         an error; the message says what was expected and what to do
-  130, 143  interrupted by Ctrl-C or SIGTERM; the same command resumes
+  130, 143  interrupted by Ctrl-C or SIGTERM; the same merge or train command resumes
 """
 
 

@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
         "sources",
         nargs="+",
         metavar="RECIPE.yaml | MODEL",
-        help="one recipe, or two or more models (ORG/NAME or ./FOLDER)",
+        help="one recipe, or two or more models (ORG/NAME, timm:ARCH.TAG or ./FOLDER)",
     )
     parser.add_argument("--data", help="data set, for models given by name: ORG/NAME or ./FOLDER")
     parser.add_argument(

@@ -17,9 +17,9 @@ def add_parser(commands: Commands) -> None:
         "verify",
         help="rebuild a merge from its journal and its parents and compare; exit code 1 if it"
         " differs",
-        description="Rebuild a merge from its journal and its parents, without data, and compare"
-        " the weights. The exit code is 1 if they differ, and the message names the file that does"
-        " not match.",
+        description="Rebuild a merge from its journal and its parents, and compare it with the"
+        " weights, result.json and the card. This needs no data, except with --evaluate. The exit"
+        " code is 1 if something differs, and the message names it.",
     )
     parser.add_argument(
         "run_name",
