@@ -207,6 +207,16 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_finished_run_is_read_without_torch():
+    heavy = [name for name in HEAVY if name in ("torch", "timm", "transformers", "datasets")]
+    program = "import sys, mega_hf.run.folder, mega_hf.report.result\n"
+    program += f"print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_public_name_exists():
     import mega_hf
 

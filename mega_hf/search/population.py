@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # `inspect` reads journals, and loads no torch
+    import torch
 
 
 @dataclass(frozen=True)
