@@ -37,7 +37,6 @@ def launch_processes(args: argparse.Namespace, out: Path | None = None) -> int |
 def check_launched() -> None:
     """Raise LaunchError if another launcher started too many processes, before torch is loaded."""
     if "LOCAL_WORLD_SIZE" in os.environ:
-        from mega_hf.runtime.process_count import check_process_count
+        from mega_hf.runtime.process_count import check_process_count, wants_cpu
 
-        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-        check_process_count(int(os.environ["LOCAL_WORLD_SIZE"]), uses_gpu=not on_cpu)
+        check_process_count(int(os.environ["LOCAL_WORLD_SIZE"]), uses_gpu=not wants_cpu())

@@ -12,6 +12,11 @@ OVERSUBSCRIBE = "MEGA_HF_OVERSUBSCRIBE"  # the environment variable that lifts t
 _PROCESS_BYTES = 2**29  # the least that a process needs once torch is loaded
 
 
+def wants_cpu() -> bool:
+    """Return whether Accelerate was told to use the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
 def check_process_count(count: int, uses_gpu: bool) -> None:
     """Check that this machine has a core and enough memory for each process.
 

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from mega_hf.errors import LaunchError, MegaError, Terminated
-from mega_hf.runtime.process_count import OVERSUBSCRIBE, check_process_count
+from mega_hf.runtime.process_count import OVERSUBSCRIBE, check_process_count, wants_cpu
 from mega_hf.runtime.watchdog import end_with_launcher, end_with_others, spans_machines
 
 _LAUNCHER = "MEGA_HF_LAUNCHER"  # the process ID of `mega-hf --num-processes`, in its children
@@ -219,11 +219,6 @@ def check_launch(environment: os._Environ[str] | dict[str, str]) -> None:
 def is_launched() -> bool:
     """Return whether a launcher started this process."""
     return "WORLD_SIZE" in os.environ or "MASTER_ADDR" in os.environ
-
-
-def wants_cpu() -> bool:
-    """Return whether Accelerate was told to use the CPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
 def default_processes() -> int:
