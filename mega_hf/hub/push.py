@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from mega_hf.report.record import RunRecord
 from mega_hf.report.result import MergeResult
 from mega_hf.run.folder import CARD
 from mega_hf.runtime.hub_client import hub_errors, retry
+from mega_hf.runtime.untrusted import parse_json
 
 _REMOTE_CARD = "README.md in the repository"
 logger = logging.getLogger(__name__)
@@ -126,9 +126,7 @@ def check_push(recipe: Recipe, wanted: Push) -> None:
         licenses[name] = read_license(folder)
     with hub_errors(wanted.repo):
         remote = retry(lambda: hub.look(wanted))
-    card = Card.read(remote.card, _REMOTE_CARD) if remote.card else None
-    front = split_card(card.text, card.where)[0] if card else None
-    license = choose_license(wanted.license, licenses, front)
+    license = choose_license(wanted.license, licenses, _remote_front(wanted, remote))
     hub.check_card(f"---\n{dump(license)}---\n")
 
 
@@ -201,10 +199,16 @@ def _license(record: RunRecord, wanted: Push, remote: Remote) -> dict[str, Any]:
             license = license_of(known.license or {}) if known and is_same else None
             if license:
                 return license
-    card = _remote_card(wanted, remote)
-    front = split_card(card.text, card.where)[0] if card else None
     licenses = {parent.name: license_of(parent.license_fields) for parent in record.parents}
-    return choose_license(wanted.license, licenses, front)
+    return choose_license(wanted.license, licenses, _remote_front(wanted, remote))
+
+
+def _remote_front(wanted: Push, remote: Remote) -> dict[str, Any] | None:
+    """Return the front matter of the repository's card; None if the push replaces the card."""
+    if remote.card is None or wanted.overwrite_card:
+        return None
+    card = Card.read(remote.card, _REMOTE_CARD)
+    return split_card(card.text, card.where)[0]
 
 
 def _remote_card(wanted: Push, remote: Remote) -> Card | None:
@@ -221,8 +225,8 @@ def _remote_card(wanted: Push, remote: Remote) -> Card | None:
 def _remote_record(remote: Remote) -> RunRecord | None:
     """Return the record of an earlier push to the repository; None if there is none to be read."""
     try:
-        return RunRecord.from_dict(json.loads(remote.record or b""))
-    except (ValueError, RecursionError):  # no record, or a stranger's file of this name
+        return RunRecord.from_dict(parse_json(remote.record or b""))
+    except ValueError:  # no record, or a stranger's file of this name
         return None
 
 

@@ -169,13 +169,17 @@ def test_two_processes_push_once(
     assert b"push:" not in hub.repositories["models", name].files("main")["recipe.yaml"]
 
 
-@pytest.mark.parametrize("how", ["license", "token", "name", "public"])
+@pytest.mark.parametrize("how", ["license", "replaced", "token", "name", "public"])
 def test_what_would_keep_a_merge_from_its_push_is_said_before_it(
     how: str, run: Commands, hub: Hub, name: str, pair: tiny.Pair, tmp_path: Path
 ) -> None:
-    push = {"repo": "me" if how == "name" else name, "license": None if how == "license" else "mit"}
+    license = None if how in ("license", "replaced") else "mit"
+    push = {"repo": "me" if how == "name" else name, "license": license}
     if how == "token":
         run.set(HF_TOKEN=None)
+    elif how == "replaced":  # the license is in the card that the push would replace
+        assert run("push", "run", name, *MIT).code == 0
+        push["overwrite_card"] = True
     elif how == "public":
         assert run("push", "run", name, *MIT).code == 0
         push["private"] = True
