@@ -197,8 +197,8 @@ def merge_node(
     assert record is not None
     rows = context.validation.count
     if record["n"] == rows:  # as a founder of the next merge it is not evaluated again
-        for is_recalibrated_run in {False, calibration is not None}:
-            state_key = CountCache.cache_key(record["state"], is_recalibrated_run)
+        for recalibrated in {False, calibration is not None}:
+            state_key = CountCache.cache_key(record["state"], recalibrated)
             context.counts.keep(state_key, record["correct"])
     full = node.evaluations * (rows + (calibration.examples.count if calibration else 0))
     return MergedNode(
@@ -259,17 +259,25 @@ def _make(
         "layout": layout,
         "state": digest(state),
         "parameters": space.learned_size,
-        "correct": best.fitness.correct,
-        "n": best.fitness.seen,
-        "generation": best.generation,
-        "index": best.index,
-        "history": [asdict(generation) for generation in outcome.history],
+        **outcome_fields(outcome),
     }
     if context.run.processes.is_main:
         if recorded is None or recorded["folder"] != record["folder"]:
             context.run.folder.drop_report()  # it describes the model that was there before
         known.finish(record)
     return record
+
+
+def outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    """Return the best individual and the history of a search, as in a merge's journal line."""
+    best = outcome.best
+    return {
+        "correct": best.fitness.correct,
+        "n": best.fitness.seen,
+        "generation": best.generation,
+        "index": best.index,
+        "history": [asdict(generation) for generation in outcome.history],
+    }
 
 
 def _search(

@@ -69,11 +69,7 @@ class ParentSet:
         self.mapping, self.matched = self.check_compatible({name: opened.model})
         check_values(self.first, opened)  # the first one against itself: for non-finite weights
         self.identities[name], self.pinned[name] = opened.parent, opened.reference
-        model = opened.model
-        load = _opener(name, reference, model.folder)
-        source = ModelSource(name, opened.parent.sha256, layout_digest(model), load)
-        source.accept(model)
-        self.sources[name] = source
+        self.sources[name] = source_of(name, reference, opened)
         check_distinct(self.identities.values())
 
     def check_compatible(self, models: dict[str, LoadedModel]) -> tuple[list[int], str]:
@@ -124,6 +120,21 @@ def check_mergeable(models: dict[str, LoadedModel], splits: Splits) -> tuple[lis
                 " (label_names)",
             )
     return matches[first]
+
+
+def source_of(name: str, reference: ParentRef, opened: LoadedParent) -> ModelSource:
+    """Return an opened parent as an input of merges, which read it again from its files.
+
+    Args:
+        name: its name in the recipe, `NAME@EPOCH` for a snapshot.
+        reference: what it was opened by.
+        opened: the parent.
+    """
+    model = opened.model
+    load = _opener(name, reference, model.folder)
+    source = ModelSource(name, opened.parent.sha256, layout_digest(model), load)
+    source.accept(model)
+    return source
 
 
 def _opener(name: str, reference: ParentRef, folder: Path | None) -> Callable[[], LoadedModel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mega_hf.models.save import layout_digest, save_model
 from mega_hf.recipe.merge import Node
 from mega_hf.run.align import aligned_inputs
 from mega_hf.run.journal import NodeRecord
-from mega_hf.run.node import MergedNode, search_node
+from mega_hf.run.node import MergedNode, outcome_fields, search_node
 from mega_hf.run.replay import MissingRecord, Replay, answered, replay_draws
 from mega_hf.search.evolve import InvalidRecord, Outcome
 from mega_hf.search.population import Fitness, Population
@@ -124,7 +124,7 @@ def rebuild_node(
         compare_model(claims, name, model)
     if space.recomputed:
         context.recomputed.append(RebuiltNode(name, target, is_known))
-    layout, best = layout_digest(model), outcome.best
+    layout = layout_digest(model)
     rows, calibration = claims.rows_of(name), claims.record.data.calibration
     shown = rows + (calibration.rows if calibration and space.recomputed else 0)
     context.merged[name] = MergedNode(
@@ -136,11 +136,7 @@ def rebuild_node(
             **line,
             **rebuilt,
             "parameters": space.learned_size,
-            "correct": best.fitness.correct,
-            "n": best.fitness.seen,
-            "generation": best.generation,
-            "index": best.index,
-            "history": [asdict(generation) for generation in outcome.history],
+            **outcome_fields(outcome),
         },
         evaluations=len(known),
         new=0,

@@ -15,24 +15,23 @@ from mega_hf.errors import ParentError, RecipeError, VerificationError
 from mega_hf.models.load import open_model
 from mega_hf.models.merge_inputs import ModelSource
 from mega_hf.models.references import open_parent, origin_of
-from mega_hf.models.save import layout_digest
 from mega_hf.recipe.parents import ParentRef, TrainedParent, WeightsParent
 from mega_hf.recipe.placeholders import LocalPlaceholder
 from mega_hf.recipe.tree import parent_name
 from mega_hf.report.record import ParentRow
 from mega_hf.run.align import alignment
+from mega_hf.run.parents import source_of
 from mega_hf.runtime.files import merged_digest
 from mega_hf.runtime.progress import Progress
 from mega_hf.verification.claims import RunClaims, load_claims
 from mega_hf.verification.consistency import compare_record
-from mega_hf.verification.rebuild import RebuildContext, rebuild_node
+from mega_hf.verification.rebuild import COPY, RebuildContext, rebuild_node
 from mega_hf.verification.remeasure import Rebuilt, RemeasureResult, remeasure, resolve_path
 
 _OPEN = (
     "not rebuilt: there is no model beside it, and BatchNorm's statistics take the data,"
     " --evaluate K"
 )
-_COPY = "use another copy of the run, or another machine"
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ def _open_parent(
     except ParentError as error:
         if place is None:
             raise
-        raise VerificationError.from_error(f"parent {name}", error, _COPY) from None
+        raise VerificationError.from_error(f"parent {name}", error, COPY) from None
     expected, got = claims.parents.get(name, "none"), opened.parent.sha256
     if got != expected:
         raise VerificationError(
@@ -251,10 +250,4 @@ def _open_parent(
     if "hub" in opened.parent.source:  # a local folder may have another card by now
         license = opened.parent.license or {}
     row = ParentRow.model_validate({"name": name, **origin, **license, "sha256": got})
-    folder = opened.model.folder
-    load = (
-        partial(open_model, folder, name)
-        if folder
-        else lambda: open_parent(name, reference, place).model
-    )
-    return ModelSource(name, got, layout_digest(opened.model), load), row
+    return source_of(name, reference, opened), row
