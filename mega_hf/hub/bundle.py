@@ -22,9 +22,6 @@ from mega_hf.run.journal import NAME as JOURNAL
 from mega_hf.run.journal_format import seal, unseal
 from mega_hf.runtime.files import file_digest, write_folder
 
-# path in the repository -> a local file, or its content
-Files = Mapping[str, Path | bytes]
-
 RECIPE = "recipe.yaml"
 PLOTS = {"fitness.png": plot_fitness, "tree.png": plot_tree}
 OURS = frozenset({CARD, RECIPE, JOURNAL, RESULT, *PLOTS})

@@ -196,18 +196,12 @@ class ParentRow(_Entry):
     sha256: str
 
     @property
-    def origin(self) -> dict[str, Any]:
-        """The fields that say where the parent came from."""
-        return self.model_dump(exclude_defaults=True, exclude=_NOT_ORIGIN)
-
-    @property
     def license_fields(self) -> dict[str, Any]:
         """The license, as in a card's front matter."""
         return self.model_dump(exclude_defaults=True, include=_LICENSE)
 
 
 _LICENSE = {"license", "license_name", "license_link"}
-_NOT_ORIGIN = _LICENSE | {"name", "sha256"}
 
 
 class DataSource(_Entry):

@@ -45,11 +45,6 @@ class Report:
         return self.record.merged
 
     @property
-    def is_recalibrated_run(self) -> bool:
-        """Whether BatchNorm statistics were recalibrated."""
-        return self.record.is_recalibrated
-
-    @property
     def is_selected(self) -> bool:
         """Whether validation accuracy decided which model the final merge returned."""
         return bool(self.record.final.merge.get("method") != "uniform_soup")
@@ -72,7 +67,7 @@ class Report:
         return copy if is_best else f"{copy} {self._comparison()}"
 
     def _as_compared(self, parent: str) -> str:
-        return recalibrated(parent) if self.is_recalibrated_run else parent
+        return recalibrated(parent) if self.record.is_recalibrated else parent
 
     def _comparison(self) -> str:
         other = self.record.row(self.paired.against)
@@ -97,7 +92,7 @@ class Report:
             return []
         name, role = selection.chosen, self.record.row(selection.chosen).role
         if role == "parent":
-            kind = "parent, recalibrated" if self.is_recalibrated_run else "parent"
+            kind = "parent, recalibrated" if self.record.is_recalibrated else "parent"
         else:
             kind = "best of the search" if role == "searched" else role
         chosen = f"Final model, chosen on {selection.search.n:,} held-out rows: {printable(name)}"
@@ -131,7 +126,7 @@ class Report:
     def _bias(self) -> list[str]:
         """Compare the optimism of the search's best with that of the parents."""
         searched = next((m for m in self.models if m.role == "searched"), self.merged)
-        role = "treated_parent" if self.is_recalibrated_run else "parent"
+        role = "treated_parent" if self.record.is_recalibrated else "parent"
         parents = [model for model in self.models if model.role == role]
         if not parents or not self.is_selected:
             return []
@@ -177,7 +172,7 @@ class Report:
     def _held_out(self, model: ModelRow) -> str:
         """Return the accuracy of a finalist of the held-out selection; of others an empty text."""
         selection = self.record.second_look
-        if selection is None or (model.role == "parent" and self.is_recalibrated_run):
+        if selection is None or (model.role == "parent" and self.record.is_recalibrated):
             return ""  # With recalibration, the recalibrated parents were the finalists.
         name = selection.chosen if model.role == "merged" else model.name
         for finalist in selection.finalists:

@@ -14,9 +14,9 @@ from mega_hf.evaluation.calibration import Calibration
 from mega_hf.evaluation.forward import PLAIN, Examples, ResidentModel
 from mega_hf.evaluation.statistics import Paired, mcnemar
 from mega_hf.models.load import open_model
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import MergeInputs, ModelSource, open_inputs
 from mega_hf.models.save import save_model
-from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.plan import MergePlan
 from mega_hf.report.record import Count, ModelRow, Role
 from mega_hf.report.table import recalibrated
@@ -113,13 +113,13 @@ class ReportRows:
 
     Attributes:
         plan: parents, merges, baselines and held-out selection of the run.
-        is_recalibrated_run: whether the final merge was recalibrated, and the report shows the
+        is_recalibrated: whether the final merge was recalibrated, and the report shows the
             parents recalibrated too.
         is_aligned: whether it aligned all parents, and the report shows their aligned average.
     """
 
     plan: MergePlan
-    is_recalibrated_run: bool
+    is_recalibrated: bool
     is_aligned: bool
 
     def rows(self) -> list[tuple[str, Role, int | None]]:
@@ -129,7 +129,7 @@ class ReportRows:
         rows += [
             (recalibrated(name), "treated_parent", None)
             for name in plan.leaves
-            if self.is_recalibrated_run
+            if self.is_recalibrated
         ]
         soups = [UNIFORM, *([ALIGNED] if self.is_aligned else [])]
         rows += [(name, "baseline", None) for name in dict.fromkeys([*soups, *plan.baselines])]
@@ -159,8 +159,7 @@ def list_candidates(
         source = sources.get(merged if role == "merged" else name)
         load = source.open if source else partial(open_model, scratch / name)
         shown = [
-            recalibrated(parent) if rows.is_recalibrated_run else parent
-            for parent in rows.plan.leaves
+            recalibrated(parent) if rows.is_recalibrated else parent for parent in rows.plan.leaves
         ]
         members = tuple(found[member] for member in shown) if role == "ceiling" else ()
         found[name] = Candidate(name, role, load, level, source.sha256 if source else None, members)

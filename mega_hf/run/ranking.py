@@ -19,8 +19,8 @@ def rank(parents: ParentSet, recipe: Recipe, context: MergeContext) -> list[str]
     ranking. Merges do not evaluate these parents again.
     """
     forward, validation, processes = context.forward, context.validation, context.run.processes
-    is_recalibrated_run = is_recalibrated(recipe.merge, forward.model)
-    calibration = context.calibration if is_recalibrated_run else None
+    recalibrates = is_recalibrated(recipe.merge, forward.model)
+    calibration = context.calibration if recalibrates else None
     fitness_key = [*context.fitness_key, *(calibration.key if calibration else ())]
     names = list(parents.sources)
     contents = {name: source.sha256 for name, source in parents.sources.items()}

@@ -128,7 +128,7 @@ class RunClaims:
     def report_rows(self) -> ReportRows:
         """The models of the record's table; to be used once the record has been compared."""
         has_aligned = any(model.name == ALIGNED for model in self.record.models)
-        return ReportRows(self.plan, self.result.report.is_recalibrated_run, has_aligned)
+        return ReportRows(self.plan, self.record.is_recalibrated, has_aligned)
 
     @property
     def files_beside_model(self) -> list[str]:

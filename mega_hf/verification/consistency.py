@@ -208,10 +208,9 @@ def _check_counts(claims: RunClaims, merged: Mapping[str, MergedNode]) -> None:
             low = node.record["correct"]
             row = "merged" if name == plan.merged else name
             counted[row] = (low, low + rows - node.record["n"])
-    is_recalibrated_run = claims.result.report.is_recalibrated_run
     order = (claims.journal.order or {}).get("correct", {}) if claims.ranking else {}
     for name, correct in order.items():
-        row = recalibrated(name) if is_recalibrated_run else name
+        row = recalibrated(name) if claims.record.is_recalibrated else name
         counted[row] = (max(correct, 0), max(correct, 0))
     for model in claims.record.models:
         low, high = counted.get(model.name, (0, rows))

@@ -183,7 +183,7 @@ def remeasure(
     lines, finalists = _count_lines(
         made.chosen, forward, lambda node: shown.get(node, validation), calibration, progress
     )
-    treatment = calibration if claims.report_rows.is_recalibrated_run else None
+    treatment = calibration if claims.report_rows.is_recalibrated else None
     models, paired = _count_models(claims, made, (validation, test, treatment), processes, progress)
     merged, others = models[-2:], models[:-2]
     here, there = processes.device_kind, str(header.get("device_kind"))
