@@ -11,8 +11,8 @@ import torch
 from mega_hf.evaluation.interpolation import Line, evaluate_lines
 from mega_hf.models.compatibility import disagreements
 from mega_hf.models.load import open_model
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.references import resolve
-from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe.data import Data
 from mega_hf.recipe.paths import absolute
 from mega_hf.runtime.untrusted import printable

@@ -136,10 +136,10 @@ class Evaluated(NamedTuple):
 
 @dataclass(eq=False)
 class RacingEvaluator:
-    """Racing evaluator.
+    """Evaluate individuals batch by batch, and stop those that can no longer win.
 
-    Evaluate individuals batch by batch and stop each one as soon as it can no longer win any
-    tournament or become the elite. The winners are the same as with full evaluation.
+    An individual stops once it can neither win a tournament nor become the elite. The winners are
+    the same as with full evaluation.
 
     A contest is a tournament, or the comparison of all individuals for the elite. A contest is
     decided when only one individual can still win it and that individual has seen all rows. In each

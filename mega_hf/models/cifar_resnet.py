@@ -174,7 +174,7 @@ def cifar_resnet152_mega(pretrained: bool = False, **kwargs: Any) -> CifarResNet
     """The paper's "ResNet 152": 18, 37 and 37 blocks, 186 layers, for 32 x 32 images.
 
     It has 3.49 M parameters: convolutions, which have no biases, BatchNorm's weights and biases,
-        and the classifier.
+    and the classifier.
     The paper's 3.51 M count a bias in each convolution and BatchNorm's running statistics too.
     """
     return _create("cifar_resnet152_mega", pretrained, kwargs)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mega_hf.errors import ParentError
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.references import LoadedParent, ParentInfo
-from mega_hf.models.timm_models import LoadedModel
 from mega_hf.weights.space import build_space, difference
 
 

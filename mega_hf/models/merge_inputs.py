@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mega_hf.errors import RunError
-from mega_hf.models.timm_models import LoadedModel
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.recipe.merge import Merge, Node
 from mega_hf.runtime.environment import trim
 from mega_hf.runtime.files import FileStamp, file_stamps

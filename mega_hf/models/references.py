@@ -13,8 +13,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from mega_hf.errors import ParentError, raise_if_out_of_space
 from mega_hf.models.licenses import read_license
 from mega_hf.models.load import build_model, open_model
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.timm_models import (
-    LoadedModel,
     build_timm,
     describe_timm,
     open_weights,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mega_hf.models.timm_models import LoadedModel
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.transformers_models import without_progress_bars
 from mega_hf.weights.mapped import separate_tensors
 

@@ -98,9 +98,7 @@ def build_timm(
             hint="correct this key, or leave it out",
         )
     try:
-        if not _ARCHITECTURE.fullmatch(
-            arch
-        ):  # a source that timm would open, as hf-hub:, or a path
+        if not _ARCHITECTURE.fullmatch(arch):  # timm would open a path, or hf-hub:...
             raise ValueError("not the name of an architecture")
         check_arguments(arch_args)
         return timm.create_model(

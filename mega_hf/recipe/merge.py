@@ -47,7 +47,7 @@ class Founders(Strict):
 
 
 class Merge(Strict):
-    """How models are merged. Defaults are the paper's, where it gives them."""
+    """How models are merged."""
 
     method: Literal[
         "mega", "cma-es", "auto", "random", "line-sweep", "uniform_soup", "greedy_soup", "choose"

@@ -14,8 +14,8 @@ import torch
 from mega_hf.evaluation.batch_size import choose_batch_size
 from mega_hf.evaluation.forward import ResidentModel
 from mega_hf.models.load import try_model
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.models.merge_inputs import genomes_bytes
-from mega_hf.models.timm_models import LoadedModel
 from mega_hf.recipe import tree
 from mega_hf.recipe.merge import Node, inputs_of
 from mega_hf.recipe.plan import MergePlan, plan_merges

@@ -24,6 +24,7 @@ def end_with_launcher(launcher: int) -> None:
     """
 
     def watch() -> None:
+        """Wait until the launcher is gone, and end this process."""
         while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)  # like a kill: a run resumes from any moment
@@ -64,6 +65,7 @@ def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable
     store.set(keys[rank], "0")
 
     def watch() -> None:
+        """Send heartbeats, and end this process if another one sends none."""
         seen: dict[int, tuple[bytes, float]] = {}
         beat = 0
         while not is_done.wait(_PAUSE):
@@ -82,6 +84,7 @@ def end_with_others(rank: int, count: int, silence: float = SILENCE) -> Callable
                     return _end(f"process {other} was silent for {silence:.0f} seconds", is_done)
 
     def leave() -> None:
+        """Stop the heartbeats, and tell the other processes that this one has finished."""
         is_done.set()
         store.set(keys[rank], _DONE.decode())
 

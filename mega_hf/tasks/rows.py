@@ -101,7 +101,7 @@ def select_rows(spec: str | Sample, whole: datasets.DatasetDict, image: str, lab
             "an empty split",
             expected="at least one row",
             got=text,
-            hint="a slice that holds rows",
+            hint="use a slice that contains rows",
         )
     rows = (
         whole[origin]
@@ -121,7 +121,7 @@ def _slice(spec: str, whole: datasets.DatasetDict) -> tuple[str, np.ndarray]:
             "no such split",
             expected="a slice of " + ", ".join(whole),
             got=f"{spec}: {' '.join(str(error).split())[:200]}",
-            hint="data.validation and data.test name the splits",
+            hint="set data.validation and data.test to splits of the data set",
         ) from None
     origins = {part.splitname for part in absolute}
     if len(origins) > 1:
@@ -141,7 +141,7 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "no such split",
             expected=", ".join(whole),
             got=sample.split,
-            hint="data.validation and data.test name the splits",
+            hint="set data.validation and data.test to splits of the data set",
         )
     rows = whole[sample.split]
     if sample.size >= len(rows):
@@ -149,7 +149,7 @@ def _draw(sample: Sample, whole: datasets.DatasetDict, label: str) -> np.ndarray
             "a sample as large as its split",
             expected=f"fewer than {len(rows)} rows",
             got=sample.size,
-            hint="a smaller size",
+            hint="use a smaller size",
         )
     numbered = rows.select_columns([label]).add_column("row", range(len(rows)))
     generator = np.random.Generator(np.random.Philox(key=sample.seed))

@@ -295,7 +295,7 @@ def _shared_images(validation: list[bytes], test: list[bytes]) -> int:
             key="test",
             expected=f"at most {_SHARED_LIMIT:.0%} of the validation rows",
             got=f"{shared} of {len(validation)}",
-            hint="choose splits that are different rows",
+            hint="use splits that have no images in common",
         )
     return shared
 

@@ -13,10 +13,10 @@ import timm
 import torch
 
 from mega_hf.errors import DataError, ParentError, raise_if_out_of_space
-from mega_hf.models.loaded import DROPOUT
+from mega_hf.models.loaded import DROPOUT, LoadedModel
 from mega_hf.models.references import open_parent, open_unweighted
 from mega_hf.models.save import layout_digest, save_model
-from mega_hf.models.timm_models import LoadedModel, build_timm, describe_timm, timm_structure
+from mega_hf.models.timm_models import build_timm, describe_timm, timm_structure
 from mega_hf.recipe.parents import ParentRef, ParentTrain, TrainedParent, WeightsParent
 from mega_hf.recipe.placeholders import existing
 from mega_hf.recipe.schema import Recipe
@@ -59,6 +59,7 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
     opened: dict[str, Any] = {}  # several parents may start from one model, which is read once
 
     def origin(name: str) -> Any:
+        """Return what identifies the weights that a parent starts from; None for fresh ones."""
         source, reference = recipe.trained[name].train.source, _source(recipe, name)
         if source is None or reference is None:
             return None
@@ -73,6 +74,7 @@ def train_keys(recipe: Recipe, names: Collection[str], splits: Splits) -> dict[s
         return opened[source]
 
     def key(name: str) -> str:
+        """Return the digest of one parent."""
         if name not in keys:
             settings = recipe.trained[name].train.model_dump(
                 mode="json", exclude={"source", "checkpoints"}

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mega_hf.errors import RunError
-from mega_hf.models.timm_models import LoadedModel
+from mega_hf.models.loaded import LoadedModel
 from mega_hf.recipe.parents import ParentTrain, Train
 from mega_hf.runtime.seeds import named_stream
 from mega_hf.tasks.image_classification import logits
