@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mega_hf.weights.symmetry import find_symmetry
 from tests.tools import tiny
 from tests.tools.forged import rewrite
 from tests.tools.run_files import journal, weights_of
-from tests.tools.started import MEGA
+from tests.tools.started import merge_in_two
 from tests.weights.permuted import shuffle
 
 SHAPE = (3, 8, 8)
@@ -179,18 +178,7 @@ def test_two_processes_give_the_file_of_one(
 ) -> None:
     one = merge(recipe(scattered, align), tmp_path / "one")
     file = scattered.write(tmp_path, merge=tiny.MERGE | {"align": align})
-    words = [
-        *MEGA,
-        "merge",
-        str(file),
-        "--out",
-        str(tmp_path / "two"),
-        "--quiet",
-        "--num-processes",
-        "2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    merge_in_two(file, tmp_path / "two")
     assert weights_of(tmp_path / "two") == weights_of(one.folder)
     assert MergeResult.load(tmp_path / "two").record.models == one.record.models
 

@@ -16,7 +16,7 @@ from mega_hf.run.folder import read_stored
 from mega_hf.weights.symmetry import find_symmetry
 from tests.tools import tiny
 from tests.tools.run_files import journal, weights_of
-from tests.tools.started import MEGA
+from tests.tools.started import merge_in_two
 from tests.weights.permuted import shuffle
 
 AUTO = tiny.MERGE | {"method": "auto"}
@@ -119,18 +119,7 @@ def test_an_interrupted_run_chooses_once(
 @pytest.mark.long
 def test_two_processes_choose_alike(close: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = pair.write(tmp_path, merge=AUTO)
-    words = [
-        *MEGA,
-        "merge",
-        str(file),
-        "--out",
-        str(tmp_path / "two"),
-        "--quiet",
-        "--num-processes",
-        "2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    merge_in_two(file, tmp_path / "two")
     assert weights_of(tmp_path / "two") == weights_of(close)
     assert record(tmp_path / "two")["chosen"] == record(close)["chosen"]
 

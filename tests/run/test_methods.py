@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from mega_hf.runtime.files import file_digest
 from tests.tools import tiny
 from tests.tools.forged import claim
 from tests.tools.run_files import journal, journal_of, weights_of
-from tests.tools.started import MEGA
+from tests.tools.started import merge_in_two
 
 METHODS = ("random", "line-sweep", "uniform_soup", "greedy_soup", "choose", "cma-es")
 
@@ -73,16 +72,8 @@ def test_losses_that_decide_between_equals_are_resumed_and_verified(
 def test_two_processes_count_the_same_losses(method: str, pair: tiny.Pair, tmp_path: Path) -> None:
     made = recipe(pair, method, fitness="accuracy+loss")
     result = merge(made, tmp_path / "one")
-    words = [
-        *MEGA,
-        "merge",
-        str(pair.write(tmp_path, **{"merge": made.to_dict()["merge"]})),
-        "--quiet",
-    ]
-    done = subprocess.run(
-        [*words, "--out", str(tmp_path / "two"), "--num-processes", "2"], capture_output=True
-    )
-    assert done.returncode == 0 and weights_of(tmp_path / "two") == weights_of(result.folder)
+    merge_in_two(pair.write(tmp_path, merge=made.to_dict()["merge"]), tmp_path / "two")
+    assert weights_of(tmp_path / "two") == weights_of(result.folder)
 
 
 def test_a_changed_loss_in_the_journal_is_an_error(pair: tiny.Pair, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ as all others."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mega_hf import MergeResult, Recipe, merge, verify
 from mega_hf.run.journal import Journal
 from tests.tools import tiny
 from tests.tools.run_files import weights_of
-from tests.tools.started import MEGA, assert_one_result
+from tests.tools.started import assert_one_result, merge_in_two
 
 MIXING = tiny.MERGE | {"encoding": "mixing", "mutation": {"rate": 0.5, "std": 0.3}}
 # so that no parent wins, on whatever processor
@@ -69,9 +68,7 @@ def test_two_processes_give_the_file_of_one(
     mixed: MergeResult, pair: tiny.Pair, tmp_path: Path
 ) -> None:
     file = pair.write(tmp_path, merge=ALONE, evaluation=SMALL)
-    words = ["merge", str(file), "--out", str(tmp_path / "out"), "--quiet", "--num-processes", "2"]
-    done = subprocess.run([*MEGA, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    merge_in_two(file, tmp_path / "out")
     assert_one_result(tmp_path, mixed)
 
 

@@ -4,7 +4,6 @@ replayed, forged."""
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from mega_hf.tasks.splits import load_splits
 from tests.tools import tiny
 from tests.tools.forged import rewrite
 from tests.tools.run_files import EVALUATIONS, contents, journal, names, weights_of
-from tests.tools.started import MEGA
+from tests.tools.started import merge_in_two
 
 BASELINES = ["uniform_soup", "greedy_soup", "line-sweep", "random"]
 
@@ -150,18 +149,7 @@ def test_an_interrupted_run_measures_nothing_again(
 def test_two_processes_choose_the_same(run: Path, pair: tiny.Pair, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(whole(pair)))
-    words = [
-        *MEGA,
-        "merge",
-        str(file),
-        "--out",
-        str(tmp_path / "two"),
-        "--quiet",
-        "--num-processes",
-        "2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    merge_in_two(file, tmp_path / "two")
     assert weights_of(tmp_path / "two") == weights_of(run)
     assert record(tmp_path / "two")["models"] == record(run)["models"]
 

@@ -33,6 +33,13 @@ def measured(folder: Path) -> list[bytes]:
     return [line for line in journal(folder) if b'"fitness"' in line]
 
 
+def merge_in_two(recipe: Path, out: Path) -> None:
+    """Merge in two processes, and check that the command succeeds."""
+    words = ["merge", str(recipe), "--out", str(out), "--quiet", "--num-processes", "2"]
+    done = subprocess.run([*MEGA, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def begin(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a new process group, which gets signals as from Ctrl-C in a terminal."""
     with (folder / "err").open("w") as err:
